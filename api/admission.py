@@ -1,0 +1,61 @@
+"""From a valid request to an accepted job: the one place that decides what enters a queue."""
+
+import secrets
+import time
+from collections.abc import Callable
+
+from api.schemas.chat import ChatCompletionRequest
+from shared.directory import Directory
+from shared.errors import InvalidRequest
+from shared.job import Job, Kind, Sampling
+from shared.settings import Settings
+
+KNOWN_FOR_S = 5.0
+
+
+class Admission:
+    def __init__(self, directory: Directory, settings: Settings, clock: Callable[[], float] = time.time) -> None:
+        self._directory = directory
+        self._settings = settings
+        self._clock = clock
+        self._known: dict[str, float] = {}
+
+    async def chat(self, body: ChatCompletionRequest) -> Job:
+        """Raise InvalidRequest or NotFound; accept nothing yet."""
+        await self._require_model(body.model)
+        return Job(
+            id=f"chatcmpl-{secrets.token_hex(16)}",
+            model=body.model,
+            kind=Kind.CHAT,
+            request={"messages": [_message(message.role, message.text) for message in body.messages]},
+            sampling=self._sampling(body),
+            created_ms=int(self._clock() * 1000),
+            patience_ms=int(self._settings.queue_deadline_s * 1000),
+            user=body.user or body.safety_identifier,
+        )
+
+    def _sampling(self, body: ChatCompletionRequest) -> Sampling:
+        n = body.n or 1
+        if n > self._settings.choices_max:
+            raise InvalidRequest(f"'n' is at most {self._settings.choices_max} here.", param="n")
+        stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
+        return Sampling(
+            seed=secrets.randbits(63) if body.seed is None else body.seed,
+            temperature=body.temperature,
+            top_p=body.top_p,
+            top_k=None if body.top_k is None else max(body.top_k, 0),
+            max_tokens=body.max_completion_tokens or body.max_tokens,
+            stop=tuple(stop),
+            n=n,
+        )
+
+    async def _require_model(self, name: str) -> None:
+        now = self._clock()
+        if self._known.get(name, 0) < now:
+            await self._directory.model(name)
+            self._known[name] = now + KNOWN_FOR_S
+
+
+def _message(role: str, content: str) -> dict[str, str]:
+    """Templates know no developer role; OpenAI defines it as the system role of newer models."""
+    return {"role": "system" if role == "developer" else role, "content": content}

@@ -1,0 +1,75 @@
+"""The composition root of the API: everything is made here and handed down."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from api import problems
+from api.admission import Admission
+from api.house import House
+from api.middleware import BodyLimit, RequestFrame
+from api.relay import Relay
+from api.routes import chat, health, models
+from shared.directory import Directory
+from shared.redis_channel import RedisChannel
+from shared.redis_client import connect
+from shared.redis_queue import RedisQueue
+from shared.settings import Settings
+from shared.telemetry import ApiMetrics
+
+
+def make_app(settings: Settings) -> FastAPI:
+    metrics = ApiMetrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        house = _furnish(settings, metrics)
+        app.state.house = house
+        relaying = asyncio.create_task(house.relay.run())
+        yield
+        await house.relay.close()
+        await asyncio.wait([relaying])
+        await house.redis.aclose()
+
+    app = FastAPI(title="Penstock", version="0.1.0", lifespan=lifespan)
+    problems.install(app)
+    for router in (chat.router, models.router, health.router):
+        app.include_router(router)
+    app.add_middleware(BodyLimit, bytes_max=settings.body_bytes_max)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=[origin.strip() for origin in settings.cors_origins.split(",")],
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id"],
+        )
+    app.add_middleware(RequestFrame, metrics=metrics)
+    return app
+
+
+def _furnish(settings: Settings, metrics: ApiMetrics) -> House:
+    client = connect(settings.redis_url)
+    queue = RedisQueue(client, job_ttl_s=settings.job_ttl_s, failed_ttl_s=settings.failed_ttl_s)
+    directory = Directory(client)
+    relay = Relay(
+        f"api-{uuid.uuid4().hex[:12]}",
+        queue=queue,
+        channel=RedisChannel(client),
+        silence_ms=settings.silence_ms,
+        buffer_max=settings.stream_buffer_max,
+        metrics=metrics,
+    )
+    return House(
+        settings=settings,
+        redis=client,
+        queue=queue,
+        relay=relay,
+        admission=Admission(directory, settings),
+        directory=directory,
+        metrics=metrics,
+    )

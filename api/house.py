@@ -1,0 +1,30 @@
+"""What the routes share, made once in `app` and handed to them."""
+
+from dataclasses import dataclass
+
+from fastapi import Request
+from redis.asyncio import Redis
+
+from api.admission import Admission
+from api.relay import Relay
+from shared.directory import Directory
+from shared.queue import JobQueue
+from shared.settings import Settings
+from shared.telemetry import ApiMetrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class House:
+    settings: Settings
+    redis: Redis
+    queue: JobQueue
+    relay: Relay
+    admission: Admission
+    directory: Directory
+    metrics: ApiMetrics
+
+
+def house_of(request: Request) -> House:
+    house = request.app.state.house
+    assert isinstance(house, House)
+    return house

@@ -1,0 +1,145 @@
+"""From an error to what the client gets: one table of statuses, one shape of body."""
+
+from dataclasses import dataclass, field
+from typing import Any, assert_never
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from shared import errors
+from shared.events import Cancelled, Completed, Expired, Failed, Outcome
+
+# The status of every code that an outcome or an error can carry. Clients retry 408, 409, 429 and 5xx.
+STATUS = {
+    "invalid_request": 400,
+    "context_length_exceeded": 400,
+    "model_not_found": 404,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "deadline_exceeded": 408,
+    "cancelled": 409,
+    "request_too_large": 413,
+    "queue_full": 429,
+    "engine_error": 500,
+    "poison": 500,
+    "job_lost": 500,
+    "internal_error": 500,
+    "redis_unavailable": 503,
+    "shutting_down": 503,
+}
+TYPES = {404: "invalid_request_error", 408: "timeout_error", 429: "rate_limit_error"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    code: str
+    message: str
+    param: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def status(self) -> int:
+        return STATUS[self.code]
+
+    @property
+    def body(self) -> dict[str, Any]:
+        kind = TYPES.get(self.status) or ("invalid_request_error" if self.status < 500 else "server_error")
+        code = None if self.code == "invalid_request" else self.code
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": code}}
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body, status_code=self.status, headers=self.headers)
+
+
+class Refused(Exception):
+    """Carries a problem out of a route that can no longer answer otherwise."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.message)
+        self.problem = problem
+
+
+def problem_of(error: errors.PenstockError) -> Problem:
+    match error:
+        case errors.InvalidRequest():
+            return Problem(code=error.code or "invalid_request", message=str(error), param=error.param)
+        case errors.NotFound():
+            return Problem(code=error.code, message=str(error), param=error.param)
+        case errors.QueueFull():
+            headers = {"retry-after": str(error.retry_after_s), "x-penstock-dropped-reason": "queue_full"}
+            return Problem(code="queue_full", message=str(error), headers=headers)
+        case errors.QueueUnavailable():
+            message = "The queue cannot be reached just now; nothing was accepted."
+            return Problem(code="redis_unavailable", message=message, headers={"retry-after": "1"})
+        case errors.ShuttingDown():
+            return Problem(code="shutting_down", message=str(error), headers={"retry-after": "1"})
+        case _:
+            return Problem(code="internal_error", message="Something went wrong here; the log knows more.")
+
+
+def problem_of_outcome(outcome: Outcome) -> Problem | None:
+    """None for a completed job."""
+    match outcome:
+        case Completed():
+            return None
+        case Failed(code=code):
+            known = code if code in STATUS else "internal_error"
+            return Problem(code=known, message=outcome.message, param=outcome.param)
+        case Cancelled():
+            return Problem(code="cancelled", message="The job was cancelled.", headers={"x-should-retry": "false"})
+        case Expired():
+            return Problem(code="deadline_exceeded", message="No worker had room before the queue deadline.")
+        case _:
+            assert_never(outcome)
+
+
+def install(app: FastAPI) -> None:
+    """Every error of ours, of validation, of routing, and every other one, in the one shape."""
+
+    async def ours(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, errors.PenstockError)
+        return problem_of(error).response()
+
+    async def refused(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, Refused)
+        return error.problem.response()
+
+    async def invalid(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        return _validation_problem(error).response()
+
+    async def routing(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        return _routing_problem(error).response()
+
+    async def unexpected(_: Request, error: Exception) -> JSONResponse:
+        return problem_of(errors.PenstockError()).response()
+
+    app.add_exception_handler(errors.PenstockError, ours)
+    app.add_exception_handler(Refused, refused)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, routing)
+    app.add_exception_handler(Exception, unexpected)
+
+
+def _validation_problem(error: RequestValidationError) -> Problem:
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return Problem(code="invalid_request", message="The body is not valid JSON.")
+    param = ".".join(str(part) for part in first["loc"][1:]) or None
+    if first["type"] == "extra_forbidden":
+        return Problem(code="invalid_request", message=f"Unknown parameter: '{param}'.", param=param)
+    if first["type"] == "missing":
+        return Problem(code="invalid_request", message=f"Missing required parameter: '{param}'.", param=param)
+    name = f"'{param}'" if param else "the body"
+    return Problem(code="invalid_request", message=f"Invalid value for {name}: {first['msg']}.", param=param)
+
+
+def _routing_problem(error: HTTPException) -> Problem:
+    code = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}.get(error.status_code)
+    if code is None:
+        code = "invalid_request" if error.status_code < 500 else "internal_error"
+    message = "There is no such route here." if code == "not_found" else str(error.detail)
+    return Problem(code=code, message=message, headers=dict(error.headers or {}))

@@ -1,0 +1,34 @@
+"""`GET /v1/models` and one model."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends
+
+from api.house import House, house_of
+from shared.job import ModelInfo
+
+router = APIRouter()
+
+
+@router.get("/v1/models")
+async def list_models(house: Annotated[House, Depends(house_of)]) -> dict[str, Any]:
+    return {"object": "list", "data": [_model(info) for info in await house.directory.models()]}
+
+
+@router.get("/v1/models/{name:path}")
+async def retrieve_model(name: str, house: Annotated[House, Depends(house_of)]) -> dict[str, Any]:
+    return _model(await house.directory.model(name))
+
+
+def _model(info: ModelInfo) -> dict[str, Any]:
+    """OpenAI's model object, and what else a client may want to know."""
+    return {
+        "id": info.name,
+        "object": "model",
+        "created": info.created_s,
+        "owned_by": "penstock",
+        "context_length": info.context_length,
+        "engine": info.engine,
+        "workers": info.workers,
+        "waiting_jobs": info.waiting,
+    }

@@ -1,0 +1,123 @@
+"""The body of `POST /v1/chat/completions`. What is not supported is refused by name, never dropped in silence."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from shared.errors import InvalidRequest
+
+# Parameters that are not supported, and the values at which they change nothing, so that they can be accepted.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "audio": (),
+    "chat_template_kwargs": ({},),
+    "frequency_penalty": (0,),
+    "function_call": ("none",),
+    "functions": ([],),
+    "ignore_eos": (False,),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "metadata": ({},),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "modalities": (["text"],),
+    "parallel_tool_calls": (True, False),
+    "prediction": (),
+    "presence_penalty": (0,),
+    "reasoning_effort": ("none",),
+    "repetition_penalty": (1,),
+    "response_format": ({"type": "text"},),
+    "service_tier": ("auto", "default"),
+    "skip_special_tokens": (True,),
+    "stop_token_ids": ([],),
+    "store": (False,),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_logprobs": (0,),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+STOPS_MAX = 16
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class TextPart(_Strict):
+    type: Literal["text"]
+    text: str
+
+
+class Message(_Strict):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart]
+    name: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            for param in ("tool_calls", "function_call", "audio", "refusal"):
+                if data.pop(param, None):
+                    raise InvalidRequest(f"'messages[].{param}' is not supported here.", param=f"messages.{param}")
+            _refuse_media(data.get("content"))
+        return data
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class StreamOptions(_Strict):
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class ChatCompletionRequest(_Strict):
+    model: str = Field(min_length=1, max_length=200)
+    messages: list[Message] = Field(min_length=1)
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    stop: str | list[str] | None = None
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    n: int | None = Field(None, ge=1)
+    # These identify the caller; they cannot change an answer.
+    user: str | None = Field(None, max_length=512)
+    safety_identifier: str | None = Field(None, max_length=512)
+    prompt_cache_key: str | None = Field(None, max_length=512)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        for param in data.keys() & NEUTRAL.keys():
+            if data[param] is not None and data[param] not in NEUTRAL[param]:
+                raise InvalidRequest(f"The parameter '{param}' is not supported here yet.", param=param)
+        return {param: value for param, value in data.items() if param not in NEUTRAL}
+
+    @field_validator("stop")
+    @classmethod
+    def _stops(cls, stop: str | list[str] | None) -> str | list[str] | None:
+        listed = [stop] if isinstance(stop, str) else stop or []
+        if len(listed) > STOPS_MAX or any(not 0 < len(text) <= 1000 for text in listed):
+            raise ValueError(f"at most {STOPS_MAX} strings of 1 to 1000 characters")
+        return listed or None
+
+    @model_validator(mode="after")
+    def _stream_options_need_a_stream(self) -> "ChatCompletionRequest":
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequest("'stream_options' is only allowed with 'stream': true.", param="stream_options")
+        return self
+
+
+def _refuse_media(content: Any) -> None:
+    for part in content if isinstance(content, list) else []:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in ("text", None):
+            raise InvalidRequest(f"Content parts of type '{kind}' are not supported here.", param="messages.content")

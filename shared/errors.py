@@ -1,0 +1,67 @@
+"""Every error that Penstock raises on purpose.
+
+    PenstockError
+    ├── SettingsError            a setting cannot be used; names it
+    ├── InvalidRequest           the request is wrong; names the parameter
+    │   └── ContextLengthExceeded
+    ├── NotFound                 no such model, job or route
+    ├── QueueFull                the model's queue has no room; says when to try again
+    ├── QueueUnavailable         Redis does not answer, or refuses writes
+    ├── ShuttingDown             this process takes no new work
+    ├── DecodeError              bytes from Redis are not what this version writes
+    └── EngineError              the engine could not do its part of a job
+
+Library errors are translated where the library is called; the API maps these to HTTP in `api.problems`.
+"""
+
+
+class PenstockError(Exception):
+    """The root; `str(error)` is one sentence for a person."""
+
+
+class SettingsError(PenstockError):
+    pass
+
+
+class InvalidRequest(PenstockError):
+    code: str | None = None
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class ContextLengthExceeded(InvalidRequest):
+    code = "context_length_exceeded"
+
+
+class NotFound(PenstockError):
+    def __init__(self, message: str, *, code: str = "not_found", param: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.param = param
+
+
+class QueueFull(PenstockError):
+    """`retry_after_s` is computed from the measured throughput, 1 to 120 seconds."""
+
+    def __init__(self, message: str, *, depth: int, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.depth = depth
+        self.retry_after_s = retry_after_s
+
+
+class QueueUnavailable(PenstockError):
+    pass
+
+
+class ShuttingDown(PenstockError):
+    pass
+
+
+class DecodeError(PenstockError):
+    pass
+
+
+class EngineError(PenstockError):
+    pass

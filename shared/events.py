@@ -1,0 +1,75 @@
+"""What happens to a job, as an append-only log of numbered events. `seq` is the event's place in the job's log."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Token counts over all choices; the prompt is counted once."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """The worker has tokenised and accepted the job; always event 0, written once, whatever the attempt."""
+
+    seq: int
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delta:
+    """New tokens of one choice and the text they release, which may be empty (half a character, a possible stop)."""
+
+    seq: int
+    choice: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completed:
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """`code` is a slug of `api.problems`; `detail` (a traceback) stays with the job and never reaches the client."""
+
+    code: str
+    message: str
+    param: str | None = None
+    detail: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancelled:
+    pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expired:
+    """The queue deadline passed before any worker had room."""
+
+
+Outcome = Completed | Failed | Cancelled | Expired
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """The last event of every job, exactly once."""
+
+    seq: int
+    outcome: Outcome
+
+
+Event = Started | Delta | Finished

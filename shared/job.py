@@ -1,0 +1,56 @@
+"""What a client asked for, in the words both sides speak. Plain frozen data: no HTTP, no Redis, no torch."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+JOB_ID = r"[A-Za-z0-9_-]{1,128}"
+
+
+class Kind(StrEnum):
+    CHAT = "chat"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How to choose tokens. None means the model's own default.
+
+    `seed` is always set (drawn at admission when the client sends none), so that a resumed job can go on alike.
+    """
+
+    seed: int
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    n: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One accepted request. `request` is the part only the model's tokenizer reads (for a chat: messages).
+
+    `patience_ms` is the queue deadline: how long the job may wait, from each time it is queued.
+    """
+
+    id: str
+    model: str
+    kind: Kind
+    request: dict[str, Any]
+    sampling: Sampling
+    created_ms: int
+    patience_ms: int
+    user: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What a worker says of a model it serves. `engine` is batched, stepwise or scripted."""
+
+    name: str
+    engine: str
+    context_length: int
+    created_s: int
+    workers: int = 0
+    waiting: int = 0

@@ -1,0 +1,105 @@
+"""What RQ's own tools read: job hashes, worker records, tracebacks. Nothing here is ever unpickled by us."""
+
+import base64
+import os
+import platform
+import socket
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+from redis.asyncio import Redis
+
+from shared import keys
+from shared.job import Job
+
+# RQ pickles (function, instance, args, kwargs) into `data` and shows it. This is that pickle of
+# ("shared.rq_view.served_by_penstock_workers", None, (), {}): constant, so nothing a user sends is ever unpickled.
+DATA = zlib.compress(
+    b"\x80\x04\x954\x00\x00\x00\x00\x00\x00\x00(\x8c)shared.rq_view.served_by_penstock_workers\x94N)}\x94t\x94."
+)
+RQ_VERSION = "2.12.0"
+
+
+def served_by_penstock_workers() -> None:
+    """What a plain `rq worker` finds when it is pointed at a model's queue by mistake."""
+    raise RuntimeError("This job is served by `penstock worker`, not by `rq worker`. Requeue it when one runs.")
+
+
+def job_fields(job: Job, iso: str, failed_ttl_s: int) -> dict[str, Any]:
+    """The fields of RQ's job hash. The description carries no word of the prompt."""
+    blank = dict.fromkeys(
+        (
+            "started_at",
+            "ended_at",
+            "last_heartbeat",
+            "worker_name",
+            "success_callback_name",
+            "failure_callback_name",
+            "stopped_callback_name",
+            "group_id",
+        ),
+        "",
+    )
+    return blank | {
+        "created_at": iso,
+        "enqueued_at": iso,
+        "data": DATA,
+        "origin": job.model,
+        "status": "queued",
+        "description": f"{job.kind} for {job.model}",
+        "timeout": 600,
+        "failure_ttl": failed_ttl_s,
+    }
+
+
+def traceback_field(text: str) -> str:
+    """RQ's `exc_string`: base64 of the zlib-compressed text."""
+    return base64.b64encode(zlib.compress(text.encode())).decode()
+
+
+async def register_worker(
+    client: Redis, name: str, models: Sequence[str], *, born: str, ttl_s: int, url: str = ""
+) -> None:
+    """Make the worker visible to `rq info` for `ttl_s`; repeated with every heartbeat, so that even a flushed Redis
+    shows it again. `url` is where its health and metrics are."""
+    key = keys.worker(name)
+    hostname = socket.gethostname()
+    record: dict[Any, Any] = {
+        "birth": born,
+        "queues": ",".join(models),
+        "pid": os.getpid(),
+        "hostname": hostname,
+        "ip_address": _address(hostname),
+        "version": RQ_VERSION,
+        "python_version": platform.python_version(),
+        "url": url,
+    }
+    counted = {"state": "idle", "successful_job_count": 0, "failed_job_count": 0, "total_working_time": 0}
+    async with client.pipeline(transaction=True) as pipe:
+        pipe.hset(key, mapping=record)
+        for field, initial in counted.items():
+            pipe.hsetnx(key, field, str(initial))
+        pipe.expire(key, ttl_s)
+        pipe.sadd(keys.WORKERS, key)
+        for model in models:
+            pipe.sadd(keys.workers_of(model), key)
+            pipe.sadd(keys.QUEUES, keys.queue(model))
+        await pipe.execute()
+
+
+async def unregister_worker(client: Redis, name: str, models: Sequence[str]) -> None:
+    key = keys.worker(name)
+    async with client.pipeline(transaction=True) as pipe:
+        pipe.srem(keys.WORKERS, key)
+        for model in models:
+            pipe.srem(keys.workers_of(model), key)
+        pipe.delete(key)
+        await pipe.execute()
+
+
+def _address(hostname: str) -> str:
+    try:
+        return socket.gethostbyname(hostname)
+    except OSError:
+        return "127.0.0.1"

@@ -1,0 +1,62 @@
+"""Every setting, read once at the start of a process. A bad value stops the start and names its key."""
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from shared.errors import SettingsError
+
+
+class Settings(BaseSettings):
+    """Frozen. Each field is the environment variable PENSTOCK_<NAME>; README's table lists them all."""
+
+    model_config = SettingsConfigDict(env_prefix="PENSTOCK_", frozen=True, extra="ignore")
+
+    redis_url: str = Field("redis://127.0.0.1:6379/0", description="where the queue lives")
+    host: str = Field("127.0.0.1", description="address the API listens on")
+    port: int = Field(8000, ge=0, le=65535, description="port the API listens on")
+    worker_host: str = Field("127.0.0.1", description="address of a worker's health and metrics")
+    worker_port: int = Field(0, ge=0, le=65535, description="port of a worker's health and metrics; 0 picks a free one")
+    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="DEBUG, INFO, WARNING or ERROR")
+
+    queue_jobs_max: int = Field(10_000, ge=1, description="jobs that may wait per model before 429")
+    queue_deadline_s: float = Field(600, gt=0, description="how long a job may wait before it expires")
+    lease_ms: int = Field(3000, ge=500, description="silence after which a worker's jobs are taken over")
+    heartbeat_ms: int = Field(1000, ge=100, description="how often a worker renews its leases")
+    attempts_max: int = Field(3, ge=1, description="claims of a job before it fails as poison")
+    job_ttl_s: int = Field(3600, ge=1, description="how long an ended job and its events are kept")
+    failed_ttl_s: int = Field(7 * 86400, ge=1, description="how long a failed job is kept for replay")
+
+    body_bytes_max: int = Field(4_000_000, ge=1000, description="largest request body")
+    choices_max: int = Field(16, ge=1, description="largest n of a request")
+    first_event_ms: int = Field(1000, ge=0, description="wait for an early error before the headers of a stream")
+    keep_alive_s: float = Field(15, gt=0, description="pause between comments on a silent stream")
+    silence_ms: int = Field(1000, ge=50, description="silence after which a stream is checked against its log")
+    stream_buffer_max: int = Field(1024, ge=1, description="events held in memory for one slow reader")
+    drain_s: float = Field(10, ge=0, description="time for running work to end before a worker hands it back")
+    cors_origins: str = Field("*", description="comma-separated origins that browsers may call from; empty for none")
+
+    sequences_max: int = Field(32, ge=1, description="sequences in one batch")
+    batch_tokens_max: int = Field(512, ge=1, description="prompt tokens computed in one step beside the decoding")
+    context_length: int = Field(0, ge=0, description="longest prompt plus answer; 0 takes the model's own, up to 4096")
+    outbox_steps_max: int = Field(
+        256, ge=1, description="engine steps not yet written to Redis before the engine waits"
+    )
+    idle_wait_ms: int = Field(250, ge=10, description="longest pause of an idle worker between looks at the queue")
+    step_timeout_s: float = Field(120, gt=0, description="an engine step longer than this loses the worker its leases")
+    dtype: str = Field("auto", pattern="^(auto|float32|bfloat16|float16)$", description="numbers of the weights")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps, ..")
+    revision: str = Field("", description="revision of a hub model")
+    trust_remote_code: bool = Field(False, description="run Python code that a model's folder brings")
+    scripted_step_ms: float = Field(0, ge=0, description="scripted engine: duration of a step")
+    scripted_tokens: int = Field(64, ge=1, description="scripted engine: length of an answer without max_tokens")
+
+
+def load_settings(**overrides: object) -> Settings:
+    """The environment, under `overrides` that are not None. Raises SettingsError."""
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Settings(**given)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "PENSTOCK_" + str(first["loc"][0]).upper()
+        raise SettingsError(f"{name}: {first['msg']} (got {first['input']!r})") from error

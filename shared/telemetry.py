@@ -1,0 +1,82 @@
+"""Metrics (Prometheus) and logs (one JSON object a line). No prompt, no answer and no key ever goes into either."""
+
+import logging
+import sys
+import time
+from typing import Any
+
+import orjson
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class WorkerMetrics:
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.running = Gauge(
+            "penstock_running_sequences", "sequences in the batch or waiting for it", ["model"], registry=registry
+        )
+        self.steps = Histogram(
+            "penstock_step_seconds", "duration of an engine step", ["model"], buckets=SECONDS, registry=registry
+        )
+        self.batch = Histogram(
+            "penstock_batch_sequences", "sequences in a step", ["model"], buckets=BATCH, registry=registry
+        )
+        self.tokens = Counter("penstock_generated_tokens", "tokens sampled", ["model"], registry=registry)
+        self.prefill = Counter("penstock_prefill_tokens", "prompt tokens computed", ["model"], registry=registry)
+        self.jobs = Counter("penstock_jobs", "jobs ended here, by outcome", ["model", "outcome"], registry=registry)
+        self.lost = Counter(
+            "penstock_lost_deliveries", "jobs cancelled or taken over while here", ["model"], registry=registry
+        )
+        self.redis_errors = Counter("penstock_redis_errors", "calls that Redis did not serve", registry=registry)
+
+    def page(self) -> bytes:
+        return generate_latest(self.registry)
+
+
+class ApiMetrics:
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter("penstock_http_requests", "answered requests", ["route", "status"], registry=registry)
+        self.open_streams = Gauge("penstock_open_streams", "jobs whose events are being relayed", registry=registry)
+        self.first_token = Histogram(
+            "penstock_time_to_first_token_seconds", "from request to first text", buckets=SECONDS, registry=registry
+        )
+        self.events = Counter("penstock_relayed_events", "events passed to clients", registry=registry)
+        self.refills = Counter(
+            "penstock_log_reads", "streams checked against their log after a gap or a silence", registry=registry
+        )
+        self.refused = Counter("penstock_refused_requests", "requests not accepted", ["code"], registry=registry)
+
+    def page(self) -> bytes:
+        return generate_latest(self.registry)
+
+
+_PLAIN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "color_message"}
+
+
+class JsonLines(logging.Formatter):
+    """A fixed message plus the fields given as `extra`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        fields |= {name: value for name, value in record.__dict__.items() if name not in _PLAIN}
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        return orjson.dumps(fields, default=str).decode()
+
+
+def configure_logging(level: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    for noisy in ("httpx", "uvicorn.access"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

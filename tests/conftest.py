@@ -1,0 +1,58 @@
+"""Real Redis servers for every test that needs one: the embedded binary, and the system's where there is one."""
+
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from cli.embedded_redis import EmbeddedRedis, find_binary, free_port
+
+SERVERS = ["embedded", "system"]
+
+
+def _binary(kind: str) -> Path:
+    if kind == "embedded":
+        return find_binary()
+    found = shutil.which("redis-server")
+    if found is None and os.environ.get("CI"):
+        pytest.fail("CI must have a system redis-server")
+    if found is None:
+        pytest.skip("no redis-server on PATH")
+    return Path(found)
+
+
+ServerOf = Callable[[str], EmbeddedRedis]
+
+
+@pytest.fixture(scope="session")
+def server_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerOf]:
+    """A running server of a kind, started when first asked for."""
+    running: dict[str, EmbeddedRedis] = {}
+
+    def start(kind: str) -> EmbeddedRedis:
+        if kind not in running:
+            running[kind] = EmbeddedRedis(tmp_path_factory.mktemp(kind), binary=_binary(kind), port=free_port())
+            running[kind].start()
+        return running[kind]
+
+    yield start
+    for server in running.values():
+        server.stop()
+
+
+@pytest.fixture(params=SERVERS)
+def redis_server(request: pytest.FixtureRequest, server_of: ServerOf) -> EmbeddedRedis:
+    """Each kind of server in turn."""
+    return server_of(request.param)
+
+
+@pytest.fixture
+async def client(redis_server: EmbeddedRedis) -> AsyncIterator[Redis]:
+    """A connection to an empty server."""
+    connection = Redis.from_url(redis_server.url)
+    await connection.flushall()
+    yield connection
+    await connection.aclose()

@@ -1,0 +1,39 @@
+"""Jobs and writes for tests, with every field that a test does not care about filled in."""
+
+import itertools
+from typing import Any
+
+from shared.events import Completed, Delta, Event, Finished, Outcome, Started, Usage
+from shared.job import Job, Kind, Sampling
+from shared.queue import Delivery, Write
+
+_ids = itertools.count()
+
+
+def make_job(model: str = "m", *, prompt: str = "hello", patience_ms: int = 60_000, **sampling: Any) -> Job:
+    return Job(
+        id=f"chatcmpl-test{next(_ids)}",
+        model=model,
+        kind=Kind.CHAT,
+        request={"messages": [{"role": "user", "content": prompt}]},
+        sampling=Sampling(**{"seed": 7, **sampling}),
+        created_ms=1_700_000_000_000,
+        patience_ms=patience_ms,
+    )
+
+
+def started(prompt_tokens: int = 3) -> Started:
+    return Started(seq=0, prompt_tokens=prompt_tokens)
+
+
+def delta(seq: int, text: str = "x") -> Delta:
+    return Delta(seq=seq, choice=0, text=text, token_ids=(seq,))
+
+
+def done(seq: int, outcome: Outcome | None = None) -> Finished:
+    usage = Usage(prompt_tokens=3, completion_tokens=max(seq - 1, 0))
+    return Finished(seq=seq, outcome=outcome or Completed(usage=usage))
+
+
+def write(delivery: Delivery, *events: Event) -> Write:
+    return Write(delivery=delivery, events=events)

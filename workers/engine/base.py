@@ -1,0 +1,53 @@
+"""What every engine is. An engine computes steps; it knows nothing of jobs, text, Redis or HTTP."""
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from workers.scheduler import Batch
+from workers.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """`context_length`: prompt plus answer, in tokens. `sequences_max`: how many fit into a batch."""
+
+    sequences_max: int
+    batch_tokens_max: int
+    context_length: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """The model's own choice where a request says nothing."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+
+class Tokenizer(Protocol):
+    ends: frozenset[int]
+
+    def encode_chat(self, messages: Seq[dict[str, Any]]) -> list[int]:
+        """Ids of the whole prompt; raise InvalidRequest when the model's template refuses the messages."""
+
+    def decode(self, ids: Seq[int]) -> str:
+        """Text without special tokens; U+FFFD stands for bytes that are no whole character."""
+
+
+class Engine(Protocol):
+    """`kind` is what `/v1/models` calls it: batched, stepwise or scripted."""
+
+    kind: str
+    limits: Limits
+    defaults: Defaults
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    def step(self, batch: Batch) -> list[int]:
+        """Compute the batch; return one token for each sampling row, in order. Blocks; called from one thread."""
+
+    def free(self, sequence: Sequence) -> None:
+        """Give back what the sequence holds; one that holds nothing is no error."""

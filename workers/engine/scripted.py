@@ -1,0 +1,90 @@
+"""An engine without a model: the answer is known beforehand. For tests, demonstrations and load on the pipeline.
+
+Token i of an answer is a hash of the prompt and i (and of seed and choice, unless the temperature is 0). A prompt may
+ask for a fault: `fault:raise@5` raises at token 5, `fault:exit@5` kills the process, `fault:hang@5` never returns.
+"""
+
+import hashlib
+import os
+import re
+import threading
+import time
+from collections.abc import Sequence as Seq
+from typing import Any
+
+from shared.errors import EngineError
+from workers.engine.base import Defaults, Limits
+from workers.scheduler import Batch
+from workers.sequence import Sequence
+
+END = 0
+VOCABULARY = 50_000
+FAULTS = ("raise", "exit", "hang")
+FAULT_IDS = 1_000_000  # ids from here on stand for a fault: kind * FAULT_IDS + position
+FAULT = re.compile(r"fault:(raise|exit|hang)@(\d{1,5})")
+
+
+class ScriptedTokenizer:
+    ends = frozenset({END})
+
+    def encode_chat(self, messages: Seq[dict[str, Any]]) -> list[int]:
+        ids = []
+        for message in messages:
+            for word in f"{message['role']} {message['content']}".split():
+                fault = FAULT.fullmatch(word)
+                ids.append(
+                    (FAULTS.index(fault[1]) + 1) * FAULT_IDS + int(fault[2]) if fault else _hash(word) % VOCABULARY
+                )
+        return ids
+
+    def decode(self, ids: Seq[int]) -> str:
+        return "".join(f" t{token}" for token in ids if token != END)
+
+
+class ScriptedEngine:
+    kind = "scripted"
+
+    def __init__(self, *, limits: Limits, step_ms: float, tokens: int) -> None:
+        """`step_ms`: how long a step takes; `tokens`: length of an answer that max_tokens does not end sooner."""
+        self.limits = limits
+        self.defaults = Defaults()
+        self.tokenizer = ScriptedTokenizer()
+        self._step_s = step_ms / 1000
+        self._tokens = tokens
+
+    def step(self, batch: Batch) -> list[int]:
+        if self._step_s:
+            time.sleep(self._step_s)
+        return [self._token(row.sequence) for row in batch.sampling]
+
+    def free(self, sequence: Sequence) -> None:
+        pass
+
+    def _token(self, sequence: Sequence) -> int:
+        position = len(sequence.output)
+        for token in sequence.prompt:
+            if token >= FAULT_IDS and token % FAULT_IDS == position:
+                _fail(FAULTS[token // FAULT_IDS - 1])
+        if position >= self._tokens:
+            return END
+        return scripted_token(sequence, position)
+
+
+def scripted_token(sequence: Sequence, position: int) -> int:
+    choosing = sequence.choosing
+    drawn = (choosing.seed, sequence.choice) if choosing.temperature else ()
+    return 1 + _hash(f"{list(sequence.prompt)} {drawn} {position}") % (VOCABULARY - 1)
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+
+
+def _fail(fault: str) -> None:
+    match fault:
+        case "raise":
+            raise EngineError("the prompt asked for this fault")
+        case "exit":
+            os._exit(66)
+        case "hang":
+            threading.Event().wait()

@@ -1,0 +1,108 @@
+"""A worker process from its settings: check Redis, load the models, serve, leave."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import uuid
+from collections.abc import Sequence
+
+from redis.asyncio import Redis
+
+from shared import rq_view
+from shared.directory import Directory
+from shared.job import ModelInfo
+from shared.redis_channel import RedisChannel
+from shared.redis_client import check, connect, durability_warning, translated
+from shared.redis_queue import RedisQueue, iso_now
+from shared.settings import Settings
+from shared.sockets import listen, url_of
+from shared.telemetry import WorkerMetrics
+from workers.engine.base import Engine
+from workers.health import HealthServer
+from workers.models import ModelSpec, load_engine
+from workers.worker import Worker
+
+log = logging.getLogger(__name__)
+WORKER_TTL_S = 10
+
+
+async def serve(specs: Sequence[ModelSpec], settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT. Raises SettingsError when it cannot start."""
+    client, blocking = connect(settings.redis_url), connect(settings.redis_url, retries=0)
+    await check(client, settings.redis_url)
+    if warning := await durability_warning(client):
+        log.warning(warning)
+    bound = listen(settings.worker_host, settings.worker_port, setting="PENSTOCK_WORKER_PORT")
+    engines = dict([await asyncio.to_thread(load_engine, spec, settings) for spec in specs])
+    presence = _Presence(client, list(engines), url_of(bound))
+    metrics = WorkerMetrics()
+    worker = _worker(presence, engines, client, blocking, settings, metrics)
+    server = HealthServer(worker, metrics)
+    serving = asyncio.create_task(server.serve(sockets=[bound]))
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(sign, worker.stop)
+    log.info("serving", extra={"worker": presence.name, "models": presence.models, "url": presence.url})
+    try:
+        await worker.run()
+    finally:
+        server.should_exit = True
+        await serving
+        await presence.leave()
+        await client.aclose()
+        await blocking.aclose()
+
+
+class _Presence:
+    """This worker in RQ's records and in the directory of models."""
+
+    def __init__(self, client: Redis, infos: Sequence[ModelInfo], url: str) -> None:
+        self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        self.models = [info.name for info in infos]
+        self.url = url
+        self._client = client
+        self._infos = infos
+        self._directory = Directory(client)
+        self._born = iso_now()
+
+    async def announce(self) -> None:
+        with translated():
+            await rq_view.register_worker(
+                self._client, self.name, self.models, born=self._born, ttl_s=WORKER_TTL_S, url=self.url
+            )
+        for info in self._infos:
+            await self._directory.announce(info)
+
+    async def leave(self) -> None:
+        try:
+            await rq_view.unregister_worker(self._client, self.name, self.models)
+        except Exception as error:  # Redis is away: the record expires by itself
+            log.warning("not unregistered", extra={"error": str(error)})
+
+
+def _worker(
+    presence: _Presence,
+    engines: dict[ModelInfo, Engine],
+    client: Redis,
+    blocking: Redis,
+    settings: Settings,
+    metrics: WorkerMetrics,
+) -> Worker:
+    queue = RedisQueue(
+        client,
+        blocking=blocking,
+        lease_ms=settings.lease_ms,
+        job_ttl_s=settings.job_ttl_s,
+        failed_ttl_s=settings.failed_ttl_s,
+        worker_ttl_s=WORKER_TTL_S,
+    )
+    return Worker(
+        presence.name,
+        engines,
+        queue=queue,
+        channel=RedisChannel(client),
+        announce=presence.announce,
+        settings=settings,
+        metrics=metrics,
+    )

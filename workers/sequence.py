@@ -1,0 +1,41 @@
+"""One choice of one job, as the engine sees it: known tokens, and how many of them are computed."""
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choosing:
+    """How this sequence chooses tokens, with every default filled in. Temperature 0 is greedy; top_k 0 is off."""
+
+    seed: int
+    temperature: float
+    top_p: float
+    top_k: int
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Sequence:
+    """`computed` counts the leading tokens whose keys and values the engine holds. Prefill and decode are one case:
+    the computed tokens catch up with the known ones."""
+
+    job_id: str
+    choice: int
+    prompt: Seq[int]
+    choosing: Choosing
+    output: list[int] = field(default_factory=list)
+    computed: int = 0
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + len(self.output)
+
+    @property
+    def decoding(self) -> bool:
+        """Only the newest token is left to compute."""
+        return self.length - self.computed == 1 and self.computed > 0
+
+    def tokens(self, start: int, count: int) -> list[int]:
+        """Known token ids from `start` on."""
+        end, split = start + count, len(self.prompt)
+        return [*self.prompt[start:end], *self.output[max(start - split, 0) : max(end - split, 0)]]

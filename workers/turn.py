@@ -1,0 +1,105 @@
+"""One delivery in work: its sequences, their text so far, and the number of its next event. Pure decisions."""
+
+from shared.errors import ContextLengthExceeded
+from shared.events import Completed, Delta, Event, Finished, FinishReason, Outcome, Started, Usage
+from shared.queue import Delivery
+from workers.engine.base import Defaults, Engine
+from workers.sequence import Choosing, Sequence
+from workers.transcript import Transcript
+
+
+class Turn:
+    """Made anew for every attempt. Output that earlier attempts logged comes back as output, never as prompt, so
+    that stops, budgets and usage count on as if nothing had happened."""
+
+    def __init__(self, delivery: Delivery, engine: Engine) -> None:
+        """Raises InvalidRequest when the prompt cannot be encoded or does not fit the model."""
+        self.delivery = delivery
+        sampling = delivery.job.sampling
+        prompt = engine.tokenizer.encode_chat(delivery.job.request["messages"])
+        tokens_max = budget(len(prompt), sampling.max_tokens, engine.limits.context_length)
+        choosing = _choosing(delivery, engine.defaults)
+        self._prompt_tokens = len(prompt)
+        self._transcripts = [
+            Transcript(engine.tokenizer.decode, ends=engine.tokenizer.ends, stop=sampling.stop, tokens_max=tokens_max)
+            for _ in range(sampling.n)
+        ]
+        self.sequences = [
+            Sequence(job_id=delivery.job.id, choice=choice, prompt=prompt, choosing=choosing)
+            for choice in range(sampling.n)
+        ]
+        self._open = set(range(sampling.n))
+        self._next_seq = len(delivery.log)
+        self._replay_log()
+
+    @property
+    def size(self) -> int:
+        """How many sequences of a batch the job takes."""
+        return self.delivery.job.sampling.n
+
+    @property
+    def unfinished(self) -> list[Sequence]:
+        return [sequence for sequence in self.sequences if sequence.choice in self._open]
+
+    def opening(self) -> list[Event]:
+        """What the log still lacks before the first token: Started, unless an earlier attempt wrote it; and the
+        end, if that attempt died between its last token and settling."""
+        events: list[Event] = []
+        if self._next_seq == 0:
+            events.append(Started(seq=self._number(), prompt_tokens=self._prompt_tokens))
+        if not self._open:
+            events.append(self.finish(self._completed()))
+        return events
+
+    def advance(self, sequence: Sequence, token: int) -> list[Event]:
+        """The events of one new token: a Delta, and Finished when it was the last of the last choice."""
+        text, reason = self._transcripts[sequence.choice].push(token)
+        delta = Delta(seq=self._number(), choice=sequence.choice, text=text, token_ids=(token,), finish_reason=reason)
+        if reason is not None:
+            self._open.discard(sequence.choice)
+        return [delta] if self._open else [delta, self.finish(self._completed())]
+
+    def finish(self, outcome: Outcome) -> Finished:
+        return Finished(seq=self._number(), outcome=outcome)
+
+    def _replay_log(self) -> None:
+        for event in self.delivery.log:
+            if isinstance(event, Delta):
+                reason: FinishReason | None = None
+                for token in event.token_ids:
+                    self.sequences[event.choice].output.append(token)
+                    _, reason = self._transcripts[event.choice].push(token)
+                if reason is not None:
+                    self._open.discard(event.choice)
+
+    def _completed(self) -> Completed:
+        completion = sum(len(sequence.output) for sequence in self.sequences)
+        return Completed(usage=Usage(prompt_tokens=self._prompt_tokens, completion_tokens=completion))
+
+    def _number(self) -> int:
+        self._next_seq += 1
+        return self._next_seq - 1
+
+
+def budget(prompt_tokens: int, max_tokens: int | None, context_length: int) -> int:
+    """Tokens the answer may have. Raises ContextLengthExceeded, as OpenAI words it."""
+    if max_tokens is None:
+        max_tokens = max(context_length - prompt_tokens, 1)
+    if prompt_tokens + max_tokens > context_length:
+        raise ContextLengthExceeded(
+            f"This model's maximum context length is {context_length} tokens. However, you requested "
+            f"{prompt_tokens + max_tokens} tokens ({prompt_tokens} in the messages, {max_tokens} in the completion). "
+            "Please reduce the length of the messages or completion.",
+            param="messages",
+        )
+    return max_tokens
+
+
+def _choosing(delivery: Delivery, defaults: Defaults) -> Choosing:
+    asked = delivery.job.sampling
+    return Choosing(
+        seed=asked.seed,
+        temperature=defaults.temperature if asked.temperature is None else asked.temperature,
+        top_p=defaults.top_p if asked.top_p is None else asked.top_p,
+        top_k=defaults.top_k if asked.top_k is None else asked.top_k,
+    )

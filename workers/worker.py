@@ -1,0 +1,263 @@
+"""One process that serves models: it claims jobs, lets engines compute them, and writes what comes out.
+
+Stopping has three stages under one deadline: quiet (claim nothing more), drain (let running jobs end), release (hand
+the rest back with what they have, for another worker to go on with).
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from shared.errors import InvalidRequest, QueueUnavailable
+from shared.events import Expired, Failed, Finished, Outcome
+from shared.job import ModelInfo
+from shared.queue import Delivery, JobChannel, JobQueue, Write
+from shared.settings import Settings
+from shared.telemetry import WorkerMetrics
+from workers.engine.base import Engine
+from workers.outbox import Outbox, Update
+from workers.stepper import Stepper
+from workers.turn import Turn
+
+log = logging.getLogger(__name__)
+RETRY_S = 0.2
+FLUSH_S = 2.0  # for the last events to reach Redis when stopping
+
+
+@dataclass(slots=True)
+class Served:
+    """One model of this worker."""
+
+    info: ModelInfo
+    engine: Engine
+    stepper: Stepper
+
+
+class Worker:
+    def __init__(
+        self,
+        name: str,
+        engines: dict[ModelInfo, Engine],
+        *,
+        queue: JobQueue,
+        channel: JobChannel,
+        announce: Callable[[], Awaitable[None]],
+        settings: Settings,
+        metrics: WorkerMetrics,
+    ) -> None:
+        """`announce` tells others, at the start and with each heartbeat, that this worker and its models are here."""
+        self.name = name
+        self._queue = queue
+        self._channel = channel
+        self._announce = announce
+        self._settings = settings
+        self._metrics = metrics
+        self._outbox = Outbox(asyncio.get_running_loop(), steps_max=settings.outbox_steps_max)
+        self._served = {
+            info.name: Served(info, engine, Stepper(info.name, engine, self._outbox, metrics))
+            for info, engine in engines.items()
+        }
+        self._held: dict[str, Turn] = {}
+        self._room = asyncio.Event()
+        self._quiet = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._renewed_at = asyncio.get_running_loop().time()
+
+    async def run(self) -> None:
+        """Serve until `stop` is called, then drain and release."""
+        await self._announce()
+        for served in self._served.values():
+            served.stepper.start()
+        async with asyncio.TaskGroup() as tasks:
+            intakes = [tasks.create_task(self._intake(served)) for served in self._served.values()]
+            outlet = tasks.create_task(self._outlet())
+            forever = [outlet, tasks.create_task(self._heartbeat()), tasks.create_task(self._obey_drops())]
+            await asyncio.wait(intakes)
+            await self._drain()
+            await self._release(outlet)
+            for task in forever:
+                task.cancel()
+
+    def stop(self) -> None:
+        """Begin to stop; called again, drain no longer."""
+        if self._quiet.is_set():
+            self._hurry.set()
+        self._quiet.set()
+        self._room.set()
+
+    @property
+    def alive(self) -> bool:
+        """Every engine's thread steps."""
+        timeout = self._settings.step_timeout_s
+        return all(served.stepper.alive(step_timeout_s=timeout) for served in self._served.values())
+
+    @property
+    def accepting(self) -> bool:
+        return not self._quiet.is_set() and self.alive and self._lease_is_fresh()
+
+    # -- intake ------------------------------------------------------------------------------------------------------
+
+    async def _intake(self, served: Served) -> None:
+        while not self._quiet.is_set():
+            room = self._room_of(served)
+            if room <= 0:
+                self._room.clear()
+                await self._room.wait()
+                continue
+            for delivery in await self._claim(served, room):
+                await self._accept(served, delivery)
+
+    def _room_of(self, served: Served) -> int:
+        held = sum(turn.size for turn in self._held.values() if turn.delivery.job.model == served.info.name)
+        return served.engine.limits.sequences_max - held
+
+    async def _claim(self, served: Served, room: int) -> list[Delivery]:
+        if not self._lease_is_fresh():
+            # Claiming now could hand us our own jobs, whose leases we are late to renew.
+            await asyncio.sleep(RETRY_S)
+            return []
+        try:
+            return await self._queue.claim(
+                served.info.name, worker=self.name, limit=room, wait_ms=self._settings.idle_wait_ms
+            )
+        except QueueUnavailable as error:
+            await self._redis_is_away("claim", error)
+            return []
+
+    async def _accept(self, served: Served, delivery: Delivery) -> None:
+        if delivery.late:
+            await self._refuse(delivery, Expired())
+            return
+        if delivery.attempt > self._settings.attempts_max:
+            message = f"The job's worker died {delivery.attempt - 1} times; it will not be tried again."
+            await self._refuse(delivery, Failed(code="poison", message=message))
+            return
+        try:
+            turn = await asyncio.to_thread(Turn, delivery, served.engine)
+        except InvalidRequest as error:
+            refusal = Failed(code=error.code or "invalid_request", message=str(error), param=error.param)
+            await self._refuse(delivery, refusal)
+            return
+        except Exception as error:  # a job that breaks the tokenizer fails; the worker goes on
+            log.exception("job not accepted", extra={"job_id": delivery.job.id})
+            await self._refuse(delivery, Failed(code="engine_error", message=f"The request cannot be encoded: {error}"))
+            return
+        self._hold(turn)
+        if events := turn.opening():
+            self._outbox.put_now(Update(turn, events))
+        served.stepper.add(turn)
+
+    async def _refuse(self, delivery: Delivery, outcome: Outcome) -> None:
+        write = Write(delivery=delivery, events=(Finished(seq=len(delivery.log), outcome=outcome),))
+        await self._settle(write)
+
+    # -- outlet ------------------------------------------------------------------------------------------------------
+
+    async def _outlet(self) -> None:
+        while updates := await self._outbox.take():
+            running = [u for u in updates if not isinstance(u.events[-1], Finished)]
+            if running:
+                await self._append([_write(update) for update in running])
+            for update in updates:
+                if isinstance(update.events[-1], Finished):
+                    await self._settle(_write(update))
+                    self._forget(update.turn)
+
+    async def _append(self, writes: Sequence[Write]) -> None:
+        while True:
+            try:
+                self._drop(await self._queue.append(writes))
+                return
+            except QueueUnavailable as error:
+                await self._redis_is_away("append", error)
+
+    async def _settle(self, write: Write) -> None:
+        while True:
+            try:
+                settled = await self._queue.settle(write, worker=self.name)
+                break
+            except QueueUnavailable as error:
+                await self._redis_is_away("settle", error)
+        job, last = write.delivery.job, write.events[-1]
+        assert isinstance(last, Finished)
+        outcome = type(last.outcome).__name__.lower() if settled else "lost"
+        self._metrics.jobs.labels(job.model, outcome).inc()
+        log.info(
+            "job ended",
+            extra={"job_id": job.id, "model": job.model, "attempt": write.delivery.attempt, "outcome": outcome},
+        )
+
+    # -- leases ------------------------------------------------------------------------------------------------------
+
+    async def _heartbeat(self) -> None:
+        """Renew every lease, as long as the engines step: a hung engine must lose its jobs to another worker."""
+        while True:
+            await asyncio.sleep(self._settings.heartbeat_ms / 1000)
+            if not self.alive:
+                log.error("an engine hangs; its leases are not renewed")
+                continue
+            try:
+                lost = await self._queue.renew([turn.delivery for turn in self._held.values()], worker=self.name)
+                self._renewed_at = asyncio.get_running_loop().time()
+                self._drop(lost)
+                await self._announce()
+            except QueueUnavailable as error:
+                await self._redis_is_away("renew", error)
+
+    def _lease_is_fresh(self) -> bool:
+        return asyncio.get_running_loop().time() - self._renewed_at < self._settings.lease_ms / 1000
+
+    async def _obey_drops(self) -> None:
+        async for job_id in self._channel.dropped(self.name):
+            self._drop([job_id])
+
+    # -- what is held ------------------------------------------------------------------------------------------------
+
+    def _hold(self, turn: Turn) -> None:
+        self._held[turn.delivery.job.id] = turn
+
+    def _drop(self, job_ids: Sequence[str]) -> None:
+        """Give up jobs that are no longer ours; their slots are free before the next step."""
+        for job_id in job_ids:
+            if turn := self._held.get(job_id):
+                self._served[turn.delivery.job.model].stepper.drop(turn)
+                self._metrics.lost.labels(turn.delivery.job.model).inc()
+                self._forget(turn)
+
+    def _forget(self, turn: Turn) -> None:
+        if self._held.get(turn.delivery.job.id) is turn:
+            del self._held[turn.delivery.job.id]
+        self._room.set()
+
+    # -- stopping ----------------------------------------------------------------------------------------------------
+
+    async def _drain(self) -> None:
+        deadline = asyncio.get_running_loop().time() + self._settings.drain_s
+        while self._held and not self._hurry.is_set() and asyncio.get_running_loop().time() < deadline:
+            self._room.clear()
+            try:
+                await asyncio.wait_for(self._room.wait(), min(0.2, self._settings.drain_s))
+            except TimeoutError:
+                continue
+
+    async def _release(self, outlet: asyncio.Task[None]) -> None:
+        for served in self._served.values():
+            await asyncio.to_thread(served.stepper.stop)
+        self._outbox.close()
+        await asyncio.wait([outlet], timeout=FLUSH_S)
+        for turn in list(self._held.values()):
+            try:
+                await self._queue.release(turn.delivery, worker=self.name)
+            except QueueUnavailable as error:
+                log.warning("not released; the lease runs out by itself", extra={"error": str(error)})
+        log.info("stopped", extra={"worker": self.name, "released": len(self._held)})
+
+    async def _redis_is_away(self, verb: str, error: QueueUnavailable) -> None:
+        self._metrics.redis_errors.inc()
+        log.warning("redis does not serve", extra={"verb": verb, "error": str(error)})
+        await asyncio.sleep(RETRY_S)
+
+
+def _write(update: Update) -> Write:
+    return Write(delivery=update.turn.delivery, events=tuple(update.events))
