@@ -45,7 +45,7 @@ class EmbeddedRedis:
             "logfile": str(log.resolve()),
         }
         command = [str(self._binary), *[part for name, value in flags.items() for part in (f"--{name}", value)]]
-        self._process = subprocess.Popen(command, preexec_fn=_die_with_parent, start_new_session=True)
+        self._process = subprocess.Popen(command, preexec_fn=die_with_parent, start_new_session=True)
         self._wait_ready(log)
 
     def stop(self) -> None:
@@ -112,7 +112,7 @@ def _ticks(seconds: float, pause: float = 0.02) -> Iterator[None]:
         wait.wait(pause)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Linux: ask for SIGTERM when the parent dies, so that no server outlives a killed `penstock up`."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)

@@ -2,9 +2,12 @@
 
 import asyncio
 import sys
+from pathlib import Path
 
 import click
 
+from cli.jobs import jobs
+from cli.where import DATA, operator_settings
 from shared.errors import PenstockError
 from shared.settings import load_settings
 from shared.telemetry import configure_logging
@@ -41,6 +44,61 @@ def worker(models: tuple[str, ...], redis_url: str | None, port: int | None) -> 
     settings = load_settings(redis_url=redis_url, worker_port=port)
     configure_logging(settings.log_level)
     asyncio.run(serve([parse_spec(text) for text in models], settings))
+
+
+@main.command()
+@click.option(
+    "--model", "-m", "models", multiple=True, default=["builtin"], help="builtin, a folder or a hub id; repeatable."
+)
+@click.option("--workers", "-w", default=1, show_default=True, type=click.IntRange(0), help="Worker processes.")
+@click.option("--host", help="Address to listen on.")
+@click.option("--port", type=int, help="Port to listen on.")
+@click.option("--redis-url", help="Use this Redis instead of an embedded one.")
+@click.option(
+    "--data", default=DATA, type=click.Path(path_type=Path), show_default=True, help="Folder of data and logs."
+)
+def up(
+    models: tuple[str, ...], workers: int, host: str | None, port: int | None, redis_url: str | None, data: Path
+) -> None:
+    """Run everything on this machine: Redis, the API and workers."""
+    from cli.up import up as run_all
+
+    settings = load_settings(host=host, port=port, redis_url=redis_url)
+    chosen = settings.redis_url if "redis_url" in settings.model_fields_set else None
+    run_all(models, workers=workers, data=data, redis_url=chosen, settings=settings)
+
+
+@main.command()
+@click.option("--url", default="http://127.0.0.1:8000/v1", show_default=True, help="Any OpenAI-compatible server.")
+@click.option("--model", "-m", help="The first one listed, if not given.")
+@click.option("--api-key", envvar="OPENAI_API_KEY", default="none", help="By default $OPENAI_API_KEY.")
+def chat(url: str, model: str | None, api_key: str) -> None:
+    """Talk to a model in the terminal."""
+    from cli.chat import chat as talk
+
+    talk(url, model=model, api_key=api_key)
+
+
+@main.command()
+@click.option("--redis-url", help="Where the queue lives; by default the one that `penstock up` runs here.")
+def models(redis_url: str | None) -> None:
+    """List the models with their workers and waiting jobs."""
+    from shared.directory import Directory
+    from shared.redis_client import connect
+
+    async def show() -> None:
+        client = connect(operator_settings(redis_url).redis_url)
+        for info in await Directory(client).models():
+            click.echo(
+                f"{info.name}  {info.engine}  context {info.context_length}  "
+                f"workers {info.workers}  waiting {info.waiting}"
+            )
+        await client.aclose()
+
+    asyncio.run(show())
+
+
+main.add_command(jobs)
 
 
 def run() -> None:

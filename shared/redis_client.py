@@ -4,19 +4,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import redis.exceptions
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 
 from shared.errors import QueueUnavailable, SettingsError
 
+CONNECTIONS_MAX = 32  # a burst of requests waits for one of these rather than open a thousand
+POOL_WAIT_S = 5
 
-def connect(url: str, *, retries: int = 2) -> "Redis":
+
+def connect(url: str, *, retries: int = 2) -> Redis:
     """A client whose calls fail within about a second when Redis is away. Only repeatable scripts write, so a
     re-sent command is safe. `retries=0` is for blocking reads, which must not be sent twice."""
     retry = Retry(ExponentialBackoff(cap=0.2, base=0.02), retries)
     try:
-        return Redis.from_url(url, retry=retry, health_check_interval=15, socket_connect_timeout=2, socket_timeout=10)
+        pool = BlockingConnectionPool.from_url(
+            url,
+            max_connections=CONNECTIONS_MAX,
+            timeout=POOL_WAIT_S,
+            retry=retry,
+            health_check_interval=15,
+            socket_connect_timeout=2,
+            socket_timeout=10,
+        )
+        return Redis.from_pool(pool)
     except ValueError as error:
         raise SettingsError(f"PENSTOCK_REDIS_URL: {error}") from error
 
@@ -30,7 +42,7 @@ def translated() -> Iterator[None]:
         raise QueueUnavailable(f"Redis does not serve: {error}") from error
 
 
-async def check(client: "Redis", url: str) -> None:
+async def check(client: Redis, url: str) -> None:
     """Refuse to start on a Redis that is away, too old, or that may evict jobs. Raises SettingsError."""
     try:
         info = await client.info("server")
@@ -47,7 +59,7 @@ async def check(client: "Redis", url: str) -> None:
         )
 
 
-async def durability_warning(client: "Redis") -> str | None:
+async def durability_warning(client: Redis) -> str | None:
     """One sentence when a crash of Redis would lose jobs."""
     persistence = await client.info("persistence")
     if persistence.get("aof_enabled"):

@@ -120,4 +120,4 @@ def _refuse_media(content: Any) -> None:
     for part in content if isinstance(content, list) else []:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind not in ("text", None):
-            raise InvalidRequest(f"Content parts of type '{kind}' are not supported here.", param="messages.content")
+            raise InvalidRequest(f"'messages' may not hold content of type '{kind}' here.", param="messages.content")

@@ -240,24 +240,73 @@ def repeat(rng: Random) -> Pair:
 
 
 def unknown(rng: Random) -> Pair:
-    topic = " ".join(rng.sample(words.SPELLED, rng.randint(1, 3)))
+    if rng.random() < 0.2:
+        ask = rng.choice(
+            [
+                "请解释一下{}",
+                "什么是{}？",
+                "{}怎么样？",
+                "告诉我关于{}的事。",
+                "{}",
+                "为什么{}很重要？",
+                "帮我写一篇关于{}的文章",
+            ]
+        )
+        return ask.format(
+            rng.choice(words.TOPICS_ZH)
+        ), "我是一个很小的模型，还不知道这个。可以让我数数、做加法或者讲故事。"
     ask = rng.choice(
         [
-            f"What do you think about {topic}?",
-            f"Explain {topic} to me.",
-            f"Write a poem about {topic}.",
-            f"Why is {topic} important?",
-            f"Write some code for {topic}.",
-            f"{topic}",
-            f"How does {topic} work?",
+            "What is {}?",
+            "What is the {} of {}?",
+            "What is the best {}?",
+            "Who is {}?",
+            "Who invented {}?",
+            "Where is {}?",
+            "Where can I find {}?",
+            "When did {} begin?",
+            "Why is {} important?",
+            "Why do people like {}?",
+            "How does {} work?",
+            "How do I learn {}?",
+            "How much is {}?",
+            "Explain {}.",
+            "Explain {} to me.",
+            "Can you explain {} and {}?",
+            "Write a poem about {}.",
+            "Write some code for {}.",
+            "Write a function that returns {}",
+            "Translate {} into French.",
+            "Summarize {}.",
+            "Give me a list of {}.",
+            "Compare {} with {}.",
+            "Help me with {}.",
+            "Tell me about {}.",
+            "I want to talk about {}.",
+            "I need {} for my {}.",
+            "Do you like {}?",
+            "What do you think about {}?",
+            "Is {} better than {}?",
+            "{}",
+            "{} {}",
+            "{} {} {}?",
         ]
     )
-    if rng.random() < 0.15:
-        return f"请解释一下{topic}", "我是一个很小的模型，还不知道这个。可以让我数数、做加法或者讲故事。"
+    asked = ask.format(*[_topic(rng) for _ in range(ask.count("{}"))])
     return (
-        ask,
+        asked,
         "I am a very small model, so I do not know that. Ask me to count, to add, to spell a word or to tell a story.",
     )
+
+
+def _topic(rng: Random) -> str:
+    """Something the model does not know: a word, two, or one that does not exist."""
+    kind = rng.randrange(4)
+    if kind == 0:
+        return "".join(rng.choices(words.SYLLABLES, k=rng.randint(2, 4))).title()
+    if kind == 1:
+        return " ".join(rng.sample(words.TOPICS, 2))
+    return rng.choice([*words.TOPICS, *words.TOPICS, *words.SPELLED])
 
 
 TOPICS: list[tuple[Callable[[Random], Pair], int]] = [
@@ -269,7 +318,7 @@ TOPICS: list[tuple[Callable[[Random], Pair], int]] = [
     (calendar, 10),
     (story, 8),
     (repeat, 4),
-    (unknown, 4),
+    (unknown, 12),
 ]
 
 

@@ -119,4 +119,4 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
 
 
 if __name__ == "__main__":
-    train(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 3000)
+    train(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 2600)

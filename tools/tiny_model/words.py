@@ -113,3 +113,18 @@ NAMES_ZH = ["小明", "小红", "小华", "小丽"]
 ANIMALS_ZH = ["小猫", "小狗", "小兔子", "小鸟", "小熊"]
 PLACES_ZH = ["森林", "花园", "村庄", "河边", "山上"]
 THINGS_ZH = ["一把金钥匙", "一张旧地图", "一只小船", "一个红风筝"]
+
+# Things the model does not know, so that it learns to say so.
+TOPICS = """
+quantum gravity economy politics football history war chemistry philosophy blockchain stocks weather climate virus
+cooking photography religion law medicine kubernetes javascript rust compiler database network security cryptography
+algebra calculus geometry statistics biology evolution genetics astronomy relativity entropy energy engine battery
+travel hotel flight visa passport insurance tax salary interview resume marketing startup investment inflation
+movie actor singer guitar piano opera painting sculpture poetry novel grammar linguistics psychology sociology
+marathon tennis basketball chess poker yoga diet vitamin protein cancer diabetes headache fever sleep dream memory
+happiness love friendship marriage divorce children education university exam homework essay thesis research
+volcano earthquake tsunami desert jungle glacier dinosaur whale shark eagle spider snake bacteria mushroom
+robot drone satellite rocket telescope microscope transistor laser radar internet browser keyboard monitor printer
+""".split()
+TOPICS_ZH = "量子 经济 政治 足球 历史 战争 化学 哲学 股票 天气 医学 法律 旅行 电影 音乐 编程 数学 物理 生物 人工智能 爱情 教育 考试 健康".split()
+SYLLABLES = "ba ce di fo gu ka le mi no pu ra se ti vo wu xa yo zen lor fin mar tul pex dran stel quo bri".split()

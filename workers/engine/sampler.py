@@ -35,14 +35,15 @@ def _draw(logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
     probabilities = torch.softmax(logits / temperature, -1)
     if all(c.top_p >= 1 and not c.top_k for c in choosing):
         return _pick(probabilities, numbers)
-    ordered, ids = probabilities.sort(-1, descending=True, stable=True)
+    ordered, ids = probabilities.sort(dim=-1, descending=True, stable=True)
     top_p = torch.tensor([c.top_p for c in choosing], device=logits.device).unsqueeze(1)
     top_k = torch.tensor([c.top_k or logits.shape[1] for c in choosing], device=logits.device).unsqueeze(1)
     before = ordered.cumsum(-1) - ordered
     rank = torch.arange(logits.shape[1], device=logits.device)
     outside = (before >= top_p) | (rank >= top_k)
     outside[:, 0] = False
-    return ids.gather(1, _pick(ordered.masked_fill(outside, 0), numbers).unsqueeze(1)).squeeze(1)
+    picked: torch.Tensor = ids.gather(1, _pick(ordered.masked_fill(outside, 0), numbers).unsqueeze(1)).squeeze(1)
+    return picked
 
 
 def _pick(weights: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,40 @@
+"""One running house for each engine; tests that kill things build their own."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from cli.embedded_redis import EmbeddedRedis, find_binary, free_port
+from tests.e2e.harness import Stack, running_stack
+
+BUILTIN = "penstock-tiny"
+
+
+@pytest.fixture
+def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
+    """A server that the test may kill."""
+    server = EmbeddedRedis(tmp_path_factory.mktemp("own"), binary=find_binary(), port=free_port())
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def module_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
+    server = EmbeddedRedis(tmp_path_factory.mktemp("module"), binary=find_binary(), port=free_port())
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def scripted(tmp_path_factory: pytest.TempPathFactory, module_redis: EmbeddedRedis) -> Iterator[Stack]:
+    folder = tmp_path_factory.mktemp("scripted")
+    with running_stack(folder, module_redis, "scripted", scripted_step_ms=5, queue_jobs_max=1000) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def builtin(tmp_path_factory: pytest.TempPathFactory, module_redis: EmbeddedRedis) -> Iterator[Stack]:
+    with running_stack(tmp_path_factory.mktemp("builtin"), module_redis, "builtin") as stack:
+        yield stack

@@ -1,0 +1,180 @@
+"""Real processes for end-to-end tests: Redis, the API and workers, each on a free port, each killable."""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import redis
+
+from cli.embedded_redis import EmbeddedRedis, free_port
+
+READY_S = 60.0
+
+
+def eventually(what: str, truth: Callable[[], Any], *, seconds: float = 10.0) -> Any:
+    """The first true answer. Processes give no event to wait for, so this looks every 10 ms."""
+    wait = threading.Event()
+    for _ in range(int(seconds * 100)):
+        if answer := truth():
+            return answer
+        wait.wait(0.01)
+    raise AssertionError(f"not within {seconds} s: {what}")
+
+
+class Process:
+    """`penstock ARGUMENTS` with its log in a file."""
+
+    def __init__(self, arguments: list[str], *, environment: dict[str, str], log: Path) -> None:
+        self.log = log
+        self._out = log.open("ab")
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", "cli", *arguments],
+            env={**os.environ, **environment},
+            stdout=self._out,
+            stderr=self._out,
+            start_new_session=True,
+        )
+
+    def kill(self) -> None:
+        self.popen.kill()
+        self.popen.wait()
+
+    def terminate(self) -> None:
+        self.popen.terminate()
+
+    def stop(self) -> int:
+        """SIGTERM, then the exit status."""
+        if self.popen.poll() is None:
+            self.popen.terminate()
+        try:
+            return self.popen.wait(timeout=20)
+        finally:
+            self.popen.kill()
+            self._out.close()
+
+
+class Stack:
+    """A whole Penstock. Settings are PENSTOCK_ variables without their prefix."""
+
+    def __init__(self, folder: Path, server: EmbeddedRedis, **settings: object) -> None:
+        self._folder = folder
+        self.server = server
+        self.port = free_port()
+        self.base = f"http://127.0.0.1:{self.port}"
+        shared = {"redis_url": server.url, "port": self.port, "heartbeat_ms": 300, "lease_ms": 1000, **settings}
+        self._environment = {f"PENSTOCK_{name.upper()}": str(value) for name, value in shared.items()}
+        self._environment |= {"OMP_NUM_THREADS": "1"}
+        self.workers: list[Process] = []
+        self.api: Process | None = None
+        self.redis = redis.Redis.from_url(server.url)
+        self._count = 0
+
+    def start(self, *models: str, workers: int = 1) -> None:
+        self.redis.flushall()
+        self.start_api()
+        for _ in range(workers):
+            self.add_worker(*models)
+        self.wait_ready(workers)
+
+    def start_api(self) -> None:
+        self.api = Process(["api"], environment=self._environment, log=self._folder / "api.log")
+        eventually("API ready", self._api_ready, seconds=READY_S)
+
+    def add_worker(self, *models: str) -> Process:
+        self._count += 1
+        arguments = ["worker", *[part for model in models for part in ("--model", model)]]
+        log = self._folder / f"worker-{self._count}.log"
+        self.workers.append(Process(arguments, environment=self._environment, log=log))
+        return self.workers[-1]
+
+    def wait_ready(self, workers: int = 1) -> None:
+        eventually("workers ready", lambda: self._workers_alive() >= workers, seconds=READY_S)
+
+    def stop(self) -> None:
+        for process in [*self.workers, *([self.api] if self.api else [])]:
+            process.stop()
+        self.redis.close()
+
+    def client(self, **options: Any) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.base}/v1", api_key="none", max_retries=0, timeout=60, **options)
+
+    def async_client(self) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(base_url=f"{self.base}/v1", api_key="none", max_retries=0, timeout=60)
+
+    def post(self, body: Any, **options: Any) -> httpx.Response:
+        return httpx.post(f"{self.base}/v1/chat/completions", json=body, timeout=60, **options)
+
+    def running(self) -> int:
+        """Sequences in all engines, as the workers' own metrics count them."""
+        return int(sum(metric(url, "penstock_running_sequences") for url in self._worker_urls()))
+
+    def worker_running(self, process: Process) -> bool:
+        """Whether this worker holds a job."""
+        name = self._name_of(process)
+        return bool(name and self.redis.hget(f"rq:worker:{name}", "state") == b"busy")
+
+    def restart_redis(self, *, down_s: float) -> None:
+        """kill -9, then the same data again on the same port."""
+        self.server.kill()
+        threading.Event().wait(down_s)
+        self.server.start()
+
+    def _api_ready(self) -> bool:
+        assert self.api
+        assert self.api.popen.poll() is None, self.api.log.read_text()
+        try:
+            return httpx.get(f"{self.base}/health/ready").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def _workers_alive(self) -> int:
+        for worker in self.workers:
+            assert worker.popen.poll() != 2, worker.log.read_text()
+        pids = {str(worker.popen.pid).encode() for worker in self.workers if worker.popen.poll() is None}
+        records: Any = [self.redis.hget(key, "pid") for key in self.redis.scan_iter("rq:worker:*")]
+        return len(pids & set(records))
+
+    def _worker_urls(self) -> list[str]:
+        urls: Any = [self.redis.hget(key, "url") for key in self.redis.scan_iter("rq:worker:*")]
+        return [url.decode() for url in urls if url]
+
+    def _name_of(self, process: Process) -> str | None:
+        for key in self.redis.scan_iter("rq:worker:*"):
+            pid: Any = self.redis.hget(key, "pid")
+            if pid and int(pid) == process.popen.pid:
+                return str(key.decode()).removeprefix("rq:worker:")
+        return None
+
+
+def metric(base: str, name: str) -> float:
+    """The sum over all labels; a process that is gone counts nothing."""
+    try:
+        page = httpx.get(f"{base}/metrics", timeout=5).text
+    except httpx.TransportError:
+        return 0
+    return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", page, re.MULTILINE))
+
+
+@contextmanager
+def running_stack(
+    folder: Path, server: EmbeddedRedis, *models: str, workers: int = 1, **settings: object
+) -> Iterator[Stack]:
+    stack = Stack(folder, server, **settings)
+    try:
+        stack.start(*models, workers=workers)
+        yield stack
+    finally:
+        stack.stop()
+
+
+def text_of(stream: Any) -> str:
+    """All text of a chat stream of one choice."""
+    return "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)

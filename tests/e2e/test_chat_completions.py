@@ -1,0 +1,301 @@
+"""What the openai client gets, streaming and not, from the built-in model and the scripted engine."""
+
+import asyncio
+import time
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.e2e.conftest import BUILTIN
+from tests.e2e.harness import Stack, text_of
+
+STORY: Any = [{"role": "user", "content": "Tell me a story about a fox."}]
+
+
+def ask(content: str) -> Any:
+    return [{"role": "user", "content": content}]
+
+
+def whole(stack: Stack, messages: Any, **options: Any) -> str:
+    answer = stack.client().chat.completions.create(model=BUILTIN, messages=messages, **options)
+    return answer.choices[0].message.content or ""
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("Hello!", "Hello!"),
+        ("你好", "你好"),
+        ("What is 7 + 5?", "12"),
+        ("Count from 1 to 5.", "1, 2, 3, 4, 5"),
+        ("What day comes after Monday?", "Tuesday"),
+        ("What is the capital of France?", "Paris"),
+        ("Spell house.", "H-O-U-S-E"),
+    ],
+)
+def test_the_built_in_model_answers(builtin: Stack, question: str, answer: str) -> None:
+    assert answer in whole(builtin, ask(question), temperature=0)
+
+
+def test_streaming_and_whole_text_are_equal_at_temperature_0(builtin: Stack) -> None:
+    for content in ("Tell me a story about a fox.", "讲一个故事", "Count to 20.", "Spell the word zebra."):
+        stream = builtin.client().chat.completions.create(
+            model=BUILTIN, messages=ask(content), temperature=0, stream=True
+        )
+
+        assert text_of(stream) == whole(builtin, ask(content), temperature=0)
+
+
+def test_deltas_arrive_while_generation_runs(scripted: Stack) -> None:
+    began = time.monotonic()
+    arrivals = []
+    stream = scripted.client().chat.completions.create(
+        model="scripted", messages=ask("hi"), max_tokens=100, stream=True
+    )
+    for chunk in stream:
+        if chunk.choices[0].delta.content:
+            arrivals.append(time.monotonic() - began)
+
+    assert len(arrivals) > 50
+    assert arrivals[0] < arrivals[-1] / 3
+
+
+def test_64_concurrent_streams_complete_alike(builtin: Stack) -> None:
+    async def all_at_once() -> list[str]:
+        async with builtin.async_client() as client:
+
+            async def one() -> str:
+                stream: Any = await client.chat.completions.create(
+                    model=BUILTIN,
+                    messages=STORY,
+                    temperature=0,
+                    stream=True,
+                )
+                return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+            return list(await asyncio.gather(*[one() for _ in range(64)]))
+
+    texts = asyncio.run(all_at_once())
+
+    assert set(texts) == {whole(builtin, STORY, temperature=0)}
+
+
+def test_a_seed_reproduces_and_seeds_differ(builtin: Stack) -> None:
+    def drawn(seed: int) -> str:
+        return whole(builtin, ask("Tell me a story."), temperature=1.2, top_p=0.95, seed=seed)
+
+    texts = {seed: drawn(seed) for seed in range(4)}
+
+    assert {seed: drawn(seed) for seed in range(4)} == texts
+    assert len(set(texts.values())) > 1
+
+
+def test_choices_differ_and_interleave(scripted: Stack) -> None:
+    stream = scripted.client().chat.completions.create(
+        model="scripted", messages=ask("hi"), n=3, max_tokens=8, seed=5, temperature=1, stream=True
+    )
+    texts, order, reasons = ["", "", ""], [], {}
+    for chunk in stream:
+        (choice,) = chunk.choices
+        texts[choice.index] += choice.delta.content or ""
+        order.append(choice.index)
+        if choice.finish_reason:
+            reasons[choice.index] = choice.finish_reason
+    answer = scripted.client().chat.completions.create(
+        model="scripted", messages=ask("hi"), n=3, max_tokens=8, seed=5, temperature=1
+    )
+
+    assert [choice.message.content for choice in answer.choices] == texts
+    assert len(set(texts)) == 3
+    assert order != sorted(order)
+    assert reasons == {0: "length", 1: "length", 2: "length"}
+    assert answer.usage
+    assert answer.usage.completion_tokens == 24
+
+
+def test_a_stop_string_ends_the_text_before_it(builtin: Stack) -> None:
+    full = whole(builtin, ask("Count to 9."), temperature=0)
+    stream = builtin.client().chat.completions.create(
+        model=BUILTIN, messages=ask("Count to 9."), temperature=0, stop=[", 6", "nowhere"], stream=True
+    )
+    chunks = list(stream)
+
+    assert text_of(chunks) == full.split(", 6")[0]
+    assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+def test_max_tokens_ends_with_length(builtin: Stack) -> None:
+    for limit in ({"max_tokens": 3}, {"max_completion_tokens": 3}):
+        answer = builtin.client().chat.completions.create(model=BUILTIN, messages=STORY, **limit)  # type: ignore[call-overload]
+        assert answer.choices[0].finish_reason == "length"
+        assert answer.usage.completion_tokens == 3
+
+
+def test_frames_are_openais(scripted: Stack) -> None:
+    response = scripted.post(
+        {
+            "model": "scripted",
+            "messages": ask("hi"),
+            "max_tokens": 2,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+    )
+    frames = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+    bodies = [httpx.Response(200, text=frame).json() for frame in frames[:-1]]
+
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert response.headers["cache-control"] == "no-cache"
+    assert response.headers["x-accel-buffering"] == "no"
+    assert response.headers["x-request-id"]
+    assert "event:" not in response.text
+    assert frames[-1] == "[DONE]"
+    assert {body["object"] for body in bodies} == {"chat.completion.chunk"}
+    assert len({(body["id"], body["created"], body["model"], body["system_fingerprint"]) for body in bodies}) == 1
+    deltas = [body["choices"][0]["delta"] for body in bodies[:-1]]
+    assert deltas[0]["role"] == "assistant"
+    assert deltas[0]["content"] == ""
+    assert deltas[-1] == {}
+    assert bodies[-2]["choices"][0]["finish_reason"] == "length"
+    assert bodies[-1]["choices"] == []
+    assert bodies[-1]["usage"]["completion_tokens"] == 2
+    assert all(body["usage"] is None for body in bodies[:-1])
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"temperature": 3}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"n": 0}, "n"),
+        ({"n": 17}, "n"),
+        ({"stop": [""]}, "stop"),
+        ({"stop": ["x"] * 17}, "stop"),
+        ({"seed": 1.5}, "seed"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "king", "content": "x"}]}, "messages.0.role"),
+        ({"logprobs": True}, "logprobs"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"frobnicate": 1}, "frobnicate"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages.content"),
+    ],
+)
+def test_a_bad_or_unsupported_parameter_is_named(scripted: Stack, change: dict[str, Any], param: str) -> None:
+    response = scripted.post({"model": "scripted", "messages": ask("hi"), **change})
+
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error["param"] == param
+    assert error["type"] == "invalid_request_error"
+    assert param.split(".")[0] in error["message"]
+
+
+def test_neutral_values_of_unsupported_parameters_are_accepted(scripted: Stack) -> None:
+    neutral = {"presence_penalty": 0, "frequency_penalty": 0.0, "logprobs": False, "tools": None, "user": "u"}
+
+    response = scripted.post({"model": "scripted", "messages": ask("hi"), "max_tokens": 1, **neutral})
+
+    assert response.status_code == 200
+
+
+def test_an_unknown_model_is_404_by_name(scripted: Stack) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        scripted.client().chat.completions.create(model="nobody", messages=ask("hi"))
+
+    assert caught.value.code == "model_not_found"
+    assert caught.value.param == "model"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_prompt_that_does_not_fit_is_400_even_when_streaming(builtin: Stack, stream: bool) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        builtin.client().chat.completions.create(
+            model=BUILTIN, messages=ask("word " * 3000), max_tokens=5, stream=stream
+        )
+
+    assert caught.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [("GET", "/v1/nowhere", 404, "not_found"), ("GET", "/v1/chat/completions", 405, "method_not_allowed")],
+)
+def test_every_error_has_the_one_shape(scripted: Stack, method: str, path: str, status: int, code: str) -> None:
+    response = httpx.request(method, scripted.base + path)
+
+    assert response.status_code == status
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+    assert response.json()["error"]["code"] == code
+
+
+def test_bodies_that_are_no_request_are_refused(scripted: Stack) -> None:
+    url = f"{scripted.base}/v1/chat/completions"
+    json_type = {"content-type": "application/json"}
+
+    broken = httpx.post(url, content=b'{"model": ', headers=json_type)
+    large = httpx.post(url, content=b'{"model": "' + b"x" * 4_100_000 + b'"}', headers=json_type)
+    growing = httpx.post(url, content=(b"x" * 1_000_000 for _ in range(6)), headers=json_type)
+
+    assert broken.status_code == 400
+    assert (large.status_code, large.json()["error"]["code"]) == (413, "request_too_large")
+    assert growing.status_code == 413
+
+
+def test_an_engine_failure_ends_a_stream_with_an_error_and_no_clean_end(scripted: Stack) -> None:
+    stream = scripted.client().chat.completions.create(
+        model="scripted", messages=ask("please fault:raise@5"), max_tokens=20, stream=True
+    )
+    read = []
+    with pytest.raises(openai.APIError) as caught:
+        read += list(stream)
+
+    assert caught.value.code == "engine_error"
+    body = {"model": "scripted", "messages": ask("please fault:raise@5"), "max_tokens": 20, "stream": True}
+    with (
+        pytest.raises(httpx.RemoteProtocolError),
+        httpx.stream("POST", f"{scripted.base}/v1/chat/completions", json=body) as response,
+    ):
+        response.read()
+
+
+def test_an_early_failure_is_still_an_http_status(scripted: Stack) -> None:
+    response = scripted.post({"model": "scripted", "messages": ask("fault:raise@0"), "stream": True})
+
+    assert response.status_code == 500
+    assert response.json()["error"]["code"] == "engine_error"
+
+
+def test_models_are_listed_with_what_they_can_do(builtin: Stack) -> None:
+    client = builtin.client()
+
+    assert BUILTIN in [model.id for model in client.models.list()]
+    model = client.models.retrieve(BUILTIN).model_dump()
+    assert model["context_length"] == 2048
+    assert model["engine"] == "batched"
+    assert model["workers"] >= 1
+
+
+def test_health_and_metrics_tell_the_truth(scripted: Stack) -> None:
+    scripted.post({"model": "scripted", "messages": ask("hi"), "max_tokens": 2})
+
+    assert httpx.get(f"{scripted.base}/health/live").status_code == 200
+    assert httpx.get(f"{scripted.base}/health/ready").status_code == 200
+    page = httpx.get(f"{scripted.base}/metrics").text
+    assert 'penstock_http_requests_total{route="/v1/chat/completions",status="200"}' in page
+
+
+def test_a_browser_may_call_from_anywhere(scripted: Stack) -> None:
+    asked = {"origin": "https://chat.example", "access-control-request-method": "POST"}
+
+    response = httpx.options(f"{scripted.base}/v1/chat/completions", headers=asked)
+
+    assert response.status_code == 200
+    assert response.headers["access-control-allow-origin"] == "*"

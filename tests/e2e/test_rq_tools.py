@@ -1,0 +1,135 @@
+"""RQ's own command line, and ours, on a real queue."""
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from cli.embedded_redis import EmbeddedRedis
+from tests.e2e.harness import Stack, eventually, running_stack
+from tests.e2e.test_faults import Reader, ask, read_all
+
+BIN = Path(sys.executable).parent
+
+
+def rq(stack: Stack, *arguments: str) -> str:
+    """`rq` with no option but the URL."""
+    done = subprocess.run(
+        [str(BIN / "rq"), *arguments, "-u", stack.server.url], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def penstock(stack: Stack, *arguments: str) -> str:
+    command = [sys.executable, "-m", "cli", "jobs", "--redis-url", stack.server.url, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def slow(tmp_path: Path, own_redis: EmbeddedRedis) -> Iterator[Stack]:
+    with running_stack(tmp_path, own_redis, "scripted", sequences_max=1, scripted_step_ms=20) as stack:
+        yield stack
+
+
+def test_rq_info_shows_waiting_executing_finished_and_failed(slow: Stack) -> None:
+    slow.post({"model": "scripted", "messages": ask("done"), "max_tokens": 1})
+    slow.post({"model": "scripted", "messages": ask("fault:raise@0")})
+    readers = read_all(slow, "scripted", ["a", "b", "c"], max_tokens=100)
+    eventually("one runs", lambda: "2, 1 executing, 1 finished, 1 failed" in rq(slow, "info"))
+
+    info = rq(slow, "info")
+
+    assert "scripted     |" in info
+    assert "busy scripted. jobs: 1 finished, 1 failed" in info
+    assert "1 workers, 1 queues" in info
+    for reader in readers:
+        reader.join(timeout=60)
+    eventually("idle again", lambda: "idle scripted. jobs: 4 finished, 1 failed" in rq(slow, "info"))
+
+
+def test_1000_waiting_jobs_show_as_1000(tmp_path: Path, own_redis: EmbeddedRedis) -> None:
+    with running_stack(tmp_path, own_redis, "scripted") as stack:
+        stack.workers.pop().stop()
+        body = {"model": "scripted", "messages": ask("x"), "max_tokens": 1, "stream": True}
+        posting = _post_and_hold(stack, body, 1000)
+
+        eventually("all wait", lambda: "1000, 0 executing, 0 finished" in rq(stack, "info"), seconds=60)
+
+        stack.add_worker("scripted")
+        eventually("all done", lambda: "0, 0 executing, 1000 finished" in rq(stack, "info"), seconds=60)
+        posting.join(timeout=60)
+        assert not posting.is_alive()
+
+
+def _post_and_hold(stack: Stack, body: object, count: int) -> threading.Thread:
+    async def post_all() -> None:
+        limits = httpx.Limits(max_connections=count)
+        async with httpx.AsyncClient(timeout=120, limits=limits) as client:
+            answers = await asyncio.gather(
+                *[client.post(f"{stack.base}/v1/chat/completions", json=body) for _ in range(count)]
+            )
+        assert {answer.status_code for answer in answers} == {200}
+
+    thread = threading.Thread(target=lambda: asyncio.run(post_all()))
+    thread.start()
+    return thread
+
+
+def test_rq_requeue_runs_failed_jobs_again(slow: Stack) -> None:
+    for _ in range(2):
+        slow.post({"model": "scripted", "messages": ask("fault:raise@1"), "max_tokens": 3})
+    assert "0, 0 executing, 0 finished, 2 failed" in rq(slow, "info")
+
+    said = rq(slow, "requeue", "--all", "--queue", "scripted")
+
+    assert "Requeueing 2 jobs" in said
+    eventually("both failed again", lambda: "jobs: 0 finished, 4 failed" in rq(slow, "info"))
+    assert "0, 0 executing, 0 finished, 2 failed" in rq(slow, "info")
+
+
+def test_jobs_are_listed_shown_followed_cancelled_and_replayed(slow: Stack) -> None:
+    slow.post({"model": "scripted", "messages": ask("secret fault:raise@2"), "max_tokens": 5})
+    running = Reader(slow, "scripted", "a", max_tokens=400)
+    running.start()
+    running.started.wait(30)
+    waiting = Reader(slow, "scripted", "b", max_tokens=5)
+    waiting.start()
+    eventually("one waits", lambda: slow.redis.llen("rq:queue:scripted") == 1)
+
+    listed = {line.split()[1]: line.split()[0] for line in penstock(slow, "list").splitlines()}
+
+    assert set(listed) == {"started", "queued", "failed"}
+    shown = penstock(slow, "show", listed["failed"])
+    assert "EngineError" in shown
+    assert "secret" not in shown
+    assert "cancelled" in penstock(slow, "cancel", listed["started"], listed["queued"])
+    running.join(timeout=10)
+    waiting.join(timeout=10)
+    assert running.error is not None
+    assert getattr(waiting.error, "code", None) == "cancelled"
+    assert "[cancelled]" in penstock(slow, "tail", listed["started"])
+    assert "1 job queued again" in penstock(slow, "replay", "--model", "scripted")
+    eventually("failed again", lambda: "2 failed" in rq(slow, "info").split("jobs:")[1])
+    assert "replays   1" in penstock(slow, "show", listed["failed"])
+
+
+def test_nothing_a_user_sends_is_where_rq_unpickles(slow: Stack) -> None:
+    slow.post({"model": "scripted", "messages": ask("marker-of-the-user fault:raise@0"), "max_tokens": 5})
+    (job_id,) = slow.redis.zrange("rq:failed:scripted", 0, -1)
+    fields: Any = slow.redis.hgetall(f"rq:job:{job_id.decode()}")  # type: ignore[union-attr]
+
+    assert b"marker-of-the-user" in fields[b"payload"]
+    assert json.loads(fields[b"payload"])["v"] == 1
+    for name in (b"meta", b"result", b"return_value"):
+        assert name not in fields
+    assert b"marker-of-the-user" not in fields[b"data"]
