@@ -187,9 +187,8 @@ local function claim_entry(model, worker, exec, iso, sid, id)
   return start(model, worker, exec, iso, sid, id)
 end
 
--- claim model worker exec iso lease_ms limit (sid id)* -> {{id, sid, attempt, payload, log, late}*}
--- The pairs are entries that the worker has just read by a blocking XREADGROUP.
-function verbs.claim(model, worker, exec, iso, lease_ms, limit)
+-- The pairs from ARGV[8] on are entries that the worker has just read by a blocking XREADGROUP.
+local function claim_jobs(model, worker, exec, iso, lease_ms, limit)
   local stream, jobs = stream_key(model), {}
   limit = tonumber(limit)
   local idle = redis.pcall('XPENDING', stream, GROUP, 'IDLE', lease_ms, '-', '+', limit)
@@ -210,6 +209,15 @@ function verbs.claim(model, worker, exec, iso, lease_ms, limit)
     for _, entry in ipairs(read[1][2]) do
       jobs[#jobs + 1] = claim_entry(model, worker, exec, iso, entry[1], entry[2][2])
     end
+  end
+  return jobs
+end
+
+-- claim model worker exec iso lease_ms limit (sid id)* -> {{id, sid, attempt, payload, log, late}*}
+function verbs.claim(model, worker, exec, iso, lease_ms, limit)
+  local jobs = claim_jobs(model, worker, exec, iso, lease_ms, limit)
+  if jobs[1] and redis.call('EXISTS', worker_key(worker)) == 1 then
+    redis.call('HSET', worker_key(worker), 'state', 'busy', 'current_job', jobs[1][1])
   end
   return jobs
 end

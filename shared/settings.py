@@ -28,7 +28,9 @@ class Settings(BaseSettings):
 
     body_bytes_max: int = Field(4_000_000, ge=1000, description="largest request body")
     choices_max: int = Field(16, ge=1, description="largest n of a request")
-    first_event_ms: int = Field(1000, ge=0, description="wait for an early error before the headers of a stream")
+    first_event_ms: int = Field(
+        1000, ge=0, description="longest wait for the first token before the headers of a stream go out"
+    )
     keep_alive_s: float = Field(15, gt=0, description="pause between comments on a silent stream")
     silence_ms: int = Field(1000, ge=50, description="silence after which a stream is checked against its log")
     stream_buffer_max: int = Field(1024, ge=1, description="events held in memory for one slow reader")

@@ -23,6 +23,7 @@ class Outbox:
         self._arrived = asyncio.Event()
         self._room = threading.Semaphore(steps_max)
         self._steps: deque[list[Update]] = deque()
+        self._closed = False
 
     def put(self, updates: list[Update]) -> None:
         """From the engine's thread; waits while `steps_max` steps are not yet taken."""
@@ -38,12 +39,14 @@ class Outbox:
 
     def close(self) -> None:
         """Nothing more will be put: once empty, `take` returns `[]`."""
+        self._closed = True
         self._arrived.set()
 
     async def take(self) -> list[Update]:
         """Everything that is there, merged to one update for each turn; waits for the first."""
-        await self._arrived.wait()
-        self._arrived.clear()
+        while not self._steps and not self._closed:
+            self._arrived.clear()
+            await self._arrived.wait()
         merged: dict[Turn, list[Event]] = {}
         while self._steps:
             for update in self._steps.popleft():

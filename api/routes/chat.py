@@ -16,7 +16,7 @@ from api.relay import JobStream
 from api.schemas.chat import ChatCompletionRequest
 from api.sse import EventStream, StreamBroken, error_frame
 from shared.errors import QueueUnavailable
-from shared.events import Completed, Delta, Event, Finished, Usage
+from shared.events import Completed, Delta, Event, Finished, Started, Usage
 from shared.job import Job
 
 router = APIRouter()
@@ -50,13 +50,16 @@ async def _enqueue(house: House, job: Job, stream: JobStream) -> None:
 
 
 async def _early(house: House, stream: JobStream) -> list[Event]:
-    """Wait a moment for the first event, so that an early failure is still an HTTP status."""
+    """Wait a moment for the first token, so that an early failure is still an HTTP status."""
+    early: list[Event] = []
     try:
-        first = await asyncio.wait_for(house.relay.take(stream), house.settings.first_event_ms / 1000)
+        async with asyncio.timeout(house.settings.first_event_ms / 1000):
+            while all(isinstance(event, Started) for event in early):
+                early += await house.relay.take(stream)
     except TimeoutError:
-        return []
-    _raise_failure(first)
-    return first
+        return early
+    _raise_failure(early)
+    return early
 
 
 async def _blocks(

@@ -1,6 +1,7 @@
 """One running house for each engine; tests that kill things build their own."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -20,21 +21,21 @@ def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedi
 
 
 @pytest.fixture(scope="module")
-def module_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
-    server = EmbeddedRedis(tmp_path_factory.mktemp("module"), binary=find_binary(), port=free_port())
+def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    yield from _house(tmp_path_factory.mktemp("scripted"), "scripted", scripted_step_ms=5, scripted_tokens=1_000_000)
+
+
+@pytest.fixture(scope="module")
+def builtin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    yield from _house(tmp_path_factory.mktemp("builtin"), "builtin")
+
+
+def _house(folder: Path, model: str, **settings: object) -> Iterator[Stack]:
+    """Its own Redis too: houses that share one would serve each other's jobs."""
+    server = EmbeddedRedis(folder / "redis", binary=find_binary(), port=free_port())
     server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def scripted(tmp_path_factory: pytest.TempPathFactory, module_redis: EmbeddedRedis) -> Iterator[Stack]:
-    folder = tmp_path_factory.mktemp("scripted")
-    with running_stack(folder, module_redis, "scripted", scripted_step_ms=5, queue_jobs_max=1000) as stack:
-        yield stack
-
-
-@pytest.fixture(scope="module")
-def builtin(tmp_path_factory: pytest.TempPathFactory, module_redis: EmbeddedRedis) -> Iterator[Stack]:
-    with running_stack(tmp_path_factory.mktemp("builtin"), module_redis, "builtin") as stack:
-        yield stack
+    try:
+        with running_stack(folder, server, model, **settings) as stack:
+            yield stack
+    finally:
+        server.stop()

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,8 +22,8 @@ READY_S = 60.0
 
 def eventually(what: str, truth: Callable[[], Any], *, seconds: float = 10.0) -> Any:
     """The first true answer. Processes give no event to wait for, so this looks every 10 ms."""
-    wait = threading.Event()
-    for _ in range(int(seconds * 100)):
+    wait, deadline = threading.Event(), time.monotonic() + seconds
+    while time.monotonic() < deadline:
         if answer := truth():
             return answer
         wait.wait(0.01)
@@ -34,14 +35,14 @@ class Process:
 
     def __init__(self, arguments: list[str], *, environment: dict[str, str], log: Path) -> None:
         self.log = log
-        self._out = log.open("ab")
-        self.popen = subprocess.Popen(
-            [sys.executable, "-m", "cli", *arguments],
-            env={**os.environ, **environment},
-            stdout=self._out,
-            stderr=self._out,
-            start_new_session=True,
-        )
+        with log.open("ab") as out:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-m", "cli", *arguments],
+                env={**os.environ, **environment},
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
 
     def kill(self) -> None:
         self.popen.kill()
@@ -58,7 +59,6 @@ class Process:
             return self.popen.wait(timeout=20)
         finally:
             self.popen.kill()
-            self._out.close()
 
 
 class Stack:

@@ -37,7 +37,9 @@ def penstock(stack: Stack, *arguments: str) -> str:
 
 @pytest.fixture
 def slow(tmp_path: Path, own_redis: EmbeddedRedis) -> Iterator[Stack]:
-    with running_stack(tmp_path, own_redis, "scripted", sequences_max=1, scripted_step_ms=20) as stack:
+    with running_stack(
+        tmp_path, own_redis, "scripted", sequences_max=1, scripted_step_ms=20, scripted_tokens=100_000
+    ) as stack:
         yield stack
 
 

@@ -1,0 +1,69 @@
+# make up      everything on this machine: Redis, the API and workers, ready to use
+# make test    the whole test suite, with real Redis and real processes
+# make check   what CI runs: format, lint, types, import contracts, sizes, tests
+#
+# make up takes WORKERS=2 MODEL=<folder or hub id> PORT=8001 REDIS_URL=redis://...; TORCH=cuda installs torch for a GPU.
+
+PYTHON ?= python3
+TORCH ?= cpu
+WORKERS ?= 1
+BIN := .venv/bin
+LOCKED := -c requirements/lock.txt
+
+# The CPU build of torch has a local version on Linux only, and an index of its own there.
+TORCH_VERSION := 2.13.0
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+ifeq ($(TORCH)-$(shell uname -s),cpu-Linux)
+INSTALL_TORCH = $(BIN)/python -m pip install $(LOCKED) --progress-bar on torch==$(TORCH_VERSION)+cpu 2>/dev/null \
+	|| $(BIN)/python -m pip install $(LOCKED) --extra-index-url $(TORCH_INDEX) torch==$(TORCH_VERSION)+cpu
+else
+INSTALL_TORCH = $(BIN)/python -m pip install $(LOCKED) torch==$(TORCH_VERSION)
+endif
+
+.PHONY: up test check format lint types contracts sizes tests lock clean
+
+up: .venv/.ready
+	@exec $(BIN)/penstock up --workers $(WORKERS) $(if $(MODEL),--model '$(MODEL)') $(if $(PORT),--port $(PORT)) \
+		$(if $(REDIS_URL),--redis-url '$(REDIS_URL)')
+
+test: .venv/.ready-dev
+	$(BIN)/pytest
+
+check: .venv/.ready-dev format lint types contracts sizes tests
+
+format:
+	$(BIN)/ruff format --check .
+lint:
+	$(BIN)/ruff check .
+types:
+	$(BIN)/mypy
+contracts:
+	$(BIN)/lint-imports
+sizes:
+	$(BIN)/python -m tools.check_sizes
+tests:
+	$(BIN)/pytest
+
+.venv/.ready: pyproject.toml requirements/lock.txt
+	@echo "Installing into .venv (once; about 1 GB, most of it torch for the CPU) .."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Penstock needs Python 3.11 or newer: make up PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv .venv
+	$(INSTALL_TORCH)
+	@$(BIN)/python -m pip install -q $(LOCKED) uv
+	$(BIN)/uv pip install --python $(BIN)/python $(LOCKED) -e '.[torch,local,chat]'
+	@touch $@
+
+# The oldest openai client that we promise to serve lives in an environment of its own.
+.venv/.ready-dev: .venv/.ready
+	$(BIN)/uv pip install -q --python $(BIN)/python $(LOCKED) -e '.[torch,local,chat,dev]'
+	$(BIN)/uv venv -q --clear --python $(BIN)/python .venv/openai-1
+	$(BIN)/uv pip install -q --python .venv/openai-1/bin/python 'openai==1.60.0' 'httpx<0.28'
+	@touch $@
+
+# Exact versions of everything but torch, which every machine takes from where it has one.
+lock: .venv/.ready-dev
+	$(BIN)/uv pip compile pyproject.toml --all-extras --python-version 3.11 --no-emit-package torch --no-emit-find-links \
+		--no-emit-index-url --no-header --no-annotate -q -o requirements/lock.txt
+
+clean:
+	rm -rf .venv .penstock build *.egg-info

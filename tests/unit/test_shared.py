@@ -1,0 +1,163 @@
+"""The codec, the state table, settings, Retry-After, and promises between files."""
+
+import re
+import zlib
+from pathlib import Path
+
+import pytest
+from rq.job import Job as RqJob
+from rq.serializers import DefaultSerializer
+
+from api.problems import STATUS, problem_of, problem_of_outcome
+from shared import errors, keys, lifecycle, rq_view
+from shared.codec import decode_event, decode_job, encode_event, encode_job
+from shared.errors import DecodeError, SettingsError
+from shared.events import Cancelled, Completed, Delta, Event, Expired, Failed, Finished, FinishReason, Started, Usage
+from shared.lifecycle import TABLE, TERMINAL, IllegalMove, Move, State
+from shared.redis_queue import retry_after_s
+from shared.settings import Settings, load_settings
+from tests.factories import make_job
+
+ROOT = Path(__file__).parents[2]
+EVENTS: list[Event] = [
+    Started(seq=0, prompt_tokens=3),
+    Delta(seq=1, choice=0, text='你 "q" \u2028', token_ids=(1, 2)),
+    Delta(seq=2, choice=1, text="", token_ids=(3,), finish_reason=FinishReason.LENGTH),
+    Finished(seq=3, outcome=Completed(usage=Usage(prompt_tokens=3, completion_tokens=3))),
+    Finished(seq=3, outcome=Failed(code="engine_error", message="m", param="p")),
+    Finished(seq=3, outcome=Cancelled()),
+    Finished(seq=3, outcome=Expired()),
+]
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=repr)
+def test_an_event_survives_the_wire(event: Event) -> None:
+    assert decode_event(event.seq, encode_event(event)) == event
+
+
+def test_a_job_survives_the_wire() -> None:
+    job = make_job(prompt="你好", stop=("a", "b"), temperature=0.5, n=2)
+
+    assert decode_job(encode_job(job)) == job
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"[]", b"{}", b'{"v": 99}', b'{"v": 1}', b'{"v": 1, "kind": "poem", "sampling": {"stop": []}}']
+)
+def test_bytes_that_are_no_job_are_refused(data: bytes) -> None:
+    with pytest.raises(DecodeError):
+        decode_job(data)
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b'["d"]', b'["f", {"won": {}}]', b'["d", 0, "x", [1], "tired"]'])
+def test_bytes_that_are_no_event_are_refused(data: bytes) -> None:
+    with pytest.raises(DecodeError):
+        decode_event(0, data)
+
+
+def test_an_illegal_move_raises() -> None:
+    for state in State:
+        for move in Move:
+            if (state, move) not in TABLE:
+                with pytest.raises(IllegalMove):
+                    lifecycle.after(state, move)
+
+
+def test_only_failed_jobs_leave_a_terminal_state() -> None:
+    assert {state for state, _ in TABLE if state in TERMINAL} == {State.FAILED}
+
+
+def test_every_state_is_documented() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+
+    for state in State:
+        assert f"| {state} |" in text
+
+
+def test_every_setting_is_in_the_readme_with_its_default() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+
+    for name, field in Settings.model_fields.items():
+        assert f"| `PENSTOCK_{name.upper()}` | `{field.default}` | {field.description} |" in text
+
+
+def test_every_direct_dependency_is_justified() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    lines = project[: project.index("[project.scripts]")]
+
+    for name in re.findall(r'"([a-z-]+)(?:\[[a-z]+\])?[><=]', lines):
+        if name != "setuptools":
+            assert f"| {name} |" in text
+
+
+def test_a_bad_setting_stops_the_start_and_names_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PENSTOCK_LEASE_MS", "soon")
+
+    with pytest.raises(SettingsError, match="PENSTOCK_LEASE_MS"):
+        load_settings()
+
+
+def test_what_is_given_by_hand_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PENSTOCK_PORT", "9000")
+
+    assert load_settings(port=9001, host=None).port == 9001
+
+
+@pytest.mark.parametrize(
+    ("depth", "interval_ms", "seconds"), [(10, 2000, 20), (1, 10, 1), (10_000, 1000, 120), (5, 0, 1)]
+)
+def test_retry_after_is_the_time_until_the_queue_has_drained(depth: int, interval_ms: float, seconds: int) -> None:
+    assert retry_after_s(depth, interval_ms) == seconds
+
+
+def test_every_error_has_a_status() -> None:
+    made: list[errors.PenstockError] = [
+        errors.SettingsError("x"),
+        errors.InvalidRequest("x", param="p"),
+        errors.ContextLengthExceeded("x"),
+        errors.NotFound("x"),
+        errors.QueueFull("x", depth=1, retry_after_s=3),
+        errors.QueueUnavailable("x"),
+        errors.ShuttingDown("x"),
+        errors.DecodeError("x"),
+        errors.EngineError("x"),
+    ]
+    assert {type(error) for error in made} == {
+        kind for kind in vars(errors).values() if isinstance(kind, type) and kind is not errors.PenstockError
+    }
+
+    for error in made:
+        assert problem_of(error).status in STATUS.values()
+
+
+def test_every_outcome_but_completed_is_a_problem() -> None:
+    assert problem_of_outcome(Completed(usage=Usage(prompt_tokens=1, completion_tokens=1))) is None
+    for outcome, status in (
+        (Failed(code="engine_error", message="m"), 500),
+        (Failed(code="never heard of", message="m"), 500),
+        (Cancelled(), 409),
+        (Expired(), 408),
+    ):
+        problem = problem_of_outcome(outcome)
+        assert problem
+        assert problem.status == status
+
+
+def test_rqs_data_field_names_the_stub_and_holds_nothing_else() -> None:
+    """RQ shows it with the pickle serializer that its tools use when they are given no option."""
+    call = DefaultSerializer.loads(zlib.decompress(rq_view.DATA))
+
+    assert call == ("shared.rq_view.served_by_penstock_workers", None, (), {})
+    assert RqJob  # the class that reads it
+    with pytest.raises(RuntimeError, match="penstock worker"):
+        rq_view.served_by_penstock_workers()
+
+
+def test_every_key_of_the_lua_library_is_in_the_table() -> None:
+    table = keys.__doc__ or ""
+    prefixes = re.findall(r"return '([^']+)' \.\. x", keys.lua_prelude())
+
+    assert len(prefixes) >= 12
+    for prefix in prefixes:
+        assert f"| {prefix}" in table

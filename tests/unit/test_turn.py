@@ -1,0 +1,96 @@
+"""A turn numbers its events from the log on, and a resumed one ends like an undisturbed one."""
+
+from typing import Any
+
+import pytest
+
+from shared.errors import ContextLengthExceeded
+from shared.events import Completed, Delta, Event, Finished, Started
+from shared.queue import Delivery
+from tests.factories import make_job
+from workers.engine.base import Limits
+from workers.engine.scripted import ScriptedEngine
+from workers.scheduler import Scheduler
+from workers.turn import Turn
+
+
+def engine(context_length: int = 1000, tokens: int = 6) -> ScriptedEngine:
+    limits = Limits(sequences_max=8, batch_tokens_max=64, context_length=context_length)
+    return ScriptedEngine(limits=limits, step_ms=0, tokens=tokens)
+
+
+def deliver(log: list[Event], **sampling: Any) -> Delivery:
+    job = make_job(**({"temperature": 1.0, "seed": 3} | sampling))
+    return Delivery(job=job, entry_id="1-0", exec="e", attempt=1, log=tuple(log))
+
+
+def play(turn: Turn, using: ScriptedEngine) -> list[Event]:
+    """All events of a turn, without any worker."""
+    scheduler = Scheduler(sequences_max=8, batch_tokens_max=64)
+    events = turn.opening()
+    for sequence in turn.unfinished:
+        scheduler.add(sequence)
+    while scheduler.busy:
+        batch = scheduler.next_batch()
+        for sequence, token in scheduler.apply(batch, using.step(batch)):
+            events += turn.advance(sequence, token)
+            if sequence not in turn.unfinished:
+                scheduler.drop(sequence)
+    return events
+
+
+def by_choice(events: list[Event]) -> dict[int, list[tuple[object, ...]]]:
+    """What each choice says; how choices interleave is no promise."""
+    said: dict[int, list[tuple[object, ...]]] = {}
+    for event in events:
+        if isinstance(event, Delta):
+            said.setdefault(event.choice, []).append((event.text, event.token_ids, event.finish_reason))
+    return said
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_events_are_numbered_without_gaps_and_end_once(n: int) -> None:
+    events = play(Turn(deliver([], n=n), engine()), engine())
+
+    assert [event.seq for event in events] == list(range(len(events)))
+    assert isinstance(events[0], Started)
+    assert [isinstance(event, Finished) for event in events] == [False] * (len(events) - 1) + [True]
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_turn_resumed_anywhere_goes_on_alike(n: int) -> None:
+    undisturbed = deliver([], n=n)
+    whole = play(Turn(undisturbed, engine()), engine())
+
+    for cut in range(len(whole)):
+        log = tuple(whole[:cut])
+        delivery = Delivery(job=undisturbed.job, entry_id="2-0", exec="f", attempt=2, log=log)
+        events = [*log, *play(Turn(delivery, engine()), engine())]
+        assert [event.seq for event in events] == list(range(len(whole)))
+        assert by_choice(events) == by_choice(whole)
+        assert events[-1] == whole[-1]
+
+
+def test_usage_counts_the_prompt_once_and_every_choice() -> None:
+    (*_, last) = play(Turn(deliver([], n=3, max_tokens=4), engine()), engine())
+
+    assert isinstance(last, Finished)
+    assert isinstance(last.outcome, Completed)
+    assert last.outcome.usage.completion_tokens == 12
+
+
+def test_choices_differ_unless_greedy() -> None:
+    def texts(temperature: float) -> set[str]:
+        events = play(Turn(deliver([], n=3, temperature=temperature), engine()), engine())
+        deltas = [event for event in events if isinstance(event, Delta)]
+        return {"".join(d.text for d in deltas if d.choice == choice) for choice in range(3)}
+
+    assert len(texts(1.0)) == 3
+    assert len(texts(0)) == 1
+
+
+def test_a_budget_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ContextLengthExceeded) as caught:
+        Turn(deliver([], max_tokens=50), engine(context_length=51))
+
+    assert caught.value.param == "messages"
