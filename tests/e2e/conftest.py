@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,7 @@ def builtin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     yield from _house(tmp_path_factory.mktemp("builtin"), "builtin")
 
 
-def _house(folder: Path, model: str, **settings: object) -> Iterator[Stack]:
+def _house(folder: Path, model: str, **settings: Any) -> Iterator[Stack]:
     """Its own Redis too: houses that share one would serve each other's jobs."""
     server = EmbeddedRedis(folder / "redis", binary=find_binary(), port=free_port())
     server.start()

@@ -1,0 +1,188 @@
+"""What the pipeline itself costs: the scripted engine behind Redis and one API process, against the same engine called
+directly. `python -m bench.pipeline` prints the table of bench/README.md.
+
+For each number of streams: the time to the first token that the pipeline adds, the events relayed per second of wall
+time, and the API's CPU time per event (user and system, from /proc). Rounds alternate; medians over rounds.
+"""
+
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import httpx
+
+from cli.embedded_redis import EmbeddedRedis, free_port
+from workers.engine.base import Limits
+from workers.engine.scripted import ScriptedEngine
+from workers.scheduler import Scheduler
+from workers.sequence import Choosing, Sequence
+
+TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+MESSAGES = [{"role": "user", "content": "measure this"}]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """`step_ms`: pace of the engine; each stream gets a token a step."""
+
+    streams: int
+    step_ms: float
+    tokens: int
+
+
+CELLS = (Cell(1, 10, 300), Cell(64, 10, 300), Cell(512, 100, 60), Cell(512, 0, 200))
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    first_ms: float
+    direct_first_ms: float
+    events_s: float
+    cpu_us: float
+
+
+def direct_first_ms(cell: Cell) -> float:
+    """Median time to the first token of the engine alone, all streams at once."""
+    limits = Limits(sequences_max=cell.streams, batch_tokens_max=100_000, context_length=1_000_000)
+    engine = ScriptedEngine(limits=limits, step_ms=cell.step_ms, tokens=1_000_000)
+    scheduler = Scheduler(sequences_max=cell.streams, batch_tokens_max=100_000)
+    began = time.perf_counter()
+    for index in range(cell.streams):
+        prompt = engine.tokenizer.encode_chat(MESSAGES)
+        choosing = Choosing(seed=index, temperature=0, top_p=1, top_k=0)
+        scheduler.add(Sequence(job_id=str(index), choice=0, prompt=prompt, choosing=choosing))
+    batch = scheduler.next_batch()
+    scheduler.apply(batch, engine.step(batch))
+    return (time.perf_counter() - began) * 1000
+
+
+async def one_stream(port: int, cell: Cell) -> tuple[float, int]:
+    """Milliseconds to the first token, and tokens read. A bare socket, so that the client takes little CPU."""
+    body = json.dumps({"model": "scripted", "messages": MESSAGES, "max_tokens": cell.tokens, "stream": True}).encode()
+    began = time.perf_counter()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = ["POST /v1/chat/completions HTTP/1.1", "host: x", "connection: close", "content-type: application/json"]
+    writer.write("\r\n".join([*head, f"content-length: {len(body)}", "", ""]).encode() + body)
+    first_ms, tokens, seen = 0.0, 0, b""
+    while chunk := await reader.read(1 << 16):
+        tokens += chunk.count(b'"content":" t')
+        if tokens and not first_ms:
+            first_ms = (time.perf_counter() - began) * 1000
+        seen = (seen + chunk)[-64:]
+    writer.close()
+    assert b"[DONE]" in seen, seen
+    return first_ms, tokens
+
+
+def cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * TICK_S
+
+
+async def measure(port: int, api_pid: int, cell: Cell) -> Result:
+    direct = direct_first_ms(cell)
+    before, began = cpu_s(api_pid), time.perf_counter()
+    done = await asyncio.gather(*[one_stream(port, cell) for _ in range(cell.streams)])
+    took, used = time.perf_counter() - began, cpu_s(api_pid) - before
+    tokens = sum(read for _, read in done)
+    assert tokens == cell.streams * cell.tokens, f"{tokens} tokens of {cell.streams * cell.tokens}"
+    return Result(statistics.median(ms for ms, _ in done), direct, tokens / took, used / tokens * 1e6)
+
+
+class House:
+    """Redis, one API process and one worker at the cell's pace."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.port = free_port()
+        self._redis = EmbeddedRedis(folder / "redis", port=free_port())
+        self._redis.start()
+        self._api = self._spawn("api")
+
+    @property
+    def api_pid(self) -> int:
+        return self._api.pid
+
+    def worker(self, cell: Cell) -> subprocess.Popen[bytes]:
+        pace = {"PENSTOCK_SCRIPTED_STEP_MS": str(cell.step_ms), "PENSTOCK_SEQUENCES_MAX": str(cell.streams)}
+        started = self._spawn("worker", "-m", "scripted", PENSTOCK_SCRIPTED_TOKENS="1000000", **pace)
+        url = f"http://127.0.0.1:{self.port}/v1/models"
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            try:
+                if any(model["workers"] for model in httpx.get(url).json()["data"]):
+                    return started
+            except httpx.TransportError:
+                pass
+            time.sleep(0.05)
+        raise TimeoutError("the worker did not start")
+
+    def stop(self) -> None:
+        self._api.terminate()
+        self._api.wait()
+        self._redis.stop()
+
+    def _spawn(self, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
+        shared = {
+            "PENSTOCK_REDIS_URL": self._redis.url,
+            "PENSTOCK_PORT": str(self.port),
+            "PENSTOCK_LOG_LEVEL": "WARNING",
+        }
+        log = (self._folder / f"{arguments[0]}.log").open("ab")
+        return subprocess.Popen(
+            [sys.executable, "-m", "cli", *arguments],
+            env={**os.environ, **shared, **environment},
+            stdout=log,
+            stderr=log,
+        )
+
+
+def table(results: dict[Cell, list[Result]]) -> str:
+    lines = [
+        "| streams | engine step | added TTFT, ms | TTFT engine alone, ms | events/s | API CPU, µs/event |",
+        "|---|---|---|---|---|---|",
+    ]
+    for cell, rounds in results.items():
+        added = _spread([r.first_ms - r.direct_first_ms for r in rounds], 1)
+        alone = _spread([r.direct_first_ms for r in rounds], 1)
+        pace = f"{cell.step_ms:g} ms" if cell.step_ms else "as fast as it can"
+        events, cpu = _spread([r.events_s for r in rounds], 0), _spread([r.cpu_us for r in rounds], 1)
+        lines.append(f"| {cell.streams} | {pace} | {added} | {alone} | {events} | {cpu} |")
+    return "\n".join(lines)
+
+
+def _spread(values: Seq[float], digits: int) -> str:
+    return f"{statistics.median(values):.{digits}f} [{min(values):.{digits}f}-{max(values):.{digits}f}]"
+
+
+@click.command()
+@click.option("--rounds", default=3, show_default=True)
+def main(rounds: int) -> None:
+    """Measure and print the table."""
+    results: dict[Cell, list[Result]] = {cell: [] for cell in CELLS}
+    with tempfile.TemporaryDirectory() as folder:
+        house = House(Path(folder))
+        try:
+            for _ in range(rounds):
+                for cell in CELLS:
+                    worker = house.worker(cell)
+                    asyncio.run(measure(house.port, house.api_pid, Cell(cell.streams, cell.step_ms, 5)))  # warm-up
+                    results[cell].append(asyncio.run(measure(house.port, house.api_pid, cell)))
+                    worker.terminate()
+                    worker.wait()
+        finally:
+            house.stop()
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
