@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config
 
 from shared.errors import InvalidRequest, SettingsError
-from shared.settings import Settings
+from shared.settings import load_settings
 from workers.engine.base import Engine
 from workers.engine.loader import load_torch_engine
 from workers.engine.sampler import choose, uniform
@@ -55,7 +55,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     reference.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (folder / name).write_bytes((BUILTIN / name).read_bytes())
-    return reference, load_torch_engine(str(folder), Settings(sequences_max=8, batch_tokens_max=24)), kind
+    return reference, load_torch_engine(str(folder), load_settings(sequences_max=8, batch_tokens_max=24)), kind
 
 
 def prompts(count: int = 6) -> list[list[int]]:
@@ -155,7 +155,7 @@ def test_random_numbers_depend_on_seed_choice_and_position_alone() -> None:
 
 def test_the_built_in_model_loads_like_any_folder() -> None:
     spec = parse_spec("builtin")
-    info, engine = load_engine(spec, Settings())
+    info, engine = load_engine(spec, load_settings())
 
     assert (info.name, info.engine, info.context_length) == ("penstock-tiny", "batched", 2048)
     assert engine.tokenizer.decode(engine.tokenizer.encode_chat([{"role": "user", "content": "é🙂"}])).count("🙂") == 1
@@ -172,11 +172,11 @@ def test_a_folder_without_weights_is_one_clear_sentence(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
 
     with pytest.raises(SettingsError, match="cannot be loaded"):
-        load_engine(parse_spec(str(tmp_path)), Settings())
+        load_engine(parse_spec(str(tmp_path)), load_settings())
 
 
 def test_a_template_that_refuses_is_the_clients_error() -> None:
-    _, engine = load_engine(parse_spec("builtin"), Settings())
+    _, engine = load_engine(parse_spec("builtin"), load_settings())
     tokenizer: Any = engine.tokenizer
     tokenizer._tokenizer.chat_template = "{{ raise_exception('no such role') }}"
 

@@ -1,0 +1,223 @@
+"""`penstock up`, `penstock chat`, and the oldest openai client that we promise to serve."""
+
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+import redis
+
+from cli.embedded_redis import EmbeddedRedis, free_port
+from tests.e2e.conftest import BUILTIN
+from tests.e2e.harness import Stack, eventually
+from tests.e2e.test_faults import ask
+
+OLD_PYTHON = Path(sys.prefix) / "openai-1" / "bin" / "python"
+UP_S = 60.0
+COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+class Up:
+    """`penstock up` in a folder of its own."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.port = free_port()
+        self._out = folder / "up.log"
+        with self._out.open("wb") as out:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-m", "cli", "up", "--port", str(self.port), *arguments],
+                cwd=folder,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+
+    @property
+    def said(self) -> str:
+        return self._out.read_text()
+
+    def ready(self) -> bool:
+        assert self.popen.poll() is None, self.said
+        return "from openai import OpenAI" in self.said
+
+    def interrupt(self) -> int:
+        self.popen.send_signal(signal.SIGINT)
+        return self.popen.wait(timeout=10)
+
+
+@contextmanager
+def up(folder: Path, *arguments: str) -> Iterator[Up]:
+    started = Up(folder, *arguments)
+    try:
+        eventually("ready", started.ready, seconds=UP_S)
+        yield started
+    finally:
+        if started.popen.poll() is None:
+            started.interrupt()
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Command lines of processes that run in `folder` or on its data."""
+    done = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
+    return [line for line in done.stdout.splitlines() if str(folder) in line and "ps -eo" not in line]
+
+
+def test_up_serves_stops_cleanly_and_finds_its_data_again(tmp_path: Path) -> None:
+    body = {"model": "scripted", "messages": ask("hi"), "max_tokens": 3}
+    with up(tmp_path, "--model", "scripted", "--workers", "2") as first:
+        answer = httpx.post(f"http://127.0.0.1:{first.port}/v1/chat/completions", json=body)
+        assert answer.status_code == 200
+        began = time.monotonic()
+        assert first.interrupt() == 0
+        assert time.monotonic() - began < 8
+    assert processes_of(tmp_path) == []
+
+    with up(tmp_path, "--model", "scripted") as second:
+        listed = subprocess.run(
+            [sys.executable, "-m", "cli", "jobs", "list"], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        assert answer.json()["id"] in listed.stdout
+        assert second.interrupt() == 0
+
+
+def test_up_restarts_a_killed_worker(tmp_path: Path) -> None:
+    with up(tmp_path, "--model", "scripted") as running:
+        url = (tmp_path / ".penstock" / "redis.url").read_text().strip()
+        with redis.Redis.from_url(url) as client:
+            (key,) = client.scan_iter("rq:worker:*")
+            pid = client.hget(key, "pid")
+            assert pid
+            os.kill(int(pid), signal.SIGKILL)
+        eventually("told", lambda: "worker 1 died (SIGKILL); started again" in running.said)
+        body = {"model": "scripted", "messages": ask("hi"), "max_tokens": 3}
+        assert httpx.post(f"http://127.0.0.1:{running.port}/v1/chat/completions", json=body, timeout=30).is_success
+
+
+def test_kill_9_of_up_leaves_nothing_running(tmp_path: Path) -> None:
+    with up(tmp_path, "--model", "scripted") as running:
+        running.popen.kill()
+        running.popen.wait()
+
+        eventually("all gone", lambda: processes_of(tmp_path) == [], seconds=15)
+
+
+def refused(folder: Path, *arguments: str, **environment: str) -> str:
+    """What `penstock up` says, in one line, when it cannot start."""
+    done = subprocess.run(
+        [sys.executable, "-m", "cli", "up", *arguments],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("penstock: ")]
+    return line
+
+
+def test_what_cannot_start_is_one_clear_sentence(tmp_path: Path, own_redis: EmbeddedRedis) -> None:
+    taken = str(own_redis.port)
+
+    assert f"port {taken} on 127.0.0.1 is in use" in refused(tmp_path, "--port", taken)
+    assert "there is no folder /no/such/model" in refused(tmp_path, "--model", "/no/such/model")
+    nobody = f"redis://127.0.0.1:{free_port()}"
+    port = str(free_port())
+    assert f"no Redis answers at {nobody}" in refused(tmp_path, "--port", port, "--redis-url", nobody)
+    assert "PENSTOCK_LEASE_MS" in refused(tmp_path, PENSTOCK_LEASE_MS="soon")
+    with redis.Redis.from_url(own_redis.url) as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+    assert "noeviction" in refused(tmp_path, "--port", port, "--redis-url", own_redis.url)
+    assert processes_of(tmp_path) == []
+
+
+def test_chat_streams_undoes_saves_and_leaves(builtin: Stack, tmp_path: Path) -> None:
+    saved = tmp_path / "talk.json"
+    terminal, theirs = pty.openpty()
+    command = [sys.executable, "-m", "cli", "chat", "--url", f"{builtin.base}/v1"]
+    environment = {**os.environ, "HOME": str(tmp_path), "TERM": "xterm", "COLUMNS": "100"}
+    chat = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    screen = Screen(terminal)
+    try:
+        screen.expect("/help")
+        for typed, shown in [
+            ("Hello!", "How can I help you today?"),
+            ("/undo", "forgotten"),
+            ("What is 2 + 2?", "4."),
+            ("/regen", "4."),
+            ("/system Be friendly and short.", "system prompt: Be friendly"),
+            ("/model", f"model: {BUILTIN}"),
+            (f"/save {saved}", "saved to"),
+            ("/nonsense", "is no command"),
+        ]:
+            screen.type(typed)
+            screen.expect(shown)
+        screen.type("/exit")
+        assert chat.wait(timeout=10) == 0
+    finally:
+        chat.kill()
+        chat.wait()
+        os.close(terminal)
+    assert "2 + 2" in saved.read_text()
+    assert "Hello" not in saved.read_text()
+
+
+class Screen:
+    """Our end of a terminal."""
+
+    def __init__(self, terminal: int) -> None:
+        self._terminal = terminal
+        self._seen = ""
+
+    def type(self, text: str) -> None:
+        self._seen = ""
+        os.write(self._terminal, text.encode() + b"\r")
+
+    def expect(self, text: str, seconds: float = 30) -> None:
+        deadline = time.monotonic() + seconds
+        while text not in self._seen:
+            left = deadline - time.monotonic()
+            assert left > 0, f"not seen: {text!r} in {self._seen[-2000:]!r}"
+            if select.select([self._terminal], [], [], left)[0]:
+                raw = os.read(self._terminal, 65536).decode(errors="replace")
+                self._seen += COLOURS.sub("", raw)
+
+
+def test_the_openai_client_1_reads_it_too(builtin: Stack) -> None:
+    if not OLD_PYTHON.exists():
+        assert not os.environ.get("CI"), "CI must have openai 1.x in .venv/openai-1"
+        pytest.skip("make test installs openai 1.x")
+    script = """
+import sys, openai
+assert openai.__version__.startswith("1."), openai.__version__
+client = openai.OpenAI(base_url=sys.argv[1], api_key="none", max_retries=0)
+asked = dict(model="penstock-tiny", messages=[{"role": "user", "content": "Count to 5."}], temperature=0)
+whole = client.chat.completions.create(**asked)
+chunks = list(client.chat.completions.create(stream=True, stream_options={"include_usage": True}, **asked))
+text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+assert text == whole.choices[0].message.content, text
+assert chunks[-1].usage == whole.usage
+try:
+    client.chat.completions.create(**{**asked, "model": "nobody"})
+except openai.NotFoundError as error:
+    assert error.code == "model_not_found" and error.request_id
+print(text)
+"""
+    done = subprocess.run(
+        [str(OLD_PYTHON), "-c", script, f"{builtin.base}/v1"], capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "1, 2, 3, 4, 5."

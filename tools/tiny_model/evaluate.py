@@ -1,0 +1,61 @@
+"""How often the built-in model answers questions of each topic exactly as its dialogues would: the card's table.
+`python -m tools.tiny_model.evaluate [QUESTIONS_PER_TOPIC]`"""
+
+import sys
+from random import Random
+
+from shared.settings import load_settings
+from tools.tiny_model.dialogues import TOPICS, Pair
+from workers.engine.base import Engine
+from workers.models import load_engine, parse_spec
+from workers.scheduler import Scheduler
+from workers.sequence import Choosing, Sequence
+from workers.transcript import Transcript
+
+SEED = 99
+FREE = ("story", "unknown")  # many right answers: the end, or the refusal, is what counts
+
+
+def answers(engine: Engine, questions: list[str]) -> list[str]:
+    """Greedy, all in one batch."""
+    scheduler = Scheduler(sequences_max=engine.limits.sequences_max, batch_tokens_max=512)
+    greedy = Choosing(seed=0, temperature=0, top_p=1, top_k=0)
+    tokenizer = engine.tokenizer
+    texts: dict[Sequence, str] = {}
+    transcripts: dict[Sequence, Transcript] = {}
+    for question in questions:
+        prompt = tokenizer.encode_chat([{"role": "user", "content": question}])
+        sequence = Sequence(job_id=question, choice=0, prompt=prompt, choosing=greedy)
+        texts[sequence] = ""
+        transcripts[sequence] = Transcript(tokenizer.decode, ends=tokenizer.ends, stop=(), tokens_max=400)
+        scheduler.add(sequence)
+    while scheduler.busy:
+        batch = scheduler.next_batch()
+        for sequence, token in scheduler.apply(batch, engine.step(batch)):
+            text, reason = transcripts[sequence].push(token)
+            texts[sequence] += text
+            if reason:
+                scheduler.drop(sequence)
+                engine.free(sequence)
+    return list(texts.values())
+
+
+def right(topic: str, pair: Pair, answer: str) -> bool:
+    if topic in FREE:
+        return answer.endswith(pair[1][-6:])
+    return answer == pair[1]
+
+
+def main(count: int) -> None:
+    _, engine = load_engine(parse_spec("builtin"), load_settings(sequences_max=64))
+    print("| topic | answered as taught |\n|---|---|")
+    for ask, _ in TOPICS:
+        rng = Random(SEED)
+        pairs = [ask(rng) for _ in range(count)]
+        said = answers(engine, [question for question, _ in pairs])
+        good = sum(right(ask.__name__, pair, answer) for pair, answer in zip(pairs, said, strict=True))
+        print(f"| {ask.__name__} | {100 * good / count:.0f} % |")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 200)
