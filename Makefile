@@ -20,7 +20,7 @@ else
 INSTALL_TORCH = $(BIN)/python -m pip install $(LOCKED) torch==$(TORCH_VERSION)
 endif
 
-.PHONY: up test check format lint types contracts sizes tests lock clean
+.PHONY: up test check format lint types contracts sizes lock clean
 
 up: .venv/.ready
 	@exec $(BIN)/penstock up --workers $(WORKERS) $(if $(MODEL),--model '$(MODEL)') $(if $(PORT),--port $(PORT)) \
@@ -29,7 +29,7 @@ up: .venv/.ready
 test: .venv/.ready-dev
 	$(BIN)/pytest
 
-check: .venv/.ready-dev format lint types contracts sizes tests
+check: .venv/.ready-dev format lint types contracts sizes test
 
 format:
 	$(BIN)/ruff format --check .
@@ -41,8 +41,6 @@ contracts:
 	$(BIN)/lint-imports
 sizes:
 	$(BIN)/python -m tools.check_sizes
-tests:
-	$(BIN)/pytest
 
 .venv/.ready: pyproject.toml requirements/lock.txt
 	@echo "Installing into .venv (once; about 1 GB, most of it torch for the CPU) .."
