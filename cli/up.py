@@ -3,7 +3,9 @@
 import asyncio
 import os
 import shlex
+import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -144,6 +146,7 @@ def _base(settings: Settings) -> str:
 
 def _welcome(model: str, settings: Settings, redis_url: str, data: Path) -> str:
     base = _base(settings)
+    bin_ = "" if shutil.which("penstock") else os.path.relpath(Path(sys.executable).parent) + "/"
     body = f'{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "Hello!"}}]}}'
     return f"""
 Penstock   {base}/v1   (logs in {data / "logs"}; Ctrl-C stops everything)
@@ -157,7 +160,7 @@ Penstock   {base}/v1   (logs in {data / "logs"}; Ctrl-C stops everything)
   for chunk in client.chat.completions.create(model="{model}", messages=hello, stream=True):
       print(chunk.choices[0].delta.content or "", end="", flush=True)
 
-  penstock chat                     talk to it here in a terminal
-  penstock jobs list                see every job
-  rq info -u {redis_url}
+  {bin_}penstock chat{"" if settings.port == 8000 else f" --url {base}/v1"}
+  {bin_}penstock jobs list
+  {bin_}rq info -u {redis_url}
 """
