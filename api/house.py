@@ -24,7 +24,8 @@ class House:
     metrics: ApiMetrics
 
 
-def house_of(request: Request) -> House:
+async def house_of(request: Request) -> House:
+    """Async, since FastAPI would run a plain function in a thread, for every request."""
     house = request.app.state.house
     assert isinstance(house, House)
     return house
