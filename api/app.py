@@ -1,6 +1,8 @@
 """The composition root of the API: everything is made here and handed down."""
 
 import asyncio
+import logging
+import signal
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,6 +23,8 @@ from shared.redis_queue import RedisQueue
 from shared.settings import Settings
 from shared.telemetry import ApiMetrics
 
+log = logging.getLogger(__name__)
+
 
 def make_app(settings: Settings) -> FastAPI:
     metrics = ApiMetrics()
@@ -30,6 +34,7 @@ def make_app(settings: Settings) -> FastAPI:
         house = _furnish(settings, metrics)
         app.state.house = house
         relaying = asyncio.create_task(house.relay.run())
+        relaying.add_done_callback(_stop_if_failed)
         yield
         await house.relay.close()
         await asyncio.wait([relaying])
@@ -50,6 +55,13 @@ def make_app(settings: Settings) -> FastAPI:
         )
     app.add_middleware(RequestFrame, metrics=metrics)
     return app
+
+
+def _stop_if_failed(relaying: asyncio.Task[None]) -> None:
+    """An API that hears nothing must not look alive: stop, and let the supervisor start a new one."""
+    if not relaying.cancelled() and (error := relaying.exception()):
+        log.critical("the relay failed; stopping", exc_info=error)
+        signal.raise_signal(signal.SIGTERM)
 
 
 def _furnish(settings: Settings, metrics: ApiMetrics) -> House:

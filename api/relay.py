@@ -115,7 +115,7 @@ class Relay:
             del self._streams[job_id]
             self._metrics.open_streams.dec()
             if stream.accepted and not stream.ended:
-                self._cancels.put_nowait(job_id)
+                self._abandon(job_id)
 
     async def take(self, stream: JobStream) -> list[Event]:
         """The next events, at least one; everything that is there, so that a busy stream needs fewer writes."""
@@ -126,6 +126,12 @@ class Relay:
                 return events
             if stream.behind:
                 await self._refill([stream])
+
+    def _abandon(self, job_id: str) -> None:
+        try:
+            self._cancels.put_nowait(job_id)
+        except asyncio.QueueFull:  # Redis has been away for long; the job runs to its end for nobody
+            log.warning("a lost client's job is not cancelled", extra={"job_id": job_id})
 
     async def _hear(self) -> None:
         async for batch in self._channel.listen(self.name):

@@ -33,11 +33,6 @@ class Turn:
         self._replay_log()
 
     @property
-    def size(self) -> int:
-        """How many sequences of a batch the job takes."""
-        return self.delivery.job.sampling.n
-
-    @property
     def unfinished(self) -> list[Sequence]:
         return [sequence for sequence in self.sequences if sequence.choice in self._open]
 

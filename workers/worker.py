@@ -58,7 +58,8 @@ class Worker:
             info.name: Served(info, engine, Stepper(info.name, engine, self._outbox, metrics))
             for info, engine in engines.items()
         }
-        self._held: dict[str, Turn] = {}
+        self._held: dict[str, Delivery] = {}  # every job that is ours, from its claim on
+        self._turns: dict[str, Turn] = {}  # those of them that the engine knows
         self._room = asyncio.Event()
         self._quiet = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -105,11 +106,15 @@ class Worker:
                 self._room.clear()
                 await self._room.wait()
                 continue
-            for delivery in await self._claim(served, room):
-                await self._accept(served, delivery)
+            claimed = await self._claim(served, room)
+            # Held before any is encoded: encoding may take longer than a lease.
+            self._held |= {delivery.job.id: delivery for delivery in claimed}
+            for delivery in claimed:
+                if self._holds(delivery):
+                    await self._accept(served, delivery)
 
     def _room_of(self, served: Served) -> int:
-        held = sum(turn.size for turn in self._held.values() if turn.delivery.job.model == served.info.name)
+        held = sum(d.job.sampling.n for d in self._held.values() if d.job.model == served.info.name)
         return served.engine.limits.sequences_max - held
 
     async def _claim(self, served: Served, room: int) -> list[Delivery]:
@@ -143,14 +148,15 @@ class Worker:
             log.exception("job not accepted", extra={"job_id": delivery.job.id})
             await self._refuse(delivery, Failed(code="engine_error", message=f"The request cannot be encoded: {error}"))
             return
-        self._hold(turn)
+        if not self._holds(delivery):
+            return
+        self._turns[delivery.job.id] = turn
         if events := turn.opening():
             self._outbox.put_now(Update(turn, events))
         served.stepper.add(turn)
 
     async def _refuse(self, delivery: Delivery, outcome: Outcome) -> None:
-        write = Write(delivery=delivery, events=(Finished(seq=len(delivery.log), outcome=outcome),))
-        await self._settle(write)
+        await self._settle(Write(delivery=delivery, events=(Finished(seq=len(delivery.log), outcome=outcome),)))
 
     # -- outlet ------------------------------------------------------------------------------------------------------
 
@@ -162,7 +168,6 @@ class Worker:
             for update in updates:
                 if isinstance(update.events[-1], Finished):
                     await self._settle(_write(update))
-                    self._forget(update.turn)
 
     async def _append(self, writes: Sequence[Write]) -> None:
         while True:
@@ -179,6 +184,7 @@ class Worker:
                 break
             except QueueUnavailable as error:
                 await self._redis_is_away("settle", error)
+        self._forget(write.delivery)
         job, last = write.delivery.job, write.events[-1]
         assert isinstance(last, Finished)
         outcome = type(last.outcome).__name__.lower() if settled else "lost"
@@ -198,7 +204,7 @@ class Worker:
                 log.error("an engine hangs; its leases are not renewed")
                 continue
             try:
-                lost = await self._queue.renew([turn.delivery for turn in self._held.values()], worker=self.name)
+                lost = await self._queue.renew(list(self._held.values()), worker=self.name)
                 self._renewed_at = asyncio.get_running_loop().time()
                 self._drop(lost)
                 await self._announce()
@@ -214,20 +220,22 @@ class Worker:
 
     # -- what is held ------------------------------------------------------------------------------------------------
 
-    def _hold(self, turn: Turn) -> None:
-        self._held[turn.delivery.job.id] = turn
+    def _holds(self, delivery: Delivery) -> bool:
+        return self._held.get(delivery.job.id) is delivery
 
     def _drop(self, job_ids: Sequence[str]) -> None:
         """Give up jobs that are no longer ours; their slots are free before the next step."""
         for job_id in job_ids:
-            if turn := self._held.get(job_id):
+            if turn := self._turns.get(job_id):
                 self._served[turn.delivery.job.model].stepper.drop(turn)
-                self._metrics.lost.labels(turn.delivery.job.model).inc()
-                self._forget(turn)
+            if delivery := self._held.get(job_id):
+                self._metrics.lost.labels(delivery.job.model).inc()
+                self._forget(delivery)
 
-    def _forget(self, turn: Turn) -> None:
-        if self._held.get(turn.delivery.job.id) is turn:
-            del self._held[turn.delivery.job.id]
+    def _forget(self, delivery: Delivery) -> None:
+        if self._holds(delivery):
+            del self._held[delivery.job.id]
+            self._turns.pop(delivery.job.id, None)
         self._room.set()
 
     # -- stopping ----------------------------------------------------------------------------------------------------
@@ -246,9 +254,9 @@ class Worker:
             await asyncio.to_thread(served.stepper.stop)
         self._outbox.close()
         await asyncio.wait([outlet], timeout=FLUSH_S)
-        for turn in list(self._held.values()):
+        for delivery in list(self._held.values()):
             try:
-                await self._queue.release(turn.delivery, worker=self.name)
+                await self._queue.release(delivery, worker=self.name)
             except QueueUnavailable as error:
                 log.warning("not released; the lease runs out by itself", extra={"error": str(error)})
         log.info("stopped", extra={"worker": self.name, "released": len(self._held)})

@@ -174,6 +174,22 @@ def test_chat_streams_undoes_saves_and_leaves(builtin: Stack, tmp_path: Path) ->
     assert "Hello" not in saved.read_text()
 
 
+def test_the_readmes_client_runs_as_it_stands(builtin: Stack) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+
+    done = subprocess.run(
+        [sys.executable, "-c", snippet.replace("http://127.0.0.1:8000", builtin.base)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Once upon a time")
+    assert done.stdout.endswith("The end.")
+
+
 class Screen:
     """Our end of a terminal."""
 

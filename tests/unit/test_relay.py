@@ -1,0 +1,123 @@
+"""A stream of events is in order, without a gap or a repeat, whatever pub/sub does."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+
+from api.relay import JobStream, Relay
+from shared.events import Cancelled, Event, Failed, Finished
+from shared.lifecycle import State
+from shared.memory import MemoryQueue
+from shared.queue import Page
+from shared.telemetry import ApiMetrics
+from tests.factories import delta, done, make_job, started, write
+
+EVENTS: list[Event] = [started(), *[delta(n) for n in range(1, 20)], done(20)]
+
+
+def stream(buffer_max: int = 100) -> JobStream:
+    return JobStream("j", buffer_max=buffer_max, now=0)
+
+
+def page(events: Sequence[Event] = (), state: State | None = State.STARTED) -> Page:
+    return Page(state=state, events=tuple(events))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_loss_and_repeat_comes_out_whole(seed: int) -> None:
+    rng = random.Random(seed)
+    opened, read = stream(buffer_max=rng.choice([3, 100])), []
+    position = 0
+    while position < len(EVENTS):
+        size = rng.randint(1, 4)
+        heard = EVENTS[max(0, position - rng.randint(0, 2)) : position + size]
+        position += size
+        if rng.random() < 0.7:
+            opened.hear(heard, 0)
+        read += opened.ready()
+        if opened.behind:
+            opened.fill(page(EVENTS[opened.next_seq : position]), 0)
+    while not opened.ended or opened._pending:
+        read += opened.ready()
+        opened.fill(page(EVENTS[opened.next_seq :], State.FINISHED), 0)
+
+    assert read == EVENTS
+
+
+def test_a_slow_reader_holds_a_bounded_number_of_events() -> None:
+    opened = stream(buffer_max=5)
+
+    opened.hear(EVENTS, 0)
+
+    assert len(opened.ready()) == 5
+    assert opened.behind
+    opened.fill(page(EVENTS[5:8]), 0)
+    assert opened.ready() == EVENTS[5:8]
+
+
+@pytest.mark.parametrize(
+    ("state", "outcome"),
+    [(State.CANCELED, Cancelled), (State.FAILED, Failed), (State.FINISHED, Failed), (None, Failed)],
+)
+def test_a_job_that_ended_without_its_last_event_still_ends(state: State | None, outcome: type) -> None:
+    opened = stream()
+    opened.hear(EVENTS[:3], 0)
+
+    opened.fill(page(state=state), 0)
+
+    (*_, last) = opened.ready()
+    assert isinstance(last, Finished)
+    assert isinstance(last.outcome, outcome)
+    assert last.seq == 3
+
+
+def test_nothing_follows_the_last_event() -> None:
+    opened = stream()
+    opened.hear(EVENTS, 0)
+    opened.ready()
+
+    opened.fill(page(state=State.FINISHED), 0)
+
+    assert opened.ready() == []
+
+
+@pytest.fixture
+async def house() -> AsyncIterator[tuple[Relay, MemoryQueue]]:
+    queue = MemoryQueue(lambda: 0)
+    relay = Relay("api", queue=queue, channel=queue, silence_ms=60, buffer_max=10, metrics=ApiMetrics())
+    running = asyncio.create_task(relay.run())
+    yield relay, queue
+    await relay.close()
+    await asyncio.wait([running])
+
+
+async def test_a_silent_stream_is_filled_from_its_log(house: tuple[Relay, MemoryQueue]) -> None:
+    relay, queue = house
+    job = make_job()
+    with relay.open(job.id) as opened:
+        await queue.enqueue(job, subscriber="", jobs_max=1)  # nobody publishes to us
+        opened.accepted = True
+        (delivery,) = await queue.claim("m", worker="w", limit=1)
+        await queue.append([write(delivery, *EVENTS[:4])])
+
+        assert await asyncio.wait_for(relay.take(opened), 3) == EVENTS[:4]
+
+
+async def test_leaving_early_cancels_and_leaving_at_the_end_does_not(house: tuple[Relay, MemoryQueue]) -> None:
+    relay, queue = house
+    left, ended = make_job(), make_job()
+    for job in (left, ended):
+        with relay.open(job.id) as opened:
+            await queue.enqueue(job, subscriber="api", jobs_max=9)
+            opened.accepted = True
+            (delivery,) = await queue.claim("m", worker="w", limit=1)
+            if job is ended:
+                await queue.settle(write(delivery, *EVENTS), worker="w")
+                while not opened.ended:
+                    await asyncio.wait_for(relay.take(opened), 3)
+    await relay.close()
+
+    states = [found.state for found in await queue.read([(left.id, 0), (ended.id, 0)])]
+    assert states == [State.CANCELED, State.FINISHED]

@@ -1,0 +1,198 @@
+"""A worker on the queue in memory: what it refuses, what it resumes, what it hands over."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from shared.events import Completed, Delta, Event, Expired, Failed, Finished, Outcome
+from shared.job import Job, ModelInfo
+from shared.lifecycle import State
+from shared.memory import MemoryQueue
+from shared.settings import load_settings
+from shared.telemetry import WorkerMetrics
+from tests.factories import make_job
+from workers.engine.base import Limits
+from workers.engine.scripted import ScriptedEngine
+from workers.worker import Worker
+
+INFO = ModelInfo(name="m", engine="scripted", context_length=1000, created_s=0)
+
+
+class Clock:
+    now_ms = 0.0
+
+    def __call__(self) -> float:
+        return self.now_ms
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def queue(clock: Clock) -> MemoryQueue:
+    return MemoryQueue(clock)
+
+
+async def _announce() -> None:
+    pass
+
+
+def make_worker(queue: MemoryQueue, name: str = "w", *, step_ms: float = 0, **settings: Any) -> Worker:
+    limits = Limits(sequences_max=4, batch_tokens_max=64, context_length=1000)
+    engine = ScriptedEngine(limits=limits, step_ms=step_ms, tokens=20)
+    given = {"heartbeat_ms": 100, "idle_wait_ms": 10, "drain_s": 5} | settings
+    return Worker(
+        name,
+        {INFO: engine},
+        queue=queue,
+        channel=queue,
+        announce=_announce,
+        settings=load_settings(**given),
+        metrics=WorkerMetrics(),
+    )
+
+
+@asynccontextmanager
+async def working(worker: Worker) -> AsyncIterator[Worker]:
+    running = asyncio.create_task(worker.run())
+    try:
+        yield worker
+    finally:
+        worker.stop()
+        await asyncio.wait_for(running, 10)
+
+
+async def submit(queue: MemoryQueue, job: Job) -> Job:
+    """Enqueued so that its events can be awaited."""
+    await queue.enqueue(job, subscriber=job.id, jobs_max=100)
+    return job
+
+
+async def heard(queue: MemoryQueue, job: Job, *, seq: int | None = None) -> None:
+    """Until the job has written its event `seq`, or its last one."""
+    async for batch in queue.listen(job.id):
+        last = batch[-1][1][-1]
+        if isinstance(last, Finished) or (seq is not None and last.seq >= seq):
+            return
+
+
+async def log_of(queue: MemoryQueue, job: Job) -> list[Event]:
+    (page,) = await queue.read([(job.id, 0)])
+    return list(page.events)
+
+
+async def outcome_of(queue: MemoryQueue, job: Job) -> Outcome:
+    await heard(queue, job)
+    last = (await log_of(queue, job))[-1]
+    assert isinstance(last, Finished)
+    return last.outcome
+
+
+async def test_jobs_are_computed_together_and_completed(queue: MemoryQueue) -> None:
+    jobs = [await submit(queue, make_job(max_tokens=5)) for _ in range(10)]
+
+    async with working(make_worker(queue)):
+        outcomes = [await outcome_of(queue, job) for job in jobs]
+
+    assert all(isinstance(outcome, Completed) for outcome in outcomes)
+
+
+async def test_a_late_job_expires_without_a_token(queue: MemoryQueue, clock: Clock) -> None:
+    job = make_job(patience_ms=10)
+    await submit(queue, job)
+    clock.now_ms += 11
+
+    async with working(make_worker(queue)):
+        assert await outcome_of(queue, job) == Expired()
+
+    assert len(await log_of(queue, job)) == 1
+
+
+async def test_a_prompt_that_does_not_fit_is_refused_by_name(queue: MemoryQueue) -> None:
+    job = make_job(max_tokens=1000)
+    await submit(queue, job)
+
+    async with working(make_worker(queue)):
+        outcome = await outcome_of(queue, job)
+
+    assert isinstance(outcome, Failed)
+    assert (outcome.code, outcome.param) == ("context_length_exceeded", "messages")
+
+
+async def test_a_job_claimed_too_often_fails_as_poison(queue: MemoryQueue, clock: Clock) -> None:
+    job = make_job()
+    await submit(queue, job)
+    for _ in range(3):
+        assert await queue.claim("m", worker="dying", limit=1)
+        clock.now_ms += 10_000
+
+    async with working(make_worker(queue, attempts_max=3)):
+        outcome = await outcome_of(queue, job)
+
+    assert isinstance(outcome, Failed)
+    assert outcome.code == "poison"
+
+
+async def test_a_step_that_raises_fails_its_jobs_and_not_the_worker(queue: MemoryQueue) -> None:
+    bad, good = make_job(prompt="fault:raise@0"), make_job()
+    await submit(queue, bad)
+
+    async with working(make_worker(queue)):
+        outcome = await outcome_of(queue, bad)
+        await submit(queue, good)
+        assert isinstance(await outcome_of(queue, good), Completed)
+
+    assert isinstance(outcome, Failed)
+    assert outcome.code == "engine_error"
+    assert "fault" in outcome.message
+
+
+async def test_a_cancelled_job_writes_nothing_more(queue: MemoryQueue) -> None:
+    job = make_job(max_tokens=20)
+    await submit(queue, job)
+
+    async with working(make_worker(queue, step_ms=10)):
+        await heard(queue, job, seq=3)
+        assert await queue.cancel(job.id) is State.STARTED
+        cancelled = await log_of(queue, job)
+
+    assert await log_of(queue, job) == cancelled
+    assert len(cancelled) < 20
+
+
+async def test_stopping_hands_over_and_the_next_worker_goes_on(queue: MemoryQueue) -> None:
+    job, same = make_job(max_tokens=20), make_job(max_tokens=20)
+    await submit(queue, job)
+    async with working(make_worker(queue, "first", step_ms=20, drain_s=0)):
+        await heard(queue, job, seq=4)
+    before = await log_of(queue, job)
+
+    async with working(make_worker(queue, "second")):
+        await heard(queue, job)
+        await submit(queue, same)
+        await heard(queue, same)
+
+    after, undisturbed = await log_of(queue, job), await log_of(queue, same)
+    assert isinstance(after[-1], Finished)
+    assert after[: len(before)] == before
+    assert [e.text for e in after if isinstance(e, Delta)] == [e.text for e in undisturbed if isinstance(e, Delta)]
+
+
+async def test_stopped_twice_it_does_not_wait_for_the_drain(queue: MemoryQueue) -> None:
+    job = make_job(max_tokens=20)
+    await submit(queue, job)
+    worker = make_worker(queue, step_ms=200, drain_s=60)
+    running = asyncio.create_task(worker.run())
+    await heard(queue, job, seq=0)
+
+    worker.stop()
+    worker.stop()
+
+    await asyncio.wait_for(running, 3)
+    (page,) = await queue.read([(job.id, 0)])
+    assert page.state is State.STARTED
