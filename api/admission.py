@@ -4,7 +4,7 @@ import secrets
 import time
 from collections.abc import Callable
 
-from api.schemas.chat import ChatCompletionRequest
+from api.schemas.chat import ChatCompletionRequest, Message
 from shared.directory import Directory
 from shared.errors import InvalidRequest
 from shared.job import Job, Kind, Sampling
@@ -27,7 +27,7 @@ class Admission:
             id=f"chatcmpl-{secrets.token_hex(16)}",
             model=body.model,
             kind=Kind.CHAT,
-            request={"messages": [_message(message.role, message.text) for message in body.messages]},
+            request={"messages": [_message(message) for message in body.messages]},
             sampling=self._sampling(body),
             created_ms=int(self._clock() * 1000),
             patience_ms=int(self._settings.queue_deadline_s * 1000),
@@ -56,6 +56,8 @@ class Admission:
             self._known[name] = now + KNOWN_FOR_S
 
 
-def _message(role: str, content: str) -> dict[str, str]:
+def _message(message: Message) -> dict[str, str]:
     """Templates know no developer role; OpenAI defines it as the system role of newer models."""
-    return {"role": "system" if role == "developer" else role, "content": content}
+    role = "system" if message.role == "developer" else message.role
+    named = {"name": message.name} if message.name else {}
+    return {"role": role, "content": message.text, **named}

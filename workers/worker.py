@@ -97,8 +97,6 @@ class Worker:
     def accepting(self) -> bool:
         return not self._quiet.is_set() and self.alive and self._lease_is_fresh()
 
-    # -- intake ------------------------------------------------------------------------------------------------------
-
     async def _intake(self, served: Served) -> None:
         while not self._quiet.is_set():
             room = self._room_of(served)
@@ -158,8 +156,6 @@ class Worker:
     async def _refuse(self, delivery: Delivery, outcome: Outcome) -> None:
         await self._settle(Write(delivery=delivery, events=(Finished(seq=len(delivery.log), outcome=outcome),)))
 
-    # -- outlet ------------------------------------------------------------------------------------------------------
-
     async def _outlet(self) -> None:
         while updates := await self._outbox.take():
             running = [u for u in updates if not isinstance(u.events[-1], Finished)]
@@ -194,8 +190,6 @@ class Worker:
             extra={"job_id": job.id, "model": job.model, "attempt": write.delivery.attempt, "outcome": outcome},
         )
 
-    # -- leases ------------------------------------------------------------------------------------------------------
-
     async def _heartbeat(self) -> None:
         """Renew every lease, as long as the engines step: a hung engine must lose its jobs to another worker."""
         while True:
@@ -218,8 +212,6 @@ class Worker:
         async for job_id in self._channel.dropped(self.name):
             self._drop([job_id])
 
-    # -- what is held ------------------------------------------------------------------------------------------------
-
     def _holds(self, delivery: Delivery) -> bool:
         return self._held.get(delivery.job.id) is delivery
 
@@ -237,8 +229,6 @@ class Worker:
             del self._held[delivery.job.id]
             self._turns.pop(delivery.job.id, None)
         self._room.set()
-
-    # -- stopping ----------------------------------------------------------------------------------------------------
 
     async def _drain(self) -> None:
         deadline = asyncio.get_running_loop().time() + self._settings.drain_s

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import ExitStack
 from typing import Annotated, Any
 
@@ -20,6 +20,7 @@ from shared.events import Completed, Delta, Event, Finished, Started, Usage
 from shared.job import Job
 
 router = APIRouter()
+CLIENT_LEFT = 499  # nobody reads it; the access counts do
 
 
 @router.post("/v1/chat/completions", response_model=None)
@@ -33,7 +34,8 @@ async def create_chat_completion(
         stream = opened.enter_context(house.relay.open(job.id))
         await _enqueue(house, job, stream)
         if not body.stream:
-            return JSONResponse(await _until_left(request, _whole(house, job, stream)))
+            whole = await _until_left(request, _whole(house, job, stream))
+            return JSONResponse(whole) if whole else Response(status_code=CLIENT_LEFT)
         first = await _early(house, stream)
         include_usage = bool(body.stream_options and body.stream_options.include_usage)
         blocks = _blocks(house, stream, first, ChatChunks(job, include_usage=include_usage), began, opened.pop_all())
@@ -104,14 +106,12 @@ def _raise_failure(events: Sequence[Event]) -> Usage | None:
     return last.outcome.usage
 
 
-async def _until_left(request: Request, work: Any) -> Any:
-    """The result of `work`, or its cancellation when the client closes the connection first."""
+async def _until_left(request: Request, work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any] | None:
+    """The result of `work`; None, and its cancellation, when the client closes the connection first."""
     working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
     try:
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise asyncio.CancelledError("the client has left")
-        return working.result()
+        return working.result() if working.done() else None
     finally:
         working.cancel()
         leaving.cancel()

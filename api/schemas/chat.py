@@ -70,7 +70,7 @@ class Message(_Strict):
 
 class StreamOptions(_Strict):
     include_usage: bool = False
-    include_obfuscation: bool = False
+    include_obfuscation: Literal[False] = False
 
 
 class ChatCompletionRequest(_Strict):

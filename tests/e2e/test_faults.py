@@ -21,6 +21,7 @@ from tests.e2e.harness import Stack, eventually, running_stack
 STREAMS = 8
 KILLS = 20
 NEXT_TOKEN_S = 5.0
+DEFAULT_LEASE = {"lease_ms": 3000, "heartbeat_ms": 1000}  # what users run, slower than other tests need
 LONG = {"scripted_step_ms": 20, "scripted_tokens": 100_000}
 
 
@@ -80,13 +81,13 @@ def pair(
     """A house with two workers, its model, and prompts."""
     if request.param == "scripted":
         prompts = [f"question {n}" for n in range(STREAMS)]
-        with running_stack(tmp_path, own_redis, "scripted", workers=2, scripted_step_ms=10) as stack:
+        with running_stack(tmp_path, own_redis, "scripted", workers=2, scripted_step_ms=10, **DEFAULT_LEASE) as stack:
             yield stack, "scripted", prompts
     else:
         prompts = [
             f"Tell me a story about a {animal}." for animal in "cat dog fox bird rabbit mouse horse bear".split()
         ]
-        with running_stack(tmp_path, own_redis, "builtin", workers=2) as stack:
+        with running_stack(tmp_path, own_redis, "builtin", workers=2, **DEFAULT_LEASE) as stack:
             yield stack, BUILTIN, prompts
 
 
