@@ -1,5 +1,6 @@
 """`penstock up`, `penstock chat`, and the oldest openai client that we promise to serve."""
 
+import fcntl
 import os
 import pty
 import re
@@ -7,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -142,16 +144,38 @@ def test_what_cannot_start_is_one_clear_sentence(tmp_path: Path, own_redis: Embe
     assert processes_of(tmp_path) == []
 
 
-def test_chat_streams_undoes_saves_and_leaves(builtin: Stack, tmp_path: Path) -> None:
-    saved = tmp_path / "talk.json"
+@contextmanager
+def chatting(stack: Stack, home: Path) -> Iterator[tuple["Screen", subprocess.Popen[bytes]]]:
+    """`penstock chat` in a terminal of its own."""
     terminal, theirs = pty.openpty()
-    command = [sys.executable, "-m", "cli", "chat", "--url", f"{builtin.base}/v1"]
-    environment = {**os.environ, "HOME": str(tmp_path), "TERM": "xterm", "COLUMNS": "100"}
-    chat = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    chat = subprocess.Popen(
+        [sys.executable, "-m", "cli", "chat", "--url", f"{stack.base}/v1"],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "HOME": str(home), "TERM": "xterm", "COLUMNS": "100"},
+        preexec_fn=lambda: _own_terminal(theirs),
+    )
     os.close(theirs)
     screen = Screen(terminal)
     try:
         screen.expect("/help")
+        yield screen, chat
+    finally:
+        chat.kill()
+        chat.wait()
+        os.close(terminal)
+
+
+def _own_terminal(terminal: int) -> None:
+    """So that Ctrl-C typed there is a signal here."""
+    os.setsid()
+    fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+
+
+def test_chat_streams_undoes_saves_and_leaves(builtin: Stack, tmp_path: Path) -> None:
+    saved = tmp_path / "talk.json"
+    with chatting(builtin, tmp_path) as (screen, chat):
         for typed, shown in [
             ("Hello!", "How can I help you today?"),
             ("/undo", "forgotten"),
@@ -166,12 +190,22 @@ def test_chat_streams_undoes_saves_and_leaves(builtin: Stack, tmp_path: Path) ->
             screen.expect(shown)
         screen.type("/exit")
         assert chat.wait(timeout=10) == 0
-    finally:
-        chat.kill()
-        chat.wait()
-        os.close(terminal)
     assert "2 + 2" in saved.read_text()
     assert "Hello" not in saved.read_text()
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_chat(scripted: Stack, tmp_path: Path) -> None:
+    with chatting(scripted, tmp_path) as (screen, chat):
+        screen.type("never ends")
+        screen.expect(" t")
+        eventually("running", scripted.running)
+
+        screen.interrupt()
+
+        screen.expect("stopped")
+        eventually("its slot is free", lambda: scripted.running() == 0)
+        screen.type("/exit")
+        assert chat.wait(timeout=10) == 0
 
 
 def test_the_readmes_client_runs_as_it_stands(builtin: Stack) -> None:
@@ -200,6 +234,9 @@ class Screen:
     def type(self, text: str) -> None:
         self._seen = ""
         os.write(self._terminal, text.encode() + b"\r")
+
+    def interrupt(self) -> None:
+        os.write(self._terminal, b"\x03")
 
     def expect(self, text: str, seconds: float = 30) -> None:
         deadline = time.monotonic() + seconds

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaCo
 from shared.errors import InvalidRequest, SettingsError
 from shared.settings import load_settings
 from workers.engine.base import Engine
+from workers.engine.kv_cache import KVCache
 from workers.engine.loader import load_torch_engine
 from workers.engine.sampler import choose, uniform
 from workers.models import BUILTIN, load_engine, parse_spec
@@ -128,6 +129,24 @@ def test_slots_are_given_back(model: tuple[Any, Engine, str]) -> None:
 
     for _ in range(3):
         generate(engine, [sequence(prompt) for prompt in prompts(8)], 3)
+
+
+def test_a_device_short_of_memory_gets_fewer_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    whole = KVCache._like
+
+    def scarce(cache: KVCache, sample: torch.Tensor) -> torch.Tensor:
+        made.append(cache._slots)
+        if cache._slots > 5:
+            raise torch.OutOfMemoryError("no room")
+        return whole(cache, sample)
+
+    monkeypatch.setattr(KVCache, "_like", scarce)
+
+    _, engine = load_engine(parse_spec("builtin"), load_settings(sequences_max=16))
+
+    assert (engine.kind, engine.limits.sequences_max) == ("batched", 4)
+    assert made[:2] == [16, 8]
 
 
 def test_draws_follow_the_distribution_and_its_limits() -> None:

@@ -3,6 +3,7 @@ computes what the model's own code computes, and take the stepwise path where it
 
 import logging
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -109,6 +110,22 @@ def _defaults(model: Any) -> Defaults:
 
 
 def _engine(model: Any, tokenizer: Tokenizer, limits: Limits, defaults: Defaults) -> Engine:
+    """With as many slots, at most `limits.sequences_max`, as the device has memory for."""
+    own = model.config._attn_implementation
+    try:
+        return _checked(model, tokenizer, limits, defaults)
+    except torch.OutOfMemoryError:
+        fewer = replace(limits, sequences_max=limits.sequences_max // 2)
+    model.set_attn_implementation(own)
+    if not fewer.sequences_max:
+        raise SettingsError("PENSTOCK_CONTEXT_LENGTH: the device has no memory for one sequence of that length")
+    torch.cuda.empty_cache()
+    log.warning("not enough memory for the key-value cache", extra={"sequences_max": fewer.sequences_max})
+    return _engine(model, tokenizer, fewer, defaults)
+
+
+def _checked(model: Any, tokenizer: Tokenizer, limits: Limits, defaults: Defaults) -> Engine:
+    """Batched if the batch computes what the model's own code computes, else stepwise."""
     own = model.config._attn_implementation
     ids = [1 + (7 * i + 3) % (model.config.get_text_config().vocab_size - 1) for i in range(12)]
     try:
@@ -120,6 +137,8 @@ def _engine(model: Any, tokenizer: Tokenizer, limits: Limits, defaults: Defaults
         if difference < 0.05 * expected.std().item():
             return batched
         reason = f"logits differ by {difference:.3g}"
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # whatever a model's code makes of a replaced attention, it still runs stepwise
         reason = f"{type(error).__name__}: {error}"
     log.warning("this model cannot be batched; it runs stepwise", extra={"reason": reason})

@@ -1,0 +1,91 @@
+"""A model by hub id, from a stand-in of the hub on loopback that speaks the few routes which loading needs."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from workers.models import BUILTIN
+
+REPOSITORY = "penstock/tiny"
+COMMIT = "c" * 40
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Serves the built-in model's folder as `penstock/tiny` at one commit."""
+
+    asked: list[str]
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def _answer(self, *, body: bool) -> None:
+        path = unquote(self.path.partition("?")[0])
+        type(self).asked.append(path)
+        prefix = f"/{REPOSITORY}/resolve/"
+        if path.startswith(f"/api/models/{REPOSITORY}"):
+            files = [_listed(file) for file in BUILTIN.iterdir()]
+            info = {"id": REPOSITORY, "sha": COMMIT, "siblings": files, "tags": [], "private": False}
+            self._send(json.dumps(files if "/tree/" in path else info).encode(), body=body)
+        elif path.startswith(prefix) and (file := BUILTIN / path.rsplit("/", 1)[1]).is_file():
+            self._send(file.read_bytes(), body=body)
+        else:
+            self.send_response(404)
+            self.send_header("x-error-code", "EntryNotFound")
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+    def _send(self, data: bytes, *, body: bool) -> None:
+        self.send_response(200)
+        self.send_header("x-repo-commit", COMMIT)
+        self.send_header("etag", f'"{hashlib.sha256(data).hexdigest()}"')
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def _listed(file: Path) -> dict[str, object]:
+    name = file.name
+    return {"rfilename": name, "path": name, "type": "file", "size": file.stat().st_size, "oid": "0" * 40}
+
+
+@pytest.fixture
+def hub() -> Iterator[str]:
+    Hub.asked = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_hub_id_is_downloaded_and_answers(hub: str, tmp_path: Path) -> None:
+    script = f"""
+from shared.settings import load_settings
+from tools.tiny_model.evaluate import answers
+from workers.models import load_engine, parse_spec
+info, engine = load_engine(parse_spec("{REPOSITORY}"), load_settings())
+print(info.name, engine.kind, answers(engine, ["What is 2 + 2?"]))
+"""
+    environment = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
+
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"{REPOSITORY} batched ['2 + 2 = 4.']"
+    assert any(path.endswith("/model.safetensors") for path in Hub.asked)
