@@ -38,14 +38,25 @@ class Admission:
         n = body.n or 1
         if n > self._settings.choices_max:
             raise InvalidRequest(f"'n' is at most {self._settings.choices_max} here.", param="n")
+        max_tokens = body.max_completion_tokens or body.max_tokens
+        if max_tokens is not None and (body.min_tokens or 0) > max_tokens:
+            raise InvalidRequest(f"'min_tokens' is more than the {max_tokens} tokens asked for.", param="min_tokens")
         stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
         return Sampling(
             seed=secrets.randbits(63) if body.seed is None else body.seed,
             temperature=body.temperature,
             top_p=body.top_p,
             top_k=None if body.top_k is None else max(body.top_k, 0),
-            max_tokens=body.max_completion_tokens or body.max_tokens,
+            min_p=body.min_p,
+            repetition_penalty=body.repetition_penalty,
+            presence_penalty=body.presence_penalty or 0,
+            frequency_penalty=body.frequency_penalty or 0,
+            logit_bias=tuple((int(token), bias) for token, bias in (body.logit_bias or {}).items()),
+            max_tokens=max_tokens,
+            min_tokens=body.min_tokens or 0,
+            ignore_eos=bool(body.ignore_eos),
             stop=tuple(stop),
+            stop_token_ids=tuple(body.stop_token_ids or ()),
             n=n,
         )
 

@@ -22,7 +22,7 @@ import httpx
 
 from cli.embedded_redis import EmbeddedRedis, free_port
 from workers.engine.base import Limits
-from workers.engine.scripted import ScriptedEngine
+from workers.engine.scripted import VOCABULARY, ScriptedEngine
 from workers.scheduler import Scheduler
 from workers.sequence import Choosing, Sequence
 
@@ -52,7 +52,9 @@ class Result:
 
 def direct_first_ms(cell: Cell) -> float:
     """Median time to the first token of the engine alone, all streams at once."""
-    limits = Limits(sequences_max=cell.streams, batch_tokens_max=100_000, context_length=1_000_000)
+    limits = Limits(
+        sequences_max=cell.streams, batch_tokens_max=100_000, context_length=1_000_000, vocabulary=VOCABULARY
+    )
     engine = ScriptedEngine(limits=limits, step_ms=cell.step_ms, tokens=1_000_000)
     scheduler = Scheduler(sequences_max=cell.streams, batch_tokens_max=100_000)
     began = time.perf_counter()

@@ -39,7 +39,9 @@ def decode_job(data: bytes) -> Job:
         if version != VERSION:
             raise DecodeError(f"the job was written in format {version}, this version reads {VERSION}")
         sampling = fields.pop("sampling")
-        sampling["stop"] = tuple(sampling["stop"])
+        for name in ("stop", "stop_token_ids"):
+            sampling[name] = tuple(sampling[name])
+        sampling["logit_bias"] = tuple((token, bias) for token, bias in sampling["logit_bias"])
         kind = Kind(fields.pop("kind"))
         return Job(kind=kind, sampling=Sampling(**sampling), **fields)
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:

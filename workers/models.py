@@ -10,7 +10,7 @@ from shared.errors import SettingsError
 from shared.job import ModelInfo
 from shared.settings import Settings
 from workers.engine.base import Engine, Limits
-from workers.engine.scripted import ScriptedEngine
+from workers.engine.scripted import VOCABULARY, ScriptedEngine
 
 BUILTIN = Path(__file__).parent / "models" / "penstock-tiny"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
@@ -56,6 +56,7 @@ def _engine(spec: ModelSpec, settings: Settings) -> Engine:
             sequences_max=settings.sequences_max,
             batch_tokens_max=settings.batch_tokens_max,
             context_length=settings.context_length or 1_000_000,
+            vocabulary=VOCABULARY,
         )
         return ScriptedEngine(limits=limits, step_ms=settings.scripted_step_ms, tokens=settings.scripted_tokens)
     from workers.engine.loader import load_torch_engine  # the optional heavy part: the scripted engine needs no torch

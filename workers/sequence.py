@@ -6,12 +6,26 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choosing:
-    """How this sequence chooses tokens, with every default filled in. Temperature 0 is greedy; top_k 0 is off."""
+    """How this sequence chooses tokens, with every default filled in. Temperature 0 is greedy; top_k 0 is off.
+
+    `banned` token ids cannot be chosen for the first `min_tokens` tokens.
+    """
 
     seed: int
     temperature: float
     top_p: float
     top_k: int
+    min_p: float = 0
+    repetition_penalty: float = 1
+    presence_penalty: float = 0
+    frequency_penalty: float = 0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
+    banned: frozenset[int] = frozenset()
+
+    @property
+    def penalises(self) -> bool:
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
 @dataclass(slots=True, eq=False, kw_only=True)

@@ -1,11 +1,16 @@
 """One delivery in work: its sequences, their text so far, and the number of its next event. Pure decisions."""
 
-from shared.errors import ContextLengthExceeded
+from typing import TypeVar
+
+from shared.errors import ContextLengthExceeded, InvalidRequest
 from shared.events import Completed, Delta, Event, Finished, FinishReason, Outcome, Started, Usage
+from shared.job import Sampling
 from shared.queue import Delivery
 from workers.engine.base import Defaults, Engine
 from workers.sequence import Choosing, Sequence
 from workers.transcript import Transcript
+
+Number = TypeVar("Number", int, float)
 
 
 class Turn:
@@ -18,10 +23,14 @@ class Turn:
         sampling = delivery.job.sampling
         prompt = engine.tokenizer.encode_chat(delivery.job.request["messages"])
         tokens_max = budget(len(prompt), sampling.max_tokens, engine.limits.context_length)
-        choosing = _choosing(delivery, engine.defaults)
+        _require_known(sampling, engine.limits.vocabulary)
+        ends = frozenset(sampling.stop_token_ids)
+        if not sampling.ignore_eos:
+            ends |= engine.tokenizer.ends
+        choosing = _choosing(sampling, engine.defaults, ends)
         self._prompt_tokens = len(prompt)
         self._transcripts = [
-            Transcript(engine.tokenizer.decode, ends=engine.tokenizer.ends, stop=sampling.stop, tokens_max=tokens_max)
+            Transcript(engine.tokenizer.decode, ends=ends, stop=sampling.stop, tokens_max=tokens_max)
             for _ in range(sampling.n)
         ]
         self.sequences = [
@@ -90,11 +99,32 @@ def budget(prompt_tokens: int, max_tokens: int | None, context_length: int) -> i
     return max_tokens
 
 
-def _choosing(delivery: Delivery, defaults: Defaults) -> Choosing:
-    asked = delivery.job.sampling
+def _choosing(sampling: Sampling, defaults: Defaults, ends: frozenset[int]) -> Choosing:
+    """What was asked for, and the model's own choice where nothing was."""
     return Choosing(
-        seed=asked.seed,
-        temperature=defaults.temperature if asked.temperature is None else asked.temperature,
-        top_p=defaults.top_p if asked.top_p is None else asked.top_p,
-        top_k=defaults.top_k if asked.top_k is None else asked.top_k,
+        seed=sampling.seed,
+        temperature=_or(sampling.temperature, defaults.temperature),
+        top_p=_or(sampling.top_p, defaults.top_p),
+        top_k=_or(sampling.top_k, defaults.top_k),
+        min_p=_or(sampling.min_p, 0.0),
+        repetition_penalty=_or(sampling.repetition_penalty, defaults.repetition_penalty),
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        logit_bias=sampling.logit_bias,
+        min_tokens=sampling.min_tokens,
+        banned=ends,
     )
+
+
+def _or(asked: Number | None, default: Number) -> Number:
+    return default if asked is None else asked
+
+
+def _require_known(sampling: Sampling, vocabulary: int) -> None:
+    """Raise InvalidRequest for a token id that the model does not have."""
+    for param, ids in (
+        ("logit_bias", [id_ for id_, _ in sampling.logit_bias]),
+        ("stop_token_ids", sampling.stop_token_ids),
+    ):
+        if unknown := [id_ for id_ in ids if id_ >= vocabulary]:
+            raise InvalidRequest(f"'{param}' names token {unknown[0]}; this model has {vocabulary}.", param=param)

@@ -1,6 +1,6 @@
 """The body of `POST /v1/chat/completions`. What is not supported is refused by name, never dropped in silence."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -10,25 +10,17 @@ from shared.errors import InvalidRequest
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "chat_template_kwargs": ({},),
-    "frequency_penalty": (0,),
     "function_call": ("none",),
     "functions": ([],),
-    "ignore_eos": (False,),
-    "logit_bias": ({},),
     "logprobs": (False,),
     "metadata": ({},),
-    "min_p": (0,),
-    "min_tokens": (0,),
     "modalities": (["text"],),
     "parallel_tool_calls": (True, False),
     "prediction": (),
-    "presence_penalty": (0,),
     "reasoning_effort": ("none",),
-    "repetition_penalty": (1,),
     "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "skip_special_tokens": (True,),
-    "stop_token_ids": ([],),
     "store": (False,),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
@@ -37,6 +29,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
 }
 STOPS_MAX = 16
+BIASES_MAX = 1024
 
 
 class _Strict(BaseModel):
@@ -81,9 +74,17 @@ class ChatCompletionRequest(_Strict):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=BIASES_MAX)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
+    min_tokens: int | None = Field(None, ge=0)
+    ignore_eos: bool | None = None
     stop: str | list[str] | None = None
+    stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = Field(None, max_length=STOPS_MAX)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     n: int | None = Field(None, ge=1)
     # These identify the caller; they cannot change an answer.
@@ -108,6 +109,13 @@ class ChatCompletionRequest(_Strict):
         if len(listed) > STOPS_MAX or any(not 0 < len(text) <= 1000 for text in listed):
             raise ValueError(f"at most {STOPS_MAX} strings of 1 to 1000 characters")
         return listed or None
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _token_ids(cls, bias: dict[str, float] | None) -> dict[str, float] | None:
+        if any(not token.isascii() or not token.isdigit() for token in bias or ()):
+            raise ValueError("its keys are token ids")
+        return bias
 
     @model_validator(mode="after")
     def _stream_options_need_a_stream(self) -> "ChatCompletionRequest":

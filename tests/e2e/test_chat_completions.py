@@ -181,8 +181,14 @@ def test_frames_are_openais(scripted: Stack) -> None:
         ({"logprobs": True}, "logprobs"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
-        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5"),
+        ({"logit_bias": {"five": 1}}, "logit_bias"),
+        ({"logit_bias": {"50000": 1}}, "logit_bias"),
+        ({"stop_token_ids": [50_000]}, "stop_token_ids"),
+        ({"presence_penalty": 2.5}, "presence_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"min_p": 2}, "min_p"),
+        ({"min_tokens": 9, "max_tokens": 8}, "min_tokens"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"frobnicate": 1}, "frobnicate"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages.content"),
@@ -196,6 +202,24 @@ def test_a_bad_or_unsupported_parameter_is_named(scripted: Stack, change: dict[s
     assert error["param"] == param
     assert error["type"] == "invalid_request_error"
     assert param.split(".")[0] in error["message"]
+
+
+def test_penalties_biases_and_lengths_change_the_answer(builtin: Stack) -> None:
+    def answer(content: str = "Count to 9.", **options: Any) -> Any:
+        body = {"model": BUILTIN, "messages": ask(content), "temperature": 0, **options}
+        return builtin.post(body).json()["choices"][0]
+
+    plain = answer()
+
+    assert plain["finish_reason"] == "stop"
+    assert answer(presence_penalty=0, repetition_penalty=1, min_p=0) == plain
+    for option in ({"frequency_penalty": 2}, {"presence_penalty": 2}, {"repetition_penalty": 5}):
+        story = STORY[0]["content"]
+        assert answer(story, **option)["message"] != answer(story)["message"]
+    longer = answer(min_tokens=60, max_tokens=60)
+    assert longer["finish_reason"] == "length"
+    assert longer["message"]["content"].startswith(plain["message"]["content"])
+    assert answer(ignore_eos=True, max_tokens=60)["finish_reason"] == "length"
 
 
 def test_neutral_values_of_unsupported_parameters_are_accepted(scripted: Stack) -> None:

@@ -164,6 +164,26 @@ def test_draws_follow_the_distribution_and_its_limits() -> None:
     assert counts(temperature=0)[0] == 1
 
 
+def test_penalties_biases_bans_and_min_p() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.5, -1.0]])
+
+    def best(prompt: list[int], output: list[int], **how: Any) -> int:
+        choosing = Choosing(**{"seed": 0, "temperature": 0.0, "top_p": 1.0, "top_k": 0} | how)
+        return choose(logits, [sequence(prompt, choosing, output=output)])[0]
+
+    assert best([], [0]) == 0
+    assert best([], [0], presence_penalty=1.5) == 1
+    assert best([0], [], presence_penalty=1.5) == 0
+    assert best([], [0, 0, 1], frequency_penalty=0.8) == 2
+    assert best([0], [], repetition_penalty=3) == 1
+    assert best([], [], logit_bias=((3, 9.0),)) == 3
+    assert best([], [], logit_bias=((0, -100.0),)) == 1
+    assert best([], [1], min_tokens=2, banned=frozenset({0})) == 1
+    assert best([], [1, 1], min_tokens=2, banned=frozenset({0})) == 0
+    drawn = {best([], [n], temperature=5.0, min_p=0.9, seed=n) for n in range(50)}
+    assert drawn == {0}
+
+
 def test_random_numbers_depend_on_seed_choice_and_position_alone() -> None:
     numbers = {uniform(seed, choice, position) for seed in range(-5, 5) for choice in range(5) for position in range(5)}
 

@@ -15,7 +15,7 @@ from workers.turn import Turn
 
 
 def engine(context_length: int = 1000, tokens: int = 6) -> ScriptedEngine:
-    limits = Limits(sequences_max=8, batch_tokens_max=64, context_length=context_length)
+    limits = Limits(sequences_max=8, batch_tokens_max=64, context_length=context_length, vocabulary=50_000)
     return ScriptedEngine(limits=limits, step_ms=0, tokens=tokens)
 
 

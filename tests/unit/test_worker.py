@@ -43,7 +43,7 @@ async def _announce() -> None:
 
 
 def make_worker(queue: MemoryQueue, name: str = "w", *, step_ms: float = 0, **settings: Any) -> Worker:
-    limits = Limits(sequences_max=4, batch_tokens_max=64, context_length=1000)
+    limits = Limits(sequences_max=4, batch_tokens_max=64, context_length=1000, vocabulary=50_000)
     engine = ScriptedEngine(limits=limits, step_ms=step_ms, tokens=20)
     given = {"heartbeat_ms": 100, "idle_wait_ms": 10, "drain_s": 5} | settings
     return Worker(

@@ -10,11 +10,13 @@ from workers.sequence import Sequence
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """`context_length`: prompt plus answer, in tokens. `sequences_max`: how many fit into a batch."""
+    """`context_length`: prompt plus answer, in tokens. `sequences_max`: how many fit into a batch. `vocabulary`: token
+    ids are below it."""
 
     sequences_max: int
     batch_tokens_max: int
     context_length: int
+    vocabulary: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +26,7 @@ class Defaults:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    repetition_penalty: float = 1.0
 
 
 class Tokenizer(Protocol):

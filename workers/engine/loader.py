@@ -94,7 +94,10 @@ def _limits(config: Any, settings: Settings) -> Limits:
     if context > own:
         raise SettingsError(f"PENSTOCK_CONTEXT_LENGTH: {context} is more than the model's {own}")
     return Limits(
-        sequences_max=settings.sequences_max, batch_tokens_max=settings.batch_tokens_max, context_length=context
+        sequences_max=settings.sequences_max,
+        batch_tokens_max=settings.batch_tokens_max,
+        context_length=context,
+        vocabulary=config.vocab_size,
     )
 
 
@@ -106,6 +109,7 @@ def _defaults(model: Any) -> Defaults:
         temperature=1.0 if config.temperature is None else config.temperature,
         top_p=1.0 if config.top_p is None else config.top_p,
         top_k=config.top_k or 0,
+        repetition_penalty=config.repetition_penalty or 1.0,
     )
 
 
