@@ -13,6 +13,7 @@ from shared.settings import load_settings
 from workers.engine.base import Engine
 from workers.engine.kv_cache import KVCache
 from workers.engine.loader import load_torch_engine
+from workers.engine.packed import pack, unpack
 from workers.engine.sampler import choose, uniform
 from workers.models import BUILTIN, load_engine, parse_spec
 from workers.scheduler import Scheduler
@@ -147,6 +148,21 @@ def test_a_device_short_of_memory_gets_fewer_slots(monkeypatch: pytest.MonkeyPat
 
     assert (engine.kind, engine.limits.sequences_max) == ("batched", 4)
     assert made[:2] == [16, 8]
+
+
+def test_packed_weights_compute_the_same_and_can_be_taken_back() -> None:
+    torch.manual_seed(3)
+    model = torch.nn.Sequential(torch.nn.Linear(32, 48), torch.nn.ReLU(), torch.nn.Linear(48, 8, bias=False))
+    x = torch.randn(5, 32)
+    with torch.inference_mode():
+        plain = model(x)
+
+        replaced = pack(model, rows=4)
+
+        assert len(replaced) == 2
+        assert torch.allclose(model(x), plain, atol=1e-5)
+        unpack(replaced)
+        assert torch.equal(model(x), plain)
 
 
 def test_draws_follow_the_distribution_and_its_limits() -> None:

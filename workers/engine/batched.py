@@ -20,7 +20,7 @@ class BatchedEngine:
         self.limits = limits
         self.defaults = defaults
         self.tokenizer = tokenizer
-        self._model = model
+        self.model = model
         self._device = model.device
         self._cache = KVCache(slots=limits.sequences_max, length=limits.context_length)
 
@@ -39,7 +39,7 @@ class BatchedEngine:
             positions += range(row.start, row.start + row.count)
             if row.samples:
                 last.append(len(ids) - 1)
-        out = self._model(
+        out = self.model(
             input_ids=torch.tensor([ids], device=self._device),
             position_ids=torch.tensor([positions], device=self._device),
             use_cache=False,

@@ -15,12 +15,14 @@ from workers.engine import attention
 from workers.engine.base import Defaults, Engine, Limits, Tokenizer
 from workers.engine.batched import BatchedEngine
 from workers.engine.chat_tokenizer import ChatTokenizer
+from workers.engine.packed import can_pack, pack, unpack
 from workers.engine.stepwise import StepwiseEngine
 from workers.scheduler import Scheduler
 from workers.sequence import Choosing, Sequence
 
 log = logging.getLogger(__name__)
 CONTEXT_DEFAULT = 4096
+TOLERANCE = 0.05  # of the logits' standard deviation: half precision rounds, a wrong mask does not hide
 GREEDY = Choosing(seed=0, temperature=0, top_p=1, top_k=0)
 
 
@@ -129,25 +131,38 @@ def _engine(model: Any, tokenizer: Tokenizer, limits: Limits, defaults: Defaults
 
 
 def _checked(model: Any, tokenizer: Tokenizer, limits: Limits, defaults: Defaults) -> Engine:
-    """Batched if the batch computes what the model's own code computes, else stepwise."""
+    """Batched if the batch computes what the model's own code computes, else stepwise; with packed weights likewise."""
     own = model.config._attn_implementation
-    ids = [1 + (7 * i + 3) % (model.config.get_text_config().vocab_size - 1) for i in range(12)]
+    expected = _own_logits(model, _probe(model))
+    attention.register()
+    model.set_attn_implementation(attention.NAME)
+    batched = BatchedEngine(model, tokenizer, limits=limits, defaults=defaults)
+    if reason := _differs(batched, expected):
+        log.warning("this model cannot be batched; it runs stepwise", extra={"reason": reason})
+        model.set_attn_implementation(own)
+        return StepwiseEngine(model, tokenizer, limits=limits, defaults=defaults)
+    if can_pack(model):
+        replaced = pack(model, rows=limits.sequences_max)
+        if reason := _differs(batched, expected):
+            log.warning("weights stay as loaded", extra={"reason": reason})
+            unpack(replaced)
+    return batched
+
+
+def _differs(engine: BatchedEngine, expected: torch.Tensor) -> str:
+    """Why the engine's logits are not the expected ones; empty when they are."""
     try:
-        expected = _own_logits(model, ids)
-        attention.register()
-        model.set_attn_implementation(attention.NAME)
-        batched = BatchedEngine(model, tokenizer, limits=limits, defaults=defaults)
-        difference = (_batched_logits(batched, ids) - expected).abs().max().item()
-        if difference < 0.05 * expected.std().item():
-            return batched
-        reason = f"logits differ by {difference:.3g}"
+        difference = (_batched_logits(engine, _probe(engine.model)) - expected).abs().max().item()
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # whatever a model's code makes of a replaced attention, it still runs stepwise
-        reason = f"{type(error).__name__}: {error}"
-    log.warning("this model cannot be batched; it runs stepwise", extra={"reason": reason})
-    model.set_attn_implementation(own)
-    return StepwiseEngine(model, tokenizer, limits=limits, defaults=defaults)
+    except Exception as error:  # whatever a model's own code makes of replaced parts, it still runs without them
+        return f"{type(error).__name__}: {error}"
+    return "" if difference < TOLERANCE * expected.std().item() else f"logits differ by {difference:.3g}"
+
+
+def _probe(model: Any) -> list[int]:
+    """A dozen token ids of any vocabulary."""
+    return [1 + (7 * i + 3) % (model.config.get_text_config().vocab_size - 1) for i in range(12)]
 
 
 @torch.inference_mode()

@@ -1,0 +1,125 @@
+"""Output tokens per CPU second of the torch engine, against transformers' own ways to serve the same requests.
+`python -m bench.engine --size 25m`
+
+All run in this process on the same random Llama and the same prompts, greedy, to a fixed length; rounds alternate.
+"""
+
+import random
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import click
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from workers.engine import attention
+from workers.engine.base import Defaults, Limits
+from workers.engine.batched import BatchedEngine
+from workers.engine.packed import pack
+from workers.engine.scripted import ScriptedTokenizer
+from workers.scheduler import Scheduler
+from workers.sequence import Choosing, Sequence
+
+SIZES = {
+    "25m": {"vocab_size": 4096, "hidden_size": 512, "num_hidden_layers": 6, "intermediate_size": 1536},
+    "250m": {"vocab_size": 8192, "hidden_size": 1024, "num_hidden_layers": 14, "intermediate_size": 4096},
+}
+HEADS = {"25m": 8, "250m": 16}
+GREEDY = Choosing(seed=0, temperature=0, top_p=1, top_k=0)
+Way = Callable[[], int]
+
+
+def make_model(size: str) -> Any:
+    torch.manual_seed(1)
+    config = LlamaConfig(**SIZES[size], num_attention_heads=HEADS[size], max_position_embeddings=1024)
+    return LlamaForCausalLM(config).eval()
+
+
+def make_prompts(count: int, vocabulary: int) -> list[list[int]]:
+    rng = random.Random(1)
+    return [[rng.randrange(4, vocabulary) for _ in range(rng.randint(16, 112))] for _ in range(count)]
+
+
+def per_request(model: Any, prompts: list[list[int]], tokens: int) -> int:
+    for prompt in prompts:
+        _generate(model, [prompt], tokens)
+    return len(prompts) * tokens
+
+
+def static_batch(model: Any, prompts: list[list[int]], tokens: int) -> int:
+    _generate(model, prompts, tokens)
+    return len(prompts) * tokens
+
+
+def _generate(model: Any, prompts: list[list[int]], tokens: int) -> None:
+    """Left-padded, as transformers wants it."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    fixed = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
+    with torch.inference_mode():
+        model.generate(ids, attention_mask=mask, eos_token_id=None, **fixed)
+
+
+def continuous(engine: BatchedEngine, prompts: list[list[int]], tokens: int) -> int:
+    scheduler = Scheduler(sequences_max=engine.limits.sequences_max, batch_tokens_max=512)
+    for index, prompt in enumerate(prompts):
+        scheduler.add(Sequence(job_id=str(index), choice=0, prompt=prompt, choosing=GREEDY))
+    made = 0
+    while scheduler.busy:
+        batch = scheduler.next_batch()
+        for sequence, _ in scheduler.apply(batch, engine.step(batch)):
+            made += 1
+            if len(sequence.output) == tokens:
+                scheduler.drop(sequence)
+                engine.free(sequence)
+    return made
+
+
+def make_engine(size: str, sequences: int, *, packed: bool) -> BatchedEngine:
+    model = make_model(size)
+    if packed:
+        pack(model, rows=sequences)
+    attention.register()
+    model.set_attn_implementation(attention.NAME)
+    limits = Limits(sequences_max=sequences, batch_tokens_max=512, context_length=512, vocabulary=10**6)
+    return BatchedEngine(model, ScriptedTokenizer(), limits=limits, defaults=Defaults())
+
+
+def tokens_per_cpu_s(way: Way) -> float:
+    began = time.process_time()
+    made = way()
+    return made / (time.process_time() - began)
+
+
+@click.command()
+@click.option("--size", type=click.Choice(list(SIZES)), default="25m", show_default=True)
+@click.option("--requests", default=32, show_default=True)
+@click.option("--tokens", default=64, show_default=True)
+@click.option("--rounds", default=3, show_default=True)
+def main(size: str, requests: int, tokens: int, rounds: int) -> None:
+    """Measure and print the table."""
+    model = make_model(size)
+    prompts = make_prompts(requests, SIZES[size]["vocab_size"])
+    plain, packed = (make_engine(size, requests, packed=each) for each in (False, True))
+    ways: dict[str, Way] = {
+        "`generate`, one request after another": lambda: per_request(model, prompts, tokens),
+        "`generate`, one padded batch": lambda: static_batch(model, prompts, tokens),
+        "Penstock, weights as loaded": lambda: continuous(plain, prompts, tokens),
+        "Penstock": lambda: continuous(packed, prompts, tokens),
+    }
+    figures: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            figures[name].append(tokens_per_cpu_s(way))
+    base = statistics.median(figures["`generate`, one request after another"])
+    print(f"| {size}, {requests} requests of {tokens} tokens | tokens per CPU second | ratio |\n|---|---|---|")
+    for name, values in figures.items():
+        middle = statistics.median(values)
+        print(f"| {name} | {middle:.0f} [{min(values):.0f}-{max(values):.0f}] | {middle / base:.1f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Linear layers with weights laid out once for oneDNN, which otherwise reorders them at every call on a CPU."""
+
+import os
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class PackedLinear(nn.Module):
+    """Computes what the layer it was made from computes. float32 on the CPU only."""
+
+    def __init__(self, linear: nn.Linear, *, rows: int) -> None:
+        """`rows`: how many rows a step usually has; any number works."""
+        super().__init__()
+        self.in_features = linear.in_features
+        self.out_features = linear.out_features
+        self.bias = linear.bias
+        weight = linear.weight.detach().contiguous()
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+        return out
+
+
+Replaced = list[tuple[nn.Module, str, nn.Linear]]
+
+
+def can_pack(model: Any) -> bool:
+    """On a CPU with oneDNN, where there is room for a second copy until the first is freed."""
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+    return (
+        model.device.type == "cpu"
+        and model.dtype is torch.float32
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        and weights < available
+    )
+
+
+def pack(model: nn.Module, *, rows: int) -> Replaced:
+    """Replace every plain linear layer of the model, in place; return what `unpack` needs to undo that."""
+    replaced: Replaced = []
+    for name, child in list(model.named_children()):
+        if type(child) is nn.Linear:
+            setattr(model, name, PackedLinear(child, rows=rows))
+            replaced.append((model, name, child))
+        else:
+            replaced += pack(child, rows=rows)
+    return replaced
+
+
+def unpack(replaced: Replaced) -> None:
+    for parent, name, linear in replaced:
+        setattr(parent, name, linear)
