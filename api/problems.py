@@ -27,7 +27,6 @@ STATUS = {
     "job_lost": 500,
     "internal_error": 500,
     "redis_unavailable": 503,
-    "shutting_down": 503,
 }
 TYPES = {404: "invalid_request_error", 408: "timeout_error", 429: "rate_limit_error"}
 
@@ -73,8 +72,6 @@ def problem_of(error: errors.PenstockError) -> Problem:
         case errors.QueueUnavailable():
             message = "The queue cannot be reached just now; nothing was accepted."
             return Problem(code="redis_unavailable", message=message, headers={"retry-after": "1"})
-        case errors.ShuttingDown():
-            return Problem(code="shutting_down", message=str(error), headers={"retry-after": "1"})
         case _:
             return Problem(code="internal_error", message="Something went wrong here; the log knows more.")
 

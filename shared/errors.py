@@ -7,7 +7,6 @@
     ├── NotFound                 no such model, job or route
     ├── QueueFull                the model's queue has no room; says when to try again
     ├── QueueUnavailable         Redis does not answer, or refuses writes
-    ├── ShuttingDown             this process takes no new work
     ├── DecodeError              bytes from Redis are not what this version writes
     └── EngineError              the engine could not do its part of a job
 
@@ -52,10 +51,6 @@ class QueueFull(PenstockError):
 
 
 class QueueUnavailable(PenstockError):
-    pass
-
-
-class ShuttingDown(PenstockError):
     pass
 
 

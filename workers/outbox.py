@@ -22,19 +22,18 @@ class Outbox:
         self._loop = loop
         self._arrived = asyncio.Event()
         self._room = threading.Semaphore(steps_max)
-        self._steps: deque[list[Update]] = deque()
+        self._steps: deque[tuple[list[Update], bool]] = deque()  # and whether they take room
         self._closed = False
 
     def put(self, updates: list[Update]) -> None:
         """From the engine's thread; waits while `steps_max` steps are not yet taken."""
         self._room.acquire()
-        self._steps.append(updates)
+        self._steps.append((updates, True))
         self._loop.call_soon_threadsafe(self._arrived.set)
 
     def put_now(self, update: Update) -> None:
         """From the event loop, which must not wait; a turn's first events, so bounded by the turns."""
-        self._room.acquire(blocking=False)
-        self._steps.append([update])
+        self._steps.append(([update], False))
         self._arrived.set()
 
     def close(self) -> None:
@@ -49,7 +48,9 @@ class Outbox:
             await self._arrived.wait()
         merged: dict[Turn, list[Event]] = {}
         while self._steps:
-            for update in self._steps.popleft():
+            updates, takes_room = self._steps.popleft()
+            for update in updates:
                 merged.setdefault(update.turn, []).extend(update.events)
-            self._room.release()
+            if takes_room:
+                self._room.release()
         return [Update(turn, events) for turn, events in merged.items()]

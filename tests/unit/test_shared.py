@@ -119,7 +119,6 @@ def test_every_error_has_a_status() -> None:
         errors.NotFound("x"),
         errors.QueueFull("x", depth=1, retry_after_s=3),
         errors.QueueUnavailable("x"),
-        errors.ShuttingDown("x"),
         errors.DecodeError("x"),
         errors.EngineError("x"),
     ]
