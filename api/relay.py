@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from shared.errors import DecodeError, QueueUnavailable
-from shared.events import Cancelled, Event, Failed, Finished
+from shared.events import Cancelled, Event, Expired, Failed, Finished
 from shared.lifecycle import TERMINAL, State
 from shared.queue import JobChannel, JobQueue, Page
 from shared.telemetry import ApiMetrics
@@ -18,6 +18,7 @@ from shared.telemetry import ApiMetrics
 log = logging.getLogger(__name__)
 RETRY_S = 0.2
 CANCELS_MAX = 10_000
+EXPIRY_GRACE_S = 2.0  # for a worker to expire the job itself
 
 
 class JobStream:
@@ -27,12 +28,20 @@ class JobStream:
         self.job_id = job_id
         self.next_seq = 0
         self.heard_at = now
-        self.accepted = False
+        self.expires_at: float | None = None  # set when the job is enqueued
         self.ended = False
         self.behind = False
         self._buffer_max = buffer_max
         self._pending: list[Event] = []
         self._arrived = asyncio.Event()
+
+    @property
+    def accepted(self) -> bool:
+        return self.expires_at is not None
+
+    def overdue(self, now: float) -> bool:
+        """Enqueued, never started, and its queue deadline has passed: no worker runs that would say so."""
+        return self.expires_at is not None and self.next_seq == 0 and now > self.expires_at
 
     def hear(self, events: Sequence[Event], now: float) -> None:
         """Keep what is next; note a gap or an overflow, to be filled from the log."""
@@ -117,6 +126,10 @@ class Relay:
             if stream.accepted and not stream.ended:
                 self._abandon(job_id)
 
+    def accept(self, stream: JobStream, *, patience_ms: int) -> None:
+        """The job is enqueued, or may be: from now on its log counts, and leaving the stream cancels it."""
+        stream.expires_at = self._now() + patience_ms / 1000 + EXPIRY_GRACE_S
+
     async def take(self, stream: JobStream) -> list[Event]:
         """The next events, at least one; everything that is there, so that a busy stream needs fewer writes."""
         while True:
@@ -144,10 +157,17 @@ class Relay:
         """Pub/sub loses messages without a sign, so every silent stream is compared with its log."""
         while True:
             await asyncio.sleep(self._silence_s / 2)
+            self._expire()
             limit = self._now() - self._silence_s
             silent = [s for s in self._streams.values() if s.accepted and not s.ended and s.heard_at < limit]
             if silent:
                 await self._refill(silent)
+
+    def _expire(self) -> None:
+        now = self._now()
+        for stream in [stream for stream in self._streams.values() if stream.overdue(now)]:
+            stream.hear([Finished(seq=0, outcome=Expired())], now)
+            self._abandon(stream.job_id)
 
     async def _refill(self, streams: list[JobStream]) -> None:
         try:

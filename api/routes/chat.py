@@ -46,9 +46,9 @@ async def _enqueue(house: House, job: Job, stream: JobStream) -> None:
     try:
         await house.queue.enqueue(job, subscriber=house.relay.name, jobs_max=house.settings.queue_jobs_max)
     except QueueUnavailable:
-        stream.accepted = True  # the answer may be lost, not the job: leaving the stream cancels it
+        house.relay.accept(stream, patience_ms=job.patience_ms)  # perhaps only the answer is lost, not the job
         raise
-    stream.accepted = True
+    house.relay.accept(stream, patience_ms=job.patience_ms)
 
 
 async def _early(house: House, stream: JobStream) -> list[Event]:

@@ -247,6 +247,18 @@ def test_a_poison_job_fails_at_the_third_lost_lease_and_is_told(tmp_path: Path, 
         assert failed
 
 
+def test_without_any_worker_a_job_expires_by_its_queue_deadline(tmp_path: Path, own_redis: EmbeddedRedis) -> None:
+    with running_stack(tmp_path, own_redis, "scripted", queue_deadline_s=0.5, first_event_ms=5000) as stack:
+        stack.workers.pop().stop()
+
+        for stream in (True, False):
+            response = stack.post({"model": "scripted", "messages": ask("x"), "stream": stream})
+
+            assert response.status_code == 408
+            assert response.json()["error"]["code"] == "deadline_exceeded"
+        eventually("nothing waits", lambda: stack.redis.llen("rq:queue:scripted") == 0)
+
+
 def test_jobs_wait_for_a_worker_and_move_to_whoever_has_room(tmp_path: Path, own_redis: EmbeddedRedis) -> None:
     with running_stack(tmp_path, own_redis, "scripted", sequences_max=2, **LONG) as stack:
         stack.workers.pop().stop()

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 
 from api.relay import JobStream, Relay
-from shared.events import Cancelled, Event, Failed, Finished
+from shared.events import Cancelled, Event, Expired, Failed, Finished
 from shared.lifecycle import State
 from shared.memory import MemoryQueue
 from shared.queue import Page
@@ -98,11 +98,25 @@ async def test_a_silent_stream_is_filled_from_its_log(house: tuple[Relay, Memory
     job = make_job()
     with relay.open(job.id) as opened:
         await queue.enqueue(job, subscriber="", jobs_max=1)  # nobody publishes to us
-        opened.accepted = True
+        relay.accept(opened, patience_ms=60_000)
         (delivery,) = await queue.claim("m", worker="w", limit=1)
         await queue.append([write(delivery, *EVENTS[:4])])
 
         assert await asyncio.wait_for(relay.take(opened), 3) == EVENTS[:4]
+
+
+async def test_a_job_that_no_worker_ever_takes_expires(house: tuple[Relay, MemoryQueue]) -> None:
+    relay, queue = house
+    job = make_job()
+    with relay.open(job.id) as opened:
+        await queue.enqueue(job, subscriber="api", jobs_max=1)
+        relay.accept(opened, patience_ms=-2000)
+
+        assert await asyncio.wait_for(relay.take(opened), 3) == [Finished(seq=0, outcome=Expired())]
+    await relay.close()
+
+    (found,) = await queue.read([(job.id, 0)])
+    assert found.state is State.CANCELED
 
 
 async def test_leaving_early_cancels_and_leaving_at_the_end_does_not(house: tuple[Relay, MemoryQueue]) -> None:
@@ -111,7 +125,7 @@ async def test_leaving_early_cancels_and_leaving_at_the_end_does_not(house: tupl
     for job in (left, ended):
         with relay.open(job.id) as opened:
             await queue.enqueue(job, subscriber="api", jobs_max=9)
-            opened.accepted = True
+            relay.accept(opened, patience_ms=60_000)
             (delivery,) = await queue.claim("m", worker="w", limit=1)
             if job is ended:
                 await queue.settle(write(delivery, *EVENTS), worker="w")
