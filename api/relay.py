@@ -13,6 +13,7 @@ from shared.errors import DecodeError, QueueUnavailable
 from shared.events import Cancelled, Event, Expired, Failed, Finished
 from shared.lifecycle import TERMINAL, State
 from shared.queue import JobChannel, JobQueue, Page
+from shared.tasks import end
 from shared.telemetry import ApiMetrics
 
 log = logging.getLogger(__name__)
@@ -109,8 +110,7 @@ class Relay:
             await asyncio.wait_for(self._cancels.join(), 2)
         except TimeoutError:
             log.warning("jobs of lost clients were not all cancelled")
-        for task in self._tasks:
-            task.cancel()
+        await end(self._tasks)
 
     @contextmanager
     def open(self, job_id: str) -> Iterator[JobStream]:

@@ -14,6 +14,7 @@ from shared.events import Expired, Failed, Finished, Outcome
 from shared.job import ModelInfo
 from shared.queue import Delivery, JobChannel, JobQueue, Write
 from shared.settings import Settings
+from shared.tasks import end
 from shared.telemetry import WorkerMetrics
 from workers.engine.base import Engine
 from workers.outbox import Outbox, Update
@@ -77,8 +78,7 @@ class Worker:
             await asyncio.wait(intakes)
             await self._drain()
             await self._release(outlet)
-            for task in forever:
-                task.cancel()
+            await end(forever)
 
     def stop(self) -> None:
         """Begin to stop; called again, drain no longer."""

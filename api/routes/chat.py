@@ -18,6 +18,7 @@ from api.sse import EventStream, StreamBroken, error_frame
 from shared.errors import QueueUnavailable
 from shared.events import Completed, Delta, Event, Finished, Started, Usage
 from shared.job import Job
+from shared.tasks import end
 
 router = APIRouter()
 CLIENT_LEFT = 499  # nobody reads it; the access counts do
@@ -113,8 +114,7 @@ async def _until_left(request: Request, work: Coroutine[Any, Any, dict[str, Any]
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
         return working.result() if working.done() else None
     finally:
-        working.cancel()
-        leaving.cancel()
+        await end((working, leaving))
 
 
 async def _left(request: Request) -> None:

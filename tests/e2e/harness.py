@@ -58,7 +58,7 @@ class Process:
         try:
             return self.popen.wait(timeout=20)
         finally:
-            self.popen.kill()
+            self.kill()
 
 
 class Stack:
