@@ -15,11 +15,13 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from workers.engine import attention
-from workers.engine.base import Defaults, Limits
+from workers.engine.base import Defaults
 from workers.engine.batched import BatchedEngine
+from workers.engine.kv_cache import KVCache
 from workers.engine.packed import pack
 from workers.engine.scripted import ScriptedTokenizer
-from workers.scheduler import Scheduler
+from workers.limits import Limits
+from workers.offline import run
 from workers.sequence import Choosing, Sequence
 
 SIZES = {
@@ -64,18 +66,9 @@ def _generate(model: Any, prompts: list[list[int]], tokens: int) -> None:
 
 
 def continuous(engine: BatchedEngine, prompts: list[list[int]], tokens: int) -> int:
-    scheduler = Scheduler(sequences_max=engine.limits.sequences_max, batch_tokens_max=512)
-    for index, prompt in enumerate(prompts):
-        scheduler.add(Sequence(job_id=str(index), choice=0, prompt=prompt, choosing=GREEDY))
-    made = 0
-    while scheduler.busy:
-        batch = scheduler.next_batch()
-        for sequence, _ in scheduler.apply(batch, engine.step(batch)):
-            made += 1
-            if len(sequence.output) == tokens:
-                scheduler.drop(sequence)
-                engine.free(sequence)
-    return made
+    sequences = [Sequence(job_id="", choice=0, prompt=prompt, choosing=GREEDY) for prompt in prompts]
+    run(engine, sequences, lambda sequence, _: len(sequence.output) == tokens)
+    return len(prompts) * tokens
 
 
 def make_engine(size: str, sequences: int, *, packed: bool) -> BatchedEngine:
@@ -84,8 +77,11 @@ def make_engine(size: str, sequences: int, *, packed: bool) -> BatchedEngine:
         pack(model, rows=sequences)
     attention.register()
     model.set_attn_implementation(attention.NAME)
-    limits = Limits(sequences_max=sequences, batch_tokens_max=512, context_length=512, vocabulary=10**6)
-    return BatchedEngine(model, ScriptedTokenizer(), limits=limits, defaults=Defaults())
+    limits = Limits(
+        sequences_max=sequences, batch_tokens_max=512, context_length=512, vocabulary=10**6, prefix_cache=False
+    )
+    cache = KVCache(blocks=limits.blocks)
+    return BatchedEngine(model, ScriptedTokenizer(), limits=limits, defaults=Defaults(), cache=cache)
 
 
 def tokens_per_cpu_s(way: Way) -> float:

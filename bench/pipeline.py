@@ -21,8 +21,8 @@ import click
 import httpx
 
 from cli.embedded_redis import EmbeddedRedis, free_port
-from workers.engine.base import Limits
 from workers.engine.scripted import VOCABULARY, ScriptedEngine
+from workers.limits import Limits
 from workers.scheduler import Scheduler
 from workers.sequence import Choosing, Sequence
 
@@ -56,7 +56,7 @@ def direct_first_ms(cell: Cell) -> float:
         sequences_max=cell.streams, batch_tokens_max=100_000, context_length=1_000_000, vocabulary=VOCABULARY
     )
     engine = ScriptedEngine(limits=limits, step_ms=cell.step_ms, tokens=1_000_000)
-    scheduler = Scheduler(sequences_max=cell.streams, batch_tokens_max=100_000)
+    scheduler = Scheduler(limits)
     began = time.perf_counter()
     for index in range(cell.streams):
         prompt = engine.tokenizer.encode_chat(MESSAGES)

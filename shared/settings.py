@@ -38,8 +38,11 @@ class Settings(BaseSettings):
     cors_origins: str = Field("*", description="comma-separated origins that browsers may call from; empty for none")
 
     sequences_max: int = Field(32, ge=1, description="sequences in one batch")
-    batch_tokens_max: int = Field(512, ge=1, description="prompt tokens computed in one step beside the decoding")
-    context_length: int = Field(0, ge=0, description="longest prompt plus answer; 0 takes the model's own, up to 4096")
+    batch_tokens_max: int = Field(512, ge=1, description="tokens computed in one step, decoding and prompts together")
+    kv_cache_gib: float = Field(0, ge=0, description="memory for keys and values; 0 takes part of what is free")
+    prefix_cache: bool = Field(True, description="share what prompts that begin alike have in common")
+    deterministic: bool = Field(False, description="same tokens bit for bit alone, batched and resumed; slower prompts")
+    context_length: int = Field(0, ge=0, description="longest prompt plus answer; 0 takes the model's own")
     outbox_steps_max: int = Field(
         256, ge=1, description="engine steps not yet written to Redis before the engine waits"
     )

@@ -9,10 +9,12 @@ from pathlib import Path
 from shared.errors import SettingsError
 from shared.job import ModelInfo
 from shared.settings import Settings
-from workers.engine.base import Engine, Limits
+from workers.engine.base import Engine
 from workers.engine.scripted import VOCABULARY, ScriptedEngine
+from workers.limits import Limits
 
 BUILTIN = Path(__file__).parent / "models" / "penstock-tiny"
+SCRIPTED_CONTEXT = 1_000_000
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 
 
@@ -55,8 +57,9 @@ def _engine(spec: ModelSpec, settings: Settings) -> Engine:
         limits = Limits(
             sequences_max=settings.sequences_max,
             batch_tokens_max=settings.batch_tokens_max,
-            context_length=settings.context_length or 1_000_000,
+            context_length=settings.context_length or SCRIPTED_CONTEXT,
             vocabulary=VOCABULARY,
+            prefix_cache=settings.prefix_cache,
         )
         return ScriptedEngine(limits=limits, step_ms=settings.scripted_step_ms, tokens=settings.scripted_tokens)
     from workers.engine.loader import load_torch_engine  # the optional heavy part: the scripted engine needs no torch

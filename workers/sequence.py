@@ -1,5 +1,6 @@
 """One choice of one job, as the engine sees it: known tokens, and how many of them are computed."""
 
+from array import array
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
@@ -30,15 +31,23 @@ class Choosing:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Sequence:
-    """`computed` counts the leading tokens whose keys and values the engine holds. Prefill and decode are one case:
-    the computed tokens catch up with the known ones."""
+    """`computed` counts the leading tokens whose keys and values lie in `blocks`, in order. Prefill and decode are one
+    case: the computed tokens catch up with the known ones.
+
+    `salt`: sequences share computed blocks only where their salts are equal; `digests` name its full blocks.
+    `cached`: how many tokens were shared when it first ran.
+    """
 
     job_id: str
     choice: int
     prompt: Seq[int]
     choosing: Choosing
     output: list[int] = field(default_factory=list)
+    salt: bytes = b""
     computed: int = 0
+    cached: int | None = None
+    blocks: "array[int]" = field(default_factory=lambda: array("i"))
+    digests: list[bytes] = field(default_factory=list)
 
     @property
     def length(self) -> int:

@@ -24,9 +24,7 @@ class Stepper:
     def __init__(self, model: str, engine: Engine, outbox: Outbox, metrics: WorkerMetrics) -> None:
         self._engine = engine
         self._outbox = outbox
-        self._scheduler = Scheduler(
-            sequences_max=engine.limits.sequences_max, batch_tokens_max=engine.limits.batch_tokens_max
-        )
+        self._scheduler = Scheduler(engine.limits)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._owners: dict[Sequence, Turn] = {}
         self._stopping = False
@@ -78,6 +76,8 @@ class Stepper:
 
     def _step(self) -> None:
         batch = self._scheduler.next_batch()
+        for sequence in batch.preempted:
+            self._engine.free(sequence)
         self._step_began = time.monotonic()
         try:
             tokens = self._engine.step(batch)

@@ -1,13 +1,25 @@
 """Who computes what: decode rows first, prompts in chunks under a budget, newcomers at the next step."""
 
-from workers.scheduler import Scheduler
+import random
+from typing import Any
+
+import pytest
+
+from workers.limits import BLOCK_SIZE, Limits, blocks_for
+from workers.scheduler import Batch, Scheduler
 from workers.sequence import Choosing, Sequence
 
 GREEDY = Choosing(seed=0, temperature=0, top_p=1, top_k=0)
 
 
-def sequence(prompt: int, output: int = 0) -> Sequence:
-    return Sequence(job_id="j", choice=0, prompt=list(range(prompt)), choosing=GREEDY, output=list(range(output)))
+def make(**given: Any) -> Scheduler:
+    return Scheduler(Limits(**{"context_length": 1000, "vocabulary": 100, "batch_tokens_max": 100} | given))
+
+
+def sequence(prompt: int, output: int = 0, *, first: int = 0, salt: bytes = b"") -> Sequence:
+    """Of numbers that count up from `first`."""
+    ids = list(range(first, first + prompt))
+    return Sequence(job_id="j", choice=0, prompt=ids, choosing=GREEDY, output=list(range(output)), salt=salt)
 
 
 def run(scheduler: Scheduler) -> list[tuple[int, int]]:
@@ -18,18 +30,18 @@ def run(scheduler: Scheduler) -> list[tuple[int, int]]:
 
 
 def test_a_long_prompt_is_computed_in_chunks_while_others_decode() -> None:
-    scheduler = Scheduler(sequences_max=4, batch_tokens_max=10)
+    scheduler = make(sequences_max=4, batch_tokens_max=10)
     scheduler.add(sequence(4))
     run(scheduler)
     scheduler.add(sequence(25))
 
     steps = [run(scheduler) for _ in range(4)]
 
-    assert steps == [[(4, 1), (0, 10)], [(5, 1), (10, 10)], [(6, 1), (20, 5)], [(7, 1), (25, 1)]]
+    assert steps == [[(4, 1), (0, 9)], [(5, 1), (9, 9)], [(6, 1), (18, 7)], [(7, 1), (25, 1)]]
 
 
 def test_a_newcomer_joins_at_the_next_step_and_the_batch_is_bounded() -> None:
-    scheduler = Scheduler(sequences_max=2, batch_tokens_max=100)
+    scheduler = make(sequences_max=2, batch_tokens_max=100)
     first, second, third = sequence(3), sequence(3), sequence(3)
     for added in (first, second, third):
         scheduler.add(added)
@@ -42,7 +54,7 @@ def test_a_newcomer_joins_at_the_next_step_and_the_batch_is_bounded() -> None:
 
 
 def test_only_a_row_that_reaches_the_end_is_sampled() -> None:
-    scheduler = Scheduler(sequences_max=2, batch_tokens_max=5)
+    scheduler = make(sequences_max=2, batch_tokens_max=5)
     added = sequence(8)
     scheduler.add(added)
 
@@ -55,7 +67,7 @@ def test_only_a_row_that_reaches_the_end_is_sampled() -> None:
 
 
 def test_logged_output_is_prefilled_like_a_prompt_on_resume() -> None:
-    scheduler = Scheduler(sequences_max=1, batch_tokens_max=100)
+    scheduler = make(sequences_max=1, batch_tokens_max=100)
     resumed = sequence(3, output=4)
     scheduler.add(resumed)
 
@@ -66,7 +78,7 @@ def test_logged_output_is_prefilled_like_a_prompt_on_resume() -> None:
 
 
 def test_dropping_twice_or_a_stranger_is_no_error() -> None:
-    scheduler = Scheduler(sequences_max=1, batch_tokens_max=100)
+    scheduler = make(sequences_max=1, batch_tokens_max=100)
     added = sequence(3)
     scheduler.add(added)
     scheduler.drop(added)
@@ -75,3 +87,191 @@ def test_dropping_twice_or_a_stranger_is_no_error() -> None:
     scheduler.drop(sequence(1))
 
     assert not scheduler.busy
+
+
+def started(batch: Batch) -> dict[Sequence, int]:
+    return {row.sequence: row.start for row in batch.rows}
+
+
+def step(scheduler: Scheduler) -> Batch:
+    batch = scheduler.next_batch()
+    scheduler.apply(batch, [9] * len(batch.sampling))
+    return batch
+
+
+def test_a_prompt_that_begins_like_an_earlier_one_starts_behind_what_they_share() -> None:
+    scheduler = make(sequences_max=4)
+    first = sequence(40)
+    scheduler.add(first)
+    step(scheduler)
+    scheduler.drop(first)
+    second, other = sequence(50), sequence(50, first=1)
+    scheduler.add(second)
+    scheduler.add(other)
+
+    assert started(step(scheduler)) == {second: 32, other: 0}
+    assert (first.cached, second.cached, other.cached) == (0, 32, 0)
+
+
+def test_a_prompt_known_to_its_end_still_computes_its_last_token() -> None:
+    scheduler = make(sequences_max=4)
+    scheduler.add(sequence(32))
+    step(scheduler)
+    again = sequence(32)
+    scheduler.add(again)
+
+    assert started(step(scheduler))[again] == 16
+
+
+def test_an_answer_is_shared_with_the_next_turn_of_its_conversation() -> None:
+    scheduler = make(sequences_max=1)
+    first = sequence(10)
+    scheduler.add(first)
+    for _ in range(30):
+        step(scheduler)
+    scheduler.drop(first)
+    second = Sequence(job_id="k", choice=0, prompt=[*first.prompt, *first.output, 1, 2], choosing=GREEDY)
+    scheduler.add(second)
+
+    assert started(step(scheduler)) == {second: 32}
+
+
+def test_tenants_share_nothing() -> None:
+    scheduler = make(sequences_max=4)
+    scheduler.add(sequence(40, salt=b"a"))
+    step(scheduler)
+    second = sequence(40, salt=b"b")
+    scheduler.add(second)
+
+    assert started(step(scheduler))[second] == 0
+
+
+def test_equal_prompts_that_arrive_together_are_computed_once() -> None:
+    scheduler = make(sequences_max=4, batch_tokens_max=20)
+    first, second, other = sequence(40), sequence(41), sequence(5, first=50)
+    for each in (first, second, other):
+        scheduler.add(each)
+
+    rows = [started(step(scheduler)) for _ in range(4)]
+
+    assert rows[0] == {first: 0}
+    assert rows[1] == {first: 20}
+    assert other in rows[2]
+    assert rows[2][second] == 32
+
+
+@pytest.mark.parametrize("how", ["drop", "preempt"])
+def test_who_awaits_blocks_of_one_that_ends_computes_them_itself(how: str) -> None:
+    scheduler = make(sequences_max=2, batch_tokens_max=20)
+    first, second = sequence(60), sequence(60)
+    scheduler.add(first)
+    scheduler.add(second)
+    step(scheduler)
+
+    getattr(scheduler, how)(first)
+
+    batches = [step(scheduler) for _ in range(8)]
+    assert second in started(batches[-1])
+    assert second.output
+
+
+def test_without_the_prefix_cache_nothing_is_shared() -> None:
+    scheduler = make(sequences_max=2, prefix_cache=False)
+    first, second = sequence(40), sequence(40)
+    scheduler.add(first)
+    scheduler.add(second)
+
+    assert started(step(scheduler)) == {first: 0, second: 0}
+
+
+def test_a_sequence_waits_until_there_are_blocks_for_it_and_later_ones_do_not_pass() -> None:
+    scheduler = make(sequences_max=4, blocks=6, context_length=96)
+    running, large, small = sequence(50), sequence(50, first=1), sequence(3, first=2)
+    for each in (running, large, small):
+        scheduler.add(each)
+
+    assert set(started(step(scheduler))) == {running}
+    assert scheduler.waiting == 2
+    scheduler.drop(running)
+    assert set(started(step(scheduler))) == {large, small}
+
+
+def test_the_latest_arrival_makes_room_and_loses_nothing() -> None:
+    scheduler = make(sequences_max=4, blocks=8, context_length=128, prefix_cache=False)
+    first, second = sequence(40), sequence(40, first=1)
+    scheduler.add(first)
+    scheduler.add(second)
+    preempted: list[Sequence] = []
+    while len(first.output) < 60:
+        batch = step(scheduler)
+        assert first in started(batch)
+        preempted += batch.preempted
+    assert preempted == [second]
+    said = list(second.output)
+    assert (second.computed, len(second.blocks)) == (0, 0)
+
+    scheduler.drop(first)
+    [row] = step(scheduler).rows
+
+    assert (row.sequence, row.start, row.count) == (second, 0, 40 + len(said))
+    assert second.output == [*said, 9]
+
+
+def test_what_is_cached_is_forgotten_least_recently_used_and_last_blocks_first() -> None:
+    scheduler = make(sequences_max=1, blocks=8, context_length=128)
+
+    def play(each: Sequence) -> int | None:
+        scheduler.add(each)
+        step(scheduler)
+        scheduler.drop(each)
+        return each.cached
+
+    for first in (0, 100, 200, 0):
+        play(sequence(33, first=first))  # 3 blocks, of which 2 are kept
+
+    assert play(sequence(33, first=0)) == 32
+    assert play(sequence(33, first=300)) == 0  # for which the end of 100 had to go
+    assert play(sequence(33, first=100)) == 16
+    assert play(sequence(33, first=0)) == 32
+
+
+def test_no_block_is_lost_and_none_is_given_twice_whatever_comes() -> None:
+    """10,000 random sequences of few beginnings, through a pool that is always too small."""
+    rng = random.Random(7)
+    scheduler = make(sequences_max=8, blocks=40, context_length=400, batch_tokens_max=64)
+    alive: list[Sequence] = []
+    made = 0
+    while made < 10_000 or alive:
+        while made < 10_000 and len(alive) < 20:
+            shared = list(range(rng.choice((0, 30, 64)), 130))
+            made += 1
+            alive.append(
+                Sequence(
+                    job_id=str(made),
+                    choice=0,
+                    prompt=[*shared[: rng.randint(1, 130)], *(rng.randrange(9) for _ in range(rng.randint(1, 30)))],
+                    choosing=GREEDY,
+                    salt=rng.choice((b"", b"x")),
+                )
+            )
+            scheduler.add(alive[-1])
+        batch = scheduler.next_batch()
+        assert batch.rows or batch.preempted
+        owners: dict[int, list[tuple[int, ...]]] = {}
+        for row in batch.rows:
+            each = row.sequence
+            assert len(each.blocks) >= blocks_for(row.start + row.count)
+            written = each.blocks[row.start // BLOCK_SIZE : blocks_for(row.start + row.count)]
+            for block in written:
+                owners.setdefault(block, []).append((id(each),))
+        assert all(len(users) == 1 for users in owners.values()), "two sequences write into one block"
+        scheduler.apply(batch, [rng.randrange(9) for _ in batch.sampling])
+        for each in list(alive):
+            if each.length >= 300 or rng.random() < 0.05:
+                scheduler.drop(each)
+                alive.remove(each)
+
+    assert scheduler.blocks_used == 0
+    assert not scheduler.busy
+    assert not scheduler._computing
+    assert not scheduler._awaiting

@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config
 
 from shared.errors import InvalidRequest, SettingsError
 from shared.settings import load_settings
 from workers.engine.base import Engine
-from workers.engine.kv_cache import KVCache
-from workers.engine.loader import load_torch_engine
+from workers.engine.memory import memory_available
 from workers.engine.packed import pack, unpack
 from workers.engine.sampler import choose, uniform
+from workers.engine.trial import fitted
+from workers.limits import BLOCK_SIZE, Limits
 from workers.models import BUILTIN, load_engine, parse_spec
-from workers.scheduler import Scheduler
+from workers.offline import run
 from workers.sequence import Choosing, Sequence
 
 GREEDY = Choosing(seed=0, temperature=0, top_p=1, top_k=0)
@@ -32,32 +32,6 @@ SMALL: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-CONFIGS: dict[str, tuple[Any, str]] = {
-    "llama": (LlamaConfig(**SMALL), "batched"),
-    "qwen2": (Qwen2Config(**SMALL), "batched"),
-    "mistral with a sliding window": (MistralConfig(**SMALL, sliding_window=16), "batched"),
-    "gpt2": (
-        GPT2Config(vocab_size=300, n_embd=64, n_layer=2, n_head=4, n_positions=256, bos_token_id=1, eos_token_id=2),
-        "batched",
-    ),
-    "gemma2, whose scores are capped": (Gemma2Config(**SMALL, head_dim=16, attn_logit_softcapping=0.02), "stepwise"),
-}
-
-
-@pytest.fixture(scope="module", params=CONFIGS, ids=list(CONFIGS))
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Engine, str]:
-    """A random model, saved and loaded as any other one, and the engine that it should get."""
-    config, kind = CONFIGS[request.param]
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(5)
-    reference = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    for parameter in reference.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.3)  # so that logits are far apart
-    reference.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        (folder / name).write_bytes((BUILTIN / name).read_bytes())
-    return reference, load_torch_engine(str(folder), load_settings(sequences_max=8, batch_tokens_max=24)), kind
 
 
 def prompts(count: int = 6) -> list[list[int]]:
@@ -66,15 +40,7 @@ def prompts(count: int = 6) -> list[list[int]]:
 
 
 def generate(engine: Engine, sequences: list[Sequence], tokens: int) -> list[list[int]]:
-    scheduler = Scheduler(sequences_max=engine.limits.sequences_max, batch_tokens_max=engine.limits.batch_tokens_max)
-    for sequence in sequences:
-        scheduler.add(sequence)
-    while scheduler.busy:
-        batch = scheduler.next_batch()
-        for sequence, _ in scheduler.apply(batch, engine.step(batch)):
-            if len(sequence.output) == tokens:
-                scheduler.drop(sequence)
-                engine.free(sequence)
+    run(engine, sequences, lambda sequence, _: len(sequence.output) == tokens)
     return [sequence.output for sequence in sequences]
 
 
@@ -99,55 +65,15 @@ def expected(reference: Any, prompt: list[int], tokens: int) -> list[int]:
     return new
 
 
-def test_it_takes_the_engine_that_computes_right(model: tuple[Any, Engine, str]) -> None:
-    _, engine, kind = model
+def test_the_cache_takes_what_memory_there_is_and_no_more() -> None:
+    limits = Limits(sequences_max=8, batch_tokens_max=64, context_length=1000, vocabulary=9)
 
-    assert engine.kind == kind
-
-
-def test_greedy_tokens_equal_transformers_alone_and_batched(model: tuple[Any, Engine, str]) -> None:
-    reference, engine, _ = model
-    wanted = [expected(reference, prompt, 24) for prompt in prompts()]
-
-    assert generate(engine, [sequence(prompt) for prompt in prompts()], 24) == wanted
-    assert [generate(engine, [sequence(prompt)], 24)[0] for prompt in prompts()] == wanted
-
-
-def test_a_seeded_draw_is_the_same_alone_batched_and_resumed(model: tuple[Any, Engine, str]) -> None:
-    _, engine, _ = model
-    choosing = [Choosing(seed=n, temperature=0.9, top_p=0.9, top_k=50) for n in range(6)]
-    pairs = list(zip(prompts(), choosing, strict=True))
-
-    batched = generate(engine, [sequence(prompt, how) for prompt, how in pairs], 16)
-
-    assert [generate(engine, [sequence(prompt, how)], 16)[0] for prompt, how in pairs] == batched
-    resumed = [sequence(prompt, how, output=done[:7]) for (prompt, how), done in zip(pairs, batched, strict=True)]
-    assert generate(engine, resumed, 16) == batched
-
-
-def test_slots_are_given_back(model: tuple[Any, Engine, str]) -> None:
-    _, engine, _ = model
-
-    for _ in range(3):
-        generate(engine, [sequence(prompt) for prompt in prompts(8)], 3)
-
-
-def test_a_device_short_of_memory_gets_fewer_slots(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[int] = []
-    whole = KVCache._like
-
-    def scarce(cache: KVCache, sample: torch.Tensor) -> torch.Tensor:
-        made.append(cache._slots)
-        if cache._slots > 5:
-            raise torch.OutOfMemoryError("no room")
-        return whole(cache, sample)
-
-    monkeypatch.setattr(KVCache, "_like", scarce)
-
-    _, engine = load_engine(parse_spec("builtin"), load_settings(sequences_max=16))
-
-    assert (engine.kind, engine.limits.sequences_max) == ("batched", 4)
-    assert made[:2] == [16, 8]
+    assert fitted(limits, 1000, 10**9) == limits
+    assert fitted(limits, 1000, 100_000).blocks == 100
+    small = fitted(limits, 1000, 10_000)
+    assert (small.blocks, small.context_length) == (10, 10 * BLOCK_SIZE)
+    with pytest.raises(SettingsError, match="KV_CACHE_GIB"):
+        fitted(limits, 1000, 999)
 
 
 def test_packed_weights_compute_the_same_and_can_be_taken_back() -> None:
@@ -237,3 +163,13 @@ def test_a_template_that_refuses_is_the_clients_error() -> None:
 
     with pytest.raises(InvalidRequest, match="no such role"):
         engine.tokenizer.encode_chat([{"role": "user", "content": "x"}])
+
+
+def test_a_containers_memory_limit_counts(tmp_path: Path) -> None:
+    free = memory_available(tmp_path)
+    assert free > 0
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("1000\n")
+    assert memory_available(tmp_path) > 10**6
+    (tmp_path / "memory.max").write_text("5000\n")
+    assert memory_available(tmp_path) == 4000

@@ -8,9 +8,10 @@ from shared.errors import ContextLengthExceeded
 from shared.events import Completed, Delta, Event, Finished, Started
 from shared.queue import Delivery
 from tests.factories import make_job
-from workers.engine.base import Limits
 from workers.engine.scripted import ScriptedEngine
-from workers.scheduler import Scheduler
+from workers.limits import Limits
+from workers.offline import run
+from workers.sequence import Sequence
 from workers.turn import Turn
 
 
@@ -26,16 +27,13 @@ def deliver(log: list[Event], **sampling: Any) -> Delivery:
 
 def play(turn: Turn, using: ScriptedEngine) -> list[Event]:
     """All events of a turn, without any worker."""
-    scheduler = Scheduler(sequences_max=8, batch_tokens_max=64)
     events = turn.opening()
-    for sequence in turn.unfinished:
-        scheduler.add(sequence)
-    while scheduler.busy:
-        batch = scheduler.next_batch()
-        for sequence, token in scheduler.apply(batch, using.step(batch)):
-            events += turn.advance(sequence, token)
-            if sequence not in turn.unfinished:
-                scheduler.drop(sequence)
+
+    def ended(sequence: Sequence, token: int) -> bool:
+        events.extend(turn.advance(sequence, token))
+        return sequence not in turn.unfinished
+
+    run(using, turn.unfinished, ended)
     return events
 
 

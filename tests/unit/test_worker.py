@@ -14,8 +14,8 @@ from shared.memory import MemoryQueue
 from shared.settings import load_settings
 from shared.telemetry import WorkerMetrics
 from tests.factories import make_job
-from workers.engine.base import Limits
 from workers.engine.scripted import ScriptedEngine
+from workers.limits import Limits
 from workers.worker import Worker
 
 INFO = ModelInfo(name="m", engine="scripted", context_length=1000, created_s=0)

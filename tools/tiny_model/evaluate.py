@@ -8,7 +8,7 @@ from shared.settings import load_settings
 from tools.tiny_model.dialogues import TOPICS, Pair
 from workers.engine.base import Engine
 from workers.models import load_engine, parse_spec
-from workers.scheduler import Scheduler
+from workers.offline import run
 from workers.sequence import Choosing, Sequence
 from workers.transcript import Transcript
 
@@ -18,7 +18,6 @@ FREE = ("story", "unknown")  # many right answers: the end, or the refusal, is w
 
 def answers(engine: Engine, questions: list[str]) -> list[str]:
     """Greedy, all in one batch."""
-    scheduler = Scheduler(sequences_max=engine.limits.sequences_max, batch_tokens_max=512)
     greedy = Choosing(seed=0, temperature=0, top_p=1, top_k=0)
     tokenizer = engine.tokenizer
     texts: dict[Sequence, str] = {}
@@ -28,15 +27,13 @@ def answers(engine: Engine, questions: list[str]) -> list[str]:
         sequence = Sequence(job_id=question, choice=0, prompt=prompt, choosing=greedy)
         texts[sequence] = ""
         transcripts[sequence] = Transcript(tokenizer.decode, ends=tokenizer.ends, stop=(), tokens_max=400)
-        scheduler.add(sequence)
-    while scheduler.busy:
-        batch = scheduler.next_batch()
-        for sequence, token in scheduler.apply(batch, engine.step(batch)):
-            text, reason = transcripts[sequence].push(token)
-            texts[sequence] += text
-            if reason:
-                scheduler.drop(sequence)
-                engine.free(sequence)
+
+    def ended(sequence: Sequence, token: int) -> bool:
+        text, reason = transcripts[sequence].push(token)
+        texts[sequence] += text
+        return reason is not None
+
+    run(engine, transcripts, ended)
     return list(texts.values())
 
 

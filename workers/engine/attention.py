@@ -1,60 +1,18 @@
-"""Attention over a batch of sequences packed into one row, each against its own slot of the cache.
+"""Attention over a batch of sequences packed into one row, each against its own blocks of the cache.
 
 Registered with transformers as `penstock`; the model's own code calls it, once a layer, with the step as an argument.
-Decoding rows come first and are computed together; every prefill chunk is computed by itself.
+Which kernel reads the blocks depends on the device.
 """
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from workers.engine.kv_cache import KVCache
+from workers.engine.packing import Chunk, Reader, Scoring, Step
 
 NAME = "penstock"
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Rows `begin` to `end` of the packed step are prompt tokens for `slot`, from position `start` on."""
-
-    begin: int
-    end: int
-    slot: int
-    start: int
-
-
-@dataclass(slots=True, kw_only=True)
-class Step:
-    """`slots` and `positions`: int64 [decoding rows]. `span` slots from 0 on hold all of them; `length` tokens of
-    each slot are looked at."""
-
-    cache: KVCache
-    slots: torch.Tensor
-    positions: torch.Tensor
-    span: int
-    length: int
-    chunks: list[Chunk]
-    _masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
-
-    def decode_mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-        """Additive mask [span, 1, 1, length]; slots that do not decode see position 0, to keep them finite."""
-        if window not in self._masks:
-            position = torch.zeros(self.span, dtype=torch.long, device=self.slots.device)
-            position[self.slots] = self.positions
-            self._masks[window] = visible(position.unsqueeze(1), self.length, window, dtype).unsqueeze(1)
-        return self._masks[window]
-
-
-def visible(positions: torch.Tensor, length: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-    """Additive mask [.., length]: 0 for each token at or before the position (and within the window), else -inf."""
-    seen = torch.arange(length, device=positions.device)
-    hidden = seen > positions.unsqueeze(-1)
-    if window is not None:
-        hidden = hidden | (seen <= positions.unsqueeze(-1) - window)
-    return torch.zeros(hidden.shape, dtype=dtype, device=positions.device).masked_fill_(hidden, float("-inf"))
 
 
 def attend(
@@ -66,66 +24,100 @@ def attend(
     *,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     penstock_step: Step,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """`query`: [1, heads, rows, size], `key` and `value`: [1, kv heads, rows, size]; returns [1, rows, heads, size]."""
+    """`query`: [1, heads, tokens, size], `key` and `value`: [1, kv heads, tokens, size]; returns
+    [1, tokens, heads, value size]."""
     step = penstock_step
     keys, values = step.cache.layer(module.layer_idx, key, value)
+    keys[step.blocks, step.offsets] = key[0].transpose(0, 1)
+    values[step.blocks, step.offsets] = value[0].transpose(0, 1)
+    scoring = Scoring(scaling or query.shape[-1] ** -0.5, sliding_window, softcap, s_aux)
     parts = []
-    if decoding := len(step.slots):
-        keys[step.slots, :, step.positions] = key[0, :, :decoding].transpose(0, 1)
-        values[step.slots, :, step.positions] = value[0, :, :decoding].transpose(0, 1)
-        parts.append(_decode(step, query[0, :, :decoding], keys, values, scaling, sliding_window))
-    for chunk in step.chunks:
-        rows = slice(chunk.begin, chunk.end)
-        end = chunk.start + chunk.end - chunk.begin
-        keys[chunk.slot, :, chunk.start : end] = key[0, :, rows]
-        values[chunk.slot, :, chunk.start : end] = value[0, :, rows]
-        parts.append(_prefill(chunk, query[:, :, rows], keys, values, scaling, sliding_window))
+    if singles := step.singles:
+        parts.append(_reader(query)(query[0, :, :singles].transpose(0, 1), keys, values, step, scoring))
+    if not step.alone:
+        parts += [_chunk(chunk, query, key, value, keys, values, step, scoring) for chunk in step.chunks]
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).unsqueeze(0), None
 
 
-def _decode(
-    step: Step,
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    scaling: float | None,
-    window: int | None,
-) -> torch.Tensor:
-    """All decoding rows in one call over slots 0 to `span`, read in place: gathering them would copy the cache."""
-    heads, rows, size = query.shape
-    groups = keys.shape[1]
-    laid = query.new_zeros(step.span, groups, heads // groups, size)
-    laid[step.slots] = query.transpose(0, 1).reshape(rows, groups, heads // groups, size)
-    mask = step.decode_mask(window, query.dtype).expand(step.span, groups, heads // groups, step.length)
-    seen_keys, seen_values = keys[: step.span, :, : step.length], values[: step.span, :, : step.length]
-    out = scaled_dot_product_attention(laid, seen_keys, seen_values, attn_mask=mask, scale=scaling)
-    return out[step.slots].reshape(rows, heads, -1)
+def _reader(query: torch.Tensor) -> Reader:
+    if query.device.type == "cpu" and query.dtype is torch.float32:
+        from workers.engine.paged_cpu import read  # numba compiles; a GPU worker need not wait for that
+
+        return read
+    return gather
 
 
-def _prefill(
+def gather(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: Step, scoring: Scoring) -> torch.Tensor:
+    """Any device and number type: the blocks of all sequences are copied together, padded to the longest."""
+    rows = query.shape[0]
+    length = int(step.positions[:rows].max()) + 1
+    tables = step.tables[step.owners[:rows], : -(-length // keys.shape[1])].long()
+    near_keys, near_values = (each[tables].flatten(1, 2)[:, :length].transpose(1, 2) for each in (keys, values))
+    mask = visible(step.positions[:rows, None], length, scoring.window, query.dtype).unsqueeze(1)
+    return _attention(query.unsqueeze(2), near_keys, near_values, mask, scoring).squeeze(2)
+
+
+def _chunk(
     chunk: Chunk,
     query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    scaling: float | None,
-    window: int | None,
+    step: Step,
+    scoring: Scoring,
 ) -> torch.Tensor:
+    """Part of a prompt. What its queries see is copied together once for all of them."""
+    rows = slice(chunk.begin, chunk.end)
     end = chunk.start + chunk.end - chunk.begin
-    seen_keys, seen_values = keys[chunk.slot, :, :end].unsqueeze(0), values[chunk.slot, :, :end].unsqueeze(0)
-    causal = chunk.start == 0 and window is None
+    if chunk.start == 0:
+        near_keys, near_values = key[:, :, rows], value[:, :, rows]
+    else:
+        blocks = step.tables[chunk.owner, : -(-end // keys.shape[1])].long()
+        near_keys, near_values = (
+            each[blocks].flatten(0, 1)[:end].transpose(0, 1).unsqueeze(0) for each in (keys, values)
+        )
     mask = None
-    if not causal:
-        positions = torch.arange(chunk.start, end, device=query.device)
-        mask = visible(positions, end, window, query.dtype)
-    out = scaled_dot_product_attention(
-        query, seen_keys, seen_values, attn_mask=mask, is_causal=causal, scale=scaling, enable_gqa=True
-    )
-    return out[0].transpose(0, 1)
+    if chunk.start or scoring.window or scoring.cap or scoring.sinks is not None:
+        mask = visible(step.positions[rows], end, scoring.window, query.dtype)
+    return _attention(query[:, :, rows], near_keys, near_values, mask, scoring)[0].transpose(0, 1)
+
+
+def _attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scoring: Scoring
+) -> torch.Tensor:
+    """[batch, heads, rows, size] against [batch, kv heads, tokens, size]; without a mask, causal from the start."""
+    if scoring.cap is None and scoring.sinks is None:
+        return scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, scale=scoring.scale, enable_gqa=True
+        )
+    assert mask is not None
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = (query @ key.transpose(2, 3)).float() * scoring.scale
+    if scoring.cap is not None:
+        scores = scoring.cap * torch.tanh(scores / scoring.cap)
+    scores = scores + mask
+    if scoring.sinks is not None:
+        sinks = scoring.sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        return torch.cat([scores, sinks], -1).softmax(-1)[..., :-1].to(value.dtype) @ value
+    return scores.softmax(-1).to(value.dtype) @ value
+
+
+def visible(positions: torch.Tensor, length: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+    """Additive mask [.., length]: 0 for each token at or before the position (and within the window), else -inf."""
+    seen = torch.arange(length, device=positions.device)
+    hidden = seen > positions.unsqueeze(-1)
+    if window is not None:
+        hidden = hidden | (seen <= positions.unsqueeze(-1) - window)
+    return torch.zeros(hidden.shape, dtype=dtype, device=positions.device).masked_fill_(hidden, float("-inf"))
 
 
 def register() -> None:
     AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, lambda *_, **__: None)  # the step carries its own masks
+    AttentionMaskInterface.register(NAME, lambda *_, **__: None)  # the step carries what a mask would

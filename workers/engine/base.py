@@ -4,19 +4,9 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from workers.limits import Limits
 from workers.scheduler import Batch
 from workers.sequence import Sequence
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """`context_length`: prompt plus answer, in tokens. `sequences_max`: how many fit into a batch. `vocabulary`: token
-    ids are below it."""
-
-    sequences_max: int
-    batch_tokens_max: int
-    context_length: int
-    vocabulary: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,4 +43,4 @@ class Engine(Protocol):
         """Compute the batch; return one token for each sampling row, in order. Blocks; called from one thread."""
 
     def free(self, sequence: Sequence) -> None:
-        """Give back what the sequence holds; one that holds nothing is no error."""
+        """Forget what was computed for the sequence; one that the engine does not know is no error."""

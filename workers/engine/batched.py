@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 
-from workers.engine.attention import Chunk, Step
-from workers.engine.base import Defaults, Limits, Tokenizer
+from workers.engine.base import Defaults, Tokenizer
 from workers.engine.kv_cache import KVCache
+from workers.engine.packing import Chunk, Step
 from workers.engine.sampler import choose
+from workers.limits import BLOCK_SIZE, Limits
 from workers.scheduler import Batch
 from workers.sequence import Sequence
 
@@ -15,14 +17,25 @@ from workers.sequence import Sequence
 class BatchedEngine:
     kind = "batched"
 
-    def __init__(self, model: Any, tokenizer: Tokenizer, *, limits: Limits, defaults: Defaults) -> None:
-        """`model`: a causal LM of transformers whose attention is set to `attention.NAME`."""
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Tokenizer,
+        *,
+        limits: Limits,
+        defaults: Defaults,
+        cache: KVCache,
+        deterministic: bool = False,
+    ) -> None:
+        """`model`: a causal LM of transformers whose attention is set to `attention.NAME`. `deterministic`: logits of
+        a sequence do not depend, bit for bit, on what else is in its steps or how its prompt is cut."""
         self.limits = limits
         self.defaults = defaults
         self.tokenizer = tokenizer
         self.model = model
+        self.cache = cache
+        self._deterministic = deterministic
         self._device = model.device
-        self._cache = KVCache(slots=limits.sequences_max, length=limits.context_length)
 
     def step(self, batch: Batch) -> list[int]:
         logits = self.logits(batch)
@@ -32,41 +45,49 @@ class BatchedEngine:
     def logits(self, batch: Batch) -> torch.Tensor:
         """Float32 [sampling rows, vocabulary]."""
         ids: list[int] = []
-        positions: list[int] = []
         last: list[int] = []
         for row in batch.rows:
             ids += row.sequence.tokens(row.start, row.count)
-            positions += range(row.start, row.start + row.count)
             if row.samples:
                 last.append(len(ids) - 1)
+        step = self._plan(batch)
         out = self.model(
             input_ids=torch.tensor([ids], device=self._device),
-            position_ids=torch.tensor([positions], device=self._device),
+            position_ids=step.positions.long().unsqueeze(0),
             use_cache=False,
             logits_to_keep=torch.tensor(last or [0], device=self._device),
-            penstock_step=self._plan(batch),
+            penstock_step=step,
         )
         rows: torch.Tensor = out.logits[0, : len(last)].float()
         return rows
 
     def free(self, sequence: Sequence) -> None:
-        self._cache.close(sequence)
+        """Nothing: what a sequence holds is its blocks, and those are the scheduler's."""
 
     def _plan(self, batch: Batch) -> Step:
-        slots, positions, chunks, begin = [], [], [], 0
-        for row in batch.rows:
-            slot = self._cache.slot(row.sequence)
-            if row.decoding:
-                slots.append(slot)
-                positions.append(row.start)
-            else:
-                chunks.append(Chunk(begin, begin + row.count, slot, row.start))
-            begin += row.count
+        tables = np.zeros((len(batch.rows), max(len(row.sequence.blocks) for row in batch.rows)), np.int32)
+        counts, starts = [], []
+        for at, row in enumerate(batch.rows):
+            tables[at, : len(row.sequence.blocks)] = row.sequence.blocks
+            counts.append(row.count)
+            starts.append(row.start)
+        owners = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        begins = np.cumsum([0, *counts], dtype=np.int32)
+        positions = np.arange(len(owners), dtype=np.int32) + np.repeat(np.array(starts, np.int32) - begins[:-1], counts)
+        decoding = sum(row.decoding for row in batch.rows)
         return Step(
-            cache=self._cache,
-            slots=torch.tensor(slots, dtype=torch.long, device=self._device),
-            positions=torch.tensor(positions, dtype=torch.long, device=self._device),
-            span=max(slots, default=-1) + 1,
-            length=max(positions, default=-1) + 1,
-            chunks=chunks,
+            cache=self.cache,
+            blocks=self._tensor(tables[owners, positions // BLOCK_SIZE].astype(np.int64)),
+            offsets=self._tensor((positions % BLOCK_SIZE).astype(np.int64)),
+            owners=self._tensor(owners),
+            positions=self._tensor(positions),
+            tables=self._tensor(tables),
+            decoding=decoding,
+            chunks=[
+                Chunk(int(begins[at]), int(begins[at + 1]), at, starts[at]) for at in range(decoding, len(batch.rows))
+            ],
+            alone=self._deterministic,
         )
+
+    def _tensor(self, values: Any) -> torch.Tensor:
+        return torch.from_numpy(values).to(self._device, non_blocking=True)

@@ -1,38 +1,46 @@
-"""Keys and values of every sequence in work: one slot each, the lowest free one first, so that slots stay dense."""
+"""The tensors behind the block pool: keys and values [blocks, block size, kv heads, head size] of every layer."""
 
-import heapq
-
+import numpy as np
 import torch
 
-from workers.sequence import Sequence
+from workers.limits import BLOCK_SIZE
+
+# How the axes lie in memory. A CPU sums over the tokens of a block in vector lanes, so they are the keys' last axis;
+# kernels of accelerators want the order of the shape.
+CPU_KEYS, CPU_VALUES, AS_SHAPED = (0, 2, 3, 1), (0, 2, 1, 3), (0, 1, 2, 3)
 
 
 class KVCache:
-    """Tensors [slots, kv heads, length, head size] for every layer, made when a layer first shows its shape."""
+    """Layers are made when they first show their shapes, or at once from those that another cache has seen."""
 
-    def __init__(self, *, slots: int, length: int) -> None:
-        self._length = length
-        self._slots = slots
-        self._free = list(range(slots))
-        self._held: dict[Sequence, int] = {}
+    def __init__(self, *, blocks: int, like: "KVCache | None" = None) -> None:
+        self._blocks = blocks
         self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        if like is not None:
+            for index, (keys, values) in like._layers.items():
+                self.layer(index, keys[0].transpose(0, 1)[None], values[0].transpose(0, 1)[None])
 
-    def slot(self, sequence: Sequence) -> int:
-        """The sequence's slot, opened when it has none. There are as many as sequences may run."""
-        if sequence not in self._held:
-            self._held[sequence] = heapq.heappop(self._free)
-        return self._held[sequence]
-
-    def close(self, sequence: Sequence) -> None:
-        slot = self._held.pop(sequence, None)
-        if slot is not None:
-            heapq.heappush(self._free, slot)
+    @property
+    def bytes_per_block(self) -> int:
+        """Over all layers seen so far."""
+        tensors = [tensor for pair in self._layers.values() for tensor in pair]
+        return sum(tensor[0].numel() * tensor.element_size() for tensor in tensors)
 
     def layer(self, index: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The layer's tensors, of the heads, sizes, number type and device of `key` and `value` [1, heads, _, size]."""
         if index not in self._layers:
-            self._layers[index] = (self._like(key), self._like(value))
+            on_cpu = key.device.type == "cpu"
+            axes = (CPU_KEYS, CPU_VALUES) if on_cpu else (AS_SHAPED, AS_SHAPED)
+            self._layers[index] = (self._like(key, axes[0]), self._like(value, axes[1]))
         return self._layers[index]
 
-    def _like(self, sample: torch.Tensor) -> torch.Tensor:
-        return sample.new_zeros(self._slots, sample.shape[1], self._length, sample.shape[3])
+    def _like(self, sample: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
+        """Zeros; on a CPU such as take no memory before they are written."""
+        shape = (self._blocks, BLOCK_SIZE, sample.shape[1], sample.shape[3])
+        laid = [shape[axis] for axis in axes]
+        if sample.device.type == "cpu":
+            raw = np.zeros((*laid[:-1], laid[-1] * sample.element_size()), dtype=np.uint8)
+            zeros = torch.from_numpy(raw).view(sample.dtype)
+        else:
+            zeros = sample.new_zeros(laid)
+        return zeros.permute(*(axes.index(axis) for axis in range(len(axes))))

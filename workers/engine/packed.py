@@ -1,10 +1,11 @@
 """Linear layers with weights laid out once for oneDNN, which otherwise reorders them at every call on a CPU."""
 
-import os
 from typing import Any
 
 import torch
 from torch import nn
+
+from workers.engine.memory import memory_available
 
 
 class PackedLinear(nn.Module):
@@ -30,13 +31,12 @@ Replaced = list[tuple[nn.Module, str, nn.Linear]]
 def can_pack(model: Any) -> bool:
     """On a CPU with oneDNN, where there is room for a second copy until the first is freed."""
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
     return (
         model.device.type == "cpu"
         and model.dtype is torch.float32
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-        and weights < available
+        and weights < memory_available()
     )
 
 

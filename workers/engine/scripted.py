@@ -13,7 +13,8 @@ from collections.abc import Sequence as Seq
 from typing import Any
 
 from shared.errors import EngineError
-from workers.engine.base import Defaults, Limits
+from workers.engine.base import Defaults
+from workers.limits import Limits
 from workers.scheduler import Batch
 from workers.sequence import Sequence
 

@@ -1,40 +1,52 @@
-"""The path for models whose attention cannot be replaced: each sequence by itself, with transformers' own cache.
+"""The path for models that cannot share a step: each sequence by itself, with transformers' own code and cache.
 Slower than a batch, and named as such in `/v1/models`."""
 
 from typing import Any
 
 import torch
-from transformers import DynamicCache
 
-from workers.engine.base import Defaults, Limits, Tokenizer
+from workers.engine.base import Defaults, Tokenizer
 from workers.engine.sampler import choose
-from workers.scheduler import Batch, Row
+from workers.limits import Limits
+from workers.scheduler import Batch
 from workers.sequence import Sequence
+
+CACHES = ("past_key_values", "cache_params", "state")  # what models call what they remember
 
 
 class StepwiseEngine:
     kind = "stepwise"
 
-    def __init__(self, model: Any, tokenizer: Tokenizer, *, limits: Limits, defaults: Defaults) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Tokenizer, *, limits: Limits, defaults: Defaults, cached: bool = True
+    ) -> None:
+        """Without `cached` every token is computed from all that came before it."""
         self.limits = limits
         self.defaults = defaults
         self.tokenizer = tokenizer
-        self._model = model
-        self._caches: dict[Sequence, Any] = {}
+        self.model = model
+        self._cached = cached
+        self._states: dict[Sequence, tuple[int, dict[str, Any]]] = {}  # tokens computed, and what remembers them
 
     def step(self, batch: Batch) -> list[int]:
-        rows = [self._compute(row) for row in batch.rows]
-        sampled = [logits for logits, row in zip(rows, batch.rows, strict=True) if row.samples]
-        return choose(torch.stack(sampled), [row.sequence for row in batch.sampling]) if sampled else []
+        return choose(self.logits(batch), [row.sequence for row in batch.sampling]) if batch.sampling else []
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """Float32 [sampling rows, vocabulary]. A prompt is computed at once, when its last chunk is due: not every
+        model can go on with a prompt where it stopped."""
+        rows = [self._compute(row.sequence) for row in batch.sampling]
+        return torch.stack(rows) if rows else torch.empty(0)
 
     @torch.inference_mode()
-    def _compute(self, row: Row) -> torch.Tensor:
-        """Float32 logits [vocabulary] of the row's last token."""
-        cache = self._caches.setdefault(row.sequence, DynamicCache(config=self._model.config))
-        ids = torch.tensor([row.sequence.tokens(row.start, row.count)], device=self._model.device)
-        out = self._model(input_ids=ids, past_key_values=cache, use_cache=True)
+    def _compute(self, sequence: Sequence) -> torch.Tensor:
+        done, state = self._states.get(sequence, (0, {}))
+        ids = torch.tensor([sequence.tokens(done, sequence.length - done)], device=self.model.device)
+        out = self.model(input_ids=ids, use_cache=self._cached, **state)
+        if self._cached:
+            known = {name: out[name] for name in CACHES if out.get(name) is not None}
+            self._states[sequence] = (sequence.length, known) if known else (0, {})
         last: torch.Tensor = out.logits[0, -1].float()
         return last
 
     def free(self, sequence: Sequence) -> None:
-        self._caches.pop(sequence, None)
+        self._states.pop(sequence, None)

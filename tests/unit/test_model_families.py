@@ -1,0 +1,147 @@
+"""Every family of models computes what transformers computes: alone, in a batch, in chunks, and after a resume."""
+
+import random
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+
+from shared.settings import load_settings
+from workers.engine.base import Engine
+from workers.engine.loader import load_torch_engine
+from workers.models import BUILTIN
+from workers.offline import run
+from workers.sequence import Choosing, Sequence
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+GREEDY = Choosing(seed=0, temperature=0, top_p=1, top_k=0)
+TOKENS = 24
+
+
+@dataclass(frozen=True)
+class Family:
+    """A configuration class of transformers, small, and the engine that its models should get."""
+
+    config: str
+    more: dict[str, Any] = field(default_factory=dict)
+    engine: str = "batched"
+
+
+FAMILIES = {
+    "Llama": Family("LlamaConfig"),
+    "Mistral, sliding window": Family("MistralConfig", {"sliding_window": 16}),
+    "Qwen2": Family("Qwen2Config"),
+    "Qwen3": Family("Qwen3Config", {"head_dim": 24}),
+    "Gemma 2, capped scores": Family("Gemma2Config", {"head_dim": 16, "attn_logit_softcapping": 2.0}),
+    "Gemma 3": Family("Gemma3TextConfig", {"head_dim": 16, "sliding_window": 16, "num_hidden_layers": 7}),
+    "Phi-3": Family("Phi3Config"),
+    "GLM-4": Family("Glm4Config", {"head_dim": 16}),
+    "OLMo 2": Family("Olmo2Config"),
+    "Granite": Family("GraniteConfig", {"attention_multiplier": 0.2, "logits_scaling": 2.0}),
+    "GPT-2": Family("GPT2Config", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}),
+    "Falcon": Family("FalconConfig", {"new_decoder_architecture": True, "num_kv_heads": 2}, engine="stepwise"),
+    "Falcon, ALiBi": Family("FalconConfig", {"alibi": True, "multi_query": False}, engine="stepwise"),
+    "Mixtral": Family("MixtralConfig", {"num_local_experts": 4}),
+    "Qwen3-MoE": Family("Qwen3MoeConfig", {**EXPERTS, "head_dim": 16}),
+    "gpt-oss, attention sinks": Family(
+        "GptOssConfig", {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16, "sliding_window": 16}
+    ),
+    "Mamba": Family("MambaConfig", {"state_size": 8}, engine="stepwise"),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    reference: Any
+    engine: Engine
+    family: Family
+
+
+@pytest.fixture(scope="module", params=FAMILIES, ids=list(FAMILIES))
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """A random model, saved and loaded as any other one."""
+    family, folder = FAMILIES[request.param], tmp_path_factory.mktemp("model")
+    torch.manual_seed(5)
+    config = getattr(transformers, family.config)(**(SMALL | family.more))
+    reference = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    for name, parameter in reference.named_parameters():
+        if parameter.dim() > 1 and "A_log" not in name:
+            torch.nn.init.normal_(parameter, std=0.3)  # so that logits are far apart
+    reference.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (folder / name).write_bytes((BUILTIN / name).read_bytes())
+    return Case(reference, load_torch_engine(str(folder), load_settings(sequences_max=8, batch_tokens_max=24)), family)
+
+
+def prompts(count: int = 6) -> list[list[int]]:
+    rng = random.Random(1)
+    return [[rng.randrange(3, 300) for _ in range(rng.randint(1, 60))] for _ in range(count)]
+
+
+def sequence(prompt: list[int], choosing: Choosing = GREEDY, output: list[int] | None = None) -> Sequence:
+    return Sequence(job_id="j", choice=0, prompt=prompt, choosing=choosing, output=list(output or []))
+
+
+def generate(engine: Engine, sequences: list[Sequence], tokens: int = TOKENS) -> list[list[int]]:
+    run(engine, sequences, lambda each, _: len(each.output) == tokens)
+    return [each.output for each in sequences]
+
+
+def expected(reference: Any, prompt: list[int]) -> list[int]:
+    ids = torch.tensor([prompt])
+    exactly = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "eos_token_id": None, "pad_token_id": 0}
+    out = reference.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **exactly)
+    new: list[int] = out[0, len(prompt) :].tolist()
+    return new
+
+
+def test_it_gets_the_engine_that_computes_right(case: Case) -> None:
+    assert case.engine.kind == case.family.engine
+
+
+def test_greedy_tokens_equal_transformers_alone_and_batched(case: Case) -> None:
+    wanted = [expected(case.reference, prompt) for prompt in prompts()]
+
+    assert generate(case.engine, [sequence(prompt) for prompt in prompts()]) == wanted
+    assert [generate(case.engine, [sequence(prompt)])[0] for prompt in prompts()] == wanted
+
+
+def test_a_seeded_draw_is_the_same_alone_batched_and_resumed(case: Case) -> None:
+    choosing = [Choosing(seed=n, temperature=0.9, top_p=0.9, top_k=50) for n in range(6)]
+    pairs = list(zip(prompts(), choosing, strict=True))
+
+    batched = generate(case.engine, [sequence(prompt, how) for prompt, how in pairs], 16)
+
+    assert [generate(case.engine, [sequence(prompt, how)], 16)[0] for prompt, how in pairs] == batched
+    resumed = [sequence(prompt, how, output=done[:7]) for (prompt, how), done in zip(pairs, batched, strict=True)]
+    assert generate(case.engine, resumed, 16) == batched
+
+
+def test_a_shared_beginning_and_a_cache_too_small_for_all_change_no_token(case: Case) -> None:
+    beginning = [3 + 7 * i % 290 for i in range(56)]
+    asked = [beginning + prompt[:20] for prompt in prompts()]
+    wanted = [expected(case.reference, prompt) for prompt in asked]
+    roomy = case.engine.limits
+    case.engine.limits = replace(roomy, blocks=16, context_length=256)
+    try:
+        sequences = [sequence(prompt) for prompt in asked]
+        assert generate(case.engine, sequences) == wanted
+    finally:
+        case.engine.limits = roomy
+    if case.family.engine == "batched":
+        assert max(each.cached or 0 for each in sequences) >= 48

@@ -1,0 +1,57 @@
+"""A step's batch as its layers see it: all tokens in one row, and where each one's keys and values lie."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from workers.engine.kv_cache import KVCache
+
+
+class Chunk(NamedTuple):
+    """Rows `begin` to `end` of the packed step are tokens of sequence `owner`, from position `start` on."""
+
+    begin: int
+    end: int
+    owner: int
+    start: int
+
+
+class Scoring(NamedTuple):
+    """How a layer scores: `window`, if any, counts the tokens that are seen, the newest included; `cap` bounds scores
+    (Gemma 2); `sinks` [heads] are scores of a token that takes weight and gives nothing (gpt-oss)."""
+
+    scale: float
+    window: int | None
+    cap: float | None
+    sinks: torch.Tensor | None
+
+
+@dataclass(slots=True, kw_only=True)
+class Step:
+    """The first `decoding` tokens of the packed row stand for themselves; chunks follow.
+
+    `blocks`, `offsets`: int64 [tokens], where keys and values go. `owners`, `positions`: int32 [tokens]. `tables`:
+    int32 [sequences, blocks]. `alone`: every token is computed like a decoding one, so that sums run in the same order
+    whatever shares the step.
+    """
+
+    cache: KVCache
+    blocks: torch.Tensor
+    offsets: torch.Tensor
+    owners: torch.Tensor
+    positions: torch.Tensor
+    tables: torch.Tensor
+    decoding: int
+    chunks: list[Chunk]
+    alone: bool
+
+    @property
+    def singles(self) -> int:
+        """How many tokens, from the first on, are computed each by itself."""
+        return len(self.blocks) if self.alone else self.decoding
+
+
+# query [tokens, heads, size], keys and values [blocks, block size, kv heads, size] -> [tokens, heads, value size]
+Reader = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Step, Scoring], torch.Tensor]

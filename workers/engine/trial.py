@@ -1,0 +1,127 @@
+"""Which engine serves a loaded model: one that computes what the model's own code computes. Measured, not listed."""
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from shared.errors import SettingsError
+from shared.settings import Settings
+from workers.engine import attention
+from workers.engine.base import Defaults, Engine, Tokenizer
+from workers.engine.batched import BatchedEngine
+from workers.engine.kv_cache import KVCache
+from workers.engine.memory import memory_available
+from workers.engine.packed import can_pack, pack, unpack
+from workers.engine.stepwise import StepwiseEngine
+from workers.limits import BLOCK_SIZE, Limits
+from workers.scheduler import Scheduler
+from workers.sequence import Choosing, Sequence
+
+log = logging.getLogger(__name__)
+TOLERANCE = 0.05  # of the logits' standard deviation: half precision rounds, a wrong mask does not hide
+GREEDY = Choosing(seed=0, temperature=0, top_p=1, top_k=0)
+ACCELERATOR_SHARE = 0.85  # of the free memory, for the cache; the rest is for what a step computes
+CPU_SHARE = 0.4
+TRIAL_BLOCKS = 8
+
+
+def engine_for(model: Any, tokenizer: Tokenizer, limits: Limits, defaults: Defaults, settings: Settings) -> Engine:
+    """Batched if the batch computes what the model's own code computes, else stepwise; with packed weights likewise."""
+    own = model.config._attn_implementation
+    expected = _own_logits(model, _probe(model))
+    attention.register()
+    model.set_attn_implementation(attention.NAME)
+
+    def batched(limits: Limits, cache: KVCache) -> BatchedEngine:
+        return BatchedEngine(
+            model, tokenizer, limits=limits, defaults=defaults, cache=cache, deterministic=settings.deterministic
+        )
+
+    trial = batched(replace(limits, blocks=TRIAL_BLOCKS), KVCache(blocks=TRIAL_BLOCKS))
+    if reason := _differs(trial, expected):
+        log.warning("this model cannot be batched; it runs stepwise", extra={"reason": reason})
+        model.set_attn_implementation(own)
+        return _stepwise(model, tokenizer, replace(limits, prefix_cache=False), defaults, expected)
+    if can_pack(model):
+        replaced = pack(model, rows=limits.sequences_max)
+        if reason := _differs(trial, expected):
+            log.warning("weights stay as loaded", extra={"reason": reason})
+            unpack(replaced)
+    limits = fitted(limits, trial.cache.bytes_per_block, _room(model.device, settings))
+    return batched(limits, KVCache(blocks=limits.blocks, like=trial.cache))
+
+
+def _stepwise(model: Any, tokenizer: Tokenizer, limits: Limits, defaults: Defaults, expected: torch.Tensor) -> Engine:
+    """With the model's own cache if that remembers all it should, else without any."""
+    engine = StepwiseEngine(model, tokenizer, limits=limits, defaults=defaults)
+    if reason := _differs(engine, expected):
+        log.warning("the model's cache cannot be used; every token is computed anew", extra={"reason": reason})
+        engine = StepwiseEngine(model, tokenizer, limits=limits, defaults=defaults, cached=False)
+    return engine
+
+
+def _room(device: torch.device, settings: Settings) -> int:
+    """Bytes that the key-value cache may take: what was set, or a part of what is free now. On an accelerator nothing
+    else wants the rest; on a CPU other programs do."""
+    if settings.kv_cache_gib:
+        return int(settings.kv_cache_gib * 2**30)
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] * ACCELERATOR_SHARE)
+    return int(memory_available() * CPU_SHARE)
+
+
+def fitted(limits: Limits, bytes_per_block: int, room: int) -> Limits:
+    """With as many blocks as the sequences can use and the room holds, and a context that fits into them."""
+    blocks = min(limits.blocks, room // bytes_per_block)
+    if not blocks:
+        raise SettingsError("PENSTOCK_KV_CACHE_GIB: there is no memory for the key-value cache of a single token")
+    context = min(limits.context_length, blocks * BLOCK_SIZE)
+    if context < limits.context_length:
+        log.warning("the key-value cache is small: shorter contexts", extra={"context_length": context})
+    return replace(limits, blocks=blocks, context_length=context)
+
+
+def _differs(engine: BatchedEngine | StepwiseEngine, expected: torch.Tensor) -> str:
+    """Why the engine's logits are not the expected ones; empty when they are."""
+    try:
+        difference = (_logits_of(engine, _probe(engine.model)) - expected).abs().max().item()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a model's own code makes of replaced parts, it still runs without them
+        return f"{type(error).__name__}: {error}"
+    return "" if difference < TOLERANCE * expected.std().item() else f"logits differ by {difference:.3g}"
+
+
+def _probe(model: Any) -> list[int]:
+    """Token ids of any vocabulary, more than a block."""
+    return [1 + (7 * i + 3) % (model.config.get_text_config().vocab_size - 1) for i in range(20)]
+
+
+@torch.inference_mode()
+def _own_logits(model: Any, ids: list[int]) -> torch.Tensor:
+    out = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
+    last: torch.Tensor = out.logits[0, -1].float()
+    return last
+
+
+def _logits_of(engine: BatchedEngine | StepwiseEngine, ids: list[int]) -> torch.Tensor:
+    """The same by the ways a prompt and its answer really go: chunks, then single tokens, beside another sequence."""
+    scheduler = Scheduler(replace(engine.limits, sequences_max=2, batch_tokens_max=8))
+    probe = Sequence(job_id="probe", choice=0, prompt=ids[:15], choosing=GREEDY)
+    other = Sequence(job_id="other", choice=0, prompt=ids[:3], choosing=GREEDY)
+    scheduler.add(other)
+    scheduler.add(probe)
+    logits = torch.empty(0)
+    while probe.computed < len(ids):
+        batch = scheduler.next_batch()
+        rows = engine.logits(batch)
+        sampled = [row.sequence for row in batch.sampling]
+        if probe in sampled:
+            logits = rows[sampled.index(probe)]
+        known = {probe: ids, other: ids}
+        scheduler.apply(batch, [known[s][min(s.length, len(ids) - 1)] for s in sampled])
+    for sequence in (probe, other):
+        engine.free(sequence)
+    return logits
