@@ -32,6 +32,7 @@ class Admission:
             created_ms=int(self._clock() * 1000),
             patience_ms=int(self._settings.queue_deadline_s * 1000),
             user=body.user or body.safety_identifier,
+            cache_salt=body.cache_salt or "",
         )
 
     def _sampling(self, body: ChatCompletionRequest) -> Sampling:
@@ -58,6 +59,7 @@ class Admission:
             stop=tuple(stop),
             stop_token_ids=tuple(body.stop_token_ids or ()),
             n=n,
+            logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         )
 
     async def _require_model(self, name: str) -> None:

@@ -1,7 +1,8 @@
 """Bytes to and from jobs and events: the only place that knows how they look in Redis. JSON, never pickle.
 
 Version rule: a reader accepts its own version and refuses any other by name. Events are compact arrays, because one
-is written for every token: `["d", choice, text, [ids]]`, `["d", choice, text, [ids], finish_reason]`.
+is written for every token: `["d", choice, text, [ids]]`, then the finish reason and the logprobs where there are any.
+A token's bytes travel as a string of as many characters.
 """
 
 from dataclasses import asdict
@@ -19,6 +20,8 @@ from shared.events import (
     Failed,
     Finished,
     FinishReason,
+    Likelihood,
+    Logprobs,
     Outcome,
     Started,
     Usage,
@@ -51,10 +54,11 @@ def decode_job(data: bytes) -> Job:
 def encode_event(event: Event) -> bytes:
     """The event without its number, which is its place in the log."""
     match event:
-        case Delta(finish_reason=None):
+        case Delta(finish_reason=None, logprobs=()):
             return orjson.dumps(["d", event.choice, event.text, event.token_ids])
         case Delta():
-            return orjson.dumps(["d", event.choice, event.text, event.token_ids, event.finish_reason])
+            wire = ["d", event.choice, event.text, event.token_ids, event.finish_reason]
+            return orjson.dumps([*wire, _logprobs_to_wire(event.logprobs)] if event.logprobs else wire)
         case Started():
             return orjson.dumps(["s", event.prompt_tokens])
         case Finished():
@@ -75,9 +79,14 @@ def event_from_wire(seq: int, wire: list[Any]) -> Event:
         match wire:
             case ["d", choice, text, ids]:
                 return Delta(seq=seq, choice=choice, text=text, token_ids=tuple(ids))
-            case ["d", choice, text, ids, reason]:
+            case ["d", choice, text, ids, reason, *rest]:
                 return Delta(
-                    seq=seq, choice=choice, text=text, token_ids=tuple(ids), finish_reason=FinishReason(reason)
+                    seq=seq,
+                    choice=choice,
+                    text=text,
+                    token_ids=tuple(ids),
+                    finish_reason=FinishReason(reason) if reason else None,
+                    logprobs=_logprobs_from_wire(rest[0]) if rest else (),
                 )
             case ["s", prompt_tokens]:
                 return Started(seq=seq, prompt_tokens=prompt_tokens)
@@ -87,6 +96,15 @@ def event_from_wire(seq: int, wire: list[Any]) -> Event:
                 raise DecodeError(f"unknown event {wire!r:.80}")
     except (KeyError, TypeError, ValueError) as error:
         raise DecodeError(f"not an event: {error}") from error
+
+
+def _logprobs_to_wire(logprobs: tuple[Logprobs, ...]) -> list[Any]:
+    return [[(each.token.decode("latin-1"), each.logprob) for each in (one.chosen, *one.top)] for one in logprobs]
+
+
+def _logprobs_from_wire(wire: list[Any]) -> tuple[Logprobs, ...]:
+    rows = [[Likelihood(token.encode("latin-1"), logprob) for token, logprob in one] for one in wire]
+    return tuple(Logprobs(chosen, tuple(top)) for chosen, *top in rows)
 
 
 def _outcome_to_wire(outcome: Outcome) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class FinishReason(StrEnum):
@@ -9,12 +10,27 @@ class FinishReason(StrEnum):
     LENGTH = "length"
 
 
+class Likelihood(NamedTuple):
+    """A token as bytes, which need not be whole characters, and the natural logarithm of its probability."""
+
+    token: bytes
+    logprob: float
+
+
+class Logprobs(NamedTuple):
+    """Of one token that was chosen, and of the likeliest ones in its place, best first."""
+
+    chosen: Likelihood
+    top: tuple[Likelihood, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Token counts over all choices; the prompt is counted once."""
+    """Token counts over all choices; the prompt is counted once. `cached_tokens` of it needed no computing."""
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,13 +43,17 @@ class Started:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delta:
-    """New tokens of one choice and the text they release, which may be empty (half a character, a possible stop)."""
+    """New tokens of one choice and the text they release, which may be empty (half a character, a possible stop).
+
+    `logprobs`: where the job asks for them, one for each token but the one that ends the answer.
+    """
 
     seq: int
     choice: int
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
+    logprobs: tuple[Logprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

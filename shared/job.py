@@ -13,7 +13,8 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How to choose tokens. None means the model's own default.
+    """How to choose tokens. None means the model's own default; `logprobs` None asks for none, 0 for those of the
+    chosen tokens, more for so many of the likeliest beside.
 
     `seed` is always set (drawn at admission when the client sends none), so that a resumed job can go on alike.
     """
@@ -33,13 +34,15 @@ class Sampling:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     n: int = 1
+    logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One accepted request. `request` is the part only the model's tokenizer reads (for a chat: messages).
 
-    `patience_ms` is the queue deadline: how long the job may wait, from each time it is queued.
+    `patience_ms` is the queue deadline: how long the job may wait, from each time it is queued. `cache_salt`: prompts
+    share what was computed for them only with prompts of the same salt.
     """
 
     id: str
@@ -50,6 +53,7 @@ class Job:
     created_ms: int
     patience_ms: int
     user: str | None = None
+    cache_salt: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

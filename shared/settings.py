@@ -47,7 +47,7 @@ class Settings(BaseSettings):
         256, ge=1, description="engine steps not yet written to Redis before the engine waits"
     )
     idle_wait_ms: int = Field(250, ge=10, description="longest pause of an idle worker between looks at the queue")
-    step_timeout_s: float = Field(120, gt=0, description="an engine step longer than this loses the worker its leases")
+    step_timeout_s: float = Field(120, gt=0, description="an engine step longer than this ends the worker")
     dtype: str = Field("auto", pattern="^(auto|float32|bfloat16|float16)$", description="numbers of the weights")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps, ..")
     revision: str = Field("", description="revision of a hub model")

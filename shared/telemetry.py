@@ -25,6 +25,19 @@ class WorkerMetrics:
         self.batch = Histogram(
             "penstock_batch_sequences", "sequences in a step", ["model"], buckets=BATCH, registry=registry
         )
+        self.waiting = Gauge(
+            "penstock_waiting_sequences", "sequences here without a place in the batch", ["model"], registry=registry
+        )
+        self.blocks = Gauge(
+            "penstock_cache_blocks_used", "blocks of the key-value cache in use", ["model"], registry=registry
+        )
+        self.preempted = Counter(
+            "penstock_preempted_sequences", "sequences that gave their blocks back", ["model"], registry=registry
+        )
+        self.shared = Counter(
+            "penstock_cached_prompt_tokens", "prompt tokens found in the cache", ["model"], registry=registry
+        )
+        self.faults = Counter("penstock_failed_steps", "engine steps that failed", ["model"], registry=registry)
         self.tokens = Counter("penstock_generated_tokens", "tokens sampled", ["model"], registry=registry)
         self.prefill = Counter("penstock_prefill_tokens", "prompt tokens computed", ["model"], registry=registry)
         self.jobs = Counter("penstock_jobs", "jobs ended here, by outcome", ["model", "outcome"], registry=registry)

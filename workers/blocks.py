@@ -6,14 +6,13 @@ nobody uses any more keeps its content until its room is needed; the one unused 
 """
 
 import hashlib
-from array import array
 from collections import OrderedDict
 from collections.abc import Sequence as Seq
 
 
-def digest(before: bytes, tokens: Seq[int]) -> bytes:
+def digest(before: bytes, tokens: bytes) -> bytes:
     """`before`: the digest of the block before; for the first one, the salt that keeps tenants apart."""
-    return hashlib.sha256(before + array("q", tokens).tobytes()).digest()
+    return hashlib.sha256(before + tokens).digest()
 
 
 class BlockPool:

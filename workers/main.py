@@ -19,13 +19,14 @@ from shared.redis_queue import RedisQueue, iso_now
 from shared.settings import Settings
 from shared.sockets import listen, url_of
 from shared.telemetry import WorkerMetrics
-from workers.engine.base import Engine
+from workers.engine.base import Engine, EngineBroken
 from workers.health import HealthServer
 from workers.models import ModelSpec, load_engine
 from workers.worker import Worker
 
 log = logging.getLogger(__name__)
 WORKER_TTL_S = 10
+BROKEN = 70  # exit status: the engine is lost, a new process may do better
 
 
 async def serve(specs: Sequence[ModelSpec], settings: Settings) -> None:
@@ -46,6 +47,10 @@ async def serve(specs: Sequence[ModelSpec], settings: Settings) -> None:
     log.info("serving", extra={"worker": presence.name, "models": presence.models, "url": presence.url})
     try:
         await worker.run()
+    except* EngineBroken:
+        log.critical("giving up; the supervisor starts a new worker", exc_info=True)
+        logging.shutdown()
+        os._exit(BROKEN)  # a hung thread of the engine would keep any gentler end waiting
     finally:
         server.should_exit = True
         await serving

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterable
 
 from workers.engine.base import Engine
 from workers.scheduler import Scheduler
-from workers.sequence import Sequence
+from workers.sequence import Sampled, Sequence
 
 
-def run(engine: Engine, sequences: Iterable[Sequence], ended: Callable[[Sequence, int], bool]) -> Scheduler:
+def run(engine: Engine, sequences: Iterable[Sequence], ended: Callable[[Sequence, Sampled], bool]) -> Scheduler:
     """Until all have ended, by what `ended` says to each new token; returns the scheduler, empty."""
     scheduler = Scheduler(engine.limits)
     for sequence in sequences:
@@ -16,8 +16,8 @@ def run(engine: Engine, sequences: Iterable[Sequence], ended: Callable[[Sequence
         batch = scheduler.next_batch()
         for sequence in batch.preempted:
             engine.free(sequence)
-        for sequence, token in scheduler.apply(batch, engine.step(batch)):
-            if ended(sequence, token):
+        for sequence, new in scheduler.apply(batch, engine.step(batch)):
+            if ended(sequence, new):
                 scheduler.drop(sequence)
                 engine.free(sequence)
     return scheduler

@@ -1,12 +1,13 @@
 """Who computes what in the next step, and in which blocks. Pure: no engine, no clock, no I/O."""
 
 import heapq
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 from workers.blocks import BlockPool, digest
 from workers.limits import BLOCK_SIZE, Limits, blocks_for
-from workers.sequence import Sequence
+from workers.sequence import Sampled, Sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +29,7 @@ class Batch:
     """Decoding rows first, then prefill chunks. What the engine holds for `preempted` sequences is void."""
 
     rows: tuple[Row, ...]
-    preempted: tuple[Sequence, ...] = ()
+    preempted: Seq[Sequence] = ()
 
     @property
     def sampling(self) -> list[Row]:
@@ -45,13 +46,15 @@ class Scheduler:
     """
 
     def __init__(self, limits: Limits) -> None:
-        self.tokens_max = limits.batch_tokens_max
         self._limits = limits
+        self._sequences_max = limits.sequences_max
+        self._tokens_max = limits.batch_tokens_max
         self._pool = BlockPool(limits.blocks)
         self._arrivals: dict[Sequence, int] = {}  # all that are here, and their place in the order
         self._arrived = 0
-        self._waiting: list[tuple[int, Sequence]] = []  # a heap, in which dropped ones stay until they come up
+        self._waiting: list[tuple[int, Sequence]] = []  # a heap; who left or runs already is passed over
         self._running: dict[Sequence, None] = {}
+        self._suspects: dict[Sequence, None] = {}
         self._computing: dict[bytes, Sequence] = {}  # blocks of prompts now on their way, by digest
         self._awaiting: dict[bytes, list[Sequence]] = {}
 
@@ -78,48 +81,77 @@ class Scheduler:
 
     def drop(self, sequence: Sequence) -> None:
         """Forget a finished, cancelled or failed sequence; one that is not here is no error."""
-        if self._arrivals.pop(sequence, None) is not None and sequence in self._running:
-            self._halt(sequence)
+        if self._arrivals.pop(sequence, None) is not None:
+            self._suspects.pop(sequence, None)
+            if sequence in self._running:
+                self._halt(sequence)
 
-    def preempt(self, sequence: Sequence) -> None:
-        """Take everything from a running sequence but its tokens, and start it again when there is room."""
-        self._halt(sequence)
-        self._queue(sequence)
+    def retry(self, sequences: Iterable[Sequence], *, alone: bool) -> None:
+        """A step with all of these failed: start them again, `alone` one after the other until each has got a token."""
+        for sequence in sequences:
+            self._preempt(sequence)
+            if alone:
+                self._suspects[sequence] = None
 
-    def youngest(self, count: int) -> list[Sequence]:
-        """The running sequences that came last."""
-        return heapq.nlargest(count, self._running, key=self._arrivals.__getitem__)
+    def shrink(self) -> None:
+        """A step took more memory than there is: halve what the next ones may compute, and grow again with each that
+        succeeds."""
+        self._tokens_max = max(self._tokens_max // 2, 1)
+        self._sequences_max = max(len(self._running) // 2, 1)
 
     def next_batch(self) -> Batch:
-        preempted = self._extend()
+        preempted: list[Sequence] = []
+        if self._suspects:
+            suspect = next(iter(self._suspects))
+            while suspect not in self._running and not self._open(suspect):
+                preempted += self._preempt_youngest()
+            return Batch((self._row(suspect, min(self._tokens_max, suspect.length - suspect.computed)),), preempted)
+        self._extend(preempted)
         if not preempted:
             self._admit()
         decoding = [self._row(sequence, 1) for sequence in self._running if sequence.decoding]
-        prefill, budget = [], max(self.tokens_max - len(decoding), 1)
+        prefill, budget = [], max(self._tokens_max - len(decoding), 1)
         for sequence in self._running:
             if budget and not sequence.decoding:
                 count = min(budget, sequence.length - sequence.computed)
                 budget -= count
                 prefill.append(self._row(sequence, count))
-        return Batch((*decoding, *prefill), tuple(preempted))
+        return Batch((*decoding, *prefill), preempted)
 
-    def apply(self, batch: Batch, tokens: Seq[int]) -> list[tuple[Sequence, int]]:
+    def apply(self, batch: Batch, sampled: Seq[Sampled]) -> list[tuple[Sequence, Sampled]]:
         """Take one new token for each sampling row, in order; return who got which."""
-        sampled = [row.sequence for row in batch.sampling]
+        taken = [(row.sequence, new) for row, new in zip(batch.sampling, sampled, strict=True)]
         for row in batch.rows:
             row.sequence.computed += row.count
             if self._limits.prefix_cache:
                 self._publish(row)
-        for sequence, token in zip(sampled, tokens, strict=True):
-            sequence.output.append(token)
-        return list(zip(sampled, tokens, strict=True))
+        for sequence, new in taken:
+            sequence.ids.append(new.token)
+            self._suspects.pop(sequence, None)
+        self._tokens_max = min(self._tokens_max + 1, self._limits.batch_tokens_max)
+        self._sequences_max = min(self._sequences_max + 1, self._limits.sequences_max)
+        return taken
 
     def _queue(self, sequence: Sequence) -> None:
         heapq.heappush(self._waiting, (self._arrivals[sequence], sequence))
 
-    def _extend(self) -> list[Sequence]:
-        """A block for every decoding sequence whose last one is full; who had to make room for that."""
-        preempted: list[Sequence] = []
+    def _preempt(self, sequence: Sequence) -> None:
+        """Take everything from a running sequence but its tokens, and start it again when there is room."""
+        self._halt(sequence)
+        self._queue(sequence)
+
+    def _preempt_youngest(self) -> list[Sequence]:
+        victims = self._youngest(1)
+        for victim in victims:
+            self._preempt(victim)
+        return victims
+
+    def _youngest(self, count: int) -> list[Sequence]:
+        """The running sequences that came last."""
+        return heapq.nlargest(count, self._running, key=self._arrivals.__getitem__)
+
+    def _extend(self, preempted: list[Sequence]) -> None:
+        """A block for every decoding sequence whose last one is full; `preempted` gets those who made room for it."""
         needy = [s for s in self._running if s.decoding and s.length > len(s.blocks) * BLOCK_SIZE]
         for sequence in sorted(needy, key=self._arrivals.__getitem__):
             while sequence in self._running:
@@ -127,25 +159,31 @@ class Scheduler:
                 if block is not None:
                     sequence.blocks.append(block)
                     break
-                [victim] = self.youngest(1)
-                self.preempt(victim)
-                preempted.append(victim)
-        return preempted
+                preempted += self._preempt_youngest()
 
     def _admit(self) -> None:
-        while self._waiting and len(self._running) < self._limits.sequences_max:
+        while self._waiting and len(self._running) < self._sequences_max:
             _, sequence = self._waiting[0]
-            if sequence in self._arrivals and not self._start(sequence):
+            here = sequence in self._arrivals and sequence not in self._running
+            if here and not self._await(sequence) and not self._open(sequence):
                 return
             heapq.heappop(self._waiting)
 
-    def _start(self, sequence: Sequence) -> bool:
-        """Run it, or let it await blocks that are being computed; False when there is no room."""
-        digests = self._digests(sequence, (sequence.length - 1) // BLOCK_SIZE)
-        common = self._under_way(digests)
-        if common is not None:
-            self._awaiting.setdefault(common, []).append(sequence)
-            return True
+    def _await(self, sequence: Sequence) -> bool:
+        """Whether another sequence is computing what this one needs; it will be queued again then."""
+        last = None
+        for name in self._shareable(sequence):
+            if name in self._computing:
+                last = name
+            elif last is not None or not self._pool.knows(name):
+                break
+        if last is not None:
+            self._awaiting.setdefault(last, []).append(sequence)
+        return last is not None
+
+    def _open(self, sequence: Sequence) -> bool:
+        """Run it, if there is room."""
+        digests = self._shareable(sequence)
         opened = self._pool.open(digests, blocks_for(sequence.length), spare=len(self._running))
         if opened is None:
             return False
@@ -158,16 +196,6 @@ class Scheduler:
         for name in digests[shared:]:
             self._computing.setdefault(name, sequence)
         return True
-
-    def _under_way(self, digests: Seq[bytes]) -> bytes | None:
-        """The last of the leading blocks that another sequence is computing now."""
-        last = None
-        for name in digests:
-            if name in self._computing:
-                last = name
-            elif last is not None or not self._pool.knows(name):
-                break
-        return last
 
     def _publish(self, row: Row) -> None:
         """Blocks that this row has filled are for everybody; who awaited them may start."""
@@ -195,14 +223,17 @@ class Scheduler:
         del sequence.blocks[:]
         sequence.computed = 0
 
+    def _shareable(self, sequence: Sequence) -> list[bytes]:
+        """Names of its full blocks, without the one that its last token fills: that is always computed."""
+        return self._digests(sequence, (sequence.length - 1) // BLOCK_SIZE)
+
     def _digests(self, sequence: Sequence, count: int) -> list[bytes]:
         """Names of its first `count` blocks."""
         if not self._limits.prefix_cache:
             return []
         known = sequence.digests
         while len(known) < count:
-            before = known[-1] if known else sequence.salt
-            known.append(digest(before, sequence.tokens(len(known) * BLOCK_SIZE, BLOCK_SIZE)))
+            known.append(digest(known[-1] if known else sequence.salt, sequence.block(len(known))))
         return known[:count]
 
     @staticmethod

@@ -1,15 +1,19 @@
 """One choice of one job, as the engine sees it: known tokens, and how many of them are computed."""
 
 from array import array
-from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from workers.limits import BLOCK_SIZE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choosing:
     """How this sequence chooses tokens, with every default filled in. Temperature 0 is greedy; top_k 0 is off.
 
-    `banned` token ids cannot be chosen for the first `min_tokens` tokens.
+    `banned` token ids cannot be chosen for the first `min_tokens` tokens. `logprobs` asks for the logarithm of the
+    chosen token's probability and those of so many likeliest ones; None asks for nothing.
     """
 
     seed: int
@@ -23,42 +27,83 @@ class Choosing:
     logit_bias: tuple[tuple[int, float], ...] = ()
     min_tokens: int = 0
     banned: frozenset[int] = frozenset()
+    logprobs: int | None = None
 
     @property
     def penalises(self) -> bool:
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
+class Sampled(NamedTuple):
+    """A token and, where asked for, its log probability and the likeliest (token, log probability) pairs, best first:
+    as the model gave them, before temperature, penalties and limits."""
+
+    token: int
+    logprob: float = 0.0
+    top: tuple[tuple[int, float], ...] = ()
+
+
 class Sequence:
     """`computed` counts the leading tokens whose keys and values lie in `blocks`, in order. Prefill and decode are one
     case: the computed tokens catch up with the known ones.
 
-    `salt`: sequences share computed blocks only where their salts are equal; `digests` name its full blocks.
-    `cached`: how many tokens were shared when it first ran.
+    `ids`: prompt and output. `salt`: sequences share computed blocks only where their salts are equal; `digests` name
+    its full blocks. `cached`: how many tokens were shared when it first ran.
     """
 
-    job_id: str
-    choice: int
-    prompt: Seq[int]
-    choosing: Choosing
-    output: list[int] = field(default_factory=list)
-    salt: bytes = b""
-    computed: int = 0
-    cached: int | None = None
-    blocks: "array[int]" = field(default_factory=lambda: array("i"))
-    digests: list[bytes] = field(default_factory=list)
+    __slots__ = (
+        "blocks",
+        "cached",
+        "choice",
+        "choosing",
+        "computed",
+        "digests",
+        "ids",
+        "job_id",
+        "prompt_length",
+        "salt",
+    )
+
+    def __init__(
+        self,
+        *,
+        job_id: str,
+        choice: int,
+        prompt: Iterable[int],
+        choosing: Choosing,
+        output: Iterable[int] = (),
+        salt: bytes = b"",
+    ) -> None:
+        self.job_id = job_id
+        self.choice = choice
+        self.choosing = choosing
+        self.salt = salt
+        self.ids = array("q", prompt)
+        self.prompt_length = len(self.ids)
+        self.ids.extend(output)
+        self.computed = 0
+        self.cached: int | None = None
+        self.blocks = array("i")
+        self.digests: list[bytes] = []
 
     @property
     def length(self) -> int:
-        return len(self.prompt) + len(self.output)
+        return len(self.ids)
+
+    @property
+    def made(self) -> int:
+        """How many tokens of output there are."""
+        return len(self.ids) - self.prompt_length
+
+    @property
+    def output(self) -> list[int]:
+        return self.ids[self.prompt_length :].tolist()
 
     @property
     def decoding(self) -> bool:
         """Only the newest token is left to compute."""
         return self.length - self.computed == 1 and self.computed > 0
 
-    def tokens(self, start: int, count: int) -> list[int]:
-        """Known token ids from `start` on."""
-        end, split = start + count, len(self.prompt)
-        return [*self.prompt[start:end], *self.output[max(start - split, 0) : max(end - split, 0)]]
+    def block(self, index: int) -> bytes:
+        """The tokens of a full block, as bytes."""
+        return self.ids[index * BLOCK_SIZE : (index + 1) * BLOCK_SIZE].tobytes()

@@ -1,5 +1,8 @@
 """The thread in which an engine steps. It takes turns in and puts events out; it never waits for the network unless
-the outbox is full."""
+the outbox is full.
+
+A step that fails costs nobody an answer but the one that cannot be computed: its sequences are computed again, each
+alone, and only one that fails alone fails its job. A step that finds no memory is tried again with less in it."""
 
 import logging
 import queue
@@ -10,10 +13,11 @@ from collections.abc import Callable
 
 from shared.events import Event, Failed
 from shared.telemetry import WorkerMetrics
-from workers.engine.base import Engine
+from workers.engine.base import Engine, EngineBroken, OutOfMemory
+from workers.limits import BLOCK_SIZE
 from workers.outbox import Outbox, Update
 from workers.scheduler import Batch, Scheduler
-from workers.sequence import Sequence
+from workers.sequence import Sampled, Sequence
 from workers.turn import Turn
 
 log = logging.getLogger(__name__)
@@ -21,7 +25,11 @@ STOP_S = 1.0
 
 
 class Stepper:
-    def __init__(self, model: str, engine: Engine, outbox: Outbox, metrics: WorkerMetrics) -> None:
+    def __init__(
+        self, model: str, engine: Engine, outbox: Outbox, metrics: WorkerMetrics, room: Callable[[], None]
+    ) -> None:
+        """`room` is called, in the engine's thread, when nothing waits any more for a place in the batch."""
+        self._room = room
         self._engine = engine
         self._outbox = outbox
         self._scheduler = Scheduler(engine.limits)
@@ -35,6 +43,11 @@ class Stepper:
         self._batch = metrics.batch.labels(model)
         self._tokens = metrics.tokens.labels(model)
         self._prefill = metrics.prefill.labels(model)
+        self._waiting = metrics.waiting.labels(model)
+        self._blocks = metrics.blocks.labels(model)
+        self._preempted = metrics.preempted.labels(model)
+        self._shared = metrics.shared.labels(model)
+        self._faults = metrics.faults.labels(model)
 
     def start(self) -> None:
         self._thread.start()
@@ -51,16 +64,24 @@ class Stepper:
         self._inbox.put(self._stop)
         self._thread.join(timeout=STOP_S)
 
+    @property
+    def waiting(self) -> int:
+        """Sequences that have no place in the batch yet."""
+        return self._scheduler.waiting
+
     def alive(self, *, step_timeout_s: float) -> bool:
         """The thread runs and no step has taken longer than that."""
         began = self._step_began
         return self._thread.is_alive() and (began is None or time.monotonic() - began < step_timeout_s)
 
     def _run(self) -> None:
-        while not self._stopping:
-            self._obey()
-            if not self._stopping and self._scheduler.busy:
-                self._step()
+        try:
+            while not self._stopping:
+                self._obey()
+                if not self._stopping and self._scheduler.busy:
+                    self._step()
+        except EngineBroken:
+            log.critical("the engine is lost", exc_info=True)
 
     def _obey(self) -> None:
         """Do what has been asked; wait for something to be asked when there is nothing to compute."""
@@ -75,37 +96,58 @@ class Stepper:
         self._running.set(len(self._owners))
 
     def _step(self) -> None:
+        waited = self._scheduler.waiting
         batch = self._scheduler.next_batch()
+        if waited and not self._scheduler.waiting:
+            self._room()
         for sequence in batch.preempted:
             self._engine.free(sequence)
         self._step_began = time.monotonic()
         try:
-            tokens = self._engine.step(batch)
-        except Exception as error:  # a step's failure ends its jobs, never the worker
-            log.exception("engine step failed")
-            updates = self._fail(batch, error)
+            sampled = self._engine.step(batch)
+        except EngineBroken:
+            raise
+        except Exception as error:
+            log.exception("engine step failed", extra={"sequences": len(batch.rows)})
+            self._faults.inc()
+            updates = self._recover(batch, error)
         else:
-            self._measure(batch, len(tokens))
-            updates = self._take(batch, tokens)
+            self._measure(batch, len(sampled))
+            updates = self._take(batch, sampled)
         finally:
             self._step_began = None
         if updates:
             self._outbox.put(updates)
 
-    def _take(self, batch: Batch, tokens: list[int]) -> list[Update]:
+    def _recover(self, batch: Batch, error: Exception) -> list[Update]:
+        """Try again with less, or alone; the events of a job that fails."""
+        sequences = [row.sequence for row in batch.rows]
+        tokens = sum(row.count for row in batch.rows)
+        if short := isinstance(error, OutOfMemory):
+            self._scheduler.shrink()
+        if len(sequences) == 1 and not (short and tokens > BLOCK_SIZE):
+            return self._fail(sequences, error)
+        for sequence in sequences:
+            self._engine.free(sequence)
+        self._scheduler.retry(sequences, alone=not short or len(sequences) <= 2)
+        return []
+
+    def _take(self, batch: Batch, sampled: list[Sampled]) -> list[Update]:
         updates = []
-        for sequence, token in self._scheduler.apply(batch, tokens):
+        for sequence, new in self._scheduler.apply(batch, sampled):
             turn = self._owners[sequence]
-            events = turn.advance(sequence, token)
+            if sequence.made == 1:
+                self._shared.inc(sequence.cached or 0)
+            events = turn.advance(sequence, new)
             if sequence not in turn.unfinished:
                 self._forget(sequence)
             updates.append(Update(turn, events))
         return updates
 
-    def _fail(self, batch: Batch, error: Exception) -> list[Update]:
+    def _fail(self, sequences: list[Sequence], error: Exception) -> list[Update]:
         detail = "".join(traceback.format_exception(error))
         failed = Failed(code="engine_error", message=f"The engine failed: {error}", detail=detail)
-        turns = {self._owners[row.sequence]: None for row in batch.rows}
+        turns = {self._owners[sequence]: None for sequence in sequences}
         updates: list[Update] = []
         for turn in turns:
             events: list[Event] = [turn.finish(failed)]
@@ -117,6 +159,9 @@ class Stepper:
         assert self._step_began is not None
         self._steps.observe(time.monotonic() - self._step_began)
         self._batch.observe(len(batch.rows))
+        self._preempted.inc(len(batch.preempted))
+        self._blocks.set(self._scheduler.blocks_used)
+        self._waiting.set(self._scheduler.waiting)
         self._tokens.inc(tokens)
         self._prefill.inc(sum(row.count for row in batch.rows if not row.decoding))
 

@@ -3,13 +3,14 @@
 from typing import TypeVar
 
 from shared.errors import ContextLengthExceeded, InvalidRequest
-from shared.events import Completed, Delta, Event, Finished, FinishReason, Outcome, Started, Usage
+from shared.events import Completed, Delta, Event, Finished, FinishReason, Likelihood, Logprobs, Outcome, Started, Usage
 from shared.job import Sampling
 from shared.queue import Delivery
 from workers.engine.base import Defaults, Engine
-from workers.sequence import Choosing, Sequence
+from workers.sequence import Choosing, Sampled, Sequence
 from workers.transcript import Transcript
 
+LOGPROB_MIN = -9999.0  # what OpenAI writes for a token that cannot be; JSON knows no infinity
 Number = TypeVar("Number", int, float)
 
 
@@ -29,12 +30,19 @@ class Turn:
             ends |= engine.tokenizer.ends
         choosing = _choosing(sampling, engine.defaults, ends)
         self._prompt_tokens = len(prompt)
+        self._token_bytes = engine.tokenizer.token_bytes
         self._transcripts = [
             Transcript(engine.tokenizer.decode, ends=ends, stop=sampling.stop, tokens_max=tokens_max)
             for _ in range(sampling.n)
         ]
         self.sequences = [
-            Sequence(job_id=delivery.job.id, choice=choice, prompt=prompt, choosing=choosing)
+            Sequence(
+                job_id=delivery.job.id,
+                choice=choice,
+                prompt=prompt,
+                choosing=choosing,
+                salt=delivery.job.cache_salt.encode(),
+            )
             for choice in range(sampling.n)
         ]
         self._open = set(range(sampling.n))
@@ -55,10 +63,17 @@ class Turn:
             events.append(self.finish(self._completed()))
         return events
 
-    def advance(self, sequence: Sequence, token: int) -> list[Event]:
+    def advance(self, sequence: Sequence, new: Sampled) -> list[Event]:
         """The events of one new token: a Delta, and Finished when it was the last of the last choice."""
-        text, reason = self._transcripts[sequence.choice].push(token)
-        delta = Delta(seq=self._number(), choice=sequence.choice, text=text, token_ids=(token,), finish_reason=reason)
+        text, reason = self._transcripts[sequence.choice].push(new.token)
+        delta = Delta(
+            seq=self._number(),
+            choice=sequence.choice,
+            text=text,
+            token_ids=(new.token,),
+            finish_reason=reason,
+            logprobs=self._logprobs(sequence, new),
+        )
         if reason is not None:
             self._open.discard(sequence.choice)
         return [delta] if self._open else [delta, self.finish(self._completed())]
@@ -66,19 +81,30 @@ class Turn:
     def finish(self, outcome: Outcome) -> Finished:
         return Finished(seq=self._number(), outcome=outcome)
 
+    def _logprobs(self, sequence: Sequence, new: Sampled) -> tuple[Logprobs, ...]:
+        if sequence.choosing.logprobs is None or new.token in sequence.choosing.banned:
+            return ()
+        chosen, *top = (
+            Likelihood(self._token_bytes(token), max(logprob, LOGPROB_MIN))
+            for token, logprob in ((new.token, new.logprob), *new.top)
+        )
+        return (Logprobs(chosen, tuple(top)),)
+
     def _replay_log(self) -> None:
         for event in self.delivery.log:
             if isinstance(event, Delta):
                 reason: FinishReason | None = None
                 for token in event.token_ids:
-                    self.sequences[event.choice].output.append(token)
+                    self.sequences[event.choice].ids.append(token)
                     _, reason = self._transcripts[event.choice].push(token)
                 if reason is not None:
                     self._open.discard(event.choice)
 
     def _completed(self) -> Completed:
-        completion = sum(len(sequence.output) for sequence in self.sequences)
-        return Completed(usage=Usage(prompt_tokens=self._prompt_tokens, completion_tokens=completion))
+        completion = sum(sequence.made for sequence in self.sequences)
+        cached = min(self.sequences[0].cached or 0, self._prompt_tokens)
+        usage = Usage(prompt_tokens=self._prompt_tokens, completion_tokens=completion, cached_tokens=cached)
+        return Completed(usage=usage)
 
     def _number(self) -> int:
         self._next_seq += 1
@@ -113,6 +139,7 @@ def _choosing(sampling: Sampling, defaults: Defaults, ends: frozenset[int]) -> C
         logit_bias=sampling.logit_bias,
         min_tokens=sampling.min_tokens,
         banned=ends,
+        logprobs=sampling.logprobs,
     )
 
 

@@ -16,7 +16,7 @@ from shared.queue import Delivery, JobChannel, JobQueue, Write
 from shared.settings import Settings
 from shared.tasks import end
 from shared.telemetry import WorkerMetrics
-from workers.engine.base import Engine
+from workers.engine.base import Engine, EngineBroken
 from workers.outbox import Outbox, Update
 from workers.stepper import Stepper
 from workers.turn import Turn
@@ -54,9 +54,10 @@ class Worker:
         self._announce = announce
         self._settings = settings
         self._metrics = metrics
-        self._outbox = Outbox(asyncio.get_running_loop(), steps_max=settings.outbox_steps_max)
+        self._loop = asyncio.get_running_loop()
+        self._outbox = Outbox(self._loop, steps_max=settings.outbox_steps_max)
         self._served = {
-            info.name: Served(info, engine, Stepper(info.name, engine, self._outbox, metrics))
+            info.name: Served(info, engine, Stepper(info.name, engine, self._outbox, metrics, self._wake_intakes))
             for info, engine in engines.items()
         }
         self._held: dict[str, Delivery] = {}  # every job that is ours, from its claim on
@@ -111,7 +112,14 @@ class Worker:
                 if self._holds(delivery):
                     await self._accept(served, delivery)
 
+    def _wake_intakes(self) -> None:
+        """From an engine's thread."""
+        self._loop.call_soon_threadsafe(self._room.set)
+
     def _room_of(self, served: Served) -> int:
+        """Sequences to claim now: none while some that are here already wait for memory; another worker may have it."""
+        if served.stepper.waiting:
+            return 0
         held = sum(d.job.sampling.n for d in self._held.values() if d.job.model == served.info.name)
         return served.engine.limits.sequences_max - held
 
@@ -191,12 +199,14 @@ class Worker:
         )
 
     async def _heartbeat(self) -> None:
-        """Renew every lease, as long as the engines step: a hung engine must lose its jobs to another worker."""
+        """Renew every lease, as long as the engines step. Raises EngineBroken when one does not: the process must end,
+        and its jobs move on when their leases run out."""
         while True:
             await asyncio.sleep(self._settings.heartbeat_ms / 1000)
+            if not self.alive and self._quiet.is_set():
+                continue  # stopping: what is held is about to be handed over
             if not self.alive:
-                log.error("an engine hangs; its leases are not renewed")
-                continue
+                raise EngineBroken("an engine hangs or has ended; only a new process helps")
             try:
                 lost = await self._queue.renew(list(self._held.values()), worker=self.name)
                 self._renewed_at = asyncio.get_running_loop().time()

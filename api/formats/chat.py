@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 
 from api.sse import DONE, frame
-from shared.events import Completed, Delta, Event, Finished, Started, Usage
+from shared.events import Completed, Delta, Event, Finished, Likelihood, Logprobs, Started, Usage
 from shared.job import Job
 
 FINGERPRINT = "penstock-1"
@@ -34,7 +34,10 @@ class ChatChunks:
                 for choice in self._choices:
                     yield self._chunk(choice, {"role": "assistant", "content": "", "refusal": None}, None)
             case Delta():
-                if event.text:
+                if event.logprobs:
+                    logprobs = {"content": [_logprobs(each) for each in event.logprobs], "refusal": None}
+                    yield self._chunk(event.choice, {"content": event.text}, None, logprobs)
+                elif event.text:
                     index = str(event.choice).encode()
                     text = orjson.dumps(event.text)
                     yield self._before_index + index + self._before_text + text + self._after_text
@@ -47,8 +50,10 @@ class ChatChunks:
             case Finished():
                 return
 
-    def _chunk(self, choice: int, delta: dict[str, Any], reason: str | None) -> bytes:
-        body = {"index": choice, "delta": delta, "logprobs": None, "finish_reason": reason}
+    def _chunk(
+        self, choice: int, delta: dict[str, Any], reason: str | None, logprobs: dict[str, Any] | None = None
+    ) -> bytes:
+        body = {"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         return self._before_index[: -len(b'{"index":')] + orjson.dumps(body) + b"]}\n\n"
 
 
@@ -59,18 +64,21 @@ class WholeChat:
         self._job = job
         self._texts: list[list[str]] = [[] for _ in range(job.sampling.n)]
         self._reasons: list[str | None] = [None] * job.sampling.n
+        self._logprobs: list[list[dict[str, Any]]] = [[] for _ in range(job.sampling.n)]
 
     def add(self, event: Event) -> None:
         if isinstance(event, Delta):
             self._texts[event.choice].append(event.text)
+            self._logprobs[event.choice] += [_logprobs(each) for each in event.logprobs]
             self._reasons[event.choice] = event.finish_reason or self._reasons[event.choice]
 
     def body(self, usage: Usage) -> dict[str, Any]:
+        asked = self._job.sampling.logprobs
         choices = [
             {
                 "index": index,
                 "message": {"role": "assistant", "content": "".join(texts), "refusal": None},
-                "logprobs": None,
+                "logprobs": None if asked is None else {"content": self._logprobs[index], "refusal": None},
                 "finish_reason": reason,
             }
             for index, (texts, reason) in enumerate(zip(self._texts, self._reasons, strict=True))
@@ -83,9 +91,18 @@ def usage_object(usage: Usage) -> dict[str, Any]:
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
         "completion_tokens_details": {"reasoning_tokens": 0},
     }
+
+
+def _logprobs(logprobs: Logprobs) -> dict[str, Any]:
+    return _likelihood(logprobs.chosen) | {"top_logprobs": [_likelihood(each) for each in logprobs.top]}
+
+
+def _likelihood(likelihood: Likelihood) -> dict[str, Any]:
+    token = likelihood.token
+    return {"token": token.decode(errors="replace"), "logprob": likelihood.logprob, "bytes": list(token)}
 
 
 def _head(job: Job, kind: str) -> dict[str, Any]:

@@ -12,7 +12,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "chat_template_kwargs": ({},),
     "function_call": ("none",),
     "functions": ([],),
-    "logprobs": (False,),
     "metadata": ({},),
     "modalities": (["text"],),
     "parallel_tool_calls": (True, False),
@@ -24,7 +23,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "store": (False,),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
-    "top_logprobs": (0,),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
@@ -87,6 +85,9 @@ class ChatCompletionRequest(_Strict):
     stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = Field(None, max_length=STOPS_MAX)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     n: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    cache_salt: str | None = Field(None, max_length=512)
     # These identify the caller; they cannot change an answer.
     user: str | None = Field(None, max_length=512)
     safety_identifier: str | None = Field(None, max_length=512)
@@ -116,6 +117,12 @@ class ChatCompletionRequest(_Strict):
         if any(not token.isascii() or not token.isdigit() for token in bias or ()):
             raise ValueError("its keys are token ids")
         return bias
+
+    @model_validator(mode="after")
+    def _top_logprobs_need_logprobs(self) -> "ChatCompletionRequest":
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidRequest("'top_logprobs' is only allowed with 'logprobs': true.", param="top_logprobs")
+        return self
 
     @model_validator(mode="after")
     def _stream_options_need_a_stream(self) -> "ChatCompletionRequest":

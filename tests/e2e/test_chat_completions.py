@@ -178,7 +178,9 @@ def test_frames_are_openais(scripted: Stack) -> None:
         ({"seed": 1.5}, "seed"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "king", "content": "x"}]}, "messages.0.role"),
-        ({"logprobs": True}, "logprobs"),
+        ({"logprobs": 3}, "logprobs"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"logit_bias": {"5": 101}}, "logit_bias.5"),
@@ -220,6 +222,49 @@ def test_penalties_biases_and_lengths_change_the_answer(builtin: Stack) -> None:
     assert longer["finish_reason"] == "length"
     assert longer["message"]["content"].startswith(plain["message"]["content"])
     assert answer(ignore_eos=True, max_tokens=60)["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("content", ["Hello!", "你好", "Spell house."])
+def test_logprobs_name_every_token_of_the_text_streaming_and_whole(builtin: Stack, content: str) -> None:
+    asked: Any = {"model": BUILTIN, "messages": ask(content), "temperature": 0, "logprobs": True, "top_logprobs": 3}
+
+    (choice,) = builtin.client().chat.completions.create(**asked).choices
+    chunks = list(builtin.client().chat.completions.create(**asked, stream=True))
+
+    content_logprobs = choice.logprobs and choice.logprobs.content
+    assert content_logprobs
+    assert b"".join(bytes(each.bytes or []) for each in content_logprobs).decode() == choice.message.content
+    for each in content_logprobs:
+        assert each.logprob <= 0
+        assert len(each.top_logprobs) == 3
+        assert (each.token, each.logprob) == (each.top_logprobs[0].token, each.top_logprobs[0].logprob)
+    streamed = [c.choices[0].logprobs for c in chunks if c.choices and c.choices[0].logprobs]
+    flat = [each for logprobs in streamed for each in logprobs.content or []]
+    assert [(each.token, each.bytes) for each in flat] == [(each.token, each.bytes) for each in content_logprobs]
+    assert "".join(c.choices[0].delta.content or "" for c in chunks) == choice.message.content
+
+
+def test_logprobs_are_null_when_nobody_asks(builtin: Stack) -> None:
+    answer = builtin.post({"model": BUILTIN, "messages": ask("Hello!"), "temperature": 0}).json()
+
+    assert answer["choices"][0]["logprobs"] is None
+
+
+def test_the_next_turn_of_a_chat_pays_only_for_what_is_new(builtin: Stack) -> None:
+    def turn(messages: Any, **options: Any) -> Any:
+        body = {"model": BUILTIN, "messages": messages, "temperature": 0, **options}
+        return builtin.post(body).json()
+
+    messages = ask("Tell me a story about a whale. " * 8)
+    first = turn(messages)
+    second = [*messages, first["choices"][0]["message"], *ask("Thank you!")]
+
+    cached = turn(second)["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    prompt = first["usage"]["prompt_tokens"]
+    assert prompt - 16 <= cached <= prompt + first["usage"]["completion_tokens"]
+    assert turn(second, cache_salt="another tenant")["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+    assert turn(second)["choices"][0]["message"] == turn(second, cache_salt="a third")["choices"][0]["message"]
 
 
 def test_neutral_values_of_unsupported_parameters_are_accepted(scripted: Stack) -> None:

@@ -247,6 +247,25 @@ def test_a_poison_job_fails_at_the_third_lost_lease_and_is_told(tmp_path: Path, 
         assert failed
 
 
+def test_an_engine_that_hangs_ends_its_worker_and_no_job_is_silent(tmp_path: Path, own_redis: EmbeddedRedis) -> None:
+    with running_stack(tmp_path, own_redis, "scripted", step_timeout_s=1, attempts_max=1, **LONG) as stack:
+        beside = Reader(stack, "scripted", "beside", max_tokens=150)
+        beside.start()
+        beside.started.wait(10)
+        hung = threading.Thread(target=stack.post, args=[{"model": "scripted", "messages": ask("fault:hang@3")}])
+        hung.start()
+        (first,) = stack.workers
+        assert first.popen.wait(timeout=15) == 70
+        # Both jobs have had their one attempt; without that limit the survivor would hang on the same prompt.
+        stack.add_worker("scripted")
+        hung.join(15)
+        beside.join(15)
+
+    assert not hung.is_alive()
+    assert beside.error is not None
+    assert "died 1 times" in str(beside.error)
+
+
 def test_without_any_worker_a_job_expires_by_its_queue_deadline(tmp_path: Path, own_redis: EmbeddedRedis) -> None:
     with running_stack(tmp_path, own_redis, "scripted", queue_deadline_s=0.5, first_event_ms=5000) as stack:
         stack.workers.pop().stop()

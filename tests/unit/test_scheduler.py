@@ -7,9 +7,10 @@ import pytest
 
 from workers.limits import BLOCK_SIZE, Limits, blocks_for
 from workers.scheduler import Batch, Scheduler
-from workers.sequence import Choosing, Sequence
+from workers.sequence import Choosing, Sampled, Sequence
 
 GREEDY = Choosing(seed=0, temperature=0, top_p=1, top_k=0)
+NINE = Sampled(9)
 
 
 def make(**given: Any) -> Scheduler:
@@ -25,7 +26,7 @@ def sequence(prompt: int, output: int = 0, *, first: int = 0, salt: bytes = b"")
 def run(scheduler: Scheduler) -> list[tuple[int, int]]:
     """One step with token 9 for everyone; returns (start, count) of each row."""
     batch = scheduler.next_batch()
-    scheduler.apply(batch, [9] * len(batch.sampling))
+    scheduler.apply(batch, [NINE] * len(batch.sampling))
     return [(row.start, row.count) for row in batch.rows]
 
 
@@ -62,7 +63,7 @@ def test_only_a_row_that_reaches_the_end_is_sampled() -> None:
     assert first.sampling == []
     assert scheduler.apply(first, []) == []
     second = scheduler.next_batch()
-    assert scheduler.apply(second, [42]) == [(added, 42)]
+    assert scheduler.apply(second, [Sampled(42)]) == [(added, Sampled(42))]
     assert added.output == [42]
 
 
@@ -74,7 +75,7 @@ def test_logged_output_is_prefilled_like_a_prompt_on_resume() -> None:
     batch = scheduler.next_batch()
 
     assert [(row.start, row.count, row.decoding) for row in batch.rows] == [(0, 7, False)]
-    assert resumed.tokens(1, 5) == [1, 2, 0, 1, 2]
+    assert resumed.ids.tolist() == [0, 1, 2, 0, 1, 2, 3]
 
 
 def test_dropping_twice_or_a_stranger_is_no_error() -> None:
@@ -95,7 +96,7 @@ def started(batch: Batch) -> dict[Sequence, int]:
 
 def step(scheduler: Scheduler) -> Batch:
     batch = scheduler.next_batch()
-    scheduler.apply(batch, [9] * len(batch.sampling))
+    scheduler.apply(batch, [NINE] * len(batch.sampling))
     return batch
 
 
@@ -130,7 +131,7 @@ def test_an_answer_is_shared_with_the_next_turn_of_its_conversation() -> None:
     for _ in range(30):
         step(scheduler)
     scheduler.drop(first)
-    second = Sequence(job_id="k", choice=0, prompt=[*first.prompt, *first.output, 1, 2], choosing=GREEDY)
+    second = Sequence(job_id="k", choice=0, prompt=[*first.ids, 1, 2], choosing=GREEDY)
     scheduler.add(second)
 
     assert started(step(scheduler)) == {second: 32}
@@ -160,7 +161,7 @@ def test_equal_prompts_that_arrive_together_are_computed_once() -> None:
     assert rows[2][second] == 32
 
 
-@pytest.mark.parametrize("how", ["drop", "preempt"])
+@pytest.mark.parametrize("how", ["drop", "retry"])
 def test_who_awaits_blocks_of_one_that_ends_computes_them_itself(how: str) -> None:
     scheduler = make(sequences_max=2, batch_tokens_max=20)
     first, second = sequence(60), sequence(60)
@@ -168,7 +169,7 @@ def test_who_awaits_blocks_of_one_that_ends_computes_them_itself(how: str) -> No
     scheduler.add(second)
     step(scheduler)
 
-    getattr(scheduler, how)(first)
+    scheduler.drop(first) if how == "drop" else scheduler.retry([first], alone=False)
 
     batches = [step(scheduler) for _ in range(8)]
     assert second in started(batches[-1])
@@ -265,7 +266,7 @@ def test_no_block_is_lost_and_none_is_given_twice_whatever_comes() -> None:
             for block in written:
                 owners.setdefault(block, []).append((id(each),))
         assert all(len(users) == 1 for users in owners.values()), "two sequences write into one block"
-        scheduler.apply(batch, [rng.randrange(9) for _ in batch.sampling])
+        scheduler.apply(batch, [Sampled(rng.randrange(9)) for _ in batch.sampling])
         for each in list(alive):
             if each.length >= 300 or rng.random() < 0.05:
                 scheduler.drop(each)

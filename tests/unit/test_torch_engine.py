@@ -12,7 +12,6 @@ from shared.settings import load_settings
 from workers.engine.base import Engine
 from workers.engine.memory import memory_available
 from workers.engine.packed import pack, unpack
-from workers.engine.sampler import choose, uniform
 from workers.engine.trial import fitted
 from workers.limits import BLOCK_SIZE, Limits
 from workers.models import BUILTIN, load_engine, parse_spec
@@ -89,49 +88,6 @@ def test_packed_weights_compute_the_same_and_can_be_taken_back() -> None:
         assert torch.allclose(model(x), plain, atol=1e-5)
         unpack(replaced)
         assert torch.equal(model(x), plain)
-
-
-def test_draws_follow_the_distribution_and_its_limits() -> None:
-    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(4000, 1)
-
-    def counts(**limits: Any) -> list[float]:
-        how = [Choosing(**{"seed": n, "temperature": 1.0, "top_p": 1.0, "top_k": 0} | limits) for n in range(4000)]
-        drawn = choose(logits, [sequence([1], each) for each in how])
-        return [drawn.count(token) / 4000 for token in range(4)]
-
-    assert counts() == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.03)
-    assert counts(top_k=2) == pytest.approx([0.625, 0.375, 0, 0], abs=0.03)
-    assert counts(top_p=0.6) == pytest.approx([0.625, 0.375, 0, 0], abs=0.03)
-    assert counts(top_p=0.01)[0] == 1
-    assert counts(temperature=0)[0] == 1
-
-
-def test_penalties_biases_bans_and_min_p() -> None:
-    logits = torch.tensor([[2.0, 1.0, 0.5, -1.0]])
-
-    def best(prompt: list[int], output: list[int], **how: Any) -> int:
-        choosing = Choosing(**{"seed": 0, "temperature": 0.0, "top_p": 1.0, "top_k": 0} | how)
-        return choose(logits, [sequence(prompt, choosing, output=output)])[0]
-
-    assert best([], [0]) == 0
-    assert best([], [0], presence_penalty=1.5) == 1
-    assert best([0], [], presence_penalty=1.5) == 0
-    assert best([], [0, 0, 1], frequency_penalty=0.8) == 2
-    assert best([0], [], repetition_penalty=3) == 1
-    assert best([], [], logit_bias=((3, 9.0),)) == 3
-    assert best([], [], logit_bias=((0, -100.0),)) == 1
-    assert best([], [1], min_tokens=2, banned=frozenset({0})) == 1
-    assert best([], [1, 1], min_tokens=2, banned=frozenset({0})) == 0
-    drawn = {best([], [n], temperature=5.0, min_p=0.9, seed=n) for n in range(50)}
-    assert drawn == {0}
-
-
-def test_random_numbers_depend_on_seed_choice_and_position_alone() -> None:
-    numbers = {uniform(seed, choice, position) for seed in range(-5, 5) for choice in range(5) for position in range(5)}
-
-    assert len(numbers) == 250
-    assert all(0 <= number < 1 for number in numbers)
-    assert uniform(2**63 - 1, 0, 0) != uniform(-(2**63), 0, 0)
 
 
 def test_the_built_in_model_loads_like_any_folder() -> None:

@@ -11,7 +11,7 @@ from tests.factories import make_job
 from workers.engine.scripted import ScriptedEngine
 from workers.limits import Limits
 from workers.offline import run
-from workers.sequence import Sequence
+from workers.sequence import Sampled, Sequence
 from workers.turn import Turn
 
 
@@ -29,8 +29,8 @@ def play(turn: Turn, using: ScriptedEngine) -> list[Event]:
     """All events of a turn, without any worker."""
     events = turn.opening()
 
-    def ended(sequence: Sequence, token: int) -> bool:
-        events.extend(turn.advance(sequence, token))
+    def ended(sequence: Sequence, new: Sampled) -> bool:
+        events.extend(turn.advance(sequence, new))
         return sequence not in turn.unfinished
 
     run(using, turn.unfinished, ended)

@@ -14,8 +14,11 @@ from shared.memory import MemoryQueue
 from shared.settings import load_settings
 from shared.telemetry import WorkerMetrics
 from tests.factories import make_job
+from workers.engine.base import EngineBroken
 from workers.engine.scripted import ScriptedEngine
 from workers.limits import Limits
+from workers.scheduler import Batch
+from workers.sequence import Sampled
 from workers.worker import Worker
 
 INFO = ModelInfo(name="m", engine="scripted", context_length=1000, created_s=0)
@@ -42,13 +45,23 @@ async def _announce() -> None:
     pass
 
 
-def make_worker(queue: MemoryQueue, name: str = "w", *, step_ms: float = 0, **settings: Any) -> Worker:
-    limits = Limits(sequences_max=4, batch_tokens_max=64, context_length=1000, vocabulary=50_000)
-    engine = ScriptedEngine(limits=limits, step_ms=step_ms, tokens=20)
+def make_worker(
+    queue: MemoryQueue,
+    name: str = "w",
+    *,
+    step_ms: float = 0,
+    sequences_max: int = 4,
+    blocks: int = 0,
+    engine: type[ScriptedEngine] = ScriptedEngine,
+    **settings: Any,
+) -> Worker:
+    limits = Limits(
+        sequences_max=sequences_max, batch_tokens_max=64, context_length=1000, vocabulary=50_000, blocks=blocks
+    )
     given = {"heartbeat_ms": 100, "idle_wait_ms": 10, "drain_s": 5} | settings
     return Worker(
         name,
-        {INFO: engine},
+        {INFO: engine(limits=limits, step_ms=step_ms, tokens=20)},
         queue=queue,
         channel=queue,
         announce=_announce,
@@ -91,6 +104,10 @@ async def outcome_of(queue: MemoryQueue, job: Job) -> Outcome:
     last = (await log_of(queue, job))[-1]
     assert isinstance(last, Finished)
     return last.outcome
+
+
+def text_of(log: list[Event]) -> str:
+    return "".join(event.text for event in log if isinstance(event, Delta))
 
 
 async def test_jobs_are_computed_together_and_completed(queue: MemoryQueue) -> None:
@@ -138,18 +155,54 @@ async def test_a_job_claimed_too_often_fails_as_poison(queue: MemoryQueue, clock
     assert outcome.code == "poison"
 
 
-async def test_a_step_that_raises_fails_its_jobs_and_not_the_worker(queue: MemoryQueue) -> None:
-    bad, good = make_job(prompt="fault:raise@0"), make_job()
-    await submit(queue, bad)
-
+@pytest.mark.parametrize("fault", ["raise", "oom"])
+@pytest.mark.parametrize("position", [0, 7])
+async def test_a_step_that_fails_ends_the_guilty_job_and_no_other(
+    queue: MemoryQueue, fault: str, position: int
+) -> None:
+    undisturbed = await submit(queue, make_job(max_tokens=15))
     async with working(make_worker(queue)):
+        await heard(queue, undisturbed)
+        bad = make_job(prompt=f"fault:{fault}@{position}")
+        beside = [make_job(max_tokens=15) for _ in range(3)]
+        for job in (*beside[:1], bad, *beside[1:]):
+            await submit(queue, job)
         outcome = await outcome_of(queue, bad)
-        await submit(queue, good)
-        assert isinstance(await outcome_of(queue, good), Completed)
+        assert all([isinstance(await outcome_of(queue, job), Completed) for job in beside])
 
     assert isinstance(outcome, Failed)
     assert outcome.code == "engine_error"
-    assert "fault" in outcome.message
+    assert "asked for this fault" in outcome.message
+    for job in beside:
+        assert text_of(await log_of(queue, job)) == text_of(await log_of(queue, undisturbed))
+
+
+async def test_a_broken_engine_ends_the_worker(queue: MemoryQueue) -> None:
+    class Broken(ScriptedEngine):
+        def step(self, batch: Batch) -> list[Sampled]:
+            raise EngineBroken("the device has fallen off the bus")
+
+    job = await submit(queue, make_job())
+    worker = make_worker(queue, engine=Broken)
+
+    with pytest.RaisesGroup(pytest.RaisesExc(EngineBroken, match="ended")):
+        await asyncio.wait_for(worker.run(), 5)
+
+    (page,) = await queue.read([(job.id, 0)])
+    assert page.state is State.STARTED
+    assert not worker.alive
+
+
+async def test_while_a_claimed_job_waits_for_memory_no_more_are_claimed(queue: MemoryQueue) -> None:
+    jobs = [await submit(queue, make_job(prompt=f"{n} " + "word " * 400, max_tokens=20)) for n in range(4)]
+
+    async with working(make_worker(queue, step_ms=10, sequences_max=8, blocks=63)):
+        await heard(queue, jobs[0], seq=2)
+        late = await submit(queue, make_job(max_tokens=1))
+        await heard(queue, jobs[0], seq=10)
+        (page,) = await queue.read([(late.id, 0)])
+        assert page.state is State.QUEUED
+        assert all([isinstance(await outcome_of(queue, job), Completed) for job in [*jobs, late]])
 
 
 async def test_a_cancelled_job_writes_nothing_more(queue: MemoryQueue) -> None:
@@ -180,7 +233,7 @@ async def test_stopping_hands_over_and_the_next_worker_goes_on(queue: MemoryQueu
     after, undisturbed = await log_of(queue, job), await log_of(queue, same)
     assert isinstance(after[-1], Finished)
     assert after[: len(before)] == before
-    assert [e.text for e in after if isinstance(e, Delta)] == [e.text for e in undisturbed if isinstance(e, Delta)]
+    assert text_of(after) == text_of(undisturbed)
 
 
 async def test_stopped_twice_it_does_not_wait_for_the_drain(queue: MemoryQueue) -> None:

@@ -9,7 +9,7 @@ from tools.tiny_model.dialogues import TOPICS, Pair
 from workers.engine.base import Engine
 from workers.models import load_engine, parse_spec
 from workers.offline import run
-from workers.sequence import Choosing, Sequence
+from workers.sequence import Choosing, Sampled, Sequence
 from workers.transcript import Transcript
 
 SEED = 99
@@ -28,8 +28,8 @@ def answers(engine: Engine, questions: list[str]) -> list[str]:
         texts[sequence] = ""
         transcripts[sequence] = Transcript(tokenizer.decode, ends=tokenizer.ends, stop=(), tokens_max=400)
 
-    def ended(sequence: Sequence, token: int) -> bool:
-        text, reason = transcripts[sequence].push(token)
+    def ended(sequence: Sequence, new: Sampled) -> bool:
+        text, reason = transcripts[sequence].push(new.token)
         texts[sequence] += text
         return reason is not None
 

@@ -4,9 +4,10 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from shared.errors import EngineError
 from workers.limits import Limits
 from workers.scheduler import Batch
-from workers.sequence import Sequence
+from workers.sequence import Sampled, Sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +20,14 @@ class Defaults:
     repetition_penalty: float = 1.0
 
 
+class OutOfMemory(EngineError):
+    """The device had no room for this step."""
+
+
+class EngineBroken(EngineError):
+    """The device or the library is in a state from which only a new process recovers."""
+
+
 class Tokenizer(Protocol):
     ends: frozenset[int]
 
@@ -27,6 +36,9 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Seq[int]) -> str:
         """Text without special tokens; U+FFFD stands for bytes that are no whole character."""
+
+    def token_bytes(self, token: int) -> bytes:
+        """What the token adds inside a text."""
 
 
 class Engine(Protocol):
@@ -39,8 +51,12 @@ class Engine(Protocol):
     @property
     def tokenizer(self) -> Tokenizer: ...
 
-    def step(self, batch: Batch) -> list[int]:
-        """Compute the batch; return one token for each sampling row, in order. Blocks; called from one thread."""
+    def step(self, batch: Batch) -> list[Sampled]:
+        """Compute the batch; return one token for each sampling row, in order. Blocks; called from one thread.
+
+        Raises OutOfMemory when a smaller batch may succeed, EngineBroken when nothing will. After any other error the
+        engine goes on, once the sequences of the batch are freed.
+        """
 
     def free(self, sequence: Sequence) -> None:
         """Forget what was computed for the sequence; one that the engine does not know is no error."""

@@ -1,17 +1,19 @@
 """Continuous batching over transformers' own model code: every step packs all sequences into one row."""
 
+from array import array
 from typing import Any
 
 import numpy as np
 import torch
 
 from workers.engine.base import Defaults, Tokenizer
+from workers.engine.faults import translated
 from workers.engine.kv_cache import KVCache
 from workers.engine.packing import Chunk, Step
 from workers.engine.sampler import choose
 from workers.limits import BLOCK_SIZE, Limits
 from workers.scheduler import Batch
-from workers.sequence import Sequence
+from workers.sequence import Sampled, Sequence
 
 
 class BatchedEngine:
@@ -37,22 +39,22 @@ class BatchedEngine:
         self._deterministic = deterministic
         self._device = model.device
 
-    def step(self, batch: Batch) -> list[int]:
-        logits = self.logits(batch)
-        return choose(logits, [row.sequence for row in batch.sampling])
+    def step(self, batch: Batch) -> list[Sampled]:
+        with translated():
+            return choose(self.logits(batch), [row.sequence for row in batch.sampling])
 
     @torch.inference_mode()
     def logits(self, batch: Batch) -> torch.Tensor:
         """Float32 [sampling rows, vocabulary]."""
-        ids: list[int] = []
+        ids = array("q")
         last: list[int] = []
         for row in batch.rows:
-            ids += row.sequence.tokens(row.start, row.count)
+            ids += row.sequence.ids[row.start : row.start + row.count]
             if row.samples:
                 last.append(len(ids) - 1)
         step = self._plan(batch)
         out = self.model(
-            input_ids=torch.tensor([ids], device=self._device),
+            input_ids=self._tensor(np.array(ids)).unsqueeze(0),
             position_ids=step.positions.long().unsqueeze(0),
             use_cache=False,
             logits_to_keep=torch.tensor(last or [0], device=self._device),

@@ -1,6 +1,7 @@
 """A tokenizer of transformers as our engines' tokenizer."""
 
 import logging
+import re
 from collections.abc import Sequence as Seq
 from typing import Any
 
@@ -8,6 +9,8 @@ from jinja2.exceptions import TemplateError
 
 from shared.errors import InvalidRequest
 
+HALF = "\ufffd"
+BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # how SentencePiece writes a byte
 log = logging.getLogger(__name__)
 
 
@@ -17,6 +20,8 @@ class ChatTokenizer:
     def __init__(self, tokenizer: Any, ends: frozenset[int]) -> None:
         self.ends = ends
         self._tokenizer = tokenizer
+        self._bytes: dict[int, bytes] = {}
+        self._before = tokenizer.encode("a", add_special_tokens=False)  # tokenizers may strip what begins a text
         if not tokenizer.chat_template:
             log.warning("the model has no chat template; prompts are plain 'role: content' lines")
 
@@ -35,6 +40,34 @@ class ChatTokenizer:
             ) from error
         return ids
 
+    def token_bytes(self, token: int) -> bytes:
+        if token not in self._bytes:
+            before, both = (
+                self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+                for ids in (self._before, [*self._before, token])
+            )
+            text = both.removeprefix(before)
+            raw = str(self._tokenizer.convert_ids_to_tokens(token))
+            self._bytes[token] = _part_of_a_character(raw) if HALF in text and HALF not in raw else text.encode()
+        return self._bytes[token]
+
     def decode(self, ids: Seq[int]) -> str:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
+
+
+def _part_of_a_character(raw: str) -> bytes:
+    """The bytes of a token that is no text by itself, from its name in the vocabulary."""
+    if byte := BYTE.fullmatch(raw):
+        return bytes([int(byte[1], 16)])
+    return bytes(BYTE_OF[character] for character in raw if character in BYTE_OF)
+
+
+def _byte_level() -> dict[str, int]:
+    """How byte-level vocabularies, GPT-2's first, write bytes: printable ones as they are, the rest from U+0100 on."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("\u00a1"), ord("\u00ac") + 1), *range(ord("\u00ae"), 256)]
+    rest = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + at): byte for at, byte in enumerate(rest)}
+
+
+BYTE_OF = _byte_level()

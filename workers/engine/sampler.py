@@ -1,24 +1,38 @@
 """Choosing tokens, all rows of a step at once. The random number of a token depends on (seed, choice, position) alone,
-so a seeded request gives the same tokens whatever shares its batch, and after it moves to another worker."""
+and what becomes of a row on that row alone, so that a seeded request gives the same tokens whatever shares its batch,
+and after it moves to another worker."""
 
 import hashlib
 import struct
 from collections.abc import Sequence as Seq
 
+import numpy as np
 import torch
 
-from workers.sequence import Sequence
+from shared.errors import EngineError
+from workers.sequence import Choosing, Sampled, Sequence
+
+CANDIDATES = 1024  # sorted first; a row whose limits let more through is sorted whole
 
 
-def choose(logits: torch.Tensor, sequences: Seq[Sequence]) -> list[int]:
-    """One token id for each row. `logits`: float32 [rows, vocabulary]."""
-    logits = _adjusted(logits, sequences)
-    greedy = logits.argmax(-1)
+@torch.inference_mode()
+def choose(logits: torch.Tensor, sequences: Seq[Sequence]) -> list[Sampled]:
+    """One token for each row. `logits`: float32 [rows, vocabulary]. Raises EngineError when a row holds no numbers."""
+    if not sequences:
+        return []
+    adjusted = _adjusted(logits, sequences)
+    tokens = adjusted.argmax(-1)
     drawn = [row for row, sequence in enumerate(sequences) if sequence.choosing.temperature > 0]
     if drawn:
-        index = torch.tensor(drawn, device=logits.device)
-        greedy[index] = _draw(logits[index], [sequences[row] for row in drawn])
-    return greedy.tolist()
+        tokens[drawn] = _draw(adjusted[drawn], [sequences[row] for row in drawn])
+    best = adjusted.amax(-1)
+    chosen = torch.stack([tokens.double(), best.double()]).tolist()  # one wait for the device, not two
+    if not np.isfinite(chosen[1]).all():
+        raise EngineError("the model computed no numbers")
+    sampled = [Sampled(int(token)) for token in chosen[0]]
+    if any(sequence.choosing.logprobs is not None for sequence in sequences):
+        _add_logprobs(sampled, logits, sequences)
+    return sampled
 
 
 def uniform(seed: int, choice: int, position: int) -> float:
@@ -28,63 +42,109 @@ def uniform(seed: int, choice: int, position: int) -> float:
 
 
 def _adjusted(logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
-    """Logits after penalties, biases and bans. Rows that ask for none are passed on as they are.
+    """Logits after penalties, biases and bans, in this order; the same tensor when nobody asks for any.
 
     Repetition as in CTRL (Keskar et al. 2019), over prompt and output; presence and frequency as OpenAI defines them,
     over the output alone.
     """
-    rows = [row for row, sequence in enumerate(sequences) if _asks(sequence)]
+    out = logits
+    for change in (_penalise, _bias, _ban):
+        out = change(out, logits, sequences)
+    return out
+
+
+def _penalise(out: torch.Tensor, logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
+    rows = [row for row, sequence in enumerate(sequences) if sequence.choosing.penalises]
     if not rows:
-        return logits
-    logits = logits.clone()
-    for row in rows:
-        choosing, sequence = sequences[row].choosing, sequences[row]
-        if choosing.penalises:
-            logits[row] = _penalised(logits[row], sequence)
-        for token, bias in choosing.logit_bias:
-            logits[row, token] += bias
-        if len(sequence.output) < choosing.min_tokens:
-            logits[row, list(choosing.banned)] = float("-inf")
-    return logits
+        return out
+    out = logits.clone()
+    how = [sequences[row].choosing for row in rows]
+    known = [np.array(sequences[row].ids) for row in rows]
+    said = [ids[sequences[row].prompt_length :] for row, ids in zip(rows, known, strict=True)]
+    where, factor = _cells(rows, known, [c.repetition_penalty for c in how], out)
+    value = out[where]
+    out[where] = torch.where(value > 0, value / factor, value * factor)  # a token met twice gets the same value twice
+    where, presence = _cells(rows, said, [c.presence_penalty for c in how], out)
+    out[where] = out[where] - presence
+    where, frequency = _cells(rows, said, [c.frequency_penalty for c in how], out)
+    return out.index_put_(where, -frequency, accumulate=True)
 
 
-def _asks(sequence: Sequence) -> bool:
-    choosing = sequence.choosing
-    return choosing.penalises or bool(choosing.logit_bias) or len(sequence.output) < choosing.min_tokens
+def _cells(
+    rows: list[int], tokens: list["np.ndarray[tuple[int], np.dtype[np.int64]]"], values: list[float], out: torch.Tensor
+) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Index of every (row, token), and the row's value for each."""
+    counts = [len(each) for each in tokens]
+    at = np.repeat(np.array(rows), counts)
+    value = np.repeat(np.array(values, dtype=np.float32), counts)
+    index = (torch.from_numpy(at).to(out.device), torch.from_numpy(np.concatenate(tokens)).to(out.device))
+    return index, torch.from_numpy(value).to(out.device)
 
 
-def _penalised(logits: torch.Tensor, sequence: Sequence) -> torch.Tensor:
-    choosing, size = sequence.choosing, logits.shape[0]
-    said = torch.tensor(sequence.output, dtype=torch.long, device=logits.device).bincount(minlength=size)[:size]
-    known = torch.tensor([*sequence.prompt, *sequence.output], dtype=torch.long, device=logits.device)
-    seen = known.bincount(minlength=size)[:size] > 0
-    factor = choosing.repetition_penalty
-    repeated = torch.where(logits > 0, logits / factor, logits * factor)
-    logits = torch.where(seen, repeated, logits)
-    return logits - choosing.frequency_penalty * said - choosing.presence_penalty * (said > 0)
+def _bias(out: torch.Tensor, logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
+    cells = [(row, *pair) for row, sequence in enumerate(sequences) for pair in sequence.choosing.logit_bias]
+    if not cells:
+        return out
+    rows, tokens, values = zip(*cells, strict=True)
+    bias = torch.tensor(values, dtype=torch.float32, device=out.device)
+    return out.index_put((torch.tensor(rows), torch.tensor(tokens)), bias, accumulate=True)
+
+
+def _ban(out: torch.Tensor, logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
+    early = [(row, s.choosing.banned) for row, s in enumerate(sequences) if s.made < s.choosing.min_tokens]
+    cells = [(row, token) for row, banned in early for token in banned]
+    if not cells:
+        return out
+    rows, tokens = zip(*cells, strict=True)
+    return out.index_put((torch.tensor(rows), torch.tensor(tokens)), torch.tensor(float("-inf"), device=out.device))
 
 
 def _draw(logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
     """Inverse transform sampling: the first token whose cumulative probability passes the row's uniform number."""
     choosing = [sequence.choosing for sequence in sequences]
-    temperature = torch.tensor([c.temperature for c in choosing], device=logits.device).unsqueeze(1)
-    points = [uniform(s.choosing.seed, s.choice, len(s.output)) for s in sequences]
-    numbers = torch.tensor(points, dtype=torch.float64, device=logits.device).unsqueeze(1)
-    probabilities = torch.softmax(logits / temperature, -1)
+    probabilities = torch.softmax(logits / _column([c.temperature for c in choosing], logits), -1)
     if any(c.min_p for c in choosing):
-        min_p = torch.tensor([c.min_p for c in choosing], device=logits.device).unsqueeze(1)
-        probabilities = probabilities.masked_fill(probabilities < min_p * probabilities.amax(-1, keepdim=True), 0)
-    if all(c.top_p >= 1 and not c.top_k for c in choosing):
-        return _pick(probabilities, numbers)
-    ordered, ids = probabilities.sort(dim=-1, descending=True, stable=True)
-    top_p = torch.tensor([c.top_p for c in choosing], device=logits.device).unsqueeze(1)
-    top_k = torch.tensor([c.top_k or logits.shape[1] for c in choosing], device=logits.device).unsqueeze(1)
-    before = ordered.cumsum(-1) - ordered
-    rank = torch.arange(logits.shape[1], device=logits.device)
-    outside = (before >= top_p) | (rank >= top_k)
+        floor = _column([c.min_p for c in choosing], logits) * probabilities.amax(-1, keepdim=True)
+        probabilities = probabilities.masked_fill(probabilities < floor, 0)
+    points = [uniform(s.choosing.seed, s.choice, s.made) for s in sequences]
+    numbers = torch.tensor(points, dtype=torch.float64, device=logits.device).unsqueeze(1)
+    tokens = torch.empty(len(sequences), dtype=torch.long, device=logits.device)
+    limited = [row for row, c in enumerate(choosing) if c.top_p < 1 or c.top_k]
+    free = [row for row, c in enumerate(choosing) if not (c.top_p < 1 or c.top_k)]
+    if free:
+        tokens[free] = _pick(probabilities[free], numbers[free])
+    if limited:
+        tokens[limited] = _pick_limited(probabilities[limited], numbers[limited], [choosing[row] for row in limited])
+    return tokens
+
+
+def _pick_limited(probabilities: torch.Tensor, numbers: torch.Tensor, choosing: Seq[Choosing]) -> torch.Tensor:
+    """Among the `top_k` likeliest tokens of each row, and of those the likeliest that make up `top_p`. Nothing of a row
+    depends on the others, not even how many candidates are looked at."""
+    size = probabilities.shape[1]
+    count = min(CANDIDATES, size)
+    total = probabilities.sum(-1, keepdim=True)
+    ordered, ids = probabilities.topk(count)
+    tokens = _pick_ordered(ordered, ids, total, numbers, choosing)
+    enough = (ordered.sum(-1, keepdim=True) >= _column([c.top_p for c in choosing], ordered) * total).tolist()
+    long = [row for row, c in enumerate(choosing) if not (0 < c.top_k <= count or (enough[row][0] and not c.top_k))]
+    if long and count < size:
+        ordered, ids = probabilities[long].sort(dim=-1, descending=True, stable=True)
+        tokens[long] = _pick_ordered(ordered, ids, total[long], numbers[long], [choosing[row] for row in long])
+    return tokens
+
+
+def _pick_ordered(
+    ordered: torch.Tensor, ids: torch.Tensor, total: torch.Tensor, numbers: torch.Tensor, choosing: Seq[Choosing]
+) -> torch.Tensor:
+    """`ordered`, `ids` [rows, n]: the likeliest first; `total` [rows, 1]: the weight of all tokens of the row."""
+    top_k = _column([c.top_k or ordered.shape[1] for c in choosing], ordered)
+    ordered = ordered.masked_fill(torch.arange(ordered.shape[1], device=ordered.device) >= top_k, 0)
+    limited = torch.tensor([c.top_k > 0 for c in choosing], device=ordered.device).unsqueeze(1)
+    total = torch.where(limited, ordered.sum(-1, keepdim=True), total)
+    outside = ordered.cumsum(-1) - ordered >= _column([c.top_p for c in choosing], ordered) * total
     outside[:, 0] = False
-    picked: torch.Tensor = ids.gather(1, _pick(ordered.masked_fill(outside, 0), numbers).unsqueeze(1)).squeeze(1)
-    return picked
+    return ids.gather(1, _pick(ordered.masked_fill(outside, 0), numbers).unsqueeze(1)).squeeze(1)
 
 
 def _pick(weights: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
@@ -93,3 +153,21 @@ def _pick(weights: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
     drawn = torch.searchsorted(cumulative, numbers * cumulative[:, -1:], right=True).squeeze(1)
     last = (weights > 0).double().cumsum(-1).argmax(-1)
     return torch.minimum(drawn, last)
+
+
+def _column(values: Seq[float], like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=like.device).unsqueeze(1)
+
+
+def _add_logprobs(sampled: list[Sampled], logits: torch.Tensor, sequences: Seq[Sequence]) -> None:
+    """In place, for the rows that ask."""
+    rows = [row for row, sequence in enumerate(sequences) if sequence.choosing.logprobs is not None]
+    logprobs = torch.log_softmax(logits[rows], -1)
+    tokens = torch.tensor([sampled[row].token for row in rows], device=logits.device).unsqueeze(1)
+    own = logprobs.gather(1, tokens).squeeze(1).tolist()
+    most = max(sequences[row].choosing.logprobs or 0 for row in rows)
+    values, ids = (each.tolist() for each in logprobs.topk(most))
+    for at, row in enumerate(rows):
+        count = sequences[row].choosing.logprobs or 0
+        top = tuple(zip(ids[at][:count], values[at][:count], strict=True))
+        sampled[row] = Sampled(sampled[row].token, own[at], top)

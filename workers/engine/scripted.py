@@ -1,7 +1,8 @@
 """An engine without a model: the answer is known beforehand. For tests, demonstrations and load on the pipeline.
 
 Token i of an answer is a hash of the prompt and i (and of seed and choice, unless the temperature is 0). A prompt may
-ask for a fault: `fault:raise@5` raises at token 5, `fault:exit@5` kills the process, `fault:hang@5` never returns.
+ask for a fault: `fault:raise@5` raises at token 5, `fault:exit@5` kills the process, `fault:hang@5` never returns,
+`fault:oom@5` finds no memory.
 """
 
 import hashlib
@@ -13,16 +14,16 @@ from collections.abc import Sequence as Seq
 from typing import Any
 
 from shared.errors import EngineError
-from workers.engine.base import Defaults
+from workers.engine.base import Defaults, OutOfMemory
 from workers.limits import Limits
 from workers.scheduler import Batch
-from workers.sequence import Sequence
+from workers.sequence import Sampled, Sequence
 
 END = 0
 VOCABULARY = 50_000
-FAULTS = ("raise", "exit", "hang")
+FAULTS = ("raise", "exit", "hang", "oom")
 FAULT_IDS = 1_000_000  # ids from here on stand for a fault: kind * FAULT_IDS + position
-FAULT = re.compile(r"fault:(raise|exit|hang)@(\d{1,5})")
+FAULT = re.compile("fault:(" + "|".join(FAULTS) + r")@(\d{1,5})")
 
 
 class ScriptedTokenizer:
@@ -41,6 +42,9 @@ class ScriptedTokenizer:
     def decode(self, ids: Seq[int]) -> str:
         return "".join(f" t{token}" for token in ids if token != END)
 
+    def token_bytes(self, token: int) -> bytes:
+        return self.decode([token]).encode()
+
 
 class ScriptedEngine:
     kind = "scripted"
@@ -53,17 +57,21 @@ class ScriptedEngine:
         self._step_s = step_ms / 1000
         self._tokens = tokens
 
-    def step(self, batch: Batch) -> list[int]:
+    def step(self, batch: Batch) -> list[Sampled]:
         if self._step_s:
             time.sleep(self._step_s)
-        return [self._token(row.sequence) for row in batch.sampling]
+        return [self._sampled(row.sequence) for row in batch.sampling]
 
     def free(self, sequence: Sequence) -> None:
         pass
 
-    def _token(self, sequence: Sequence) -> int:
-        position = len(sequence.output)
-        for token in sequence.prompt:
+    def _sampled(self, sequence: Sequence) -> Sampled:
+        """Sure of itself: its token's probability is 1."""
+        token = self._token(sequence, sequence.made)
+        return Sampled(token, 0.0, ((token, 0.0),) if sequence.choosing.logprobs else ())
+
+    def _token(self, sequence: Sequence, position: int) -> int:
+        for token in sequence.ids[: sequence.prompt_length]:
             if token >= FAULT_IDS and token % FAULT_IDS == position:
                 _fail(FAULTS[token // FAULT_IDS - 1])
         if position >= self._tokens:
@@ -74,7 +82,7 @@ class ScriptedEngine:
 def scripted_token(sequence: Sequence, position: int) -> int:
     choosing = sequence.choosing
     drawn = (choosing.seed, sequence.choice) if choosing.temperature else ()
-    return 1 + _hash(f"{list(sequence.prompt)} {drawn} {position}") % (VOCABULARY - 1)
+    return 1 + _hash(f"{sequence.ids[: sequence.prompt_length].tolist()} {drawn} {position}") % (VOCABULARY - 1)
 
 
 def _hash(text: str) -> int:
@@ -87,5 +95,7 @@ def _fail(fault: str) -> None:
             raise EngineError("the prompt asked for this fault")
         case "exit":
             os._exit(66)
+        case "oom":
+            raise OutOfMemory("the prompt asked for this fault")
         case "hang":
             threading.Event().wait()

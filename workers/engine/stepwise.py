@@ -6,10 +6,11 @@ from typing import Any
 import torch
 
 from workers.engine.base import Defaults, Tokenizer
+from workers.engine.faults import translated
 from workers.engine.sampler import choose
 from workers.limits import Limits
 from workers.scheduler import Batch
-from workers.sequence import Sequence
+from workers.sequence import Sampled, Sequence
 
 CACHES = ("past_key_values", "cache_params", "state")  # what models call what they remember
 
@@ -28,8 +29,9 @@ class StepwiseEngine:
         self._cached = cached
         self._states: dict[Sequence, tuple[int, dict[str, Any]]] = {}  # tokens computed, and what remembers them
 
-    def step(self, batch: Batch) -> list[int]:
-        return choose(self.logits(batch), [row.sequence for row in batch.sampling]) if batch.sampling else []
+    def step(self, batch: Batch) -> list[Sampled]:
+        with translated():
+            return choose(self.logits(batch), [row.sequence for row in batch.sampling])
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Float32 [sampling rows, vocabulary]. A prompt is computed at once, when its last chunk is due: not every
@@ -40,7 +42,7 @@ class StepwiseEngine:
     @torch.inference_mode()
     def _compute(self, sequence: Sequence) -> torch.Tensor:
         done, state = self._states.get(sequence, (0, {}))
-        ids = torch.tensor([sequence.tokens(done, sequence.length - done)], device=self.model.device)
+        ids = torch.tensor([sequence.ids[done:].tolist()], device=self.model.device)
         out = self.model(input_ids=ids, use_cache=self._cached, **state)
         if self._cached:
             known = {name: out[name] for name in CACHES if out.get(name) is not None}

@@ -17,7 +17,7 @@ from workers.engine.packed import can_pack, pack, unpack
 from workers.engine.stepwise import StepwiseEngine
 from workers.limits import BLOCK_SIZE, Limits
 from workers.scheduler import Scheduler
-from workers.sequence import Choosing, Sequence
+from workers.sequence import Choosing, Sampled, Sequence
 
 log = logging.getLogger(__name__)
 TOLERANCE = 0.05  # of the logits' standard deviation: half precision rounds, a wrong mask does not hide
@@ -121,7 +121,7 @@ def _logits_of(engine: BatchedEngine | StepwiseEngine, ids: list[int]) -> torch.
         if probe in sampled:
             logits = rows[sampled.index(probe)]
         known = {probe: ids, other: ids}
-        scheduler.apply(batch, [known[s][min(s.length, len(ids) - 1)] for s in sampled])
+        scheduler.apply(batch, [Sampled(known[s][min(s.length, len(ids) - 1)]) for s in sampled])
     for sequence in (probe, other):
         engine.free(sequence)
     return logits
