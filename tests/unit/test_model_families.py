@@ -1,5 +1,6 @@
 """Every family of models computes what transformers computes: alone, in a batch, in chunks, and after a resume."""
 
+import copy
 import random
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,11 +11,13 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from shared.settings import load_settings
-from workers.engine.base import Engine
+from workers.engine.base import Defaults, Engine
 from workers.engine.loader import load_torch_engine
+from workers.engine.trial import engine_for
 from workers.models import BUILTIN
 from workers.offline import run
-from workers.sequence import Choosing, Sequence
+from workers.scheduler import Scheduler
+from workers.sequence import Choosing, Sampled, Sequence
 
 SMALL: dict[str, Any] = {
     "vocab_size": 300,
@@ -40,6 +43,7 @@ class Family:
     config: str
     more: dict[str, Any] = field(default_factory=dict)
     engine: str = "batched"
+    exact: bool = True  # in deterministic mode, whatever shares the batch
 
 
 FAMILIES = {
@@ -54,14 +58,16 @@ FAMILIES = {
     "OLMo 2": Family("Olmo2Config"),
     "Granite": Family("GraniteConfig", {"attention_multiplier": 0.2, "logits_scaling": 2.0}),
     "GPT-2": Family("GPT2Config", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}),
-    "Falcon": Family("FalconConfig", {"new_decoder_architecture": True, "num_kv_heads": 2}, engine="stepwise"),
-    "Falcon, ALiBi": Family("FalconConfig", {"alibi": True, "multi_query": False}, engine="stepwise"),
-    "Mixtral": Family("MixtralConfig", {"num_local_experts": 4}),
-    "Qwen3-MoE": Family("Qwen3MoeConfig", {**EXPERTS, "head_dim": 16}),
+    "Falcon": Family("FalconConfig", {"new_decoder_architecture": True, "num_kv_heads": 2}, "stepwise", exact=False),
+    "Falcon, ALiBi": Family("FalconConfig", {"alibi": True, "multi_query": False}, "stepwise", exact=False),
+    "Mixtral": Family("MixtralConfig", {"num_local_experts": 4}, exact=False),
+    "Qwen3-MoE": Family("Qwen3MoeConfig", {**EXPERTS, "head_dim": 16}, exact=False),
     "gpt-oss, attention sinks": Family(
-        "GptOssConfig", {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16, "sliding_window": 16}
+        "GptOssConfig",
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16, "sliding_window": 16},
+        exact=False,
     ),
-    "Mamba": Family("MambaConfig", {"state_size": 8}, engine="stepwise"),
+    "Mamba": Family("MambaConfig", {"state_size": 8}, "stepwise", exact=False),
 }
 
 
@@ -145,3 +151,38 @@ def test_a_shared_beginning_and_a_cache_too_small_for_all_change_no_token(case: 
         case.engine.limits = roomy
     if case.family.engine == "batched":
         assert max(each.cached or 0 for each in sequences) >= 48
+
+
+def test_in_deterministic_mode_logits_are_equal_bit_for_bit_however_they_are_computed(case: Case) -> None:
+    limits = replace(case.engine.limits, blocks=0)
+    exact = load_settings(sequences_max=8, deterministic=True)
+    arguments: Any = (copy.deepcopy(case.reference), case.engine.tokenizer, limits, Defaults(), exact)
+    engine = engine_for(*arguments)
+    assert engine.kind == ("batched" if case.family.exact else "stepwise")
+    answers = generate(engine, [sequence(prompt) for prompt in prompts()])
+
+    alone = [logits_of(engine, [each], [after], chunk=1000)[0] for each, after in zip(prompts(), answers, strict=True)]
+
+    assert torch.equal(torch.stack(logits_of(engine, prompts(), answers, chunk=1000)), torch.stack(alone))
+    assert torch.equal(torch.stack(logits_of(engine, prompts(), answers, chunk=13)), torch.stack(alone))
+    assert torch.equal(torch.stack(logits_of(engine, prompts(), answers, chunk=50, resumed=9)), torch.stack(alone))
+
+
+def logits_of(
+    engine: Any, asked: list[list[int]], answers: list[list[int]], *, chunk: int, resumed: int = 0
+) -> list[torch.Tensor]:
+    """Of the token after each whole answer, `resumed` of whose tokens count as known from the start."""
+    scheduler = Scheduler(replace(engine.limits, batch_tokens_max=chunk))
+    sequences = [sequence(prompt, output=said[:resumed]) for prompt, said in zip(asked, answers, strict=True)]
+    for each in sequences:
+        scheduler.add(each)
+    found: dict[Sequence, torch.Tensor] = {}
+    while scheduler.busy:
+        batch = scheduler.next_batch()
+        rows = dict(zip([row.sequence for row in batch.sampling], engine.logits(batch), strict=True))
+        said = [Sampled(([*answers[sequences.index(each)], 0])[each.made]) for each in rows]
+        for each, _ in scheduler.apply(batch, said):
+            if each.made > TOKENS:
+                found[each] = rows[each]
+                scheduler.drop(each)
+    return [found[each] for each in sequences]

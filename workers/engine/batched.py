@@ -52,12 +52,13 @@ class BatchedEngine:
             ids += row.sequence.ids[row.start : row.start + row.count]
             if row.samples:
                 last.append(len(ids) - 1)
-        step = self._plan(batch)
+        ids, keep = self._in_company(ids), self._in_company(array("q", last or [0]))
+        step = self._plan(batch, len(ids))
         out = self.model(
             input_ids=self._tensor(np.array(ids)).unsqueeze(0),
             position_ids=step.positions.long().unsqueeze(0),
             use_cache=False,
-            logits_to_keep=torch.tensor(last or [0], device=self._device),
+            logits_to_keep=self._tensor(np.array(keep)),
             penstock_step=step,
         )
         rows: torch.Tensor = out.logits[0, : len(last)].float()
@@ -66,7 +67,11 @@ class BatchedEngine:
     def free(self, sequence: Sequence) -> None:
         """Nothing: what a sequence holds is its blocks, and those are the scheduler's."""
 
-    def _plan(self, batch: Batch) -> Step:
+    def _in_company(self, rows: "array[int]") -> "array[int]":
+        """One row alone comes twice in deterministic mode: libraries multiply a vector by other code than a matrix."""
+        return rows * 2 if self._deterministic and len(rows) == 1 else rows
+
+    def _plan(self, batch: Batch, tokens: int) -> Step:
         tables = np.zeros((len(batch.rows), max(len(row.sequence.blocks) for row in batch.rows)), np.int32)
         counts, starts = [], []
         for at, row in enumerate(batch.rows):
@@ -76,6 +81,8 @@ class BatchedEngine:
         owners = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         begins = np.cumsum([0, *counts], dtype=np.int32)
         positions = np.arange(len(owners), dtype=np.int32) + np.repeat(np.array(starts, np.int32) - begins[:-1], counts)
+        if len(owners) < tokens:
+            owners, positions = owners.repeat(2), positions.repeat(2)
         decoding = sum(row.decoding for row in batch.rows)
         return Step(
             cache=self.cache,

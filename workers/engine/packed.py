@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from workers.engine.memory import memory_available
 
@@ -11,21 +12,19 @@ from workers.engine.memory import memory_available
 class PackedLinear(nn.Module):
     """Computes what the layer it was made from computes. float32 on the CPU only."""
 
-    def __init__(self, linear: nn.Linear, *, rows: int) -> None:
-        """`rows`: how many rows a step usually has; any number works."""
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, *, rows: int) -> None:
+        """`weight`: [out, in]. `rows`: how many rows a step usually has; any number works."""
         super().__init__()
-        self.in_features = linear.in_features
-        self.out_features = linear.out_features
-        self.bias = linear.bias
-        weight = linear.weight.detach().contiguous()
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+        self.out_features, self.in_features = weight.shape
+        self.bias = bias
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), rows)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         return out
 
 
-Replaced = list[tuple[nn.Module, str, nn.Linear]]
+Replaced = list[tuple[nn.Module, str, nn.Module]]
 
 
 def can_pack(model: Any) -> bool:
@@ -44,8 +43,10 @@ def pack(model: nn.Module, *, rows: int) -> Replaced:
     """Replace every plain linear layer of the model, in place; return what `unpack` needs to undo that."""
     replaced: Replaced = []
     for name, child in list(model.named_children()):
-        if type(child) is nn.Linear:
-            setattr(model, name, PackedLinear(child, rows=rows))
+        layer: Any = child
+        if type(child) in (nn.Linear, Conv1D):
+            weight = layer.weight if type(child) is nn.Linear else layer.weight.T  # GPT-2 keeps it the other way round
+            setattr(model, name, PackedLinear(weight, layer.bias, rows=rows))
             replaced.append((model, name, child))
         else:
             replaced += pack(child, rows=rows)

@@ -40,26 +40,43 @@ def engine_for(model: Any, tokenizer: Tokenizer, limits: Limits, defaults: Defau
         )
 
     trial = batched(replace(limits, blocks=TRIAL_BLOCKS), KVCache(blocks=TRIAL_BLOCKS))
-    if reason := _differs(trial, expected):
-        log.warning("this model cannot be batched; it runs stepwise", extra={"reason": reason})
-        model.set_attn_implementation(own)
-        return _stepwise(model, tokenizer, replace(limits, prefix_cache=False), defaults, expected)
-    if can_pack(model):
+    reason = _differs(trial, expected)
+    if not reason and can_pack(model):
         replaced = pack(model, rows=limits.sequences_max)
-        if reason := _differs(trial, expected):
-            log.warning("weights stay as loaded", extra={"reason": reason})
+        if loss := _differs(trial, expected):
+            log.warning("weights stay as loaded", extra={"reason": loss})
             unpack(replaced)
+    if not reason and settings.deterministic and not _keeps_bits(trial):
+        reason = "a batch changes the last bits of its results, and deterministic mode is asked for"
+    if reason:
+        log.warning("this model is not batched; it runs stepwise", extra={"reason": reason})
+        model.set_attn_implementation(own)
+        limits = replace(limits, prefix_cache=False)
+        engine = StepwiseEngine(model, tokenizer, limits=limits, defaults=defaults, cached=not settings.deterministic)
+        return engine if settings.deterministic else _remembering(engine, expected)
     limits = fitted(limits, trial.cache.bytes_per_block, _room(model.device, settings))
     return batched(limits, KVCache(blocks=limits.blocks, like=trial.cache))
 
 
-def _stepwise(model: Any, tokenizer: Tokenizer, limits: Limits, defaults: Defaults, expected: torch.Tensor) -> Engine:
-    """With the model's own cache if that remembers all it should, else without any."""
-    engine = StepwiseEngine(model, tokenizer, limits=limits, defaults=defaults)
-    if reason := _differs(engine, expected):
-        log.warning("the model's cache cannot be used; every token is computed anew", extra={"reason": reason})
-        engine = StepwiseEngine(model, tokenizer, limits=limits, defaults=defaults, cached=False)
-    return engine
+def _remembering(engine: StepwiseEngine, expected: torch.Tensor) -> StepwiseEngine:
+    """The same, or one that computes every token anew when the model's own cache does not remember all it should."""
+    reason = _differs(engine, expected)
+    if not reason:
+        return engine
+    log.warning("the model's cache cannot be used; every token is computed anew", extra={"reason": reason})
+    limits, defaults = engine.limits, engine.defaults
+    return StepwiseEngine(engine.model, engine.tokenizer, limits=limits, defaults=defaults, cached=False)
+
+
+def _keeps_bits(engine: BatchedEngine) -> bool:
+    """Whether a sequence's logits are the same to the last bit alone and beside another one, whole and in chunks.
+    Only the CPU's float32 kernels are built for that; elsewhere few tokens would prove nothing."""
+    model, ids = engine.model, _probe(engine.model)
+    if model.device.type != "cpu" or model.dtype is not torch.float32:
+        return False
+    scheduler = Scheduler(replace(engine.limits, batch_tokens_max=len(ids)))
+    scheduler.add(Sequence(job_id="alone", choice=0, prompt=ids, choosing=GREEDY))
+    return torch.equal(engine.logits(scheduler.next_batch())[0], _logits_of(engine, ids))
 
 
 def _room(device: torch.device, settings: Settings) -> int:
