@@ -1,5 +1,6 @@
 """From a valid request to an accepted job: the one place that decides what enters a queue."""
 
+import json
 import secrets
 import time
 from collections.abc import Callable
@@ -7,10 +8,11 @@ from collections.abc import Callable
 from api.schemas.chat import ChatCompletionRequest, Message
 from shared.directory import Directory
 from shared.errors import InvalidRequest
-from shared.job import Job, Kind, Sampling
+from shared.job import Grammar, GrammarKind, Job, Kind, Sampling
 from shared.settings import Settings
 
 KNOWN_FOR_S = 5.0
+ANY_OBJECT = {"type": "object"}
 
 
 class Admission:
@@ -60,6 +62,7 @@ class Admission:
             stop_token_ids=tuple(body.stop_token_ids or ()),
             n=n,
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+            grammar=_grammar(body),
         )
 
     async def _require_model(self, name: str) -> None:
@@ -67,6 +70,25 @@ class Admission:
         if self._known.get(name, 0) < now:
             await self._directory.model(name)
             self._known[name] = now + KNOWN_FOR_S
+
+
+def _grammar(body: ChatCompletionRequest) -> Grammar | None:
+    """The form that was asked for. JSON without a schema is an object, as OpenAI defines it."""
+    form = body.response_format
+    if form and form.type != "text":
+        schema = json.dumps((form.json_schema and form.json_schema.schema_) or ANY_OBJECT)
+        return Grammar(kind=GrammarKind.JSON_SCHEMA, text=schema, param="response_format")
+    if (wanted := body.structured_outputs) is None:
+        return None
+    if wanted.json_ is not None:
+        schema = wanted.json_ if isinstance(wanted.json_, str) else json.dumps(wanted.json_)
+        return Grammar(kind=GrammarKind.JSON_SCHEMA, text=schema, param="structured_outputs.json")
+    if wanted.regex is not None:
+        return Grammar(kind=GrammarKind.REGEX, text=wanted.regex, param="structured_outputs.regex")
+    if wanted.choice is not None:
+        rule = "start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in wanted.choice)
+        return Grammar(kind=GrammarKind.LARK, text=rule, param="structured_outputs.choice")
+    return Grammar(kind=GrammarKind.LARK, text=wanted.grammar or "", param="structured_outputs.grammar")
 
 
 def _message(message: Message) -> dict[str, str]:

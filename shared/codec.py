@@ -26,7 +26,7 @@ from shared.events import (
     Started,
     Usage,
 )
-from shared.job import Job, Kind, Sampling
+from shared.job import Grammar, GrammarKind, Job, Kind, Sampling
 
 VERSION = 1
 
@@ -45,6 +45,8 @@ def decode_job(data: bytes) -> Job:
         for name in ("stop", "stop_token_ids"):
             sampling[name] = tuple(sampling[name])
         sampling["logit_bias"] = tuple((token, bias) for token, bias in sampling["logit_bias"])
+        if grammar := sampling["grammar"]:
+            sampling["grammar"] = Grammar(kind=GrammarKind(grammar.pop("kind")), **grammar)
         kind = Kind(fields.pop("kind"))
         return Job(kind=kind, sampling=Sampling(**sampling), **fields)
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:

@@ -11,6 +11,21 @@ class Kind(StrEnum):
     CHAT = "chat"
 
 
+class GrammarKind(StrEnum):
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    LARK = "lark"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grammar:
+    """The form an answer must have. `param`: the parameter of the request that asked for it."""
+
+    kind: GrammarKind
+    text: str
+    param: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """How to choose tokens. None means the model's own default; `logprobs` None asks for none, 0 for those of the
@@ -35,6 +50,7 @@ class Sampling:
     stop_token_ids: tuple[int, ...] = ()
     n: int = 1
     logprobs: int | None = None
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from workers.limits import BLOCK_SIZE
 
@@ -43,6 +43,17 @@ class Sampled(NamedTuple):
     top: tuple[tuple[int, float], ...] = ()
 
 
+class Constraint(Protocol):
+    """Which tokens a sequence may take next; fed by whoever takes them."""
+
+    @property
+    def ended(self) -> bool:
+        """Nothing but the end may follow."""
+
+    def accept(self, token: int) -> None:
+        """The token has been taken. Raises EngineError for one that is not allowed."""
+
+
 class Sequence:
     """`computed` counts the leading tokens whose keys and values lie in `blocks`, in order. Prefill and decode are one
     case: the computed tokens catch up with the known ones.
@@ -57,6 +68,7 @@ class Sequence:
         "choice",
         "choosing",
         "computed",
+        "constraint",
         "digests",
         "ids",
         "job_id",
@@ -73,11 +85,13 @@ class Sequence:
         choosing: Choosing,
         output: Iterable[int] = (),
         salt: bytes = b"",
+        constraint: Constraint | None = None,
     ) -> None:
         self.job_id = job_id
         self.choice = choice
         self.choosing = choosing
         self.salt = salt
+        self.constraint = constraint
         self.ids = array("q", prompt)
         self.prompt_length = len(self.ids)
         self.ids.extend(output)

@@ -35,6 +35,11 @@ class Transcript:
             return self._last(self._held + self._tail(), FinishReason.LENGTH)
         return self._release(), None
 
+    def end(self) -> str:
+        """What is left to show when the answer ends without a token that ends it."""
+        text, _ = self._last(self._held + self._tail(), FinishReason.STOP)
+        return text
+
     def _fresh(self) -> str:
         """Text of the ids not shown yet, unless it ends inside a character."""
         start = max(self._shown - WINDOW, 0)

@@ -42,6 +42,7 @@ class Turn:
                 prompt=prompt,
                 choosing=choosing,
                 salt=delivery.job.cache_salt.encode(),
+                constraint=engine.tokenizer.constraint(sampling.grammar) if sampling.grammar else None,
             )
             for choice in range(sampling.n)
         ]
@@ -65,7 +66,7 @@ class Turn:
 
     def advance(self, sequence: Sequence, new: Sampled) -> list[Event]:
         """The events of one new token: a Delta, and Finished when it was the last of the last choice."""
-        text, reason = self._transcripts[sequence.choice].push(new.token)
+        text, reason = self._take(sequence, new.token)
         delta = Delta(
             seq=self._number(),
             choice=sequence.choice,
@@ -80,6 +81,15 @@ class Turn:
 
     def finish(self, outcome: Outcome) -> Finished:
         return Finished(seq=self._number(), outcome=outcome)
+
+    def _take(self, sequence: Sequence, token: int) -> tuple[str, FinishReason | None]:
+        transcript, constraint = self._transcripts[sequence.choice], sequence.constraint
+        text, reason = transcript.push(token)
+        if constraint and token not in sequence.choosing.banned:
+            constraint.accept(token)
+            if reason is None and constraint.ended:
+                return text + transcript.end(), FinishReason.STOP
+        return text, reason
 
     def _logprobs(self, sequence: Sequence, new: Sampled) -> tuple[Logprobs, ...]:
         if sequence.choosing.logprobs is None or new.token in sequence.choosing.banned:
@@ -96,7 +106,7 @@ class Turn:
                 reason: FinishReason | None = None
                 for token in event.token_ids:
                     self.sequences[event.choice].ids.append(token)
-                    _, reason = self._transcripts[event.choice].push(token)
+                    _, reason = self._take(self.sequences[event.choice], token)
                 if reason is not None:
                     self._open.discard(event.choice)
 

@@ -17,7 +17,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "parallel_tool_calls": (True, False),
     "prediction": (),
     "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "skip_special_tokens": (True,),
     "store": (False,),
@@ -27,6 +26,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
 }
 STOPS_MAX = 16
+CHOICES_MAX = 1000
 BIASES_MAX = 1024
 
 
@@ -64,6 +64,41 @@ class StreamOptions(_Strict):
     include_obfuscation: Literal[False] = False
 
 
+class JsonSchema(_Strict):
+    """`schema` is checked by the worker, which compiles it; `strict` is always kept."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    description: str | None = None
+    schema_: dict[str, Any] = Field(default_factory=dict, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(_Strict):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _a_schema_when_named(self) -> "ResponseFormat":
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("'json_schema' belongs to the type of that name")
+        return self
+
+
+class StructuredOutputs(_Strict):
+    """vLLM's extension. Exactly one of them."""
+
+    json_: dict[str, Any] | str | None = Field(None, alias="json")
+    regex: str | None = Field(None, min_length=1)
+    choice: list[Annotated[str, Field(min_length=1)]] | None = Field(None, min_length=1, max_length=CHOICES_MAX)
+    grammar: str | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> "StructuredOutputs":
+        if sum(value is not None for value in (self.json_, self.regex, self.choice, self.grammar)) != 1:
+            raise ValueError("exactly one of json, regex, choice and grammar")
+        return self
+
+
 class ChatCompletionRequest(_Strict):
     model: str = Field(min_length=1, max_length=200)
     messages: list[Message] = Field(min_length=1)
@@ -88,6 +123,8 @@ class ChatCompletionRequest(_Strict):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     cache_salt: str | None = Field(None, max_length=512)
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     # These identify the caller; they cannot change an answer.
     user: str | None = Field(None, max_length=512)
     safety_identifier: str | None = Field(None, max_length=512)
@@ -117,6 +154,15 @@ class ChatCompletionRequest(_Strict):
         if any(not token.isascii() or not token.isdigit() for token in bias or ()):
             raise ValueError("its keys are token ids")
         return bias
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "ChatCompletionRequest":
+        formed = self.response_format is not None and self.response_format.type != "text"
+        if formed and self.structured_outputs is not None:
+            raise InvalidRequest(
+                "'structured_outputs' and 'response_format' exclude each other.", param="structured_outputs"
+            )
+        return self
 
     @model_validator(mode="after")
     def _top_logprobs_need_logprobs(self) -> "ChatCompletionRequest":

@@ -1,11 +1,13 @@
 """What the openai client gets, streaming and not, from the built-in model and the scripted engine."""
 
 import asyncio
+import re
 import time
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
 import openai
+import pydantic
 import pytest
 
 from tests.e2e.conftest import BUILTIN
@@ -182,7 +184,14 @@ def test_frames_are_openais(scripted: Stack) -> None:
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"tools": [{"type": "function"}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),  # the scripted engine keeps to no grammar
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
+            "response_format.json_schema.name",
+        ),
+        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
         ({"logit_bias": {"5": 101}}, "logit_bias.5"),
         ({"logit_bias": {"five": 1}}, "logit_bias"),
         ({"logit_bias": {"50000": 1}}, "logit_bias"),
@@ -222,6 +231,50 @@ def test_penalties_biases_and_lengths_change_the_answer(builtin: Stack) -> None:
     assert longer["finish_reason"] == "length"
     assert longer["message"]["content"].startswith(plain["message"]["content"])
     assert answer(ignore_eos=True, max_tokens=60)["finish_reason"] == "length"
+
+
+class City(pydantic.BaseModel):
+    name: Annotated[str, pydantic.Field(max_length=12)]
+    population: Annotated[int, pydantic.Field(ge=0, le=99)]
+
+
+def test_parse_gives_objects_of_the_schema(builtin: Stack) -> None:
+    message = (
+        builtin.client()
+        .chat.completions.parse(model=BUILTIN, messages=STORY, response_format=City, temperature=0, max_tokens=500)
+        .choices[0]
+        .message
+    )
+
+    assert isinstance(message.parsed, City)
+
+
+@pytest.mark.parametrize(
+    ("form", "pattern"),
+    [
+        ({"choice": ["red", "深蓝"]}, "red|深蓝"),
+        ({"regex": "[0-9]{2}:[0-9]{2}"}, "[0-9]{2}:[0-9]{2}"),
+        ({"grammar": 'start: "(" /[xyz]{2}/ ")"'}, r"\([xyz]{2}\)"),
+        ({"json": {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 2}}, r"\s*\[[^\]]*\]"),
+    ],
+)
+def test_structured_outputs_of_every_kind_streaming_and_whole(builtin: Stack, form: Any, pattern: str) -> None:
+    asked = {"model": BUILTIN, "messages": ask("Hello!"), "temperature": 0, "max_tokens": 300}
+
+    text = builtin.post(asked | {"structured_outputs": form}).json()["choices"][0]["message"]["content"]
+    stream = builtin.client().chat.completions.create(**asked, stream=True, extra_body={"structured_outputs": form})
+
+    assert re.fullmatch(pattern, text)
+    assert text_of(stream) == text
+
+
+def test_a_schema_that_cannot_be_used_is_400_by_name(builtin: Stack) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}
+
+    response = builtin.post({"model": BUILTIN, "messages": ask("hi"), "response_format": form})
+
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "response_format"
 
 
 @pytest.mark.parametrize("content", ["Hello!", "你好", "Spell house."])

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from shared.errors import EngineError
+from shared.job import Grammar
 from workers.limits import Limits
 from workers.scheduler import Batch
-from workers.sequence import Sampled, Sequence
+from workers.sequence import Constraint, Sampled, Sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,9 @@ class Tokenizer(Protocol):
 
     def token_bytes(self, token: int) -> bytes:
         """What the token adds inside a text."""
+
+    def constraint(self, grammar: Grammar) -> Constraint:
+        """For a new answer; raises InvalidRequest for a grammar that cannot be used here."""
 
 
 class Engine(Protocol):

@@ -8,6 +8,9 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 
 from shared.errors import InvalidRequest
+from shared.job import Grammar
+from workers.engine.grammar import Grammars
+from workers.sequence import Constraint
 
 HALF = "\ufffd"
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # how SentencePiece writes a byte
@@ -17,8 +20,9 @@ log = logging.getLogger(__name__)
 class ChatTokenizer:
     """Prompts by the model's own chat template; a model without one gets `role: content` lines."""
 
-    def __init__(self, tokenizer: Any, ends: frozenset[int]) -> None:
+    def __init__(self, tokenizer: Any, ends: frozenset[int], *, vocabulary: int) -> None:
         self.ends = ends
+        self._grammars = Grammars(tokenizer, vocabulary=vocabulary, ends=ends)
         self._tokenizer = tokenizer
         self._bytes: dict[int, bytes] = {}
         self._before = tokenizer.encode("a", add_special_tokens=False)  # tokenizers may strip what begins a text
@@ -50,6 +54,9 @@ class ChatTokenizer:
             raw = str(self._tokenizer.convert_ids_to_tokens(token))
             self._bytes[token] = _part_of_a_character(raw) if HALF in text and HALF not in raw else text.encode()
         return self._bytes[token]
+
+    def constraint(self, grammar: Grammar) -> Constraint:
+        return self._grammars.constraint(grammar)
 
     def decode(self, ids: Seq[int]) -> str:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)

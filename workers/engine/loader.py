@@ -24,7 +24,9 @@ def load_torch_engine(source: str, settings: Settings) -> Engine:
     model, tokenizer = _load(source, settings)
     ends = _ends(model, tokenizer)
     limits = _limits(model.config.get_text_config(), settings)
-    engine = engine_for(model, ChatTokenizer(tokenizer, ends), limits, _defaults(model), settings)
+    engine = engine_for(
+        model, ChatTokenizer(tokenizer, ends, vocabulary=limits.vocabulary), limits, _defaults(model), settings
+    )
     log.info(
         "model loaded",
         extra={

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from shared.errors import EngineError
+from workers.engine.grammar import GrammarState, forbid
 from workers.sequence import Choosing, Sampled, Sequence
 
 CANDIDATES = 1024  # sorted first; a row whose limits let more through is sorted whole
@@ -42,13 +43,13 @@ def uniform(seed: int, choice: int, position: int) -> float:
 
 
 def _adjusted(logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
-    """Logits after penalties, biases and bans, in this order; the same tensor when nobody asks for any.
+    """Logits after penalties, biases, bans and grammars, in this order; the same tensor when nobody asks for any.
 
     Repetition as in CTRL (Keskar et al. 2019), over prompt and output; presence and frequency as OpenAI defines them,
     over the output alone.
     """
     out = logits
-    for change in (_penalise, _bias, _ban):
+    for change in (_penalise, _bias, _ban, _constrain):
         out = change(out, logits, sequences)
     return out
 
@@ -97,6 +98,15 @@ def _ban(out: torch.Tensor, logits: torch.Tensor, sequences: Seq[Sequence]) -> t
         return out
     rows, tokens = zip(*cells, strict=True)
     return out.index_put((torch.tensor(rows), torch.tensor(tokens)), torch.tensor(float("-inf"), device=out.device))
+
+
+def _constrain(out: torch.Tensor, logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
+    states = {row: s.constraint for row, s in enumerate(sequences) if isinstance(s.constraint, GrammarState)}
+    if not states:
+        return out
+    rows = list(states)
+    forbidden = forbid(list(states.values()), out.shape[1]).to(out.device)
+    return out.index_copy(0, torch.tensor(rows, device=out.device), out[rows].masked_fill(forbidden, float("-inf")))
 
 
 def _draw(logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:

@@ -13,11 +13,12 @@ import time
 from collections.abc import Sequence as Seq
 from typing import Any
 
-from shared.errors import EngineError
+from shared.errors import EngineError, InvalidRequest
+from shared.job import Grammar
 from workers.engine.base import Defaults, OutOfMemory
 from workers.limits import Limits
 from workers.scheduler import Batch
-from workers.sequence import Sampled, Sequence
+from workers.sequence import Constraint, Sampled, Sequence
 
 END = 0
 VOCABULARY = 50_000
@@ -44,6 +45,9 @@ class ScriptedTokenizer:
 
     def token_bytes(self, token: int) -> bytes:
         return self.decode([token]).encode()
+
+    def constraint(self, grammar: Grammar) -> Constraint:
+        raise InvalidRequest(f"'{grammar.param}': the scripted engine keeps to no grammar.", param=grammar.param)
 
 
 class ScriptedEngine:

@@ -1,0 +1,107 @@
+"""Answers of a given form: which tokens may come next, by llguidance, which compiles as it goes.
+
+A grammar's first compilation happens in the thread that encodes the job, never between steps. What a hostile one may
+cost is bounded by the parser's own limits, counted in work and not in time, so that they are the same everywhere.
+"""
+
+import functools
+import os
+from collections import OrderedDict
+from collections.abc import Sequence as Seq
+from typing import Any
+
+import llguidance
+import llguidance.hf
+import llguidance.numpy
+import numpy as np
+import torch
+
+from shared.errors import EngineError, InvalidRequest
+from shared.job import Grammar, GrammarKind
+
+COMPILED_MAX = 64
+GRAMMAR_BYTES_MAX = 200_000
+WHITESPACE = {"whitespace_pattern": r"[\x20\x0A\x09]{0,40}"}  # room to indent, but not to go on for ever
+
+
+class GrammarState:
+    """A `Constraint`. Its state is what has been said: accepting the logged tokens again restores it."""
+
+    def __init__(self, matcher: llguidance.LLMatcher) -> None:
+        self.matcher = matcher
+
+    @property
+    def ended(self) -> bool:
+        """Nothing but the end may follow."""
+        return bool(self.matcher.is_stopped())
+
+    def accept(self, token: int) -> None:
+        if not self.matcher.consume_token(token):
+            raise EngineError(f"the answer left its grammar: {self.matcher.get_error()}")
+
+
+class Grammars:
+    def __init__(self, tokenizer: Any, *, vocabulary: int, ends: frozenset[int]) -> None:
+        self._tokenizer = tokenizer
+        self._vocabulary = vocabulary
+        self._ends = sorted(ends)
+        self._compiler: Any = None
+        self._compiled: OrderedDict[Grammar, llguidance.LLMatcher] = OrderedDict()
+
+    def constraint(self, grammar: Grammar) -> GrammarState:
+        """Raises InvalidRequest, in the compiler's words, for a grammar that cannot be used."""
+        matcher = self._compiled.get(grammar) or self._compile(grammar)
+        self._compiled[grammar] = matcher
+        self._compiled.move_to_end(grammar)
+        if len(self._compiled) > COMPILED_MAX:
+            self._compiled.popitem(last=False)
+        return GrammarState(matcher.deep_copy())
+
+    def _compile(self, grammar: Grammar) -> llguidance.LLMatcher:
+        if len(grammar.text) > GRAMMAR_BYTES_MAX:
+            raise InvalidRequest(f"'{grammar.param}' is longer than {GRAMMAR_BYTES_MAX} bytes.", param=grammar.param)
+        if self._compiler is None:
+            self._compiler = self._make_compiler(grammar)
+        try:
+            matcher = llguidance.LLMatcher(self._compiler, _to_llguidance(grammar), log_level=0)
+        except ValueError as error:
+            raise InvalidRequest(f"'{grammar.param}' cannot be used: {error}", param=grammar.param) from error
+        if matcher.is_error():
+            first = matcher.get_error().strip().splitlines()[0]
+            raise InvalidRequest(f"'{grammar.param}' cannot be used: {first}", param=grammar.param)
+        return matcher
+
+    def _make_compiler(self, grammar: Grammar) -> Any:
+        try:
+            return llguidance.hf.from_tokenizer(self._tokenizer, n_vocab=self._vocabulary, eos_token=self._ends)
+        except ValueError as error:
+            message = f"'{grammar.param}': this model's tokenizer cannot be used with a grammar: {error}"
+            raise InvalidRequest(message, param=grammar.param) from error
+
+
+def forbid(constraints: Seq[GrammarState], vocabulary: int) -> torch.Tensor:
+    """Bool [constraints, vocabulary]: tokens that may not come next. Computed on all cores."""
+    bits = llguidance.numpy.allocate_token_bitmask(len(constraints), vocabulary)
+    rows = [(constraint.matcher, row) for row, constraint in enumerate(constraints)]
+    llguidance.numpy.fill_next_token_bitmask_par(_executor(), rows, bits)
+    for constraint in constraints:
+        if constraint.matcher.is_error():
+            raise EngineError(f"the grammar costs too much: {constraint.matcher.get_error().splitlines()[0]}")
+    allowed = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little")[:, :vocabulary]
+    return torch.from_numpy(allowed == 0)
+
+
+@functools.cache
+def _executor() -> llguidance.LLExecutor:
+    return llguidance.LLExecutor(num_threads=os.cpu_count() or 1)
+
+
+def _to_llguidance(grammar: Grammar) -> str:
+    match grammar.kind:
+        case GrammarKind.JSON_SCHEMA:
+            text: str = llguidance.LLMatcher.grammar_from_json_schema(grammar.text, defaults=WHITESPACE)
+        case GrammarKind.REGEX:
+            text = llguidance.LLMatcher.grammar_from_regex(grammar.text)
+        case GrammarKind.LARK:
+            text = llguidance.LLMatcher.grammar_from_lark(grammar.text)
+    return text
