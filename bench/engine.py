@@ -12,8 +12,8 @@ from typing import Any
 
 import click
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
+from bench.models import SIZES, VOCABULARY, make_model
 from workers.engine import attention
 from workers.engine.base import Defaults
 from workers.engine.batched import BatchedEngine
@@ -24,19 +24,8 @@ from workers.limits import Limits
 from workers.offline import run
 from workers.sequence import Choosing, Sequence
 
-SIZES = {
-    "25m": {"vocab_size": 4096, "hidden_size": 512, "num_hidden_layers": 6, "intermediate_size": 1536},
-    "250m": {"vocab_size": 8192, "hidden_size": 1024, "num_hidden_layers": 14, "intermediate_size": 4096},
-}
-HEADS = {"25m": 8, "250m": 16}
 GREEDY = Choosing(seed=0, temperature=0, top_p=1, top_k=0)
 Way = Callable[[], int]
-
-
-def make_model(size: str) -> Any:
-    torch.manual_seed(1)
-    config = LlamaConfig(**SIZES[size], num_attention_heads=HEADS[size], max_position_embeddings=1024)
-    return LlamaForCausalLM(config).eval()
 
 
 def make_prompts(count: int, vocabulary: int) -> list[list[int]]:
@@ -98,7 +87,7 @@ def tokens_per_cpu_s(way: Way) -> float:
 def main(size: str, requests: int, tokens: int, rounds: int) -> None:
     """Measure and print the table."""
     model = make_model(size)
-    prompts = make_prompts(requests, SIZES[size]["vocab_size"])
+    prompts = make_prompts(requests, VOCABULARY)
     plain, packed = (make_engine(size, requests, packed=each) for each in (False, True))
     ways: dict[str, Way] = {
         "`generate`, one request after another": lambda: per_request(model, prompts, tokens),

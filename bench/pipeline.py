@@ -6,7 +6,6 @@ time, and the API's CPU time per event (user and system, from /proc). Rounds alt
 """
 
 import asyncio
-import json
 import os
 import statistics
 import subprocess
@@ -20,6 +19,7 @@ from pathlib import Path
 import click
 import httpx
 
+from bench.client import stream
 from cli.embedded_redis import EmbeddedRedis, free_port
 from workers.engine.scripted import VOCABULARY, ScriptedEngine
 from workers.limits import Limits
@@ -67,24 +67,6 @@ def direct_first_ms(cell: Cell) -> float:
     return (time.perf_counter() - began) * 1000
 
 
-async def one_stream(port: int, cell: Cell) -> tuple[float, int]:
-    """Milliseconds to the first token, and tokens read. A bare socket, so that the client takes little CPU."""
-    body = json.dumps({"model": "scripted", "messages": MESSAGES, "max_tokens": cell.tokens, "stream": True}).encode()
-    began = time.perf_counter()
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = ["POST /v1/chat/completions HTTP/1.1", "host: x", "connection: close", "content-type: application/json"]
-    writer.write("\r\n".join([*head, f"content-length: {len(body)}", "", ""]).encode() + body)
-    first_ms, tokens, seen = 0.0, 0, b""
-    while chunk := await reader.read(1 << 16):
-        tokens += chunk.count(b'"content":" t')
-        if tokens and not first_ms:
-            first_ms = (time.perf_counter() - began) * 1000
-        seen = (seen + chunk)[-64:]
-    writer.close()
-    assert b"[DONE]" in seen, seen
-    return first_ms, tokens
-
-
 def cpu_s(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) * TICK_S
@@ -93,11 +75,13 @@ def cpu_s(pid: int) -> float:
 async def measure(port: int, api_pid: int, cell: Cell) -> Result:
     direct = direct_first_ms(cell)
     before, began = cpu_s(api_pid), time.perf_counter()
-    done = await asyncio.gather(*[one_stream(port, cell) for _ in range(cell.streams)])
+    body = {"model": "scripted", "messages": MESSAGES, "max_tokens": cell.tokens}
+    url = f"http://127.0.0.1:{port}/v1"
+    done = await asyncio.gather(*[stream(url, body) for _ in range(cell.streams)])
     took, used = time.perf_counter() - began, cpu_s(api_pid) - before
-    tokens = sum(read for _, read in done)
+    tokens = sum(each.pieces for each in done)
     assert tokens == cell.streams * cell.tokens, f"{tokens} tokens of {cell.streams * cell.tokens}"
-    return Result(statistics.median(ms for ms, _ in done), direct, tokens / took, used / tokens * 1e6)
+    return Result(statistics.median(each.first_ms for each in done), direct, tokens / took, used / tokens * 1e6)
 
 
 class House:
