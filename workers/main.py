@@ -19,9 +19,9 @@ from shared.redis_queue import RedisQueue, iso_now
 from shared.settings import Settings
 from shared.sockets import listen, url_of
 from shared.telemetry import WorkerMetrics
-from workers.engine.base import Engine, EngineBroken
+from workers.engine.base import EngineBroken
 from workers.health import HealthServer
-from workers.models import ModelSpec, load_engine
+from workers.models import Loaded, ModelSpec, load
 from workers.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -36,10 +36,10 @@ async def serve(specs: Sequence[ModelSpec], settings: Settings) -> None:
     if warning := await durability_warning(client):
         log.warning(warning)
     bound = listen(settings.worker_host, settings.worker_port, setting="PENSTOCK_WORKER_PORT")
-    engines = dict([await asyncio.to_thread(load_engine, spec, settings) for spec in specs])
-    presence = _Presence(client, list(engines), url_of(bound))
+    models = [await load(spec, settings) for spec in specs]
+    presence = _Presence(client, [model.info for model in models], url_of(bound))
     metrics = WorkerMetrics()
-    worker = _worker(presence, engines, client, blocking, settings, metrics)
+    worker = _worker(presence, models, client, blocking, settings, metrics)
     server = HealthServer(worker, metrics)
     serving = asyncio.create_task(server.serve(sockets=[bound]))
     for sign in (signal.SIGTERM, signal.SIGINT):
@@ -88,7 +88,7 @@ class _Presence:
 
 def _worker(
     presence: _Presence,
-    engines: dict[ModelInfo, Engine],
+    models: Sequence[Loaded],
     client: Redis,
     blocking: Redis,
     settings: Settings,
@@ -104,7 +104,7 @@ def _worker(
     )
     return Worker(
         presence.name,
-        engines,
+        models,
         queue=queue,
         channel=RedisChannel(client),
         announce=presence.announce,

@@ -1,6 +1,7 @@
 """From the name of a model to a loaded engine: `SOURCE` or `NAME=SOURCE`, where a source is `builtin`, `scripted`, a
 local folder or a hub id."""
 
+import asyncio
 import re
 import time
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from shared.job import ModelInfo
 from shared.settings import Settings
 from workers.engine.base import Engine
 from workers.engine.scripted import VOCABULARY, ScriptedEngine
+from workers.engine_thread import EngineThread
 from workers.limits import Limits
 
 BUILTIN = Path(__file__).parent / "models" / "penstock-tiny"
@@ -39,6 +41,22 @@ def parse_spec(text: str) -> ModelSpec:
     if not NAME.fullmatch(name):
         raise SettingsError(f"MODEL: {name!r} cannot be a model's name (letters, digits, '.', '_', '-', '/')")
     return ModelSpec(name, source)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model that is ready, and the thread that computes it."""
+
+    info: ModelInfo
+    engine: Engine
+    thread: EngineThread
+
+
+async def load(spec: ModelSpec, settings: Settings) -> Loaded:
+    """Raises SettingsError, in one sentence, for a model that cannot be loaded."""
+    thread = EngineThread(f"engine {spec.name}")
+    info, engine = await asyncio.wrap_future(thread.submit(lambda: load_engine(spec, settings)))
+    return Loaded(info, engine, thread)
 
 
 def load_engine(spec: ModelSpec, settings: Settings) -> tuple[ModelInfo, Engine]:

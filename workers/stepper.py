@@ -6,14 +6,15 @@ alone, and only one that fails alone fails its job. A step that finds no memory 
 
 import logging
 import queue
-import threading
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 
 from shared.events import Event, Failed
 from shared.telemetry import WorkerMetrics
 from workers.engine.base import Engine, EngineBroken, OutOfMemory
+from workers.engine_thread import EngineThread
 from workers.limits import BLOCK_SIZE
 from workers.outbox import Outbox, Update
 from workers.scheduler import Batch, Scheduler
@@ -26,9 +27,17 @@ STOP_S = 1.0
 
 class Stepper:
     def __init__(
-        self, model: str, engine: Engine, outbox: Outbox, metrics: WorkerMetrics, room: Callable[[], None]
+        self,
+        model: str,
+        engine: Engine,
+        thread: EngineThread,
+        *,
+        outbox: Outbox,
+        metrics: WorkerMetrics,
+        room: Callable[[], None],
     ) -> None:
-        """`room` is called, in the engine's thread, when nothing waits any more for a place in the batch."""
+        """`thread`: the one in which the engine was loaded. `room` is called, in it, when nothing waits any more for a
+        place in the batch."""
         self._room = room
         self._engine = engine
         self._outbox = outbox
@@ -37,7 +46,8 @@ class Stepper:
         self._owners: dict[Sequence, Turn] = {}
         self._stopping = False
         self._step_began: float | None = None
-        self._thread = threading.Thread(target=self._run, name=f"engine {model}", daemon=True)
+        self._thread = thread
+        self._ended: Future[None] = Future()
         self._running = metrics.running.labels(model)
         self._steps = metrics.steps.labels(model)
         self._batch = metrics.batch.labels(model)
@@ -50,7 +60,7 @@ class Stepper:
         self._faults = metrics.faults.labels(model)
 
     def start(self) -> None:
-        self._thread.start()
+        self._ended = self._thread.submit(self._run)
 
     def add(self, turn: Turn) -> None:
         self._inbox.put(lambda: self._add(turn))
@@ -62,7 +72,7 @@ class Stepper:
     def stop(self) -> None:
         """Return when the step that runs now has ended. A hung one is left behind after a second."""
         self._inbox.put(self._stop)
-        self._thread.join(timeout=STOP_S)
+        wait([self._ended], timeout=STOP_S)
 
     @property
     def waiting(self) -> int:
@@ -70,9 +80,9 @@ class Stepper:
         return self._scheduler.waiting
 
     def alive(self, *, step_timeout_s: float) -> bool:
-        """The thread runs and no step has taken longer than that."""
+        """It steps, and no step has taken longer than that."""
         began = self._step_began
-        return self._thread.is_alive() and (began is None or time.monotonic() - began < step_timeout_s)
+        return not self._ended.done() and (began is None or time.monotonic() - began < step_timeout_s)
 
     def _run(self) -> None:
         try:
@@ -80,8 +90,9 @@ class Stepper:
                 self._obey()
                 if not self._stopping and self._scheduler.busy:
                     self._step()
-        except EngineBroken:
+        except Exception:
             log.critical("the engine is lost", exc_info=True)
+            raise
 
     def _obey(self) -> None:
         """Do what has been asked; wait for something to be asked when there is nothing to compute."""

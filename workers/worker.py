@@ -17,6 +17,7 @@ from shared.settings import Settings
 from shared.tasks import end
 from shared.telemetry import WorkerMetrics
 from workers.engine.base import Engine, EngineBroken
+from workers.models import Loaded
 from workers.outbox import Outbox, Update
 from workers.stepper import Stepper
 from workers.turn import Turn
@@ -39,7 +40,7 @@ class Worker:
     def __init__(
         self,
         name: str,
-        engines: dict[ModelInfo, Engine],
+        models: Sequence[Loaded],
         *,
         queue: JobQueue,
         channel: JobChannel,
@@ -56,10 +57,7 @@ class Worker:
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._outbox = Outbox(self._loop, steps_max=settings.outbox_steps_max)
-        self._served = {
-            info.name: Served(info, engine, Stepper(info.name, engine, self._outbox, metrics, self._wake_intakes))
-            for info, engine in engines.items()
-        }
+        self._served = {model.info.name: self._serve(model) for model in models}
         self._held: dict[str, Delivery] = {}  # every job that is ours, from its claim on
         self._turns: dict[str, Turn] = {}  # those of them that the engine knows
         self._room = asyncio.Event()
@@ -111,6 +109,17 @@ class Worker:
             for delivery in claimed:
                 if self._holds(delivery):
                     await self._accept(served, delivery)
+
+    def _serve(self, model: Loaded) -> Served:
+        stepper = Stepper(
+            model.info.name,
+            model.engine,
+            model.thread,
+            outbox=self._outbox,
+            metrics=self._metrics,
+            room=self._wake_intakes,
+        )
+        return Served(model.info, model.engine, stepper)
 
     def _wake_intakes(self) -> None:
         """From an engine's thread."""

@@ -16,7 +16,9 @@ from shared.telemetry import WorkerMetrics
 from tests.factories import make_job
 from workers.engine.base import EngineBroken
 from workers.engine.scripted import ScriptedEngine
+from workers.engine_thread import EngineThread
 from workers.limits import Limits
+from workers.models import Loaded
 from workers.scheduler import Batch
 from workers.sequence import Sampled
 from workers.worker import Worker
@@ -61,7 +63,7 @@ def make_worker(
     given = {"heartbeat_ms": 100, "idle_wait_ms": 10, "drain_s": 5} | settings
     return Worker(
         name,
-        {INFO: engine(limits=limits, step_ms=step_ms, tokens=20)},
+        [Loaded(INFO, engine(limits=limits, step_ms=step_ms, tokens=20), EngineThread("engine"))],
         queue=queue,
         channel=queue,
         announce=_announce,

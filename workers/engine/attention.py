@@ -33,8 +33,7 @@ def attend(
     [1, tokens, heads, value size]."""
     step = penstock_step
     keys, values = step.cache.layer(module.layer_idx, key, value)
-    keys[step.blocks, step.offsets] = key[0].transpose(0, 1)
-    values[step.blocks, step.offsets] = value[0].transpose(0, 1)
+    _write(step, key, value, keys, values)
     scoring = Scoring(scaling or query.shape[-1] ** -0.5, sliding_window, softcap, s_aux)
     parts = []
     if singles := step.singles:
@@ -42,6 +41,17 @@ def attend(
     if not step.alone:
         parts += [_chunk(chunk, query, key, value, keys, values, step, scoring) for chunk in step.chunks]
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).unsqueeze(0), None
+
+
+def _write(step: Step, key: torch.Tensor, value: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+    """The step's keys and values into their blocks."""
+    if key.device.type == "cpu" and key.dtype is torch.float32:
+        from workers.engine.paged_cpu import write
+
+        write(key[0], value[0], keys, values, step)
+    else:
+        keys[step.blocks, step.offsets] = key[0].transpose(0, 1)
+        values[step.blocks, step.offsets] = value[0].transpose(0, 1)
 
 
 def _reader(query: torch.Tensor) -> Reader:

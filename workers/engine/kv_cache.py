@@ -1,8 +1,8 @@
 """The tensors behind the block pool: keys and values [blocks, block size, kv heads, head size] of every layer."""
 
-import numpy as np
 import torch
 
+from workers.engine.memory import zeros
 from workers.limits import BLOCK_SIZE
 
 # How the axes lie in memory. A CPU sums over the tokens of a block in vector lanes, so they are the keys' last axis;
@@ -38,9 +38,5 @@ class KVCache:
         """Zeros; on a CPU such as take no memory before they are written."""
         shape = (self._blocks, BLOCK_SIZE, sample.shape[1], sample.shape[3])
         laid = [shape[axis] for axis in axes]
-        if sample.device.type == "cpu":
-            raw = np.zeros((*laid[:-1], laid[-1] * sample.element_size()), dtype=np.uint8)
-            zeros = torch.from_numpy(raw).view(sample.dtype)
-        else:
-            zeros = sample.new_zeros(laid)
-        return zeros.permute(*(axes.index(axis) for axis in range(len(axes))))
+        made = zeros(laid, sample.dtype) if sample.device.type == "cpu" else sample.new_zeros(laid)
+        return made.permute(*(axes.index(axis) for axis in range(len(axes))))

@@ -11,6 +11,7 @@ from shared.errors import SettingsError
 from shared.settings import Settings
 from workers.engine.base import Defaults, Engine
 from workers.engine.chat_tokenizer import ChatTokenizer
+from workers.engine.memory import keep_freed_memory
 from workers.engine.trial import engine_for
 from workers.limits import BLOCK_SIZE, Limits
 
@@ -21,6 +22,7 @@ CONTEXT_UNKNOWN = 4096
 def load_torch_engine(source: str, settings: Settings) -> Engine:
     """Raises SettingsError, in one sentence, for a source that cannot be loaded."""
     began = time.monotonic()
+    keep_freed_memory()
     model, tokenizer = _load(source, settings)
     ends = _ends(model, tokenizer)
     limits = _limits(model.config.get_text_config(), settings)

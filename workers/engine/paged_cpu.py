@@ -1,4 +1,4 @@
-"""Attention of single tokens on a CPU, reading the blocks of the cache where they lie. float32.
+"""Attention of single tokens on a CPU, with the blocks of the cache written and read where they lie. float32.
 
 Compiled by numba when first used. Each head of each token is summed over its own blocks in order, so that its result
 does not depend on what else is in the step.
@@ -42,6 +42,12 @@ def read(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: St
     return out
 
 
+def write(key: torch.Tensor, value: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: Step) -> None:
+    """`key`, `value`: [kv heads, tokens, size], into the step's blocks."""
+    arrays = (key.numpy(), value.numpy(), keys.permute(0, 2, 3, 1).numpy(), values.permute(0, 2, 1, 3).numpy())
+    _write(*arrays, step.blocks.numpy(), step.offsets.numpy())
+
+
 def compiled(**options: Any) -> Any:
     return numba.njit(fastmath=REASSOCIATE, boundscheck=False, cache=CACHED, **options)
 
@@ -79,6 +85,18 @@ def _attend(
             flat = scores[head].reshape(-1)
             _weigh(flat, start - first * SIZE, end - first * SIZE, cap, sinks[heads.start + head])
         _mix(scores, values[:, first_group:last_group], blocks, out[row, heads])
+
+
+@compiled(parallel=True)  # type: ignore[untyped-decorator]
+def _write(key: Any, value: Any, keys: Any, values: Any, blocks: Any, offsets: Any) -> None:
+    for group in numba.prange(key.shape[0]):
+        for token in range(key.shape[1]):
+            to, at = keys[blocks[token], group], offsets[token]
+            for i in range(key.shape[2]):
+                to[i, at] = key[group, token, i]
+            to = values[blocks[token], group, at]
+            for i in range(value.shape[2]):
+                to[i] = value[group, token, i]
 
 
 @compiled()  # type: ignore[untyped-decorator]

@@ -1,0 +1,32 @@
+"""One thread for all that a model computes, its loading included. The libraries below give each thread that multiplies
+matrices a pool of helpers; the pools of two threads, even idle ones, make every step take half as long again."""
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+
+class EngineThread:
+    """Daemon: a call that never returns does not keep the process from ending."""
+
+    def __init__(self, name: str) -> None:
+        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    def submit(self, call: Callable[[], Result]) -> "Future[Result]":
+        """Calls run one after the other, in order."""
+        future: Future[Result] = Future()
+        self._calls.put((future, call))
+        return future
+
+    def _run(self) -> None:
+        while True:
+            future, call = self._calls.get()
+            try:
+                future.set_result(call())
+            except BaseException as error:  # the caller's, whatever it is
+                future.set_exception(error)
