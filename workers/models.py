@@ -10,9 +10,9 @@ from pathlib import Path
 from shared.errors import SettingsError
 from shared.job import ModelInfo
 from shared.settings import Settings
+from workers.call_thread import CallThread
 from workers.engine.base import Engine
 from workers.engine.scripted import VOCABULARY, ScriptedEngine
-from workers.engine_thread import EngineThread
 from workers.limits import Limits
 
 BUILTIN = Path(__file__).parent / "models" / "penstock-tiny"
@@ -49,12 +49,12 @@ class Loaded:
 
     info: ModelInfo
     engine: Engine
-    thread: EngineThread
+    thread: CallThread
 
 
 async def load(spec: ModelSpec, settings: Settings) -> Loaded:
     """Raises SettingsError, in one sentence, for a model that cannot be loaded."""
-    thread = EngineThread(f"engine {spec.name}")
+    thread = CallThread(f"engine {spec.name}")
     info, engine = await asyncio.wrap_future(thread.submit(lambda: load_engine(spec, settings)))
     return Loaded(info, engine, thread)
 

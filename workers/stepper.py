@@ -13,8 +13,8 @@ from concurrent.futures import Future, wait
 
 from shared.events import Event, Failed
 from shared.telemetry import WorkerMetrics
+from workers.call_thread import CallThread
 from workers.engine.base import Engine, EngineBroken, OutOfMemory
-from workers.engine_thread import EngineThread
 from workers.limits import BLOCK_SIZE
 from workers.outbox import Outbox, Update
 from workers.scheduler import Batch, Scheduler
@@ -30,7 +30,7 @@ class Stepper:
         self,
         model: str,
         engine: Engine,
-        thread: EngineThread,
+        thread: CallThread,
         *,
         outbox: Outbox,
         metrics: WorkerMetrics,

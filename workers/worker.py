@@ -178,9 +178,8 @@ class Worker:
             running = [u for u in updates if not isinstance(u.events[-1], Finished)]
             if running:
                 await self._append([_write(update) for update in running])
-            for update in updates:
-                if isinstance(update.events[-1], Finished):
-                    await self._settle(_write(update))
+            ended = [update for update in updates if isinstance(update.events[-1], Finished)]
+            await asyncio.gather(*[self._settle(_write(update)) for update in ended])
 
     async def _append(self, writes: Sequence[Write]) -> None:
         while True:

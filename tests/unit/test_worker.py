@@ -14,9 +14,9 @@ from shared.memory import MemoryQueue
 from shared.settings import load_settings
 from shared.telemetry import WorkerMetrics
 from tests.factories import make_job
+from workers.call_thread import CallThread
 from workers.engine.base import EngineBroken
 from workers.engine.scripted import ScriptedEngine
-from workers.engine_thread import EngineThread
 from workers.limits import Limits
 from workers.models import Loaded
 from workers.scheduler import Batch
@@ -63,7 +63,7 @@ def make_worker(
     given = {"heartbeat_ms": 100, "idle_wait_ms": 10, "drain_s": 5} | settings
     return Worker(
         name,
-        [Loaded(INFO, engine(limits=limits, step_ms=step_ms, tokens=20), EngineThread("engine"))],
+        [Loaded(INFO, engine(limits=limits, step_ms=step_ms, tokens=20), CallThread("engine"))],
         queue=queue,
         channel=queue,
         announce=_announce,

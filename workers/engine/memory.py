@@ -2,17 +2,22 @@
 
 import ctypes
 import mmap
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import psutil
 import torch
 
+from workers.call_thread import CallThread
+
 CGROUP = Path("/sys/fs/cgroup")  # version 2, which container engines use now
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 KEPT = 2**30
+MADV_POPULATE_WRITE = 23  # of Linux 5.14, not in Python's mmap yet
+FETCHED = 2**22
 
 
 def memory_available(cgroup: Path = CGROUP) -> int:
@@ -35,10 +40,26 @@ def keep_freed_memory() -> None:
 
 
 def zeros(shape: list[int], dtype: torch.dtype) -> torch.Tensor:
-    """On the CPU; takes memory only where it is written, in large pages where the kernel has them."""
+    """On the CPU, in large pages where the kernel has them. They are fetched in the background: a step that met them
+    first would wait for each."""
     size = int(np.prod(shape)) * dtype.itemsize
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.from_numpy(np.zeros(size, dtype=np.uint8)).view(dtype).view(shape)
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_HUGEPAGE)
+    _background().submit(lambda: _fetch(memory))
     return torch.frombuffer(memory, dtype=dtype).view(shape)
+
+
+@cache
+def _background() -> CallThread:
+    return CallThread("memory")
+
+
+def _fetch(memory: mmap.mmap) -> None:
+    """Part by part, so that a step which needs a page meanwhile waits for one part at most."""
+    libc, start = ctypes.CDLL(None), ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for begin in range(0, len(memory), FETCHED):
+        count = min(FETCHED, len(memory) - begin)
+        if libc.madvise(ctypes.c_void_p(start + begin), ctypes.c_size_t(count), MADV_POPULATE_WRITE):
+            return  # an older kernel: pages come when they are met

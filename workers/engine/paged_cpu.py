@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from workers.engine.packing import Scoring, Step
+from workers.engine.team import FIRST, TASK, floats, ints, next_piece, run
 from workers.limits import BLOCK_SIZE as SIZE
 
 REASSOCIATE = {"reassoc", "contract", "nsz", "arcp"}  # sums in vector lanes; infinities stay what they are
@@ -20,86 +21,31 @@ CACHED = os.access(Path(__file__).parent, os.W_OK)
 UNROLLED = 8
 
 
-def read(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: Step, scoring: Scoring) -> Any:
+def read(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: Step, scoring: Scoring) -> torch.Tensor:
     """`packing.Reader`."""
+    query = query.contiguous()
     out = query.new_empty(*query.shape[:2], values.shape[-1])
     sinks = scoring.sinks if scoring.sinks is not None else query.new_full((query.shape[1],), float("-inf"))
-    rows, groups = query.shape[0], keys.shape[2]
-    _attend(
-        query.numpy(),
-        keys.permute(0, 2, 3, 1).numpy(),
-        values.permute(0, 2, 1, 3).numpy(),
-        step.tables.numpy(),
-        step.owners.numpy(),
-        step.positions.numpy(),
-        min(groups, -(-torch.get_num_threads() // rows)),
-        np.float32(scoring.scale),
-        scoring.window or 0,
-        np.float32(scoring.cap or 0),
-        sinks.detach().float().numpy(),
-        out.numpy(),
-    )
+    sinks = sinks.detach().float().contiguous()
+    scores = np.array([scoring.scale, scoring.cap or 0], dtype=np.float32)
+    (rows, heads, size), (blocks, _, groups, value_size) = query.shape, values.shape
+    parts = min(groups, -(-torch.get_num_threads() // rows))
+    arrays = (query, keys, values, step.tables, step.owners, step.positions, sinks, out)
+    shape = (rows, heads, size, blocks, groups, value_size, *step.tables.shape, parts, scoring.window or 0)
+    run(_attend, rows * parts, [*(each.data_ptr() for each in arrays), scores.ctypes.data, *shape])
     return out
 
 
 def write(key: torch.Tensor, value: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: Step) -> None:
     """`key`, `value`: [kv heads, tokens, size], into the step's blocks."""
-    arrays = (key.numpy(), value.numpy(), keys.permute(0, 2, 3, 1).numpy(), values.permute(0, 2, 1, 3).numpy())
-    _write(*arrays, step.blocks.numpy(), step.offsets.numpy())
+    key, value = key.contiguous(), value.contiguous()
+    (groups, tokens, size), blocks = key.shape, keys.shape[0]
+    arrays = (key, value, keys, values, step.tables, step.owners, step.positions)
+    shape = (groups, tokens, size, value.shape[2], blocks, *step.tables.shape)
+    run(_write, groups, [*(each.data_ptr() for each in arrays), *shape])
 
 
-def compiled(**options: Any) -> Any:
-    return numba.njit(fastmath=REASSOCIATE, boundscheck=False, cache=CACHED, **options)
-
-
-@compiled(parallel=True)  # type: ignore[untyped-decorator]
-def _attend(
-    query: Any,
-    keys: Any,
-    values: Any,
-    tables: Any,
-    owners: Any,
-    positions: Any,
-    parts: int,
-    scale: Any,
-    window: int,
-    cap: Any,
-    sinks: Any,
-    out: Any,
-) -> None:
-    """`keys` [blocks, kv heads, head size, block size], `values` [blocks, kv heads, block size, head size]. A token's
-    kv heads are computed together, as they lie together, but in `parts` where there are fewer tokens than threads."""
-    groups = keys.shape[1]
-    share = query.shape[1] // groups
-    for item in numba.prange(query.shape[0] * parts):
-        row, part = item // parts, item % parts
-        first_group, last_group = part * groups // parts, (part + 1) * groups // parts
-        end = positions[row] + 1
-        start = max(end - window, 0) if window else 0
-        first, last = start // SIZE, (end + SIZE - 1) // SIZE
-        heads = slice(first_group * share, last_group * share)
-        blocks = tables[owners[row], first:last]
-        scores = np.empty(((last_group - first_group) * share, last - first, SIZE), np.float32)
-        _score(query[row, heads], keys[:, first_group:last_group], blocks, scale, scores)
-        for head in range(scores.shape[0]):
-            flat = scores[head].reshape(-1)
-            _weigh(flat, start - first * SIZE, end - first * SIZE, cap, sinks[heads.start + head])
-        _mix(scores, values[:, first_group:last_group], blocks, out[row, heads])
-
-
-@compiled(parallel=True)  # type: ignore[untyped-decorator]
-def _write(key: Any, value: Any, keys: Any, values: Any, blocks: Any, offsets: Any) -> None:
-    for group in numba.prange(key.shape[0]):
-        for token in range(key.shape[1]):
-            to, at = keys[blocks[token], group], offsets[token]
-            for i in range(key.shape[2]):
-                to[i, at] = key[group, token, i]
-            to = values[blocks[token], group, at]
-            for i in range(value.shape[2]):
-                to[i] = value[group, token, i]
-
-
-@compiled()  # type: ignore[untyped-decorator]
+@numba.njit(fastmath=REASSOCIATE, boundscheck=False, cache=CACHED)  # type: ignore[untyped-decorator]
 def _score(query: Any, keys: Any, blocks: Any, scale: Any, scores: Any) -> None:
     share = query.shape[0] // keys.shape[1]
     for n in range(blocks.shape[0]):
@@ -114,7 +60,7 @@ def _score(query: Any, keys: Any, blocks: Any, scale: Any, scores: Any) -> None:
                         total[token] += x * key[i, token]
 
 
-@compiled()  # type: ignore[untyped-decorator]
+@numba.njit(fastmath=REASSOCIATE, boundscheck=False, cache=CACHED)  # type: ignore[untyped-decorator]
 def _weigh(scores: Any, start: int, end: int, cap: Any, sink: Any) -> None:
     """Softmax of `scores[start:end]` in place, zeros beside it. `sink` scores a token that is then left out."""
     best = sink
@@ -133,7 +79,7 @@ def _weigh(scores: Any, start: int, end: int, cap: Any, sink: Any) -> None:
         scores[i] *= share
 
 
-@compiled()  # type: ignore[untyped-decorator]
+@numba.njit(fastmath=REASSOCIATE, boundscheck=False, cache=CACHED)  # type: ignore[untyped-decorator]
 def _mix(weights: Any, values: Any, blocks: Any, out: Any) -> None:
     share = out.shape[0] // values.shape[1]
     out[:] = 0
@@ -154,3 +100,52 @@ def _mix(weights: Any, values: Any, blocks: Any, out: Any) -> None:
                             + weight[token + 6] * value[token + 6, i]
                             + weight[token + 7] * value[token + 7, i]
                         )
+
+
+@numba.cfunc(TASK, fastmath=REASSOCIATE, boundscheck=False, cache=CACHED)  # type: ignore[untyped-decorator]
+def _attend(data: Any) -> None:
+    """Each token is a piece of work; its kv heads are computed together, as they lie together, but in `parts` where
+    there are fewer tokens than threads."""
+    n = numba.carray(data, (FIRST + 19,))[FIRST:]
+    rows, heads, size, count, groups, value_size, sequences, width, parts, window = n[9:19]
+    query = floats(n[0], (rows, heads, size))
+    keys = floats(n[1], (count, groups, size, SIZE))
+    values = floats(n[2], (count, groups, SIZE, value_size))
+    tables, owners, positions = ints(n[3], (sequences, width)), ints(n[4], (rows,)), ints(n[5], (rows,))
+    sinks, out, scoring = floats(n[6], (heads,)), floats(n[7], (rows, heads, value_size)), floats(n[8], (2,))
+    item = next_piece(data)
+    while item < rows * parts:
+        row, part = item // parts, item % parts
+        begin, stop = part * groups // parts, (part + 1) * groups // parts
+        end = positions[row] + 1
+        start = max(end - window, 0) if window else 0
+        first, last = start // SIZE, (end + SIZE - 1) // SIZE
+        mine = slice(begin * heads // groups, stop * heads // groups)
+        blocks = tables[owners[row], first:last]
+        scores = np.empty((mine.stop - mine.start, last - first, SIZE), np.float32)
+        _score(query[row, mine], keys[:, begin:stop], blocks, scoring[0], scores)
+        for head in range(scores.shape[0]):
+            flat = scores[head].reshape(-1)
+            _weigh(flat, start - first * SIZE, end - first * SIZE, scoring[1], sinks[mine.start + head])
+        _mix(scores, values[:, begin:stop], blocks, out[row, mine])
+        item = next_piece(data)
+
+
+@numba.cfunc(TASK, boundscheck=False, cache=CACHED)  # type: ignore[untyped-decorator]
+def _write(data: Any) -> None:
+    """Each kv head is a piece of work."""
+    n = numba.carray(data, (FIRST + 14,))[FIRST:]
+    groups, tokens, size, value_size, count, sequences, width = n[7:14]
+    key, value = floats(n[0], (groups, tokens, size)), floats(n[1], (groups, tokens, value_size))
+    keys = floats(n[2], (count, groups, size, SIZE))
+    values = floats(n[3], (count, groups, SIZE, value_size))
+    tables, owners, positions = ints(n[4], (sequences, width)), ints(n[5], (tokens,)), ints(n[6], (tokens,))
+    group = next_piece(data)
+    while group < groups:
+        for token in range(tokens):
+            block, at = tables[owners[token], positions[token] // SIZE], positions[token] % SIZE
+            for i in range(size):
+                keys[block, group, i, at] = key[group, token, i]
+            for i in range(value_size):
+                values[block, group, at, i] = value[group, token, i]
+        group = next_piece(data)

@@ -1,5 +1,8 @@
-"""One thread for all that a model computes, its loading included. The libraries below give each thread that multiplies
-matrices a pool of helpers; the pools of two threads, even idle ones, make every step take half as long again."""
+"""A thread that does one call after the other.
+
+A model has one for all that it computes, its loading included: the libraries below give each thread that multiplies
+matrices a pool of helpers, and the pools of two threads, even idle ones, make every step take half as long again.
+"""
 
 import queue
 import threading
@@ -10,8 +13,8 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 
 
-class EngineThread:
-    """Daemon: a call that never returns does not keep the process from ending."""
+class CallThread:
+    """A daemon: a call that never returns does not keep the process from ending."""
 
     def __init__(self, name: str) -> None:
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
