@@ -56,18 +56,17 @@ def _generate(model: Any, prompts: list[list[int]], tokens: int) -> None:
 
 def continuous(engine: BatchedEngine, prompts: list[list[int]], tokens: int) -> int:
     sequences = [Sequence(job_id="", choice=0, prompt=prompt, choosing=GREEDY) for prompt in prompts]
-    run(engine, sequences, lambda sequence, _: len(sequence.output) == tokens)
+    run(engine, sequences, lambda sequence, _: sequence.made == tokens)
     return len(prompts) * tokens
 
 
-def make_engine(size: str, sequences: int, *, packed: bool) -> BatchedEngine:
-    model = make_model(size)
+def engine_of(model: Any, sequences: int, *, packed: bool) -> BatchedEngine:
     if packed:
         pack(model, rows=sequences)
     attention.register()
     model.set_attn_implementation(attention.NAME)
     limits = Limits(
-        sequences_max=sequences, batch_tokens_max=512, context_length=512, vocabulary=10**6, prefix_cache=False
+        sequences_max=sequences, batch_tokens_max=512, context_length=1024, vocabulary=10**6, prefix_cache=False
     )
     cache = KVCache(blocks=limits.blocks)
     return BatchedEngine(model, ScriptedTokenizer(), limits=limits, defaults=Defaults(), cache=cache)
@@ -88,7 +87,7 @@ def main(size: str, requests: int, tokens: int, rounds: int) -> None:
     """Measure and print the table."""
     model = make_model(size)
     prompts = make_prompts(requests, VOCABULARY)
-    plain, packed = (make_engine(size, requests, packed=each) for each in (False, True))
+    plain, packed = (engine_of(make_model(size), requests, packed=each) for each in (False, True))
     ways: dict[str, Way] = {
         "`generate`, one request after another": lambda: per_request(model, prompts, tokens),
         "`generate`, one padded batch": lambda: static_batch(model, prompts, tokens),

@@ -1,0 +1,116 @@
+"""What a step of the torch engine costs, and what of that is not arithmetic. `python -m bench.steps --size 25m`
+
+- the decode step at batch 1 and 32 against the time its bytes take at this machine's measured memory bandwidth;
+- the share of a step that is Python and dispatch: what the same step takes with a model of the same layers and next to
+  no numbers in them;
+- the step with thousands of sequences waiting for a place;
+- the time to the first token of 32 requests that arrive together and share 512 tokens, with and without prefix cache.
+"""
+
+import random
+import statistics
+import time
+from dataclasses import replace
+
+import click
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from bench.engine import GREEDY, engine_of
+from bench.models import SIZES, VOCABULARY, make_model
+from workers.engine.batched import BatchedEngine
+from workers.limits import BLOCK_SIZE
+from workers.scheduler import Scheduler
+from workers.sequence import Sequence
+
+CONTEXT = 128
+STEPS = 40
+
+
+def sequences(count: int, length: int, *, shared: int = 0) -> list[Sequence]:
+    rng = random.Random(count)
+    beginning = [rng.randrange(10, VOCABULARY) for _ in range(shared)]
+    prompts = [beginning + [rng.randrange(10, VOCABULARY) for _ in range(length - shared)] for _ in range(count)]
+    return [Sequence(job_id="", choice=0, prompt=prompt, choosing=GREEDY) for prompt in prompts]
+
+
+def bandwidth_gb_s() -> float:
+    """Of reading: the sum of numbers that no cache holds."""
+    numbers = torch.ones(2**27)
+    times = []
+    for _ in range(7):
+        began = time.perf_counter()
+        numbers.sum()
+        times.append(time.perf_counter() - began)
+    return numbers.numel() * 4 / statistics.median(times) / 1e9
+
+
+def decode_ms(engine: BatchedEngine, batch: int, waiting: int = 0) -> float:
+    """Median of a step in which all of `batch` decode, their contexts about CONTEXT long."""
+    scheduler = Scheduler(replace(engine.limits, sequences_max=batch))
+    for sequence in [*sequences(batch, CONTEXT), *sequences(waiting, 32)]:
+        scheduler.add(sequence)
+    times: list[float] = []
+    while len(times) < STEPS:
+        began = time.perf_counter()
+        plan = scheduler.next_batch()
+        scheduler.apply(plan, engine.step(plan))
+        if all(row.decoding for row in plan.rows) and len(plan.rows) == batch:
+            times.append(time.perf_counter() - began)
+    return statistics.median(times) * 1000
+
+
+def bytes_moved(engine: BatchedEngine, size: str, batch: int) -> int:
+    """Weights that every step reads (not the table of embeddings), and the keys and values of the contexts."""
+    model = make_model(size)
+    weights: int = model.num_parameters() - model.get_input_embeddings().weight.numel()
+    cached = engine.cache.bytes_per_block // BLOCK_SIZE * (CONTEXT + STEPS // 2) * batch
+    return weights * 4 + cached
+
+
+def hollow(size: str) -> BatchedEngine:
+    """The same layers, a handful of numbers in each."""
+    layers = SIZES[size]["num_hidden_layers"]
+    tiny = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 1, "vocab_size": VOCABULARY}
+    return engine_of(LlamaForCausalLM(LlamaConfig(num_hidden_layers=layers, **tiny)).eval(), 32, packed=True)
+
+
+def first_token_ms(engine: BatchedEngine, *, prefix_cache: bool) -> float:
+    """Median over 32 requests, all there at once, the cache empty."""
+    scheduler = Scheduler(replace(engine.limits, prefix_cache=prefix_cache))
+    for sequence in sequences(32, 528, shared=512):
+        scheduler.add(sequence)
+    began = time.perf_counter()
+    firsts: list[float] = []
+    while len(firsts) < 32:
+        plan = scheduler.next_batch()
+        for sequence, _ in scheduler.apply(plan, engine.step(plan)):
+            if sequence.made == 1:
+                firsts.append(time.perf_counter() - began)
+    return statistics.median(firsts) * 1000
+
+
+@click.command()
+@click.option("--size", type=click.Choice(list(SIZES)), default="25m", show_default=True)
+@click.option("--rounds", default=3, show_default=True)
+def main(size: str, rounds: int) -> None:
+    """Measure and print the tables."""
+    engine, empty, bandwidth = engine_of(make_model(size), 32, packed=True), hollow(size), bandwidth_gb_s()
+    print(f"memory bandwidth {bandwidth:.1f} GB/s, {torch.get_num_threads()} threads\n")
+    print("| batch | decode step, ms | its bytes alone, ms | Python and dispatch | 5,000 waiting, ms |")
+    print("|---|---|---|---|---|")
+    for batch in (1, 32):
+        steps = [decode_ms(engine, batch) for _ in range(rounds)]
+        crowded = [decode_ms(engine, batch, waiting=5000) for _ in range(rounds)]
+        bare = statistics.median(decode_ms(empty, batch) for _ in range(rounds))
+        step = statistics.median(steps)
+        floor = bytes_moved(engine, size, batch) / bandwidth / 1e6
+        print(f"| {batch} | {step:.1f} | {floor:.1f} | {100 * bare / step:.0f} % | {statistics.median(crowded):.1f} |")
+    print("\n| 512 of 528 tokens shared, 32 requests | time to first token, ms |\n|---|---|")
+    for shared in (False, True):
+        times = [first_token_ms(engine, prefix_cache=shared) for _ in range(rounds)]
+        print(f"| {'prefix cache' if shared else 'none'} | {statistics.median(times):.0f} |")
+
+
+if __name__ == "__main__":
+    main()
