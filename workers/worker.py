@@ -24,6 +24,7 @@ from workers.turn import Turn
 
 log = logging.getLogger(__name__)
 RETRY_S = 0.2
+CLAIMED_AT_ONCE = 8  # so that of many jobs that arrive together each idle worker gets some
 FLUSH_S = 2.0  # for the last events to reach Redis when stopping
 
 
@@ -139,7 +140,10 @@ class Worker:
             return []
         try:
             return await self._queue.claim(
-                served.info.name, worker=self.name, limit=room, wait_ms=self._settings.idle_wait_ms
+                served.info.name,
+                worker=self.name,
+                limit=min(room, CLAIMED_AT_ONCE),
+                wait_ms=self._settings.idle_wait_ms,
             )
         except QueueUnavailable as error:
             await self._redis_is_away("claim", error)

@@ -2,6 +2,8 @@
 
 import ctypes
 import mmap
+import os
+import threading
 from functools import cache
 from pathlib import Path
 
@@ -51,9 +53,17 @@ def zeros(shape: list[int], dtype: torch.dtype) -> torch.Tensor:
     return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
+def wait_until_fetched() -> None:
+    """For measurements: until then steps share the cores with what fetches."""
+    _background().submit(lambda: None).result()
+
+
 @cache
 def _background() -> CallThread:
-    return CallThread("memory")
+    """With the lowest priority: it takes what time the cores have to spare."""
+    thread = CallThread("memory")
+    thread.submit(lambda: os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19))
+    return thread
 
 
 def _fetch(memory: mmap.mmap) -> None:
