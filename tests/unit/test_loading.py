@@ -1,6 +1,5 @@
-"""The torch engines compute what transformers computes: alone, in a batch, in chunks, and after a resume."""
+"""From a name to an engine: what loads, what is refused in one sentence, and what memory it takes."""
 
-import random
 from pathlib import Path
 from typing import Any
 
@@ -9,59 +8,13 @@ import torch
 
 from shared.errors import InvalidRequest, SettingsError
 from shared.settings import load_settings
-from workers.engine.base import Engine
-from workers.engine.memory import memory_available
+from workers.engine.base import EngineBroken, OutOfMemory
+from workers.engine.faults import translated
+from workers.engine.memory import memory_available, wait_until_fetched, zeros
 from workers.engine.packed import pack, unpack
 from workers.engine.trial import fitted
 from workers.limits import BLOCK_SIZE, Limits
 from workers.models import BUILTIN, load_engine, parse_spec
-from workers.offline import run
-from workers.sequence import Choosing, Sequence
-
-GREEDY = Choosing(seed=0, temperature=0, top_p=1, top_k=0)
-SMALL: dict[str, Any] = {
-    "vocab_size": 300,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-
-
-def prompts(count: int = 6) -> list[list[int]]:
-    rng = random.Random(1)
-    return [[rng.randrange(3, 300) for _ in range(rng.randint(1, 60))] for _ in range(count)]
-
-
-def generate(engine: Engine, sequences: list[Sequence], tokens: int) -> list[list[int]]:
-    run(engine, sequences, lambda sequence, _: len(sequence.output) == tokens)
-    return [sequence.output for sequence in sequences]
-
-
-def sequence(
-    prompt: list[int], choosing: Choosing = GREEDY, choice: int = 0, output: list[int] | None = None
-) -> Sequence:
-    return Sequence(job_id="j", choice=choice, prompt=prompt, choosing=choosing, output=list(output or []))
-
-
-def expected(reference: Any, prompt: list[int], tokens: int) -> list[int]:
-    ids = torch.tensor([prompt])
-    out = reference.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=tokens,
-        min_new_tokens=tokens,
-        do_sample=False,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    new: list[int] = out[0, len(prompt) :].tolist()
-    return new
 
 
 def test_the_cache_takes_what_memory_there_is_and_no_more() -> None:
@@ -129,3 +82,27 @@ def test_a_containers_memory_limit_counts(tmp_path: Path) -> None:
     assert memory_available(tmp_path) > 10**6
     (tmp_path / "memory.max").write_text("5000\n")
     assert memory_available(tmp_path) == 4000
+
+
+def test_zeros_are_zeros_of_any_type_and_can_be_written() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        made = zeros([3, 5, 700, 16], dtype)
+        wait_until_fetched()
+        assert made.dtype is dtype
+        assert not made.any()
+        made[2, 4] = 7
+        assert made.sum() == 7 * 700 * 16
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (torch.OutOfMemoryError("no room"), OutOfMemory),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), OutOfMemory),
+        (torch.AcceleratorError("unspecified launch failure"), EngineBroken),
+        (RuntimeError("something else"), RuntimeError),
+    ],
+)
+def test_what_torch_raises_is_told_apart(raised: Exception, expected: type[Exception]) -> None:
+    with pytest.raises(expected), translated():
+        raise raised

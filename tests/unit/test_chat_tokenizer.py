@@ -1,0 +1,38 @@
+"""The bytes of a token, in vocabularies that split characters in different ways."""
+
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from workers.engine.chat_tokenizer import ChatTokenizer
+from workers.models import BUILTIN
+
+TEXT = "Ein Fuchs läuft: 你好, 🦊!  Two  spaces\n\tand a tab."
+
+
+def byte_level() -> Any:
+    """As GPT-2, Qwen and Llama 3 have it: every byte has a character of its own."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=270, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(["Ein Fuchs and a tab"], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def byte_fallback() -> Any:
+    """As SentencePiece has it: a character that is no token comes as tokens named after its bytes."""
+    return AutoTokenizer.from_pretrained(BUILTIN)
+
+
+@pytest.mark.parametrize("make", [byte_level, byte_fallback])
+def test_the_bytes_of_all_tokens_are_the_bytes_of_the_text(make: Any) -> None:
+    tokenizer = make()
+    ids = tokenizer.encode(TEXT, add_special_tokens=False)
+    chat = ChatTokenizer(tokenizer, frozenset(), vocabulary=len(tokenizer))
+
+    assert b"".join(chat.token_bytes(token) for token in ids) == TEXT.encode()
+    assert any(len(chat.token_bytes(token).decode(errors="ignore")) == 0 for token in ids), "no character was split"
