@@ -4,8 +4,10 @@ import json
 import secrets
 import time
 from collections.abc import Callable
+from typing import Any
 
 from api.schemas.chat import ChatCompletionRequest, Message
+from api.schemas.embedding import EmbeddingRequest
 from shared.directory import Directory
 from shared.errors import InvalidRequest
 from shared.job import Grammar, GrammarKind, Job, Kind, Sampling
@@ -24,17 +26,36 @@ class Admission:
 
     async def chat(self, body: ChatCompletionRequest) -> Job:
         """Raise InvalidRequest or NotFound; accept nothing yet."""
-        await self._require_model(body.model)
-        return Job(
-            id=f"chatcmpl-{secrets.token_hex(16)}",
-            model=body.model,
-            kind=Kind.CHAT,
+        return await self._job(
+            "chatcmpl",
+            body.model,
+            Kind.CHAT,
             request={"messages": [_message(message) for message in body.messages]},
             sampling=self._sampling(body),
-            created_ms=int(self._clock() * 1000),
-            patience_ms=int(self._settings.queue_deadline_s * 1000),
             user=body.user or body.safety_identifier,
             cache_salt=body.cache_salt or "",
+        )
+
+    async def embedding(self, body: EmbeddingRequest) -> Job:
+        """Raise NotFound; accept nothing yet."""
+        return await self._job(
+            "embd",
+            body.model,
+            Kind.EMBEDDING,
+            request={"inputs": body.inputs, "dimensions": body.dimensions, "truncate": body.truncate_prompt_tokens},
+            sampling=Sampling(seed=0),
+            user=body.user,
+        )
+
+    async def _job(self, prefix: str, model: str, kind: Kind, **fields: Any) -> Job:
+        await self._require_model(model)
+        return Job(
+            id=f"{prefix}-{secrets.token_hex(16)}",
+            model=model,
+            kind=kind,
+            created_ms=int(self._clock() * 1000),
+            patience_ms=int(self._settings.queue_deadline_s * 1000),
+            **fields,
         )
 
     def _sampling(self, body: ChatCompletionRequest) -> Sampling:

@@ -2,9 +2,14 @@
 
 Version rule: a reader accepts its own version and refuses any other by name. Events are compact arrays, because one
 is written for every token: `["d", choice, text, [ids]]`, then the finish reason and the logprobs where there are any.
-A token's bytes travel as a string of as many characters.
+A token's bytes travel as a string of as many characters, a vector as base64 of its little-endian single precision
+numbers.
 """
 
+import sys
+from array import array
+from base64 import b64decode, b64encode
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, assert_never
 
@@ -15,6 +20,7 @@ from shared.events import (
     Cancelled,
     Completed,
     Delta,
+    Embedded,
     Event,
     Expired,
     Failed,
@@ -63,6 +69,8 @@ def encode_event(event: Event) -> bytes:
             return orjson.dumps([*wire, _logprobs_to_wire(event.logprobs)] if event.logprobs else wire)
         case Started():
             return orjson.dumps(["s", event.prompt_tokens])
+        case Embedded():
+            return orjson.dumps(["v", event.index, vector_to_base64(event.vector)])
         case Finished():
             return orjson.dumps(["f", _outcome_to_wire(event.outcome)])
         case _:
@@ -92,12 +100,29 @@ def event_from_wire(seq: int, wire: list[Any]) -> Event:
                 )
             case ["s", prompt_tokens]:
                 return Started(seq=seq, prompt_tokens=prompt_tokens)
+            case ["v", index, vector]:
+                return Embedded(seq=seq, index=index, vector=_vector_from_base64(vector))
             case ["f", outcome]:
                 return Finished(seq=seq, outcome=_outcome_from_wire(outcome))
             case _:
                 raise DecodeError(f"unknown event {wire!r:.80}")
     except (KeyError, TypeError, ValueError) as error:
         raise DecodeError(f"not an event: {error}") from error
+
+
+def vector_to_base64(vector: Sequence[float]) -> str:
+    """As OpenAI writes vectors, too."""
+    return b64encode(_little(array("f", vector)).tobytes()).decode()
+
+
+def _vector_from_base64(text: str) -> tuple[float, ...]:
+    return tuple(_little(array("f", b64decode(text))))
+
+
+def _little(numbers: "array[float]") -> "array[float]":
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers
 
 
 def _logprobs_to_wire(logprobs: tuple[Logprobs, ...]) -> list[Any]:

@@ -57,6 +57,15 @@ class Delta:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Embedded:
+    """The vector of one input, by its index in the request; numbers of single precision."""
+
+    seq: int
+    index: int
+    vector: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Completed:
     usage: Usage
 
@@ -92,4 +101,4 @@ class Finished:
     outcome: Outcome
 
 
-Event = Started | Delta | Finished
+Event = Started | Delta | Embedded | Finished

@@ -9,6 +9,7 @@ JOB_ID = r"[A-Za-z0-9_-]{1,128}"
 
 class Kind(StrEnum):
     CHAT = "chat"
+    EMBEDDING = "embedding"
 
 
 class GrammarKind(StrEnum):
@@ -55,7 +56,8 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One accepted request. `request` is the part only the model's tokenizer reads (for a chat: messages).
+    """One accepted request. `request` is what the worker encodes: a chat's messages; for an
+    embedding, its inputs (texts or token ids), dimensions and truncation.
 
     `patience_ms` is the queue deadline: how long the job may wait, from each time it is queued. `cache_salt`: prompts
     share what was computed for them only with prompts of the same salt.

@@ -15,13 +15,14 @@ from shared import keys, rq_view
 from shared.codec import decode_event, decode_job, encode_event, encode_job
 from shared.errors import DecodeError, QueueFull
 from shared.events import Cancelled, Expired, Failed, Finished
-from shared.job import Job
+from shared.job import Job, Kind
 from shared.lifecycle import State, after, settling
 from shared.queue import Delivery, Write, finished
 from shared.redis_client import translated
 
 SCRIPT = keys.lua_prelude() + (Path(__file__).parent / "queue.lua").read_text(encoding="utf-8")
 RETRY_AFTER_S = (1, 120)
+VECTORS_TTL_S = 60
 
 
 class RedisQueue:
@@ -95,7 +96,7 @@ class RedisQueue:
             delivery.exec,
             state,
             iso_now(),
-            self._failed_ttl_s if state is State.FAILED else self._job_ttl_s,
+            self._failed_ttl_s if state is State.FAILED else self._ended_ttl_s(delivery.job),
             worker,
             _rq_traceback(outcome),
             write.events[0].seq,
@@ -116,6 +117,10 @@ class RedisQueue:
     async def depth(self, model: str) -> int:
         with translated():
             return int(await self._redis.llen(keys.queue(model)))
+
+    def _ended_ttl_s(self, job: Job) -> int:
+        """Vectors are large and asked for once."""
+        return min(self._job_ttl_s, VECTORS_TTL_S) if job.kind is Kind.EMBEDDING else self._job_ttl_s
 
     async def _claim(self, model: str, worker: str, limit: int, entry: Sequence[bytes]) -> list[Delivery]:
         token = uuid.uuid4().hex

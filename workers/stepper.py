@@ -8,13 +8,16 @@ import logging
 import queue
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 
 from shared.events import Event, Failed
 from shared.telemetry import WorkerMetrics
 from workers.call_thread import CallThread
+from workers.embedding import Embedding, Passage, Passages
 from workers.engine.base import Engine, EngineBroken, OutOfMemory
+from workers.generation import Generation
 from workers.limits import BLOCK_SIZE
 from workers.outbox import Outbox, Update
 from workers.scheduler import Batch, Scheduler
@@ -43,7 +46,8 @@ class Stepper:
         self._outbox = outbox
         self._scheduler = Scheduler(engine.limits)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._owners: dict[Sequence, Turn] = {}
+        self._owners: dict[Sequence, Generation] = {}
+        self._passages = Passages(tokens_max=engine.limits.batch_tokens_max)
         self._stopping = False
         self._step_began: float | None = None
         self._thread = thread
@@ -90,13 +94,15 @@ class Stepper:
                 self._obey()
                 if not self._stopping and self._scheduler.busy:
                     self._step()
+                if not self._stopping and self._passages:
+                    self._embed()
         except Exception:
             log.critical("the engine is lost", exc_info=True)
             raise
 
     def _obey(self) -> None:
         """Do what has been asked; wait for something to be asked when there is nothing to compute."""
-        block = not self._scheduler.busy
+        block = not self._scheduler.busy and not self._passages
         while not self._stopping:
             try:
                 command = self._inbox.get(block=block)
@@ -113,9 +119,9 @@ class Stepper:
             self._room()
         for sequence in batch.preempted:
             self._engine.free(sequence)
-        self._step_began = time.monotonic()
         try:
-            sampled = self._engine.step(batch)
+            with self._watched():
+                sampled = self._engine.step(batch)
         except EngineBroken:
             raise
         except Exception as error:
@@ -125,10 +131,52 @@ class Stepper:
         else:
             self._measure(batch, len(sampled))
             updates = self._take(batch, sampled)
-        finally:
-            self._step_began = None
         if updates:
             self._outbox.put(updates)
+
+    def _embed(self) -> None:
+        """One batch of passages; they are computed one by one when they fail together."""
+        batch = self._passages.next_batch()
+        try:
+            updates = self._vectors(batch)
+        except EngineBroken:
+            raise
+        except Exception as error:
+            log.exception("embedding failed", extra={"passages": len(batch)})
+            self._faults.inc()
+            updates = self._each_alone(batch) if len(batch) > 1 else self._fail([batch[0][0]], error)
+        self._outbox.put(updates)
+
+    def _each_alone(self, batch: list[Passage]) -> list[Update]:
+        updates: list[Update] = []
+        failed: set[Turn] = set()
+        for passage in batch:
+            turn = passage[0]
+            try:
+                updates += self._vectors([passage]) if turn not in failed else []
+            except EngineBroken:
+                raise
+            except Exception as error:
+                failed.add(turn)
+                updates += self._fail([turn], error)
+        return updates
+
+    def _vectors(self, batch: list[Passage]) -> list[Update]:
+        assert self._engine.embedder
+        passages = [turn.passages[index] for turn, index in batch]
+        with self._watched():
+            vectors = self._engine.embedder.embed(passages)
+        self._prefill.inc(sum(map(len, passages)))
+        return [Update(turn, turn.advance(index, vector)) for (turn, index), vector in zip(batch, vectors, strict=True)]
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        self._step_began = time.monotonic()
+        try:
+            yield
+            self._steps.observe(time.monotonic() - self._step_began)
+        finally:
+            self._step_began = None
 
     def _recover(self, batch: Batch, error: Exception) -> list[Update]:
         """Try again with less, or alone; the events of a job that fails."""
@@ -137,7 +185,7 @@ class Stepper:
         if short := isinstance(error, OutOfMemory):
             self._scheduler.shrink()
         if len(sequences) == 1 and not (short and tokens > BLOCK_SIZE):
-            return self._fail(sequences, error)
+            return self._fail([self._owners[sequence] for sequence in sequences], error)
         for sequence in sequences:
             self._engine.free(sequence)
         self._scheduler.retry(sequences, alone=not short or len(sequences) <= 2)
@@ -155,20 +203,17 @@ class Stepper:
             updates.append(Update(turn, events))
         return updates
 
-    def _fail(self, sequences: list[Sequence], error: Exception) -> list[Update]:
+    def _fail(self, turns: Iterable[Turn], error: Exception) -> list[Update]:
         detail = "".join(traceback.format_exception(error))
         failed = Failed(code="engine_error", message=f"The engine failed: {error}", detail=detail)
-        turns = {self._owners[sequence]: None for sequence in sequences}
         updates: list[Update] = []
-        for turn in turns:
+        for turn in dict.fromkeys(turns):
             events: list[Event] = [turn.finish(failed)]
             updates.append(Update(turn, events))
             self._drop(turn)
         return updates
 
     def _measure(self, batch: Batch, tokens: int) -> None:
-        assert self._step_began is not None
-        self._steps.observe(time.monotonic() - self._step_began)
         self._batch.observe(len(batch.rows))
         self._preempted.inc(len(batch.preempted))
         self._blocks.set(self._scheduler.blocks_used)
@@ -177,14 +222,25 @@ class Stepper:
         self._prefill.inc(sum(row.count for row in batch.rows if not row.decoding))
 
     def _add(self, turn: Turn) -> None:
+        match turn:
+            case Embedding():
+                self._passages.add(turn)
+            case Generation():
+                self._add_sequences(turn)
+
+    def _add_sequences(self, turn: Generation) -> None:
         for sequence in turn.unfinished:
             self._owners[sequence] = turn
             self._scheduler.add(sequence)
 
     def _drop(self, turn: Turn) -> None:
-        for sequence in turn.sequences:
-            if sequence in self._owners:
-                self._forget(sequence)
+        match turn:
+            case Embedding():
+                self._passages.drop(turn)
+            case Generation():
+                for sequence in turn.sequences:
+                    if sequence in self._owners:
+                        self._forget(sequence)
 
     def _forget(self, sequence: Sequence) -> None:
         del self._owners[sequence]

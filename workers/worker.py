@@ -11,12 +11,14 @@ from dataclasses import dataclass
 
 from shared.errors import InvalidRequest, QueueUnavailable
 from shared.events import Expired, Failed, Finished, Outcome
-from shared.job import ModelInfo
+from shared.job import Kind, ModelInfo
 from shared.queue import Delivery, JobChannel, JobQueue, Write
 from shared.settings import Settings
 from shared.tasks import end
 from shared.telemetry import WorkerMetrics
+from workers.embedding import Embedding
 from workers.engine.base import Engine, EngineBroken
+from workers.generation import Generation
 from workers.models import Loaded
 from workers.outbox import Outbox, Update
 from workers.stepper import Stepper
@@ -26,6 +28,7 @@ log = logging.getLogger(__name__)
 RETRY_S = 0.2
 CLAIMED_AT_ONCE = 8  # so that of many jobs that arrive together each idle worker gets some
 FLUSH_S = 2.0  # for the last events to reach Redis when stopping
+TURNS: dict[Kind, Callable[[Delivery, Engine], Turn]] = {Kind.CHAT: Generation, Kind.EMBEDDING: Embedding}
 
 
 @dataclass(slots=True)
@@ -158,7 +161,7 @@ class Worker:
             await self._refuse(delivery, Failed(code="poison", message=message))
             return
         try:
-            turn = await asyncio.to_thread(Turn, delivery, served.engine)
+            turn = await asyncio.to_thread(TURNS[delivery.job.kind], delivery, served.engine)
         except InvalidRequest as error:
             refusal = Failed(code=error.code or "invalid_request", message=str(error), param=error.param)
             await self._refuse(delivery, refusal)

@@ -2,8 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from api.schemas.base import Strict
 from shared.errors import InvalidRequest
 
 # Parameters that are not supported, and the values at which they change nothing, so that they can be accepted.
@@ -30,16 +31,12 @@ CHOICES_MAX = 1000
 BIASES_MAX = 1024
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class TextPart(_Strict):
+class TextPart(Strict):
     type: Literal["text"]
     text: str
 
 
-class Message(_Strict):
+class Message(Strict):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart]
     name: str | None = None
@@ -59,12 +56,12 @@ class Message(_Strict):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     include_usage: bool = False
     include_obfuscation: Literal[False] = False
 
 
-class JsonSchema(_Strict):
+class JsonSchema(Strict):
     """`schema` is checked by the worker, which compiles it; `strict` is always kept."""
 
     name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
@@ -73,7 +70,7 @@ class JsonSchema(_Strict):
     strict: bool | None = None
 
 
-class ResponseFormat(_Strict):
+class ResponseFormat(Strict):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
@@ -84,7 +81,7 @@ class ResponseFormat(_Strict):
         return self
 
 
-class StructuredOutputs(_Strict):
+class StructuredOutputs(Strict):
     """vLLM's extension. Exactly one of them."""
 
     json_: dict[str, Any] | str | None = Field(None, alias="json")
@@ -99,7 +96,7 @@ class StructuredOutputs(_Strict):
         return self
 
 
-class ChatCompletionRequest(_Strict):
+class ChatCompletionRequest(Strict):
     model: str = Field(min_length=1, max_length=200)
     messages: list[Message] = Field(min_length=1)
     stream: bool | None = False

@@ -15,10 +15,10 @@ from shared.settings import load_settings
 from tests.factories import make_job
 from workers.engine.base import Engine
 from workers.engine.grammar import COMPILED_MAX, GRAMMAR_BYTES_MAX, Grammars
+from workers.generation import Generation
 from workers.models import load_engine, parse_spec
 from workers.offline import run
 from workers.sequence import Sampled, Sequence
-from workers.turn import Turn
 
 WILD = {"temperature": 1.8, "max_tokens": 1500}  # a model that left alone says nothing of the kind
 SCHEMAS: dict[str, dict[str, Any]] = {
@@ -76,7 +76,7 @@ def play(engine: Engine, log: list[Event] | None = None, n: int = 1, **sampling:
     """The whole log of a job that had `log` when it was claimed."""
     job = make_job(prompt="Hello!", n=n, **(WILD | sampling))
     known = list(log or [])
-    turn = Turn(Delivery(job=job, entry_id="1-0", exec="e", attempt=1, log=tuple(known)), engine)
+    turn = Generation(Delivery(job=job, entry_id="1-0", exec="e", attempt=1, log=tuple(known)), engine)
     events = [*known, *turn.opening()]
 
     def ended(sequence: Sequence, new: Sampled) -> bool:

@@ -5,13 +5,13 @@ import threading
 
 from shared.queue import Delivery
 from tests.factories import delta, make_job, started
-from tests.unit.test_turn import engine
+from tests.unit.test_generation import engine
+from workers.generation import Generation
 from workers.outbox import Outbox, Update
-from workers.turn import Turn
 
 
-def turn() -> Turn:
-    return Turn(Delivery(job=make_job(), entry_id="1-0", exec="e", attempt=1), engine())
+def turn() -> Generation:
+    return Generation(Delivery(job=make_job(), entry_id="1-0", exec="e", attempt=1), engine())
 
 
 async def test_steps_are_merged_to_one_update_for_each_turn() -> None:

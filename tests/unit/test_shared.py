@@ -12,7 +12,19 @@ from api.problems import STATUS, problem_of, problem_of_outcome
 from shared import errors, keys, lifecycle, rq_view
 from shared.codec import decode_event, decode_job, encode_event, encode_job
 from shared.errors import DecodeError, SettingsError
-from shared.events import Cancelled, Completed, Delta, Event, Expired, Failed, Finished, FinishReason, Started, Usage
+from shared.events import (
+    Cancelled,
+    Completed,
+    Delta,
+    Embedded,
+    Event,
+    Expired,
+    Failed,
+    Finished,
+    FinishReason,
+    Started,
+    Usage,
+)
 from shared.lifecycle import TABLE, TERMINAL, IllegalMove, Move, State
 from shared.redis_queue import retry_after_s
 from shared.settings import Settings, load_settings
@@ -23,6 +35,7 @@ EVENTS: list[Event] = [
     Started(seq=0, prompt_tokens=3),
     Delta(seq=1, choice=0, text='你 "q" \u2028', token_ids=(1, 2)),
     Delta(seq=2, choice=1, text="", token_ids=(3,), finish_reason=FinishReason.LENGTH),
+    Embedded(seq=1, index=7, vector=(0.5, -0.25, 2.0**-30)),
     Finished(seq=3, outcome=Completed(usage=Usage(prompt_tokens=3, completion_tokens=3))),
     Finished(seq=3, outcome=Failed(code="engine_error", message="m", param="p")),
     Finished(seq=3, outcome=Cancelled()),

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from workers.engine.packing import Chunk, Reader, Scoring, Step
+from workers.engine.packing import Chunk, Packed, Reader, Scoring, Step
 
 NAME = "penstock"
 
@@ -26,15 +26,17 @@ def attend(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
-    penstock_step: Step,
+    penstock_step: Step | Packed,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """`query`: [1, heads, tokens, size], `key` and `value`: [1, kv heads, tokens, size]; returns
     [1, tokens, heads, value size]."""
+    scoring = Scoring(scaling or query.shape[-1] ** -0.5, sliding_window, softcap, s_aux)
+    if isinstance(penstock_step, Packed):
+        return _apart(penstock_step, query, key, value, scoring, causal=module.is_causal), None
     step = penstock_step
     keys, values = step.cache.layer(module.layer_idx, key, value)
     _write(step, key, value, keys, values)
-    scoring = Scoring(scaling or query.shape[-1] ** -0.5, sliding_window, softcap, s_aux)
     parts = []
     if singles := step.singles:
         parts.append(_reader(query)(query[0, :, :singles].transpose(0, 1), keys, values, step, scoring))
@@ -93,9 +95,26 @@ def _chunk(
             each[blocks].flatten(0, 1)[:end].transpose(0, 1).unsqueeze(0) for each in (keys, values)
         )
     mask = None
-    if chunk.start or scoring.window or scoring.cap or scoring.sinks is not None:
+    if chunk.start or not scoring.plain:
         mask = visible(step.positions[rows], end, scoring.window, query.dtype)
     return _attention(query[:, :, rows], near_keys, near_values, mask, scoring)[0].transpose(0, 1)
+
+
+def _apart(
+    packed: Packed, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scoring: Scoring, *, causal: bool
+) -> torch.Tensor:
+    """Passages, each by itself."""
+    if scoring.window and not causal:
+        raise NotImplementedError("a window to both sides")
+    parts = []
+    for begin, end in packed.bounds:
+        rows = slice(begin, end)
+        mask = None
+        if not (causal and scoring.plain):
+            positions = torch.arange(end - begin, device=query.device)
+            mask = visible(positions if causal else positions[-1:], end - begin, scoring.window, query.dtype)
+        parts.append(_attention(query[:, :, rows], key[:, :, rows], value[:, :, rows], mask, scoring)[0])
+    return torch.cat(parts, 1).transpose(0, 1).unsqueeze(0)
 
 
 def _attention(

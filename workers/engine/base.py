@@ -35,6 +35,9 @@ class Tokenizer(Protocol):
     def encode_chat(self, messages: Seq[dict[str, Any]]) -> list[int]:
         """Ids of the whole prompt; raise InvalidRequest when the model's template refuses the messages."""
 
+    def encode_text(self, text: str, tokens_max: int | None = None) -> list[int]:
+        """Ids of a text by itself, with the special tokens that belong around it, cut to `tokens_max`."""
+
     def decode(self, ids: Seq[int]) -> str:
         """Text without special tokens; U+FFFD stands for bytes that are no whole character."""
 
@@ -45,8 +48,19 @@ class Tokenizer(Protocol):
         """For a new answer; raises InvalidRequest for a grammar that cannot be used here."""
 
 
+class Embedder(Protocol):
+    """`size`: how many numbers a vector has. `tokens_max`: of one passage."""
+
+    size: int
+    tokens_max: int
+
+    def embed(self, passages: Seq[Seq[int]]) -> Seq[Seq[float]]:
+        """A vector of unit length for each passage of token ids, the same whatever passages are beside it. Blocks;
+        called from the engine's thread. Raises as `Engine.step` does."""
+
+
 class Engine(Protocol):
-    """`kind` is what `/v1/models` calls it: batched, stepwise or scripted."""
+    """`kind` is what `/v1/models` calls it: batched, stepwise, embedding or scripted."""
 
     kind: str
     limits: Limits
@@ -54,6 +68,10 @@ class Engine(Protocol):
 
     @property
     def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def embedder(self) -> Embedder | None:
+        """None for a model that makes no vectors."""
 
     def step(self, batch: Batch) -> list[Sampled]:
         """Compute the batch; return one token for each sampling row, in order. Blocks; called from one thread.

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from workers.engine.base import Defaults, Tokenizer
+from workers.engine.base import Defaults, Embedder, Tokenizer
 from workers.engine.faults import translated
 from workers.engine.kv_cache import KVCache
 from workers.engine.packing import Chunk, Step
@@ -35,6 +35,7 @@ class BatchedEngine:
         self.defaults = defaults
         self.tokenizer = tokenizer
         self.model = model
+        self.embedder: Embedder | None = None
         self.cache = cache
         self._deterministic = deterministic
         self._device = model.device

@@ -1,6 +1,5 @@
 """A tokenizer of transformers as our engines' tokenizer."""
 
-import logging
 import re
 from collections.abc import Sequence as Seq
 from typing import Any
@@ -14,7 +13,6 @@ from workers.sequence import Constraint
 
 HALF = "\ufffd"
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # how SentencePiece writes a byte
-log = logging.getLogger(__name__)
 
 
 class ChatTokenizer:
@@ -26,8 +24,6 @@ class ChatTokenizer:
         self._tokenizer = tokenizer
         self._bytes: dict[int, bytes] = {}
         self._before = tokenizer.encode("a", add_special_tokens=False)  # tokenizers may strip what begins a text
-        if not tokenizer.chat_template:
-            log.warning("the model has no chat template; prompts are plain 'role: content' lines")
 
     def encode_chat(self, messages: Seq[dict[str, Any]]) -> list[int]:
         if not self._tokenizer.chat_template:
@@ -42,6 +38,12 @@ class ChatTokenizer:
             raise InvalidRequest(
                 f"The model's chat template refuses these messages: {error}", param="messages"
             ) from error
+        return ids
+
+    def encode_text(self, text: str, tokens_max: int | None = None) -> list[int]:
+        ids: list[int] = self._tokenizer(
+            text, truncation=tokens_max is not None, max_length=tokens_max, verbose=False
+        ).input_ids
         return ids
 
     def token_bytes(self, token: int) -> bytes:

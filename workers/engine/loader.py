@@ -5,13 +5,16 @@ import time
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from shared.errors import SettingsError
 from shared.settings import Settings
 from workers.engine.base import Defaults, Engine
 from workers.engine.chat_tokenizer import ChatTokenizer
+from workers.engine.encoder import encoder_engine
 from workers.engine.memory import keep_freed_memory
+from workers.engine.pooling import is_embedding_folder, load_pooling
 from workers.engine.trial import engine_for
 from workers.limits import BLOCK_SIZE, Limits
 
@@ -23,12 +26,13 @@ def load_torch_engine(source: str, settings: Settings) -> Engine:
     """Raises SettingsError, in one sentence, for a source that cannot be loaded."""
     began = time.monotonic()
     keep_freed_memory()
-    model, tokenizer = _load(source, settings)
-    ends = _ends(model, tokenizer)
-    limits = _limits(model.config.get_text_config(), settings)
-    engine = engine_for(
-        model, ChatTokenizer(tokenizer, ends, vocabulary=limits.vocabulary), limits, _defaults(model), settings
-    )
+    where = {"revision": settings.revision or None}
+    model, tokenizer, embeds = _load(source, settings, where)
+    if embeds:
+        pooling = load_pooling(source, model.device, **where)
+        engine: Engine = encoder_engine(model, tokenizer, pooling, settings)
+    else:
+        engine = _text_engine(model, tokenizer, settings)
     log.info(
         "model loaded",
         extra={
@@ -44,24 +48,45 @@ def load_torch_engine(source: str, settings: Settings) -> Engine:
     return engine
 
 
-def _load(source: str, settings: Settings) -> tuple[Any, Any]:
+def _text_engine(model: Any, tokenizer: Any, settings: Settings) -> Engine:
+    ends = _ends(model, tokenizer)
+    limits = _limits(model.config.get_text_config(), settings)
+    if not tokenizer.chat_template:
+        log.warning("the model has no chat template; prompts are plain 'role: content' lines")
+    chat = ChatTokenizer(tokenizer, ends, vocabulary=limits.vocabulary)
+    return engine_for(model, chat, limits, _defaults(model), settings)
+
+
+def _load(source: str, settings: Settings, where: dict[str, Any]) -> tuple[Any, Any, bool]:
+    """The model, its tokenizer, and whether it is for embeddings only: its folder says how to pool, or it does not
+    write texts."""
     device = _device(settings)
-    where = {"revision": settings.revision or None, "trust_remote_code": settings.trust_remote_code}
+    trust = {"trust_remote_code": settings.trust_remote_code}
     try:
-        config = AutoConfig.from_pretrained(source, **where)
-        tokenizer = AutoTokenizer.from_pretrained(source, **where)
-        model = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(source, **where, **trust)
+        tokenizer = AutoTokenizer.from_pretrained(source, **where, **trust)
+        embeds = is_embedding_folder(source, **where) or not _writes(config)
+        model = (AutoModel if embeds else AutoModelForCausalLM).from_pretrained(
             source,
             config=config,
             dtype=_dtype(settings, device),
             device_map={"": device},
             use_safetensors=True,
             **where,
+            **trust,
         )
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SettingsError(f"MODEL: {source} cannot be loaded: {first}") from error
-    return model.eval(), tokenizer
+    return model.eval(), tokenizer, embeds
+
+
+def _writes(config: Any) -> bool:
+    """Whether it is a causal language model."""
+    made_as = config.architectures or []
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    remote = "AutoModelForCausalLM" in getattr(config, "auto_map", {})
+    return remote or not made_as or any(name in known for name in made_as)
 
 
 def _device(settings: Settings) -> torch.device:

@@ -27,6 +27,11 @@ class Scoring(NamedTuple):
     cap: float | None
     sinks: torch.Tensor | None
 
+    @property
+    def plain(self) -> bool:
+        """Nothing but the order of tokens hides one from another, or changes a score."""
+        return not self.window and self.cap is None and self.sinks is None
+
 
 @dataclass(slots=True, kw_only=True)
 class Step:
@@ -51,6 +56,13 @@ class Step:
     def singles(self) -> int:
         """How many tokens, from the first on, are computed each by itself."""
         return len(self.blocks) if self.alone else self.decoding
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Passages in one row that know nothing of each other and are not kept: rows `begin` to `end` are one."""
+
+    bounds: list[tuple[int, int]]
 
 
 # query [tokens, heads, size], keys and values [blocks, block size, kv heads, size] -> [tokens, heads, value size]

@@ -6,10 +6,12 @@ ask for a fault: `fault:raise@5` raises at token 5, `fault:exit@5` kills the pro
 """
 
 import hashlib
+import math
 import os
 import re
 import threading
 import time
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from typing import Any
 
@@ -31,14 +33,11 @@ class ScriptedTokenizer:
     ends = frozenset({END})
 
     def encode_chat(self, messages: Seq[dict[str, Any]]) -> list[int]:
-        ids = []
-        for message in messages:
-            for word in f"{message['role']} {message['content']}".split():
-                fault = FAULT.fullmatch(word)
-                ids.append(
-                    (FAULTS.index(fault[1]) + 1) * FAULT_IDS + int(fault[2]) if fault else _hash(word) % VOCABULARY
-                )
-        return ids
+        return self.encode_text(" ".join(f"{message['role']} {message['content']}" for message in messages))
+
+    def encode_text(self, text: str, tokens_max: int | None = None) -> list[int]:
+        """A word is a token."""
+        return [self._token(word) for word in text.split()[:tokens_max]]
 
     def decode(self, ids: Seq[int]) -> str:
         return "".join(f" t{token}" for token in ids if token != END)
@@ -48,6 +47,30 @@ class ScriptedTokenizer:
 
     def constraint(self, grammar: Grammar) -> Constraint:
         raise InvalidRequest(f"'{grammar.param}': the scripted engine keeps to no grammar.", param=grammar.param)
+
+    def _token(self, word: str) -> int:
+        fault = FAULT.fullmatch(word)
+        return (FAULTS.index(fault[1]) + 1) * FAULT_IDS + int(fault[2]) if fault else _hash(word) % VOCABULARY
+
+
+class ScriptedEmbedder:
+    """A direction in space for each passage, by its hash. A fault at token 0 happens here, too."""
+
+    size = 16
+
+    def __init__(self, *, tokens_max: int, step_s: float) -> None:
+        self.tokens_max = tokens_max
+        self._step_s = step_s
+
+    def embed(self, passages: Seq[Seq[int]]) -> list[list[float]]:
+        time.sleep(self._step_s)
+        return [self._vector(passage) for passage in passages]
+
+    def _vector(self, passage: Seq[int]) -> list[float]:
+        _obey(passage, position=0)
+        numbers = [_hash(f"{list(passage)} {i}") / 2**63 - 1 for i in range(self.size)]
+        length = math.hypot(*numbers)
+        return [number / length for number in numbers]
 
 
 class ScriptedEngine:
@@ -59,6 +82,7 @@ class ScriptedEngine:
         self.defaults = Defaults()
         self.tokenizer = ScriptedTokenizer()
         self._step_s = step_ms / 1000
+        self.embedder = ScriptedEmbedder(tokens_max=limits.context_length, step_s=self._step_s)
         self._tokens = tokens
 
     def step(self, batch: Batch) -> list[Sampled]:
@@ -75,9 +99,7 @@ class ScriptedEngine:
         return Sampled(token, 0.0, ((token, 0.0),) if sequence.choosing.logprobs else ())
 
     def _token(self, sequence: Sequence, position: int) -> int:
-        for token in sequence.ids[: sequence.prompt_length]:
-            if token >= FAULT_IDS and token % FAULT_IDS == position:
-                _fail(FAULTS[token // FAULT_IDS - 1])
+        _obey(sequence.ids[: sequence.prompt_length], position=position)
         if position >= self._tokens:
             return END
         return scripted_token(sequence, position)
@@ -87,6 +109,12 @@ def scripted_token(sequence: Sequence, position: int) -> int:
     choosing = sequence.choosing
     drawn = (choosing.seed, sequence.choice) if choosing.temperature else ()
     return 1 + _hash(f"{sequence.ids[: sequence.prompt_length].tolist()} {drawn} {position}") % (VOCABULARY - 1)
+
+
+def _obey(prompt: Iterable[int], *, position: int) -> None:
+    for token in prompt:
+        if token >= FAULT_IDS and token % FAULT_IDS == position:
+            _fail(FAULTS[token // FAULT_IDS - 1])
 
 
 def _hash(text: str) -> int:

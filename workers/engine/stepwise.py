@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from workers.engine.base import Defaults, Tokenizer
+from workers.engine.base import Defaults, Embedder, Tokenizer
 from workers.engine.faults import translated
 from workers.engine.sampler import choose
 from workers.limits import Limits
@@ -26,6 +26,7 @@ class StepwiseEngine:
         self.defaults = defaults
         self.tokenizer = tokenizer
         self.model = model
+        self.embedder: Embedder | None = None
         self._cached = cached
         self._states: dict[Sequence, tuple[int, dict[str, Any]]] = {}  # tokens computed, and what remembers them
 

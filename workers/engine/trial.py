@@ -11,9 +11,11 @@ from shared.settings import Settings
 from workers.engine import attention
 from workers.engine.base import Defaults, Engine, Tokenizer
 from workers.engine.batched import BatchedEngine
+from workers.engine.embedder import EmbedderTrials
 from workers.engine.kv_cache import KVCache
 from workers.engine.memory import memory_available
 from workers.engine.packed import can_pack, pack, unpack
+from workers.engine.pooling import MEAN
 from workers.engine.stepwise import StepwiseEngine
 from workers.limits import BLOCK_SIZE, Limits
 from workers.scheduler import Scheduler
@@ -31,6 +33,7 @@ def engine_for(model: Any, tokenizer: Tokenizer, limits: Limits, defaults: Defau
     """Batched if the batch computes what the model's own code computes, else stepwise; with packed weights likewise."""
     own = model.config._attn_implementation
     expected = _own_logits(model, _probe(model))
+    trials = EmbedderTrials(model.base_model, MEAN, tokens_max=limits.context_length)
     attention.register()
     model.set_attn_implementation(attention.NAME)
 
@@ -52,10 +55,14 @@ def engine_for(model: Any, tokenizer: Tokenizer, limits: Limits, defaults: Defau
         log.warning("this model is not batched; it runs stepwise", extra={"reason": reason})
         model.set_attn_implementation(own)
         limits = replace(limits, prefix_cache=False)
-        engine = StepwiseEngine(model, tokenizer, limits=limits, defaults=defaults, cached=not settings.deterministic)
-        return engine if settings.deterministic else _remembering(engine, expected)
+        stepwise = StepwiseEngine(model, tokenizer, limits=limits, defaults=defaults, cached=not settings.deterministic)
+        stepwise = stepwise if settings.deterministic else _remembering(stepwise, expected)
+        stepwise.embedder = trials.own
+        return stepwise
     limits = fitted(limits, trial.cache.bytes_per_block, _room(model.device, settings))
-    return batched(limits, KVCache(blocks=limits.blocks, like=trial.cache))
+    engine = batched(limits, KVCache(blocks=limits.blocks, like=trial.cache))
+    engine.embedder = trials.packed()
+    return engine
 
 
 def _remembering(engine: StepwiseEngine, expected: torch.Tensor) -> StepwiseEngine:

@@ -9,10 +9,10 @@ from shared.events import Completed, Delta, Event, Finished, Started
 from shared.queue import Delivery
 from tests.factories import make_job
 from workers.engine.scripted import ScriptedEngine
+from workers.generation import Generation
 from workers.limits import Limits
 from workers.offline import run
 from workers.sequence import Sampled, Sequence
-from workers.turn import Turn
 
 
 def engine(context_length: int = 1000, tokens: int = 6) -> ScriptedEngine:
@@ -25,7 +25,7 @@ def deliver(log: list[Event], **sampling: Any) -> Delivery:
     return Delivery(job=job, entry_id="1-0", exec="e", attempt=1, log=tuple(log))
 
 
-def play(turn: Turn, using: ScriptedEngine) -> list[Event]:
+def play(turn: Generation, using: ScriptedEngine) -> list[Event]:
     """All events of a turn, without any worker."""
     events = turn.opening()
 
@@ -48,7 +48,7 @@ def by_choice(events: list[Event]) -> dict[int, list[tuple[object, ...]]]:
 
 @pytest.mark.parametrize("n", [1, 3])
 def test_events_are_numbered_without_gaps_and_end_once(n: int) -> None:
-    events = play(Turn(deliver([], n=n), engine()), engine())
+    events = play(Generation(deliver([], n=n), engine()), engine())
 
     assert [event.seq for event in events] == list(range(len(events)))
     assert isinstance(events[0], Started)
@@ -58,19 +58,19 @@ def test_events_are_numbered_without_gaps_and_end_once(n: int) -> None:
 @pytest.mark.parametrize("n", [1, 3])
 def test_a_turn_resumed_anywhere_goes_on_alike(n: int) -> None:
     undisturbed = deliver([], n=n)
-    whole = play(Turn(undisturbed, engine()), engine())
+    whole = play(Generation(undisturbed, engine()), engine())
 
     for cut in range(len(whole)):
         log = tuple(whole[:cut])
         delivery = Delivery(job=undisturbed.job, entry_id="2-0", exec="f", attempt=2, log=log)
-        events = [*log, *play(Turn(delivery, engine()), engine())]
+        events = [*log, *play(Generation(delivery, engine()), engine())]
         assert [event.seq for event in events] == list(range(len(whole)))
         assert by_choice(events) == by_choice(whole)
         assert events[-1] == whole[-1]
 
 
 def test_usage_counts_the_prompt_once_and_every_choice() -> None:
-    (*_, last) = play(Turn(deliver([], n=3, max_tokens=4), engine()), engine())
+    (*_, last) = play(Generation(deliver([], n=3, max_tokens=4), engine()), engine())
 
     assert isinstance(last, Finished)
     assert isinstance(last.outcome, Completed)
@@ -79,7 +79,7 @@ def test_usage_counts_the_prompt_once_and_every_choice() -> None:
 
 def test_choices_differ_unless_greedy() -> None:
     def texts(temperature: float) -> set[str]:
-        events = play(Turn(deliver([], n=3, temperature=temperature), engine()), engine())
+        events = play(Generation(deliver([], n=3, temperature=temperature), engine()), engine())
         deltas = [event for event in events if isinstance(event, Delta)]
         return {"".join(d.text for d in deltas if d.choice == choice) for choice in range(3)}
 
@@ -89,6 +89,6 @@ def test_choices_differ_unless_greedy() -> None:
 
 def test_a_budget_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ContextLengthExceeded) as caught:
-        Turn(deliver([], max_tokens=50), engine(context_length=51))
+        Generation(deliver([], max_tokens=50), engine(context_length=51))
 
     assert caught.value.param == "messages"

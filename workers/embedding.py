@@ -1,0 +1,124 @@
+"""A delivery that asks for vectors, and which of its passages are computed next."""
+
+from collections import deque
+from collections.abc import Sequence as Seq
+
+from shared.errors import ContextLengthExceeded, InvalidRequest
+from shared.events import Completed, Embedded, Event, Usage
+from shared.queue import Delivery
+from workers.engine.base import Embedder, Engine
+from workers.turn import Turn
+
+
+class Embedding(Turn):
+    """One vector for each input; those in the log are not computed again."""
+
+    def __init__(self, delivery: Delivery, engine: Engine) -> None:
+        """Raises InvalidRequest when the model makes no such vectors, or an input does not fit it."""
+        embedder, request = engine.embedder, delivery.job.request
+        if embedder is None:
+            raise InvalidRequest(f"The model '{delivery.job.model}' makes no embeddings.", param="model")
+        _require_dimensions(request["dimensions"], embedder.size)
+        self.passages = _encoded(request["inputs"], request["truncate"], engine, embedder)
+        self._dimensions: int | None = request["dimensions"]
+        logged = {event.index for event in delivery.log if isinstance(event, Embedded)}
+        self.left = deque(index for index in range(len(self.passages)) if index not in logged)
+        self._open = set(self.left)
+        super().__init__(delivery, prompt_tokens=sum(map(len, self.passages)))
+
+    @property
+    def done(self) -> bool:
+        return not self._open
+
+    def completed(self) -> Completed:
+        return Completed(usage=Usage(prompt_tokens=self.prompt_tokens, completion_tokens=0))
+
+    def advance(self, index: int, vector: Seq[float]) -> list[Event]:
+        """The events of one more vector, of unit length."""
+        self._open.discard(index)
+        return [Embedded(seq=self.number(), index=index, vector=shortened(vector, self._dimensions)), *self.closing()]
+
+
+Passage = tuple[Embedding, int]
+
+
+class Passages:
+    """Those that wait, of all jobs in turn: one with many inputs does not keep the others waiting."""
+
+    def __init__(self, *, tokens_max: int) -> None:
+        self._tokens_max = tokens_max
+        self._turns: deque[Embedding] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._turns)
+
+    def add(self, turn: Embedding) -> None:
+        if turn.left:
+            self._turns.append(turn)
+
+    def drop(self, turn: Embedding) -> None:
+        """One that is not here is no error."""
+        if turn in self._turns:
+            self._turns.remove(turn)
+
+    def next_batch(self) -> list[Passage]:
+        """As many as `tokens_max` tokens hold, but at least one."""
+        batch: list[Passage] = []
+        room = self._tokens_max
+        while self._turns:
+            turn = self._turns[0]
+            tokens = len(turn.passages[turn.left[0]])
+            if batch and tokens > room:
+                break
+            room -= tokens
+            batch.append((turn, turn.left.popleft()))
+            self._turns.popleft()
+            if turn.left:
+                self._turns.append(turn)
+        return batch
+
+
+def shortened(vector: Seq[float], dimensions: int | None) -> tuple[float, ...]:
+    """Its first `dimensions` numbers, of unit length again."""
+    kept = tuple(map(float, vector[:dimensions]))
+    if dimensions is None or dimensions == len(vector):
+        return kept
+    length = sum(x * x for x in kept) ** 0.5 or 1.0
+    return tuple(x / length for x in kept)
+
+
+def _require_dimensions(dimensions: int | None, size: int) -> None:
+    if dimensions is not None and dimensions > size:
+        raise InvalidRequest(f"'dimensions' is at most {size} for this model.", param="dimensions")
+
+
+def _encoded(
+    inputs: list[str | list[int]], truncate: int | None, engine: Engine, embedder: Embedder
+) -> list[list[int]]:
+    """Token ids of each input. `truncate`: how many tokens to keep, -1 for as many as fit; None for no truncation."""
+    longest = embedder.tokens_max
+    if truncate is not None and truncate > longest:
+        raise InvalidRequest(f"'truncate_prompt_tokens' is at most {longest}.", param="truncate_prompt_tokens")
+    keep = longest if truncate == -1 else truncate
+    passages = []
+    for item in inputs:
+        if isinstance(item, str):
+            ids = engine.tokenizer.encode_text(item, keep)
+        else:
+            ids = _known(item[:keep], engine.limits.vocabulary)
+        if not ids:
+            raise InvalidRequest("'input' holds a text of no tokens.", param="input")
+        if len(ids) > longest:
+            raise ContextLengthExceeded(
+                f"This model's maximum input length is {longest} tokens, but an input has {len(ids)}. Shorten it, or "
+                "send 'truncate_prompt_tokens': -1.",
+                param="input",
+            )
+        passages.append(ids)
+    return passages
+
+
+def _known(ids: list[int], vocabulary: int) -> list[int]:
+    if unknown := [id_ for id_ in ids if id_ >= vocabulary]:
+        raise InvalidRequest(f"'input' names token {unknown[0]}; this model has {vocabulary}.", param="input")
+    return ids

@@ -1,0 +1,73 @@
+"""An engine of a model that makes vectors and no text."""
+
+from collections.abc import Sequence as Seq
+from typing import Any
+
+from shared.errors import EngineError, InvalidRequest
+from shared.settings import Settings
+from workers.engine import attention
+from workers.engine.base import Defaults, Embedder
+from workers.engine.chat_tokenizer import ChatTokenizer
+from workers.engine.embedder import EmbedderTrials
+from workers.engine.packed import can_pack, pack, unpack
+from workers.engine.pooling import Pooling
+from workers.limits import Limits
+from workers.scheduler import Batch
+from workers.sequence import Sampled, Sequence
+
+CONTEXT_UNKNOWN = 512
+
+
+class EncoderTokenizer(ChatTokenizer):
+    def encode_chat(self, messages: Seq[dict[str, Any]]) -> list[int]:
+        raise InvalidRequest("This model makes embeddings only: ask /v1/embeddings.", param="model")
+
+
+class EncoderEngine:
+    kind = "embedding"
+
+    def __init__(self, tokenizer: EncoderTokenizer, embedder: Embedder | None, *, limits: Limits) -> None:
+        self.limits = limits
+        self.defaults = Defaults()
+        self.tokenizer = tokenizer
+        self.embedder = embedder
+
+    def step(self, batch: Batch) -> list[Sampled]:
+        raise EngineError("this model writes no text")
+
+    def free(self, sequence: Sequence) -> None:
+        """Nothing is kept."""
+
+
+def encoder_engine(model: Any, tokenizer: Any, pooling: Pooling, settings: Settings) -> EncoderEngine:
+    """`model`: without a head, in whatever attention it was loaded with."""
+    limits = Limits(
+        sequences_max=settings.sequences_max,
+        batch_tokens_max=settings.batch_tokens_max,
+        context_length=_tokens_max(model, tokenizer, pooling, settings),
+        vocabulary=model.config.get_text_config().vocab_size,
+    )
+    trials = EmbedderTrials(model, pooling, tokens_max=limits.context_length)
+    own = model.config._attn_implementation
+    attention.register()
+    model.set_attn_implementation(attention.NAME)
+    embedder = trials.packed()
+    if embedder and can_pack(model):
+        replaced = pack(model, rows=limits.batch_tokens_max)
+        if trials.packed() is None:
+            unpack(replaced)
+    if embedder is None:
+        model.set_attn_implementation(own)
+    encoder_tokenizer = EncoderTokenizer(tokenizer, frozenset(), vocabulary=limits.vocabulary)
+    return EncoderEngine(encoder_tokenizer, embedder or trials.own, limits=limits)
+
+
+def _tokens_max(model: Any, tokenizer: Any, pooling: Pooling, settings: Settings) -> int:
+    """The shortest of what the model, its tokenizer, its folder and the settings say."""
+    said: list[int | None] = [
+        getattr(model.config.get_text_config(), "max_position_embeddings", None),
+        tokenizer.model_max_length,
+        pooling.tokens_max,
+        settings.context_length,
+    ]
+    return min([length for length in said if length] or [CONTEXT_UNKNOWN])
