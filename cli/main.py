@@ -32,24 +32,32 @@ def api(host: str | None, port: int | None, redis_url: str | None) -> None:
     asyncio.run(serve(settings))
 
 
+MODEL = click.option(
+    "--model", "-m", "models", multiple=True, default=["builtin"], help="builtin, a folder or a hub id; repeatable."
+)
+ADAPTER = click.option(
+    "--adapter", "-a", "adapters", multiple=True, help="LoRA adapter, NAME=FOLDER or NAME=HUB_ID; repeatable."
+)
+
+
 @main.command()
-@click.option("--model", "-m", "models", multiple=True, default=["builtin"], help="Model to serve; repeatable.")
+@MODEL
+@ADAPTER
 @click.option("--redis-url", help="Where the queue lives.")
 @click.option("--port", type=int, help="Port of health and metrics; 0 picks a free one.")
-def worker(models: tuple[str, ...], redis_url: str | None, port: int | None) -> None:
+def worker(models: tuple[str, ...], adapters: tuple[str, ...], redis_url: str | None, port: int | None) -> None:
     """Serve models from the queue."""
     from workers.main import serve
-    from workers.models import parse_spec
+    from workers.models import parse_specs
 
     settings = load_settings(redis_url=redis_url, worker_port=port)
     configure_logging(settings.log_level)
-    asyncio.run(serve([parse_spec(text) for text in models], settings))
+    asyncio.run(serve(parse_specs(models, adapters), settings))
 
 
 @main.command()
-@click.option(
-    "--model", "-m", "models", multiple=True, default=["builtin"], help="builtin, a folder or a hub id; repeatable."
-)
+@MODEL
+@ADAPTER
 @click.option("--workers", "-w", default=1, show_default=True, type=click.IntRange(0), help="Worker processes.")
 @click.option("--host", help="Address to listen on.")
 @click.option("--port", type=int, help="Port to listen on.")
@@ -58,14 +66,20 @@ def worker(models: tuple[str, ...], redis_url: str | None, port: int | None) -> 
     "--data", default=DATA, type=click.Path(path_type=Path), show_default=True, help="Folder of data and logs."
 )
 def up(
-    models: tuple[str, ...], workers: int, host: str | None, port: int | None, redis_url: str | None, data: Path
+    models: tuple[str, ...],
+    adapters: tuple[str, ...],
+    workers: int,
+    host: str | None,
+    port: int | None,
+    redis_url: str | None,
+    data: Path,
 ) -> None:
     """Run everything on this machine: Redis, the API and workers."""
     from cli.up import up as run_all
 
     settings = load_settings(host=host, port=port, redis_url=redis_url)
     chosen = settings.redis_url if "redis_url" in settings.model_fields_set else None
-    run_all(models, workers=workers, data=data, redis_url=chosen, settings=settings)
+    run_all(models, adapters, workers=workers, data=data, redis_url=chosen, settings=settings)
 
 
 @main.command()

@@ -21,15 +21,24 @@ from cli.where import REDIS_URL_FILE
 from shared.redis_client import check, connect
 from shared.settings import Settings
 from shared.sockets import listen
-from workers.models import ModelSpec, parse_spec
+from workers.models import ModelSpec, parse_specs
 
 STOP_S = 5.0
 POLL_S = 0.2
 
 
-def up(models: Sequence[str], *, workers: int, data: Path, redis_url: str | None, settings: Settings) -> None:
+def up(
+    models: Sequence[str],
+    adapters: Sequence[str],
+    *,
+    workers: int,
+    data: Path,
+    redis_url: str | None,
+    settings: Settings,
+) -> None:
     """Run until Ctrl-C or SIGTERM. Raises SettingsError, before anything runs, for what cannot work."""
-    specs = [parse_spec(text) for text in models]
+    specs = parse_specs(models, adapters)
+    asked = [f"--model={text}" for text in models] + [f"--adapter={text}" for text in adapters]
     listen(settings.host, settings.port, setting="PORT").close()
     stopping = threading.Event()
     for sign in (signal.SIGINT, signal.SIGTERM):
@@ -44,7 +53,7 @@ def up(models: Sequence[str], *, workers: int, data: Path, redis_url: str | None
         asyncio.run(_check(url))
         data.mkdir(parents=True, exist_ok=True)
         (data / REDIS_URL_FILE).write_text(url + "\n")
-        children = _children(models, workers, data, url, settings)
+        children = _children(asked, workers, data, url, settings)
         for child in children:
             child.start()
         if _wait_ready(children, specs, workers, settings, stopping):
@@ -62,7 +71,7 @@ async def _check(url: str) -> None:
         await client.aclose()
 
 
-def _children(models: Sequence[str], workers: int, data: Path, url: str, settings: Settings) -> list[Child]:
+def _children(asked: Sequence[str], workers: int, data: Path, url: str, settings: Settings) -> list[Child]:
     threads = max(1, (os.cpu_count() or 1) // max(workers, 1))
     shared = {
         "PENSTOCK_REDIS_URL": url,
@@ -71,7 +80,6 @@ def _children(models: Sequence[str], workers: int, data: Path, url: str, setting
         "PENSTOCK_PORT": str(settings.port),
     }
     threaded = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
-    asked = [part for text in models for part in ("--model", text)]
     api = Child("api", ["api"], environment=shared, log=data / "logs" / "api.log")
     return [
         api,
@@ -88,13 +96,13 @@ def _wait_ready(
     children: list[Child], specs: list[ModelSpec], workers: int, settings: Settings, stopping: threading.Event
 ) -> bool:
     """Until every model has all its workers; False when asked to stop before."""
-    names = ", ".join(spec.name for spec in specs)
-    click.echo(f"Loading    {names} in {workers} worker{'s' if workers != 1 else ''} ", nl=False)
+    names = [name for spec in specs for name in (spec.name, *dict(spec.adapters))]
+    click.echo(f"Loading    {', '.join(names)} in {workers} worker{'s' if workers != 1 else ''} ", nl=False)
     began, shown = time.monotonic(), 0
     while not stopping.wait(POLL_S):
         for child in children:
             child.check()
-        if _serving(settings, specs, workers):
+        if _serving(settings, names, workers):
             click.echo(f" ready after {time.monotonic() - began:.1f} s")
             return True
         if time.monotonic() - began > shown + 1:
@@ -104,13 +112,13 @@ def _wait_ready(
     return False
 
 
-def _serving(settings: Settings, specs: list[ModelSpec], workers: int) -> bool:
+def _serving(settings: Settings, names: list[str], workers: int) -> bool:
     try:
         listed = httpx.get(f"{_base(settings)}/v1/models", timeout=2).json()["data"]
     except (httpx.HTTPError, ValueError, KeyError):
         return False
     counts = {model["id"]: model["workers"] for model in listed}
-    return all(counts.get(spec.name, 0) >= workers for spec in specs)
+    return all(counts.get(name, 0) >= workers for name in names)
 
 
 def _watch(children: list[Child], stopping: threading.Event) -> None:

@@ -23,7 +23,7 @@ class Directory:
         with translated():
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.hsetnx(key, "created_s", str(info.created_s))
-                pipe.hset(key, mapping={"engine": info.engine, "context_length": info.context_length})
+                pipe.hset(key, mapping=_fields(info))
                 pipe.expire(key, MODEL_TTL_S)
                 pipe.sadd(keys.MODELS, info.name)
                 await pipe.execute()
@@ -58,6 +58,11 @@ class Directory:
             engine=fields[b"engine"].decode(),
             context_length=int(fields[b"context_length"]),
             created_s=int(fields[b"created_s"]),
+            parent=fields.get(b"parent", b"").decode(),
             workers=alive,
             waiting=waiting,
         )
+
+
+def _fields(info: ModelInfo) -> dict[Any, Any]:
+    return {"engine": info.engine, "context_length": info.context_length, "parent": info.parent}

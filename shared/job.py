@@ -76,11 +76,13 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """What a worker says of a model it serves. `engine` is batched, stepwise or scripted."""
+    """What a worker says of a model it serves. `engine` is batched, stepwise, embedding or scripted. `parent`: of an
+    adapter, the model that it adapts."""
 
     name: str
     engine: str
     context_length: int
     created_s: int
+    parent: str = ""
     workers: int = 0
     waiting: int = 0

@@ -16,7 +16,7 @@ class Embedding(Turn):
     def __init__(self, delivery: Delivery, engine: Engine) -> None:
         """Raises InvalidRequest when the model makes no such vectors, or an input does not fit it."""
         embedder, request = engine.embedder, delivery.job.request
-        if embedder is None:
+        if embedder is None or delivery.job.model in engine.adapters:
             raise InvalidRequest(f"The model '{delivery.job.model}' makes no embeddings.", param="model")
         _require_dimensions(request["dimensions"], embedder.size)
         self.passages = _encoded(request["inputs"], request["truncate"], engine, embedder)

@@ -42,6 +42,7 @@ class Generation(Turn):
                 prompt=prompt,
                 choosing=choosing,
                 salt=delivery.job.cache_salt.encode(),
+                adapter=delivery.job.model if delivery.job.model in engine.adapters else "",
                 constraint=engine.tokenizer.constraint(sampling.grammar) if sampling.grammar else None,
             )
             for choice in range(sampling.n)

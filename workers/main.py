@@ -37,7 +37,7 @@ async def serve(specs: Sequence[ModelSpec], settings: Settings) -> None:
         log.warning(warning)
     bound = listen(settings.worker_host, settings.worker_port, setting="PENSTOCK_WORKER_PORT")
     models = [await load(spec, settings) for spec in specs]
-    presence = _Presence(client, [model.info for model in models], url_of(bound))
+    presence = _Presence(client, [info for model in models for info in model.infos], url_of(bound))
     metrics = WorkerMetrics()
     worker = _worker(presence, models, client, blocking, settings, metrics)
     server = HealthServer(worker, metrics)

@@ -4,7 +4,8 @@ local folder or a hub id."""
 import asyncio
 import re
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shared.errors import SettingsError
@@ -22,32 +23,71 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
+    """`adapters`: name and source of each."""
+
     name: str
     source: str
+    adapters: tuple[tuple[str, str], ...] = ()
 
 
-def parse_spec(text: str) -> ModelSpec:
-    """Raises SettingsError for a name that cannot be a queue's, or a folder that is no model."""
+def parse_specs(models: Seq[str], adapters: Seq[str] = ()) -> list[ModelSpec]:
+    """`adapters`: `NAME=SOURCE`, or `NAME=SOURCE@MODEL` where there are several models. Raises SettingsError for a name
+    that cannot be a queue's or comes twice, and for a folder that is not what it should be."""
+    specs = {spec.name: spec for spec in map(_model, models)}
+    for text in adapters:
+        name, source, base = _adapter(text, list(specs))
+        specs[base] = replace(specs[base], adapters=(*specs[base].adapters, (name, source)))
+    names = [name for spec in specs.values() for name in (spec.name, *dict(spec.adapters))]
+    if len(set(names)) < len(models) + len(adapters):
+        raise SettingsError(f"MODEL: two have the same name: {', '.join(names)}")
+    return list(specs.values())
+
+
+def _adapter(text: str, models: list[str]) -> tuple[str, str, str]:
+    """Its name, its source, and the model it belongs to."""
+    before, _, base = text.rpartition("@")
+    if base not in models:
+        before, base = text, models[0]
+        if len(models) > 1 or ("@" in text and not Path(text.partition("=")[2]).is_dir()):
+            raise SettingsError(f"ADAPTER: {text} does not end in @ and a model that is served: {', '.join(models)}")
+    name, _, source = before.partition("=")
+    _require_name("ADAPTER", name)
+    return name, _folder("ADAPTER", source), base
+
+
+def _model(text: str) -> ModelSpec:
     name, _, source = text.rpartition("=")
     source = str(BUILTIN) if source in ("builtin", BUILTIN.name) else source
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise SettingsError(f"MODEL: {folder} is a folder without a config.json, not a Hugging Face model")
-        name, source = name or folder.resolve().name, str(folder)
-    elif source.startswith((".", "/", "~")):
-        raise SettingsError(f"MODEL: there is no folder {source}")
-    name = name or source
-    if not NAME.fullmatch(name):
-        raise SettingsError(f"MODEL: {name!r} cannot be a model's name (letters, digits, '.', '_', '-', '/')")
+    source = _folder("MODEL", source)
+    folder = Path(source)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise SettingsError(f"MODEL: {folder} is a folder without a config.json, not a Hugging Face model")
+    name = name or (folder.resolve().name if folder.is_dir() else source)
+    _require_name("MODEL", name)
     return ModelSpec(name, source)
+
+
+def _folder(what: str, source: str) -> str:
+    """The source; a local one must be there."""
+    folder = Path(source).expanduser()
+    if source and folder.is_dir():
+        return str(folder)
+    if not source or source.startswith((".", "/", "~")):
+        raise SettingsError(f"{what}: there is no folder {source}")
+    return source
+
+
+def _require_name(what: str, name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise SettingsError(f"{what}: {name!r} cannot be a model's name (letters, digits, '.', '_', '-', '/')")
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model that is ready, and the thread that computes it."""
+    """A model that is ready, and the thread that computes it. `infos`: what it is called, alone and with each of its
+    adapters."""
 
-    info: ModelInfo
+    infos: list[ModelInfo]
     engine: Engine
     thread: CallThread
 
@@ -55,23 +95,21 @@ class Loaded:
 async def load(spec: ModelSpec, settings: Settings) -> Loaded:
     """Raises SettingsError, in one sentence, for a model that cannot be loaded."""
     thread = CallThread(f"engine {spec.name}")
-    info, engine = await asyncio.wrap_future(thread.submit(lambda: load_engine(spec, settings)))
-    return Loaded(info, engine, thread)
-
-
-def load_engine(spec: ModelSpec, settings: Settings) -> tuple[ModelInfo, Engine]:
-    engine = _engine(spec, settings)
+    engine = await asyncio.wrap_future(thread.submit(lambda: load_engine(spec, settings)))
     info = ModelInfo(
         name=spec.name,
         engine=engine.kind,
         context_length=engine.limits.context_length,
         created_s=int(time.time()),
     )
-    return info, engine
+    adapted = [replace(info, name=name, parent=spec.name) for name, _ in spec.adapters]
+    return Loaded([info, *adapted], engine, thread)
 
 
-def _engine(spec: ModelSpec, settings: Settings) -> Engine:
+def load_engine(spec: ModelSpec, settings: Settings) -> Engine:
     if spec.source == "scripted":
+        if spec.adapters:
+            raise SettingsError("ADAPTER: the scripted engine has no weights that could be adapted")
         limits = Limits(
             sequences_max=settings.sequences_max,
             batch_tokens_max=settings.batch_tokens_max,
@@ -82,4 +120,4 @@ def _engine(spec: ModelSpec, settings: Settings) -> Engine:
         return ScriptedEngine(limits=limits, step_ms=settings.scripted_step_ms, tokens=settings.scripted_tokens)
     from workers.engine.loader import load_torch_engine  # the optional heavy part: the scripted engine needs no torch
 
-    return load_torch_engine(spec.source, settings)
+    return load_torch_engine(spec.source, settings, adapters=spec.adapters)

@@ -59,10 +59,12 @@ class Sequence:
     case: the computed tokens catch up with the known ones.
 
     `ids`: prompt and output. `salt`: sequences share computed blocks only where their salts are equal; `digests` name
-    its full blocks. `cached`: how many tokens were shared when it first ran.
+    its full blocks. `cached`: how many tokens were shared when it first ran. `adapter`: name of the LoRA adapter that
+    computes it, empty for none.
     """
 
     __slots__ = (
+        "adapter",
         "blocks",
         "cached",
         "choice",
@@ -85,12 +87,14 @@ class Sequence:
         choosing: Choosing,
         output: Iterable[int] = (),
         salt: bytes = b"",
+        adapter: str = "",
         constraint: Constraint | None = None,
     ) -> None:
         self.job_id = job_id
         self.choice = choice
         self.choosing = choosing
-        self.salt = salt
+        self.adapter = adapter
+        self.salt = adapter.encode() + b"\0" + salt if adapter else salt
         self.constraint = constraint
         self.ids = array("q", prompt)
         self.prompt_length = len(self.ids)

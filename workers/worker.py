@@ -33,7 +33,7 @@ TURNS: dict[Kind, Callable[[Delivery, Engine], Turn]] = {Kind.CHAT: Generation, 
 
 @dataclass(slots=True)
 class Served:
-    """One model of this worker."""
+    """One model of this worker; an adapter has engine and stepper of its base."""
 
     info: ModelInfo
     engine: Engine
@@ -61,7 +61,7 @@ class Worker:
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._outbox = Outbox(self._loop, steps_max=settings.outbox_steps_max)
-        self._served = {model.info.name: self._serve(model) for model in models}
+        self._served = {served.info.name: served for model in models for served in self._serve(model)}
         self._held: dict[str, Delivery] = {}  # every job that is ours, from its claim on
         self._turns: dict[str, Turn] = {}  # those of them that the engine knows
         self._room = asyncio.Event()
@@ -72,8 +72,8 @@ class Worker:
     async def run(self) -> None:
         """Serve until `stop` is called, then drain and release."""
         await self._announce()
-        for served in self._served.values():
-            served.stepper.start()
+        for stepper in self._steppers:
+            stepper.start()
         async with asyncio.TaskGroup() as tasks:
             intakes = [tasks.create_task(self._intake(served)) for served in self._served.values()]
             outlet = tasks.create_task(self._outlet())
@@ -91,10 +91,14 @@ class Worker:
         self._room.set()
 
     @property
+    def _steppers(self) -> set[Stepper]:
+        return {served.stepper for served in self._served.values()}
+
+    @property
     def alive(self) -> bool:
         """Every engine's thread steps."""
         timeout = self._settings.step_timeout_s
-        return all(served.stepper.alive(step_timeout_s=timeout) for served in self._served.values())
+        return all(stepper.alive(step_timeout_s=timeout) for stepper in self._steppers)
 
     @property
     def accepting(self) -> bool:
@@ -114,16 +118,17 @@ class Worker:
                 if self._holds(delivery):
                     await self._accept(served, delivery)
 
-    def _serve(self, model: Loaded) -> Served:
+    def _serve(self, model: Loaded) -> list[Served]:
+        """Its names share what computes them."""
         stepper = Stepper(
-            model.info.name,
+            model.infos[0].name,
             model.engine,
             model.thread,
             outbox=self._outbox,
             metrics=self._metrics,
             room=self._wake_intakes,
         )
-        return Served(model.info, model.engine, stepper)
+        return [Served(info, model.engine, stepper) for info in model.infos]
 
     def _wake_intakes(self) -> None:
         """From an engine's thread."""
@@ -133,7 +138,8 @@ class Worker:
         """Sequences to claim now: none while some that are here already wait for memory; another worker may have it."""
         if served.stepper.waiting:
             return 0
-        held = sum(d.job.sampling.n for d in self._held.values() if d.job.model == served.info.name)
+        mine = [d.job for d in self._held.values() if self._served[d.job.model].stepper is served.stepper]
+        held = sum(job.sampling.n for job in mine)
         return served.engine.limits.sequences_max - held
 
     async def _claim(self, served: Served, room: int) -> list[Delivery]:
@@ -265,8 +271,8 @@ class Worker:
                 continue
 
     async def _release(self, outlet: asyncio.Task[None]) -> None:
-        for served in self._served.values():
-            await asyncio.to_thread(served.stepper.stop)
+        for stepper in self._steppers:
+            await asyncio.to_thread(stepper.stop)
         self._outbox.close()
         await asyncio.wait([outlet], timeout=FLUSH_S)
         for delivery in list(self._held.values()):

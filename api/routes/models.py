@@ -27,6 +27,7 @@ def _model(info: ModelInfo) -> dict[str, Any]:
         "object": "model",
         "created": info.created_s,
         "owned_by": "penstock",
+        "parent": info.parent or None,
         "context_length": info.context_length,
         "engine": info.engine,
         "workers": info.workers,

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,11 @@ class Process:
 class Stack:
     """A whole Penstock. Settings are PENSTOCK_ variables without their prefix."""
 
-    def __init__(self, folder: Path, server: EmbeddedRedis, **settings: object) -> None:
+    def __init__(
+        self, folder: Path, server: EmbeddedRedis, *, adapters: Sequence[str] = (), **settings: object
+    ) -> None:
         self._folder = folder
+        self._adapters = [f"--adapter={adapter}" for adapter in adapters]
         self.server = server
         self.port = free_port()
         self.base = f"http://127.0.0.1:{self.port}"
@@ -75,6 +78,7 @@ class Stack:
         self.workers: list[Process] = []
         self.api: Process | None = None
         self.redis = redis.Redis.from_url(server.url)
+        self._clients: list[openai.OpenAI] = []
         self._count = 0
 
     def start(self, *models: str, workers: int = 1) -> None:
@@ -90,7 +94,7 @@ class Stack:
 
     def add_worker(self, *models: str) -> Process:
         self._count += 1
-        arguments = ["worker", *[part for model in models for part in ("--model", model)]]
+        arguments = ["worker", *[f"--model={model}" for model in models], *self._adapters]
         log = self._folder / f"worker-{self._count}.log"
         self.workers.append(Process(arguments, environment=self._environment, log=log))
         return self.workers[-1]
@@ -101,10 +105,15 @@ class Stack:
     def stop(self) -> None:
         for process in [*self.workers, *([self.api] if self.api else [])]:
             process.stop()
+        for client in self._clients:
+            client.close()
         self.redis.close()
 
     def client(self, **options: Any) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.base}/v1", api_key="none", max_retries=0, timeout=60, **options)
+        """Closed with the stack."""
+        client = openai.OpenAI(base_url=f"{self.base}/v1", api_key="none", max_retries=0, timeout=60, **options)
+        self._clients.append(client)
+        return client
 
     def async_client(self) -> openai.AsyncOpenAI:
         return openai.AsyncOpenAI(base_url=f"{self.base}/v1", api_key="none", max_retries=0, timeout=60)
@@ -165,7 +174,7 @@ def metric(base: str, name: str) -> float:
 
 @contextmanager
 def running_stack(
-    folder: Path, server: EmbeddedRedis, *models: str, workers: int = 1, **settings: object
+    folder: Path, server: EmbeddedRedis, *models: str, workers: int = 1, **settings: Any
 ) -> Iterator[Stack]:
     stack = Stack(folder, server, **settings)
     try:

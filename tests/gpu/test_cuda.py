@@ -5,7 +5,7 @@ import torch
 
 from shared.settings import load_settings
 from tools.tiny_model.evaluate import answers
-from workers.models import load_engine, parse_spec
+from workers.models import load_engine, parse_specs
 
 QUESTIONS = ["Hello!", "你好", "What is 7 + 5?", "Count from 1 to 20.", "Tell me a story about a fox.", "Spell house."]
 
@@ -13,7 +13,7 @@ QUESTIONS = ["Hello!", "你好", "What is 7 + 5?", "Count from 1 to 20.", "Tell 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_greedy_answers_on_the_gpu_equal_those_on_the_cpu() -> None:
-    _, on_gpu = load_engine(parse_spec("builtin"), load_settings(device="cuda", dtype="float32"))
-    _, on_cpu = load_engine(parse_spec("builtin"), load_settings(device="cpu"))
+    on_gpu = load_engine(parse_specs(["builtin"])[0], load_settings(device="cuda", dtype="float32"))
+    on_cpu = load_engine(parse_specs(["builtin"])[0], load_settings(device="cpu"))
 
     assert answers(on_gpu, QUESTIONS) == answers(on_cpu, QUESTIONS)

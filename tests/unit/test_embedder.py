@@ -9,16 +9,16 @@ import torch
 import transformers
 from safetensors.torch import save_file
 from torch.nn.functional import normalize
-from transformers import AutoTokenizer
 
 from shared.errors import SettingsError
 from shared.settings import load_settings
+from tests.models import random_model
 from workers.engine.base import Engine
 from workers.engine.embedder import ModelEmbedder, PackedEmbedder
 from workers.engine.loader import load_torch_engine
 from workers.models import BUILTIN
 
-SIZES = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96, "max_position_embeddings": 128}
+SIZES = {"vocab_size": 2048, "max_position_embeddings": 128}
 IDS = {f"{name}_token_id": 0 for name in ("pad", "eos", "bos", "cls", "sep")}
 # A configuration of transformers, small, and the embedder that its models should get.
 ENCODERS: dict[str, tuple[str, dict[str, Any], type]] = {
@@ -32,17 +32,7 @@ PASSAGES = [[3 + (5 * i) % 200 for i in range(length)] for length in (1, 40, 7, 
 
 
 def make_folder(folder: Path, config: str, more: dict[str, Any]) -> Any:
-    """A model with random weights, saved as a folder; returns the model."""
-    torch.manual_seed(0)
-    made = getattr(transformers, config)(
-        vocab_size=len(AutoTokenizer.from_pretrained(BUILTIN)), hidden_size=64, **SIZES | more
-    )
-    model = transformers.AutoModel.from_config(made).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3 if parameter.dim() > 1 else 0.1)
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(BUILTIN).save_pretrained(folder)
-    return model
+    return random_model(folder, config, SIZES | more, make=transformers.AutoModel.from_config)
 
 
 def add_modules(folder: Path, pooling: dict[str, Any], dense: torch.Tensor | None = None) -> None:

@@ -16,7 +16,7 @@ from tests.factories import make_job
 from workers.engine.base import Engine
 from workers.engine.grammar import COMPILED_MAX, GRAMMAR_BYTES_MAX, Grammars
 from workers.generation import Generation
-from workers.models import load_engine, parse_spec
+from workers.models import load_engine, parse_specs
 from workers.offline import run
 from workers.sequence import Sampled, Sequence
 
@@ -68,8 +68,7 @@ def regex(text: str) -> Grammar:
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    _, loaded = load_engine(parse_spec("builtin"), load_settings(deterministic=True))
-    return loaded
+    return load_engine(parse_specs(["builtin"])[0], load_settings(deterministic=True))
 
 
 def play(engine: Engine, log: list[Event] | None = None, n: int = 1, **sampling: Any) -> list[Event]:

@@ -14,7 +14,7 @@ from workers.engine.memory import memory_available, wait_until_fetched, zeros
 from workers.engine.packed import pack, unpack
 from workers.engine.trial import fitted
 from workers.limits import BLOCK_SIZE, Limits
-from workers.models import BUILTIN, load_engine, parse_spec
+from workers.models import BUILTIN, load_engine, parse_specs
 
 
 def test_the_cache_takes_what_memory_there_is_and_no_more() -> None:
@@ -44,10 +44,10 @@ def test_packed_weights_compute_the_same_and_can_be_taken_back() -> None:
 
 
 def test_the_built_in_model_loads_like_any_folder() -> None:
-    spec = parse_spec("builtin")
-    info, engine = load_engine(spec, load_settings())
+    spec = parse_specs(["builtin"])[0]
+    engine = load_engine(spec, load_settings())
 
-    assert (info.name, info.engine, info.context_length) == ("penstock-tiny", "batched", 2048)
+    assert (spec.name, engine.kind, engine.limits.context_length) == ("penstock-tiny", "batched", 2048)
     assert engine.tokenizer.decode(engine.tokenizer.encode_chat([{"role": "user", "content": "é🙂"}])).count("🙂") == 1
     assert (BUILTIN / "model.safetensors").stat().st_size < 8_000_000
 
@@ -55,18 +55,18 @@ def test_the_built_in_model_loads_like_any_folder() -> None:
 @pytest.mark.parametrize("text", ["/nowhere/at/all", "./nothing", "a,b=builtin", "=builtin2 "])
 def test_a_model_that_cannot_be_is_one_clear_sentence(text: str) -> None:
     with pytest.raises(SettingsError, match="MODEL"):
-        parse_spec(text)
+        parse_specs([text])
 
 
 def test_a_folder_without_weights_is_one_clear_sentence(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
 
     with pytest.raises(SettingsError, match="cannot be loaded"):
-        load_engine(parse_spec(str(tmp_path)), load_settings())
+        load_engine(parse_specs([str(tmp_path)])[0], load_settings())
 
 
 def test_a_template_that_refuses_is_the_clients_error() -> None:
-    _, engine = load_engine(parse_spec("builtin"), load_settings())
+    engine = load_engine(parse_specs(["builtin"])[0], load_settings())
     tokenizer: Any = engine.tokenizer
     tokenizer._tokenizer.chat_template = "{{ raise_exception('no such role') }}"
 

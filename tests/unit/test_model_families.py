@@ -1,39 +1,21 @@
 """Every family of models computes what transformers computes: alone, in a batch, in chunks, and after a resume."""
 
 import copy
-import random
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 import torch
-import transformers
-from transformers import AutoModelForCausalLM
 
 from shared.settings import load_settings
+from tests.models import TOKENS, expected, generate, prompts, random_model, sequence
 from workers.engine.base import Defaults, Engine
 from workers.engine.loader import load_torch_engine
 from workers.engine.trial import engine_for
-from workers.models import BUILTIN
-from workers.offline import run
 from workers.scheduler import Scheduler
 from workers.sequence import Choosing, Sampled, Sequence
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 300,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
-GREEDY = Choosing(seed=0, temperature=0, top_p=1, top_k=0)
-TOKENS = 24
 
 
 @dataclass(frozen=True)
@@ -82,38 +64,8 @@ class Case:
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     """A random model, saved and loaded as any other one."""
     family, folder = FAMILIES[request.param], tmp_path_factory.mktemp("model")
-    torch.manual_seed(5)
-    config = getattr(transformers, family.config)(**(SMALL | family.more))
-    reference = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    for name, parameter in reference.named_parameters():
-        if parameter.dim() > 1 and "A_log" not in name:
-            torch.nn.init.normal_(parameter, std=0.3)  # so that logits are far apart
-    reference.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        (folder / name).write_bytes((BUILTIN / name).read_bytes())
+    reference = random_model(folder, family.config, family.more)
     return Case(reference, load_torch_engine(str(folder), load_settings(sequences_max=8, batch_tokens_max=24)), family)
-
-
-def prompts(count: int = 6) -> list[list[int]]:
-    rng = random.Random(1)
-    return [[rng.randrange(3, 300) for _ in range(rng.randint(1, 60))] for _ in range(count)]
-
-
-def sequence(prompt: list[int], choosing: Choosing = GREEDY, output: list[int] | None = None) -> Sequence:
-    return Sequence(job_id="j", choice=0, prompt=prompt, choosing=choosing, output=list(output or []))
-
-
-def generate(engine: Engine, sequences: list[Sequence], tokens: int = TOKENS) -> list[list[int]]:
-    run(engine, sequences, lambda each, _: len(each.output) == tokens)
-    return [each.output for each in sequences]
-
-
-def expected(reference: Any, prompt: list[int]) -> list[int]:
-    ids = torch.tensor([prompt])
-    exactly = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "eos_token_id": None, "pad_token_id": 0}
-    out = reference.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **exactly)
-    new: list[int] = out[0, len(prompt) :].tolist()
-    return new
 
 
 def test_it_gets_the_engine_that_computes_right(case: Case) -> None:

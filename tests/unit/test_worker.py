@@ -63,7 +63,7 @@ def make_worker(
     given = {"heartbeat_ms": 100, "idle_wait_ms": 10, "drain_s": 5} | settings
     return Worker(
         name,
-        [Loaded(INFO, engine(limits=limits, step_ms=step_ms, tokens=20), CallThread("engine"))],
+        [Loaded([INFO], engine(limits=limits, step_ms=step_ms, tokens=20), CallThread("engine"))],
         queue=queue,
         channel=queue,
         announce=_announce,

@@ -7,7 +7,7 @@ from random import Random
 from shared.settings import load_settings
 from tools.tiny_model.dialogues import TOPICS, Pair
 from workers.engine.base import Engine
-from workers.models import load_engine, parse_spec
+from workers.models import load_engine, parse_specs
 from workers.offline import run
 from workers.sequence import Choosing, Sampled, Sequence
 from workers.transcript import Transcript
@@ -44,7 +44,7 @@ def right(topic: str, pair: Pair, answer: str) -> bool:
 
 
 def main(count: int) -> None:
-    _, engine = load_engine(parse_spec("builtin"), load_settings(sequences_max=64))
+    engine = load_engine(parse_specs(["builtin"])[0], load_settings(sequences_max=64))
     print("| topic | answered as taught |\n|---|---|")
     for ask, _ in TOPICS:
         rng = Random(SEED)

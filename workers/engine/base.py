@@ -1,5 +1,6 @@
 """What every engine is. An engine computes steps; it knows nothing of jobs, text, Redis or HTTP."""
 
+from collections.abc import Container
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -65,6 +66,10 @@ class Engine(Protocol):
     kind: str
     limits: Limits
     defaults: Defaults
+
+    @property
+    def adapters(self) -> Container[str]:
+        """Names of models that are this one with a LoRA adapter."""
 
     @property
     def tokenizer(self) -> Tokenizer: ...

@@ -9,6 +9,7 @@ import torch
 from workers.engine.base import Defaults, Embedder, Tokenizer
 from workers.engine.faults import translated
 from workers.engine.kv_cache import KVCache
+from workers.engine.lora import Adapters
 from workers.engine.packing import Chunk, Step
 from workers.engine.sampler import choose
 from workers.limits import BLOCK_SIZE, Limits
@@ -36,6 +37,7 @@ class BatchedEngine:
         self.tokenizer = tokenizer
         self.model = model
         self.embedder: Embedder | None = None
+        self.adapters = Adapters()
         self.cache = cache
         self._deterministic = deterministic
         self._device = model.device
@@ -55,13 +57,15 @@ class BatchedEngine:
                 last.append(len(ids) - 1)
         ids, keep = self._in_company(ids), self._in_company(array("q", last or [0]))
         step = self._plan(batch, len(ids))
-        out = self.model(
-            input_ids=self._tensor(np.array(ids)).unsqueeze(0),
-            position_ids=step.positions.long().unsqueeze(0),
-            use_cache=False,
-            logits_to_keep=self._tensor(np.array(keep)),
-            penstock_step=step,
-        )
+        names, counts = [row.sequence.adapter for row in batch.rows], [row.count for row in batch.rows]
+        with self.adapters.computing(names, counts, self._device):
+            out = self.model(
+                input_ids=self._tensor(np.array(ids)).unsqueeze(0),
+                position_ids=step.positions.long().unsqueeze(0),
+                use_cache=False,
+                logits_to_keep=self._tensor(np.array(keep)),
+                penstock_step=step,
+            )
         rows: torch.Tensor = out.logits[0, : len(last)].float()
         return rows
 

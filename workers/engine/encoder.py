@@ -29,6 +29,7 @@ class EncoderEngine:
     def __init__(self, tokenizer: EncoderTokenizer, embedder: Embedder | None, *, limits: Limits) -> None:
         self.limits = limits
         self.defaults = Defaults()
+        self.adapters: frozenset[str] = frozenset()
         self.tokenizer = tokenizer
         self.embedder = embedder
 

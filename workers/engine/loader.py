@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence as Seq
 from typing import Any
 
 import torch
@@ -15,24 +16,28 @@ from workers.engine.chat_tokenizer import ChatTokenizer
 from workers.engine.encoder import encoder_engine
 from workers.engine.memory import keep_freed_memory
 from workers.engine.pooling import is_embedding_folder, load_pooling
-from workers.engine.trial import engine_for
+from workers.engine.trial import TextEngine, engine_for
 from workers.limits import BLOCK_SIZE, Limits
 
 log = logging.getLogger(__name__)
 CONTEXT_UNKNOWN = 4096
 
 
-def load_torch_engine(source: str, settings: Settings) -> Engine:
-    """Raises SettingsError, in one sentence, for a source that cannot be loaded."""
+def load_torch_engine(source: str, settings: Settings, *, adapters: Seq[tuple[str, str]] = ()) -> Engine:
+    """`adapters`: name and source of each. Raises SettingsError, in one sentence, for what cannot be loaded."""
     began = time.monotonic()
     keep_freed_memory()
     where = {"revision": settings.revision or None}
     model, tokenizer, embeds = _load(source, settings, where)
+    if embeds and adapters:
+        raise SettingsError(f"ADAPTER: {source} makes embeddings only; adapters are for models that write")
     if embeds:
         pooling = load_pooling(source, model.device, **where)
         engine: Engine = encoder_engine(model, tokenizer, pooling, settings)
     else:
-        engine = _text_engine(model, tokenizer, settings)
+        engine = text = _text_engine(model, tokenizer, settings)
+        for name, adapter in adapters:
+            text.adapters.load(name, adapter, model, **where)
     log.info(
         "model loaded",
         extra={
@@ -48,7 +53,7 @@ def load_torch_engine(source: str, settings: Settings) -> Engine:
     return engine
 
 
-def _text_engine(model: Any, tokenizer: Any, settings: Settings) -> Engine:
+def _text_engine(model: Any, tokenizer: Any, settings: Settings) -> TextEngine:
     ends = _ends(model, tokenizer)
     limits = _limits(model.config.get_text_config(), settings)
     if not tokenizer.chat_template:

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn.functional import normalize
-from transformers.utils import cached_file
 
 from shared.errors import SettingsError
+from workers.engine.files import found_file
 
 Pool = Callable[[torch.Tensor], torch.Tensor]
 FLAG = "pooling_mode_"
@@ -52,7 +52,7 @@ MEAN = Pooling(["mean"])
 
 
 def is_embedding_folder(source: str, **where: Any) -> bool:
-    return _file(source, "modules.json", where) is not None
+    return found_file(source, "modules.json", **where) is not None
 
 
 def load_pooling(source: str, device: torch.device, **where: Any) -> Pooling:
@@ -86,24 +86,12 @@ def _modes(config: Any) -> list[str]:
 def _dense(source: str, path: str, where: dict[str, Any]) -> nn.Module:
     config: Any = _json(source, f"{path}/config.json", where)
     layer = nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True))
-    weights = load_file(_file(source, f"{path}/model.safetensors", where) or "")
+    weights = load_file(found_file(source, f"{path}/model.safetensors", **where) or "")
     layer.load_state_dict({name.removeprefix("linear."): tensor.float() for name, tensor in weights.items()})
     activation = config.get("activation_function", "torch.nn.modules.activation.Tanh").rpartition(".")[2]
     return nn.Sequential(layer.requires_grad_(False), getattr(nn, activation)())
 
 
 def _json(source: str, name: str, where: dict[str, Any]) -> Any:
-    path = _file(source, name, where)
+    path = found_file(source, name, **where)
     return json.loads(Path(path).read_text()) if path else None
-
-
-def _file(source: str, name: str, where: dict[str, Any]) -> str | None:
-    """Its path here, fetched if need be; None where there is none."""
-    found: str | None = cached_file(
-        source,
-        name,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        **where,
-    )
-    return found

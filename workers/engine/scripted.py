@@ -80,6 +80,7 @@ class ScriptedEngine:
         """`step_ms`: how long a step takes; `tokens`: length of an answer that max_tokens does not end sooner."""
         self.limits = limits
         self.defaults = Defaults()
+        self.adapters: frozenset[str] = frozenset()
         self.tokenizer = ScriptedTokenizer()
         self._step_s = step_ms / 1000
         self.embedder = ScriptedEmbedder(tokens_max=limits.context_length, step_s=self._step_s)

@@ -7,6 +7,7 @@ import torch
 
 from workers.engine.base import Defaults, Embedder, Tokenizer
 from workers.engine.faults import translated
+from workers.engine.lora import Adapters
 from workers.engine.sampler import choose
 from workers.limits import Limits
 from workers.scheduler import Batch
@@ -27,6 +28,7 @@ class StepwiseEngine:
         self.tokenizer = tokenizer
         self.model = model
         self.embedder: Embedder | None = None
+        self.adapters = Adapters()
         self._cached = cached
         self._states: dict[Sequence, tuple[int, dict[str, Any]]] = {}  # tokens computed, and what remembers them
 
@@ -44,7 +46,8 @@ class StepwiseEngine:
     def _compute(self, sequence: Sequence) -> torch.Tensor:
         done, state = self._states.get(sequence, (0, {}))
         ids = torch.tensor([sequence.ids[done:].tolist()], device=self.model.device)
-        out = self.model(input_ids=ids, use_cache=self._cached, **state)
+        with self.adapters.computing([sequence.adapter], [ids.shape[1]], self.model.device):
+            out = self.model(input_ids=ids, use_cache=self._cached, **state)
         if self._cached:
             known = {name: out[name] for name in CACHES if out.get(name) is not None}
             self._states[sequence] = (sequence.length, known) if known else (0, {})

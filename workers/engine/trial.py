@@ -9,7 +9,7 @@ import torch
 from shared.errors import SettingsError
 from shared.settings import Settings
 from workers.engine import attention
-from workers.engine.base import Defaults, Engine, Tokenizer
+from workers.engine.base import Defaults, Tokenizer
 from workers.engine.batched import BatchedEngine
 from workers.engine.embedder import EmbedderTrials
 from workers.engine.kv_cache import KVCache
@@ -27,9 +27,10 @@ GREEDY = Choosing(seed=0, temperature=0, top_p=1, top_k=0)
 ACCELERATOR_SHARE = 0.85  # of the free memory, for the cache; the rest is for what a step computes
 CPU_SHARE = 0.4
 TRIAL_BLOCKS = 8
+TextEngine = BatchedEngine | StepwiseEngine
 
 
-def engine_for(model: Any, tokenizer: Tokenizer, limits: Limits, defaults: Defaults, settings: Settings) -> Engine:
+def engine_for(model: Any, tokenizer: Tokenizer, limits: Limits, defaults: Defaults, settings: Settings) -> TextEngine:
     """Batched if the batch computes what the model's own code computes, else stepwise; with packed weights likewise."""
     own = model.config._attn_implementation
     expected = _own_logits(model, _probe(model))
@@ -107,7 +108,7 @@ def fitted(limits: Limits, bytes_per_block: int, room: int) -> Limits:
     return replace(limits, blocks=blocks, context_length=context)
 
 
-def _differs(engine: BatchedEngine | StepwiseEngine, expected: torch.Tensor) -> str:
+def _differs(engine: TextEngine, expected: torch.Tensor) -> str:
     """Why the engine's logits are not the expected ones; empty when they are."""
     try:
         difference = (_logits_of(engine, _probe(engine.model)) - expected).abs().max().item()
@@ -130,7 +131,7 @@ def _own_logits(model: Any, ids: list[int]) -> torch.Tensor:
     return last
 
 
-def _logits_of(engine: BatchedEngine | StepwiseEngine, ids: list[int]) -> torch.Tensor:
+def _logits_of(engine: TextEngine, ids: list[int]) -> torch.Tensor:
     """The same by the ways a prompt and its answer really go: chunks, then single tokens, beside another sequence."""
     scheduler = Scheduler(replace(engine.limits, sequences_max=2, batch_tokens_max=8))
     probe = Sequence(job_id="probe", choice=0, prompt=ids[:15], choosing=GREEDY)

@@ -1,0 +1,68 @@
+"""Small models with random weights, in folders like any other, and the tokens that transformers itself generates."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+
+from workers.engine.base import Engine
+from workers.models import BUILTIN
+from workers.offline import run
+from workers.sequence import Choosing, Sequence
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+GREEDY = Choosing(seed=0, temperature=0, top_p=1, top_k=0)
+TOKENS = 24
+
+
+def random_model(
+    folder: Path, config: str, more: dict[str, Any], *, make: Callable[..., Any] = AutoModelForCausalLM.from_config
+) -> Any:
+    """The model of this configuration class of transformers, saved with the built-in model's tokenizer."""
+    torch.manual_seed(5)
+    model = make(getattr(transformers, config)(**(SMALL | more)), dtype=torch.float32).eval()
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1 and "A_log" not in name:
+            torch.nn.init.normal_(parameter, std=0.3)  # so that logits are far apart
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (folder / name).write_bytes((BUILTIN / name).read_bytes())
+    return model
+
+
+def prompts(count: int = 6) -> list[list[int]]:
+    rng = random.Random(1)
+    return [[rng.randrange(3, 300) for _ in range(rng.randint(1, 60))] for _ in range(count)]
+
+
+def sequence(prompt: list[int], choosing: Choosing = GREEDY, **more: Any) -> Sequence:
+    return Sequence(job_id="j", choice=0, prompt=prompt, choosing=choosing, **more)
+
+
+def generate(engine: Engine, sequences: list[Sequence], tokens: int = TOKENS) -> list[list[int]]:
+    run(engine, sequences, lambda each, _: len(each.output) == tokens)
+    return [each.output for each in sequences]
+
+
+def expected(reference: Any, prompt: list[int]) -> list[int]:
+    """What transformers' own `generate` says, greedily."""
+    ids = torch.tensor([prompt])
+    exactly = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "eos_token_id": None, "pad_token_id": 0}
+    out = reference.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, **exactly)
+    new: list[int] = out[0, len(prompt) :].tolist()
+    return new
