@@ -50,6 +50,18 @@ class Settings(BaseSettings):
     step_timeout_s: float = Field(120, gt=0, description="an engine step longer than this ends the worker")
     dtype: str = Field("auto", pattern="^(auto|float32|bfloat16|float16)$", description="numbers of the weights")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps, ..")
+    device_map: str = Field(
+        "",
+        pattern="^(|auto|balanced|balanced_low_0|sequential)$",
+        description="how to spread a model over devices: auto, balanced, balanced_low_0 or sequential; empty for one",
+    )
+    max_memory: str = Field("", description="limits of a spread model, like 0=20GiB,cpu=64GiB")
+    quantization: str = Field(
+        "",
+        pattern="^(|bitsandbytes-int8|bitsandbytes-nf4)$",
+        description="quantise at loading: bitsandbytes-int8 or bitsandbytes-nf4",
+    )
+    hub: str = Field("huggingface", pattern="^(huggingface|modelscope)$", description="huggingface or modelscope")
     revision: str = Field("", description="revision of a hub model")
     trust_remote_code: bool = Field(False, description="run Python code that a model's folder brings")
     scripted_step_ms: float = Field(0, ge=0, description="scripted engine: duration of a step")

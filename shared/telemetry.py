@@ -91,5 +91,5 @@ def configure_logging(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    for noisy in ("httpx", "uvicorn.access"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for noisy, loud in (("httpx", "WARNING"), ("uvicorn.access", "WARNING"), ("bitsandbytes", "ERROR")):
+        logging.getLogger(noisy).setLevel(loud)

@@ -20,7 +20,7 @@ COMMIT = "c" * 40
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Serves the built-in model's folder as `penstock/tiny` at one commit."""
+    """Serves the built-in model's folder as `penstock/tiny` at one commit. Both hubs: their routes do not overlap."""
 
     asked: list[str]
 
@@ -31,14 +31,19 @@ class Hub(BaseHTTPRequestHandler):
         self._answer(body=True)
 
     def _answer(self, *, body: bool) -> None:
-        path = unquote(self.path.partition("?")[0])
+        path, _, query = unquote(self.path).partition("?")
         type(self).asked.append(path)
-        prefix = f"/{REPOSITORY}/resolve/"
+        model = f"/api/v1/models/{REPOSITORY}"
         if path.startswith(f"/api/models/{REPOSITORY}"):
             files = [_listed(file) for file in BUILTIN.iterdir()]
             info = {"id": REPOSITORY, "sha": COMMIT, "siblings": files, "tags": [], "private": False}
             self._send(json.dumps(files if "/tree/" in path else info).encode(), body=body)
-        elif path.startswith(prefix) and (file := BUILTIN / path.rsplit("/", 1)[1]).is_file():
+        elif path == f"{model}/repo/files":
+            files = [_modelscope(file) for file in BUILTIN.iterdir()]
+            self._send(json.dumps({"Code": 200, "Success": True, "Data": {"Files": files}}).encode(), body=body)
+        elif path == f"{model}/repo":
+            self._send((BUILTIN / query.partition("FilePath=")[2]).read_bytes(), body=body)
+        elif path.startswith(f"/{REPOSITORY}/resolve/") and (file := BUILTIN / path.rsplit("/", 1)[1]).is_file():
             self._send(file.read_bytes(), body=body)
         else:
             self.send_response(404)
@@ -64,6 +69,12 @@ def _listed(file: Path) -> dict[str, object]:
     return {"rfilename": name, "path": name, "type": "file", "size": file.stat().st_size, "oid": "0" * 40}
 
 
+def _modelscope(file: Path) -> dict[str, object]:
+    data = file.read_bytes()
+    named = {"Name": file.name, "Path": file.name, "Type": "blob", "Revision": COMMIT}
+    return named | {"Size": len(data), "Sha256": hashlib.sha256(data).hexdigest()}
+
+
 @pytest.fixture
 def hub() -> Iterator[str]:
     Hub.asked = []
@@ -74,7 +85,8 @@ def hub() -> Iterator[str]:
     server.server_close()
 
 
-def test_a_hub_id_is_downloaded_and_answers(hub: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["huggingface", "modelscope"])
+def test_a_hub_id_is_downloaded_and_answers(hub: str, tmp_path: Path, name: str) -> None:
     script = f"""
 from shared.settings import load_settings
 from tools.tiny_model.evaluate import answers
@@ -82,10 +94,14 @@ from workers.models import load_engine, parse_specs
 engine = load_engine(parse_specs(["{REPOSITORY}"])[0], load_settings())
 print(engine.kind, answers(engine, ["What is 2 + 2?"]))
 """
-    environment = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
+    places = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
+    places |= {"MODELSCOPE_ENDPOINT": hub, "MODELSCOPE_CACHE": str(tmp_path), "PENSTOCK_HUB": name}
 
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, **places}, capture_output=True, text=True, check=False
+    )
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "batched ['2 + 2 = 4.']"
-    assert any(path.endswith("/model.safetensors") for path in Hub.asked)
+    fetched = f"/api/v1/models/{REPOSITORY}/repo" if name == "modelscope" else "/model.safetensors"
+    assert any(path.endswith(fetched) for path in Hub.asked)

@@ -5,7 +5,6 @@ import time
 from collections.abc import Sequence as Seq
 from typing import Any
 
-import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -14,7 +13,9 @@ from shared.settings import Settings
 from workers.engine.base import Defaults, Engine
 from workers.engine.chat_tokenizer import ChatTokenizer
 from workers.engine.encoder import encoder_engine
+from workers.engine.files import located
 from workers.engine.memory import keep_freed_memory
+from workers.engine.placement import placement
 from workers.engine.pooling import is_embedding_folder, load_pooling
 from workers.engine.trial import TextEngine, engine_for
 from workers.limits import BLOCK_SIZE, Limits
@@ -27,7 +28,7 @@ def load_torch_engine(source: str, settings: Settings, *, adapters: Seq[tuple[st
     """`adapters`: name and source of each. Raises SettingsError, in one sentence, for what cannot be loaded."""
     began = time.monotonic()
     keep_freed_memory()
-    where = {"revision": settings.revision or None}
+    source, where = located(source, settings)
     model, tokenizer, embeds = _load(source, settings, where)
     if embeds and adapters:
         raise SettingsError(f"ADAPTER: {source} makes embeddings only; adapters are for models that write")
@@ -37,7 +38,8 @@ def load_torch_engine(source: str, settings: Settings, *, adapters: Seq[tuple[st
     else:
         engine = text = _text_engine(model, tokenizer, settings)
         for name, adapter in adapters:
-            text.adapters.load(name, adapter, model, **where)
+            folder, at = located(adapter, settings, revision="")
+            text.adapters.load(name, folder, model, **at)
     log.info(
         "model loaded",
         extra={
@@ -65,7 +67,7 @@ def _text_engine(model: Any, tokenizer: Any, settings: Settings) -> TextEngine:
 def _load(source: str, settings: Settings, where: dict[str, Any]) -> tuple[Any, Any, bool]:
     """The model, its tokenizer, and whether it is for embeddings only: its folder says how to pool, or it does not
     write texts."""
-    device = _device(settings)
+    placed = placement(settings)
     trust = {"trust_remote_code": settings.trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(source, **where, **trust)
@@ -74,9 +76,8 @@ def _load(source: str, settings: Settings, where: dict[str, Any]) -> tuple[Any, 
         model = (AutoModel if embeds else AutoModelForCausalLM).from_pretrained(
             source,
             config=config,
-            dtype=_dtype(settings, device),
-            device_map={"": device},
             use_safetensors=True,
+            **placed,
             **where,
             **trust,
         )
@@ -92,22 +93,6 @@ def _writes(config: Any) -> bool:
     known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
     remote = "AutoModelForCausalLM" in getattr(config, "auto_map", {})
     return remote or not made_as or any(name in known for name in made_as)
-
-
-def _device(settings: Settings) -> torch.device:
-    try:
-        if settings.device != "auto":
-            return torch.device(settings.device)
-    except RuntimeError as error:
-        raise SettingsError(f"PENSTOCK_DEVICE: {settings.device} is no device") from error
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _dtype(settings: Settings, device: torch.device) -> Any:
-    """The checkpoint's own numbers on an accelerator; float32 on a CPU, where half precision is slower."""
-    if settings.dtype != "auto":
-        return getattr(torch, settings.dtype)
-    return torch.float32 if device.type == "cpu" else "auto"
 
 
 def _ends(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -7,6 +7,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from workers.engine.memory import memory_available
+from workers.engine.placement import spread
 
 
 class PackedLinear(nn.Module):
@@ -32,6 +33,7 @@ def can_pack(model: Any) -> bool:
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     return (
         model.device.type == "cpu"
+        and not spread(model)
         and model.dtype is torch.float32
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
@@ -40,11 +42,12 @@ def can_pack(model: Any) -> bool:
 
 
 def pack(model: nn.Module, *, rows: int) -> Replaced:
-    """Replace every plain linear layer of the model, in place; return what `unpack` needs to undo that."""
+    """Replace every plain linear layer of the model, in place; return what `unpack` needs to undo that. Quantised ones
+    stay as they are."""
     replaced: Replaced = []
     for name, child in list(model.named_children()):
         layer: Any = child
-        if type(child) in (nn.Linear, Conv1D):
+        if type(child) in (nn.Linear, Conv1D) and type(layer.weight.data) is torch.Tensor:
             weight = layer.weight if type(child) is nn.Linear else layer.weight.T  # GPT-2 keeps it the other way round
             setattr(model, name, PackedLinear(weight, layer.bias, rows=rows))
             replaced.append((model, name, child))
