@@ -6,8 +6,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from api.schemas.base import listed
 from api.schemas.chat import ChatCompletionRequest, Message
+from api.schemas.completion import CompletionRequest
 from api.schemas.embedding import EmbeddingRequest
+from api.schemas.sampling import GenerationRequest
 from shared.directory import Directory
 from shared.errors import InvalidRequest
 from shared.job import Grammar, GrammarKind, Job, Kind, Sampling
@@ -31,8 +34,37 @@ class Admission:
             body.model,
             Kind.CHAT,
             request={"messages": [_message(message) for message in body.messages]},
-            sampling=self._sampling(body),
+            sampling=self._sampling(
+                body,
+                n=body.n or 1,
+                max_tokens=body.max_completion_tokens or body.max_tokens,
+                logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+            ),
             user=body.user or body.safety_identifier,
+            cache_salt=body.cache_salt or "",
+        )
+
+    async def completion(self, body: CompletionRequest) -> Job:
+        """Raise InvalidRequest or NotFound; accept nothing yet. Of `best_of` candidates the client gets `n`."""
+        echo = bool(body.echo)
+        candidates = body.best_of or body.n or 1
+        ranked = 0 if candidates > (body.n or 1) else None
+        return await self._job(
+            "cmpl",
+            body.model,
+            Kind.COMPLETION,
+            request={
+                "prompts": listed(body.prompt),
+                "echo": echo,
+                "prompt_logprobs": body.logprobs if echo else None,
+            },
+            sampling=self._sampling(
+                body,
+                n=candidates,
+                max_tokens=body.max_tokens,
+                logprobs=ranked if body.logprobs is None else body.logprobs,
+            ),
+            user=body.user,
             cache_salt=body.cache_salt or "",
         )
 
@@ -42,7 +74,11 @@ class Admission:
             "embd",
             body.model,
             Kind.EMBEDDING,
-            request={"inputs": body.inputs, "dimensions": body.dimensions, "truncate": body.truncate_prompt_tokens},
+            request={
+                "inputs": listed(body.input),
+                "dimensions": body.dimensions,
+                "truncate": body.truncate_prompt_tokens,
+            },
             sampling=Sampling(seed=0),
             user=body.user,
         )
@@ -58,11 +94,10 @@ class Admission:
             **fields,
         )
 
-    def _sampling(self, body: ChatCompletionRequest) -> Sampling:
-        n = body.n or 1
+    def _sampling(self, body: GenerationRequest, *, n: int, max_tokens: int | None, logprobs: int | None) -> Sampling:
         if n > self._settings.choices_max:
-            raise InvalidRequest(f"'n' is at most {self._settings.choices_max} here.", param="n")
-        max_tokens = body.max_completion_tokens or body.max_tokens
+            param = "n" if n == body.n else "best_of"
+            raise InvalidRequest(f"'{param}' is at most {self._settings.choices_max} here.", param=param)
         if max_tokens is not None and (body.min_tokens or 0) > max_tokens:
             raise InvalidRequest(f"'min_tokens' is more than the {max_tokens} tokens asked for.", param="min_tokens")
         stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
@@ -82,7 +117,7 @@ class Admission:
             stop=tuple(stop),
             stop_token_ids=tuple(body.stop_token_ids or ()),
             n=n,
-            logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+            logprobs=logprobs,
             grammar=_grammar(body),
         )
 
@@ -93,7 +128,7 @@ class Admission:
             self._known[name] = now + KNOWN_FOR_S
 
 
-def _grammar(body: ChatCompletionRequest) -> Grammar | None:
+def _grammar(body: GenerationRequest) -> Grammar | None:
     """The form that was asked for. JSON without a schema is an object, as OpenAI defines it."""
     form = body.response_format
     if form and form.type != "text":

@@ -15,7 +15,7 @@ from api.admission import Admission
 from api.house import House
 from api.middleware import BodyLimit, RequestFrame
 from api.relay import Relay
-from api.routes import chat, embeddings, health, models
+from api.routes import chat, completions, embeddings, health, models
 from shared.directory import Directory
 from shared.redis_channel import RedisChannel
 from shared.redis_client import connect
@@ -42,7 +42,7 @@ def make_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(title="Penstock", version="0.1.0", lifespan=lifespan)
     problems.install(app)
-    for router in (chat.router, embeddings.router, models.router, health.router):
+    for router in (chat.router, completions.router, embeddings.router, models.router, health.router):
         app.include_router(router)
     app.add_middleware(BodyLimit, bytes_max=settings.body_bytes_max)
     if settings.cors_origins:

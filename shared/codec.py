@@ -20,6 +20,7 @@ from shared.events import (
     Cancelled,
     Completed,
     Delta,
+    Echoed,
     Embedded,
     Event,
     Expired,
@@ -66,7 +67,10 @@ def encode_event(event: Event) -> bytes:
             return orjson.dumps(["d", event.choice, event.text, event.token_ids])
         case Delta():
             wire = ["d", event.choice, event.text, event.token_ids, event.finish_reason]
-            return orjson.dumps([*wire, _logprobs_to_wire(event.logprobs)] if event.logprobs else wire)
+            rows = [_row_to_wire(each) for each in event.logprobs]
+            return orjson.dumps([*wire, rows] if rows else wire)
+        case Echoed():
+            return orjson.dumps(["p", event.prompt, event.text, [_row_to_wire(each) for each in event.logprobs]])
         case Started():
             return orjson.dumps(["s", event.prompt_tokens])
         case Embedded():
@@ -96,8 +100,10 @@ def event_from_wire(seq: int, wire: list[Any]) -> Event:
                     text=text,
                     token_ids=tuple(ids),
                     finish_reason=FinishReason(reason) if reason else None,
-                    logprobs=_logprobs_from_wire(rest[0]) if rest else (),
+                    logprobs=tuple(map(_row_from_wire, rest[0])) if rest else (),
                 )
+            case ["p", prompt, text, rows]:
+                return Echoed(seq=seq, prompt=prompt, text=text, logprobs=tuple(map(_row_from_wire, rows)))
             case ["s", prompt_tokens]:
                 return Started(seq=seq, prompt_tokens=prompt_tokens)
             case ["v", index, vector]:
@@ -125,13 +131,13 @@ def _little(numbers: "array[float]") -> "array[float]":
     return numbers
 
 
-def _logprobs_to_wire(logprobs: tuple[Logprobs, ...]) -> list[Any]:
-    return [[(each.token.decode("latin-1"), each.logprob) for each in (one.chosen, *one.top)] for one in logprobs]
+def _row_to_wire(row: Logprobs) -> list[tuple[str, float]]:
+    return [(each.token.decode("latin-1"), each.logprob) for each in (row.chosen, *row.top)]
 
 
-def _logprobs_from_wire(wire: list[Any]) -> tuple[Logprobs, ...]:
-    rows = [[Likelihood(token.encode("latin-1"), logprob) for token, logprob in one] for one in wire]
-    return tuple(Logprobs(chosen, tuple(top)) for chosen, *top in rows)
+def _row_from_wire(row: list[Any]) -> Logprobs:
+    chosen, *top = (Likelihood(token.encode("latin-1"), logprob) for token, logprob in row)
+    return Logprobs(chosen, tuple(top))
 
 
 def _outcome_to_wire(outcome: Outcome) -> dict[str, Any]:

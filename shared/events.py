@@ -42,10 +42,22 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Echoed:
+    """A prompt, by its index in the request, as it comes back before its choices. `logprobs`: where the job asks for
+    them, one for each of its tokens; nothing comes before the first, whose number means nothing."""
+
+    seq: int
+    prompt: int
+    text: str
+    logprobs: tuple[Logprobs, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Delta:
     """New tokens of one choice and the text they release, which may be empty (half a character, a possible stop).
 
-    `logprobs`: where the job asks for them, one for each token but the one that ends the answer.
+    `choice` counts all choices of all prompts. `logprobs`: where the job asks for them, one for each token; in a chat
+    not for the one that ends the answer.
     """
 
     seq: int
@@ -101,4 +113,4 @@ class Finished:
     outcome: Outcome
 
 
-Event = Started | Delta | Embedded | Finished
+Event = Started | Echoed | Delta | Embedded | Finished

@@ -9,6 +9,7 @@ JOB_ID = r"[A-Za-z0-9_-]{1,128}"
 
 class Kind(StrEnum):
     CHAT = "chat"
+    COMPLETION = "completion"
     EMBEDDING = "embedding"
 
 
@@ -56,8 +57,9 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One accepted request. `request` is what the worker encodes: a chat's messages; for an
-    embedding, its inputs (texts or token ids), dimensions and truncation.
+    """One accepted request. `request` is what the worker encodes: a chat's messages; a
+    completion's prompts (texts or token ids), whether to echo them, and with which logprobs; an embedding's inputs,
+    dimensions and truncation.
 
     `patience_ms` is the queue deadline: how long the job may wait, from each time it is queued. `cache_salt`: prompts
     share what was computed for them only with prompts of the same salt.

@@ -10,12 +10,20 @@ from shared.queue import Delivery, Write
 _ids = itertools.count()
 
 
-def make_job(model: str = "m", *, prompt: str = "hello", patience_ms: int = 60_000, **sampling: Any) -> Job:
+def make_job(
+    model: str = "m",
+    *,
+    prompt: str = "hello",
+    patience_ms: int = 60_000,
+    completion: dict[str, Any] | None = None,
+    **sampling: Any,
+) -> Job:
+    """`completion`: the request of a text completion; a chat without."""
     return Job(
         id=f"chatcmpl-test{next(_ids)}",
         model=model,
-        kind=Kind.CHAT,
-        request={"messages": [{"role": "user", "content": prompt}]},
+        kind=Kind.COMPLETION if completion else Kind.CHAT,
+        request=completion or {"messages": [{"role": "user", "content": prompt}]},
         sampling=Sampling(**{"seed": 7, **sampling}),
         created_ms=1_700_000_000_000,
         patience_ms=patience_ms,

@@ -7,7 +7,7 @@ from shared.errors import ContextLengthExceeded, InvalidRequest
 from shared.events import Completed, Embedded, Event, Usage
 from shared.queue import Delivery
 from workers.engine.base import Embedder, Engine
-from workers.turn import Turn
+from workers.turn import Turn, known
 
 
 class Embedding(Turn):
@@ -105,7 +105,7 @@ def _encoded(
         if isinstance(item, str):
             ids = engine.tokenizer.encode_text(item, keep)
         else:
-            ids = _known(item[:keep], engine.limits.vocabulary)
+            ids = known(item[:keep], engine.limits.vocabulary, param="input")
         if not ids:
             raise InvalidRequest("'input' holds a text of no tokens.", param="input")
         if len(ids) > longest:
@@ -116,9 +116,3 @@ def _encoded(
             )
         passages.append(ids)
     return passages
-
-
-def _known(ids: list[int], vocabulary: int) -> list[int]:
-    if unknown := [id_ for id_ in ids if id_ >= vocabulary]:
-        raise InvalidRequest(f"'input' names token {unknown[0]}; this model has {vocabulary}.", param="input")
-    return ids

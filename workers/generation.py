@@ -1,83 +1,130 @@
 """A delivery that asks for text: its sequences and their text so far. Pure decisions."""
 
-from typing import TypeVar
+from dataclasses import replace
+from typing import NamedTuple, TypeVar
 
 from shared.errors import ContextLengthExceeded, InvalidRequest
-from shared.events import Completed, Delta, Event, FinishReason, Likelihood, Logprobs, Usage
-from shared.job import Sampling
+from shared.events import Completed, Delta, Echoed, Event, FinishReason, Likelihood, Logprobs, Usage
+from shared.job import Job, Kind, Sampling
 from shared.queue import Delivery
 from workers.engine.base import Defaults, Engine
 from workers.sequence import Choosing, Sampled, Sequence
 from workers.transcript import Transcript
-from workers.turn import Turn
+from workers.turn import Turn, known
 
 LOGPROB_MIN = -9999.0  # what OpenAI writes for a token that cannot be; JSON knows no infinity
 Number = TypeVar("Number", int, float)
 
 
+class Prompt(NamedTuple):
+    """`tokens_max`: of each answer to it. `echo`: what comes back of it before them, if anything."""
+
+    ids: list[int]
+    tokens_max: int
+    echo: str | None = None
+
+
 class Generation(Turn):
     """Output that earlier attempts logged comes back as output, never as prompt, so that stops, budgets and usage count
-    on as if nothing had happened."""
+    on as if nothing had happened. Choices are counted over all prompts: `n` for the first, then `n` for the next."""
 
     def __init__(self, delivery: Delivery, engine: Engine) -> None:
-        """Raises InvalidRequest when the prompt cannot be encoded or does not fit the model."""
-        sampling = delivery.job.sampling
-        prompt = engine.tokenizer.encode_chat(delivery.job.request["messages"])
-        tokens_max = budget(len(prompt), sampling.max_tokens, engine.limits.context_length)
-        _require_known(sampling, engine.limits.vocabulary)
-        ends = frozenset(sampling.stop_token_ids)
-        if not sampling.ignore_eos:
-            ends |= engine.tokenizer.ends
-        choosing = _choosing(sampling, engine.defaults, ends)
-        super().__init__(delivery, prompt_tokens=len(prompt))
+        """Raises InvalidRequest when a prompt cannot be encoded or does not fit the model."""
+        job = delivery.job
+        self._prompts = _prompts(job, engine)
+        known([id_ for id_, _ in job.sampling.logit_bias], engine.limits.vocabulary, param="logit_bias")
+        known(job.sampling.stop_token_ids, engine.limits.vocabulary, param="stop_token_ids")
+        super().__init__(delivery, prompt_tokens=sum(len(prompt.ids) for prompt in self._prompts))
+        self._n = job.sampling.n
+        self._ends = frozenset(job.sampling.stop_token_ids)
+        if not job.sampling.ignore_eos:
+            self._ends |= engine.tokenizer.ends
         self._token_bytes = engine.tokenizer.token_bytes
-        self._transcripts = [
-            Transcript(engine.tokenizer.decode, ends=ends, stop=sampling.stop, tokens_max=tokens_max)
-            for _ in range(sampling.n)
-        ]
-        self.sequences = [
-            Sequence(
-                job_id=delivery.job.id,
-                choice=choice,
-                prompt=prompt,
-                choosing=choosing,
-                salt=delivery.job.cache_salt.encode(),
-                adapter=delivery.job.model if delivery.job.model in engine.adapters else "",
-                constraint=engine.tokenizer.constraint(sampling.grammar) if sampling.grammar else None,
-            )
-            for choice in range(sampling.n)
-        ]
-        self._open = set(range(sampling.n))
+        self._echoed = {event.prompt for event in delivery.log if isinstance(event, Echoed)}
+        choices = range(len(self._prompts) * self._n)
+        self._transcripts = [self._transcript(engine, choice) for choice in choices]
+        self.sequences = [self._sequence(engine, choice) for choice in choices]
+        self._open = set(choices)
         self._replay_log()
+
+    def _transcript(self, engine: Engine, choice: int) -> Transcript:
+        tokens_max = self._prompt(choice).tokens_max
+        stop = self.delivery.job.sampling.stop
+        return Transcript(engine.tokenizer.decode, ends=self._ends, stop=stop, tokens_max=tokens_max)
+
+    def _sequence(self, engine: Engine, choice: int) -> Sequence:
+        job, draw = self.delivery.job, choice % self._n
+        choosing = _choosing(job.sampling, engine.defaults, self._ends)
+        if draw == 0 and choice // self._n not in self._echoed:
+            choosing = replace(choosing, scores=job.request.get("prompt_logprobs"))
+        return Sequence(
+            job_id=job.id,
+            choice=choice,
+            draw=draw,
+            prompt=self._prompt(choice).ids,
+            choosing=choosing,
+            salt=job.cache_salt.encode(),
+            adapter=job.model if job.model in engine.adapters else "",
+            constraint=engine.tokenizer.constraint(job.sampling.grammar) if job.sampling.grammar else None,
+        )
+
+    def _prompt(self, choice: int) -> Prompt:
+        return self._prompts[choice // self._n]
 
     @property
     def unfinished(self) -> list[Sequence]:
         return [sequence for sequence in self.sequences if sequence.choice in self._open]
+
+    def opening(self) -> list[Event]:
+        """Prompts that come back without anything that has to be computed come first, too."""
+        events = super().opening()
+        for index, prompt in enumerate(self._prompts):
+            if prompt.echo is not None and self.sequences[index * self._n].choosing.scores is None:
+                events += self._echo(index)
+        return events
 
     @property
     def done(self) -> bool:
         return not self._open
 
     def completed(self) -> Completed:
-        completion = sum(sequence.made for sequence in self.sequences)
-        cached = min(self.sequences[0].cached or 0, self.prompt_tokens)
+        completion = sum(min(each.made, self._prompt(each.choice).tokens_max) for each in self.sequences)
+        cached = sum(min(each.cached or 0, each.prompt_length) for each in self.sequences if each.draw == 0)
         usage = Usage(prompt_tokens=self.prompt_tokens, completion_tokens=completion, cached_tokens=cached)
         return Completed(usage=usage)
 
     def advance(self, sequence: Sequence, new: Sampled) -> list[Event]:
         """The events of one new token: a Delta, and Finished when it was the last of the last choice."""
-        text, reason = self._take(sequence, new.token)
+        events = self._echo(sequence.choice // self._n) if sequence.choosing.scores is not None else []
+        if self._prompt(sequence.choice).tokens_max:
+            text, reason = self._take(sequence, new.token)
+            ids: tuple[int, ...] = (new.token,)
+            logprobs = self._logprobs(sequence, new)
+        else:
+            text, reason, ids, logprobs = "", FinishReason.LENGTH, (), ()  # only the prompt was wanted
+        if reason is not None:
+            self._open.discard(sequence.choice)
         delta = Delta(
             seq=self.number(),
             choice=sequence.choice,
             text=text,
-            token_ids=(new.token,),
+            token_ids=ids,
             finish_reason=reason,
-            logprobs=self._logprobs(sequence, new),
+            logprobs=logprobs,
         )
-        if reason is not None:
-            self._open.discard(sequence.choice)
-        return [delta, *self.closing()]
+        return [*events, delta, *self.closing()]
+
+    def _echo(self, index: int) -> list[Event]:
+        """The prompt, unless it has come back already."""
+        if index in self._echoed:
+            return []
+        self._echoed.add(index)
+        prompt, sequence = self._prompts[index], self.sequences[index * self._n]
+        logprobs: tuple[Logprobs, ...] = ()
+        if sequence.choosing.scores is not None:
+            scored = {0: Sampled(prompt.ids[0])} | sequence.scored
+            logprobs = tuple(self._likelihood(scored[at]) for at in range(len(prompt.ids)))
+        return [Echoed(seq=self.number(), prompt=index, text=prompt.echo or "", logprobs=logprobs)]
 
     def _take(self, sequence: Sequence, token: int) -> tuple[str, FinishReason | None]:
         transcript, constraint = self._transcripts[sequence.choice], sequence.constraint
@@ -89,35 +136,56 @@ class Generation(Turn):
         return text, reason
 
     def _logprobs(self, sequence: Sequence, new: Sampled) -> tuple[Logprobs, ...]:
-        if sequence.choosing.logprobs is None or new.token in sequence.choosing.banned:
-            return ()
+        ends = self.delivery.job.kind is Kind.CHAT and new.token in self._ends
+        return () if sequence.choosing.logprobs is None or ends else (self._likelihood(new),)
+
+    def _likelihood(self, new: Sampled) -> Logprobs:
         chosen, *top = (
             Likelihood(self._token_bytes(token), max(logprob, LOGPROB_MIN))
             for token, logprob in ((new.token, new.logprob), *new.top)
         )
-        return (Logprobs(chosen, tuple(top)),)
+        return Logprobs(chosen, tuple(top))
 
     def _replay_log(self) -> None:
         for event in self.delivery.log:
             if isinstance(event, Delta):
-                reason: FinishReason | None = None
                 for token in event.token_ids:
                     self.sequences[event.choice].ids.append(token)
-                    _, reason = self._take(self.sequences[event.choice], token)
-                if reason is not None:
+                    self._take(self.sequences[event.choice], token)
+                if event.finish_reason is not None:
                     self._open.discard(event.choice)
 
 
-def budget(prompt_tokens: int, max_tokens: int | None, context_length: int) -> int:
+def _prompts(job: Job, engine: Engine) -> list[Prompt]:
+    """A chat is one prompt; a completion may have several, each a text or token ids."""
+    context, max_tokens = engine.limits.context_length, job.sampling.max_tokens
+    if job.kind is Kind.CHAT:
+        ids = engine.tokenizer.encode_chat(job.request["messages"])
+        return [Prompt(ids, budget(len(ids), max_tokens, context, param="messages"))]
+    prompts = []
+    for item in job.request["prompts"]:
+        ids = (
+            engine.tokenizer.encode_text(item)
+            if isinstance(item, str)
+            else known(item, engine.limits.vocabulary, param="prompt")
+        )
+        if not ids:
+            raise InvalidRequest("'prompt' holds a text of no tokens.", param="prompt")
+        echo = (item if isinstance(item, str) else engine.tokenizer.decode(ids)) if job.request["echo"] else None
+        prompts.append(Prompt(ids, budget(len(ids), max_tokens, context, param="prompt"), echo))
+    return prompts
+
+
+def budget(prompt_tokens: int, max_tokens: int | None, context_length: int, *, param: str) -> int:
     """Tokens the answer may have. Raises ContextLengthExceeded, as OpenAI words it."""
     if max_tokens is None:
         max_tokens = max(context_length - prompt_tokens, 1)
     if prompt_tokens + max_tokens > context_length:
         raise ContextLengthExceeded(
             f"This model's maximum context length is {context_length} tokens. However, you requested "
-            f"{prompt_tokens + max_tokens} tokens ({prompt_tokens} in the messages, {max_tokens} in the completion). "
-            "Please reduce the length of the messages or completion.",
-            param="messages",
+            f"{prompt_tokens + max_tokens} tokens ({prompt_tokens} in the {param}, {max_tokens} in the completion). "
+            f"Please reduce the length of the {param} or completion.",
+            param=param,
         )
     return max_tokens
 
@@ -142,13 +210,3 @@ def _choosing(sampling: Sampling, defaults: Defaults, ends: frozenset[int]) -> C
 
 def _or(asked: Number | None, default: Number) -> Number:
     return default if asked is None else asked
-
-
-def _require_known(sampling: Sampling, vocabulary: int) -> None:
-    """Raise InvalidRequest for a token id that the model does not have."""
-    for param, ids in (
-        ("logit_bias", [id_ for id_, _ in sampling.logit_bias]),
-        ("stop_token_ids", sampling.stop_token_ids),
-    ):
-        if unknown := [id_ for id_ in ids if id_ >= vocabulary]:
-            raise InvalidRequest(f"'{param}' names token {unknown[0]}; this model has {vocabulary}.", param=param)

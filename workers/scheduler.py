@@ -23,6 +23,11 @@ class Row:
     def samples(self) -> bool:
         return self.start + self.count == self.sequence.length
 
+    @property
+    def scoring(self) -> bool:
+        """Whether it is asked how likely the prompt's next tokens were."""
+        return self.sequence.choosing.scores is not None and self.start < self.sequence.prompt_length - 1
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -228,8 +233,8 @@ class Scheduler:
         return self._digests(sequence, (sequence.length - 1) // BLOCK_SIZE)
 
     def _digests(self, sequence: Sequence, count: int) -> list[bytes]:
-        """Names of its first `count` blocks."""
-        if not self._limits.prefix_cache:
+        """Names of its first `count` blocks; none where nothing is shared: whose prompt is scored needs it computed."""
+        if not self._limits.prefix_cache or sequence.choosing.scores is not None:
             return []
         known = sequence.digests
         while len(known) < count:

@@ -13,7 +13,8 @@ class Choosing:
     """How this sequence chooses tokens, with every default filled in. Temperature 0 is greedy; top_k 0 is off.
 
     `banned` token ids cannot be chosen for the first `min_tokens` tokens. `logprobs` asks for the logarithm of the
-    chosen token's probability and those of so many likeliest ones; None asks for nothing.
+    chosen token's probability and those of so many likeliest ones; None asks for nothing. `scores` asks for the same of
+    the prompt's tokens.
     """
 
     seed: int
@@ -28,6 +29,7 @@ class Choosing:
     min_tokens: int = 0
     banned: frozenset[int] = frozenset()
     logprobs: int | None = None
+    scores: int | None = None
 
     @property
     def penalises(self) -> bool:
@@ -60,7 +62,8 @@ class Sequence:
 
     `ids`: prompt and output. `salt`: sequences share computed blocks only where their salts are equal; `digests` name
     its full blocks. `cached`: how many tokens were shared when it first ran. `adapter`: name of the LoRA adapter that
-    computes it, empty for none.
+    computes it, empty for none. `draw`: which of the choices for this prompt it is; `scored`: what was found of the
+    prompt's tokens, by position, where asked for.
     """
 
     __slots__ = (
@@ -72,10 +75,12 @@ class Sequence:
         "computed",
         "constraint",
         "digests",
+        "draw",
         "ids",
         "job_id",
         "prompt_length",
         "salt",
+        "scored",
     )
 
     def __init__(
@@ -83,6 +88,7 @@ class Sequence:
         *,
         job_id: str,
         choice: int,
+        draw: int | None = None,
         prompt: Iterable[int],
         choosing: Choosing,
         output: Iterable[int] = (),
@@ -92,6 +98,7 @@ class Sequence:
     ) -> None:
         self.job_id = job_id
         self.choice = choice
+        self.draw = choice if draw is None else draw
         self.choosing = choosing
         self.adapter = adapter
         self.salt = adapter.encode() + b"\0" + salt if adapter else salt
@@ -103,6 +110,7 @@ class Sequence:
         self.cached: int | None = None
         self.blocks = array("i")
         self.digests: list[bytes] = []
+        self.scored: dict[int, Sampled] = {}
 
     @property
     def length(self) -> int:

@@ -1,5 +1,8 @@
 """One delivery in work, and the number of its next event. Pure decisions; made anew for every attempt."""
 
+from collections.abc import Sequence as Seq
+
+from shared.errors import InvalidRequest
 from shared.events import Completed, Event, Finished, Outcome, Started
 from shared.queue import Delivery
 
@@ -39,3 +42,10 @@ class Turn:
         """Of the next event."""
         self._next_seq += 1
         return self._next_seq - 1
+
+
+def known(ids: Seq[int], vocabulary: int, *, param: str) -> list[int]:
+    """The same; raises InvalidRequest for a token id that the model does not have."""
+    if unknown := [id_ for id_ in ids if id_ >= vocabulary]:
+        raise InvalidRequest(f"'{param}' names token {unknown[0]}; this model has {vocabulary}.", param=param)
+    return list(ids)

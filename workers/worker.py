@@ -28,7 +28,11 @@ log = logging.getLogger(__name__)
 RETRY_S = 0.2
 CLAIMED_AT_ONCE = 8  # so that of many jobs that arrive together each idle worker gets some
 FLUSH_S = 2.0  # for the last events to reach Redis when stopping
-TURNS: dict[Kind, Callable[[Delivery, Engine], Turn]] = {Kind.CHAT: Generation, Kind.EMBEDDING: Embedding}
+TURNS: dict[Kind, Callable[[Delivery, Engine], Turn]] = {
+    Kind.CHAT: Generation,
+    Kind.COMPLETION: Generation,
+    Kind.EMBEDDING: Embedding,
+}
 
 
 @dataclass(slots=True)

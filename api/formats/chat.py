@@ -5,11 +5,10 @@ from typing import Any
 
 import orjson
 
+from api.formats.common import head, usage_object
 from api.sse import DONE, frame
 from shared.events import Completed, Delta, Event, Finished, Likelihood, Logprobs, Started, Usage
 from shared.job import Job
-
-FINGERPRINT = "penstock-1"
 
 
 class ChatChunks:
@@ -17,7 +16,7 @@ class ChatChunks:
 
     def __init__(self, job: Job, *, include_usage: bool) -> None:
         self._choices = range(job.sampling.n)
-        self._head = _head(job, "chat.completion.chunk")
+        self._head = head(job, "chat.completion.chunk")
         self._include_usage = include_usage
         shared = orjson.dumps(self._head | ({"usage": None} if include_usage else {}))[:-1]
         self._before_index = b"data: " + shared + b',"choices":[{"index":'
@@ -83,17 +82,7 @@ class WholeChat:
             }
             for index, (texts, reason) in enumerate(zip(self._texts, self._reasons, strict=True))
         ]
-        return _head(self._job, "chat.completion") | {"choices": choices, "usage": usage_object(usage)}
-
-
-def usage_object(usage: Usage) -> dict[str, Any]:
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-        "completion_tokens_details": {"reasoning_tokens": 0},
-    }
+        return head(self._job, "chat.completion") | {"choices": choices, "usage": usage_object(usage)}
 
 
 def _logprobs(logprobs: Logprobs) -> dict[str, Any]:
@@ -103,13 +92,3 @@ def _logprobs(logprobs: Logprobs) -> dict[str, Any]:
 def _likelihood(likelihood: Likelihood) -> dict[str, Any]:
     token = likelihood.token
     return {"token": token.decode(errors="replace"), "logprob": likelihood.logprob, "bytes": list(token)}
-
-
-def _head(job: Job, kind: str) -> dict[str, Any]:
-    return {
-        "id": job.id,
-        "object": kind,
-        "created": job.created_ms // 1000,
-        "model": job.model,
-        "system_fingerprint": FINGERPRINT,
-    }

@@ -1,34 +1,12 @@
 """The body of `POST /v1/chat/completions`. What is not supported is refused by name, never dropped in silence."""
 
-from typing import Annotated, Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from api.schemas.base import Strict
+from api.schemas.sampling import GenerationRequest
 from shared.errors import InvalidRequest
-
-# Parameters that are not supported, and the values at which they change nothing, so that they can be accepted.
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "audio": (),
-    "chat_template_kwargs": ({},),
-    "function_call": ("none",),
-    "functions": ([],),
-    "metadata": ({},),
-    "modalities": (["text"],),
-    "parallel_tool_calls": (True, False),
-    "prediction": (),
-    "reasoning_effort": ("none",),
-    "service_tier": ("auto", "default"),
-    "skip_special_tokens": (True,),
-    "store": (False,),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "verbosity": ("medium",),
-    "web_search_options": (),
-}
-STOPS_MAX = 16
-CHOICES_MAX = 1000
-BIASES_MAX = 1024
 
 
 class TextPart(Strict):
@@ -56,121 +34,39 @@ class Message(Strict):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class StreamOptions(Strict):
-    include_usage: bool = False
-    include_obfuscation: Literal[False] = False
+class ChatCompletionRequest(GenerationRequest):
+    NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "audio": (),
+        "chat_template_kwargs": ({},),
+        "function_call": ("none",),
+        "functions": ([],),
+        "metadata": ({},),
+        "modalities": (["text"],),
+        "parallel_tool_calls": (True, False),
+        "prediction": (),
+        "reasoning_effort": ("none",),
+        "service_tier": ("auto", "default"),
+        "skip_special_tokens": (True,),
+        "store": (False,),
+        "tool_choice": ("none", "auto"),
+        "tools": ([],),
+        "verbosity": ("medium",),
+        "web_search_options": (),
+    }
 
-
-class JsonSchema(Strict):
-    """`schema` is checked by the worker, which compiles it; `strict` is always kept."""
-
-    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
-    description: str | None = None
-    schema_: dict[str, Any] = Field(default_factory=dict, alias="schema")
-    strict: bool | None = None
-
-
-class ResponseFormat(Strict):
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
-
-    @model_validator(mode="after")
-    def _a_schema_when_named(self) -> "ResponseFormat":
-        if (self.type == "json_schema") != (self.json_schema is not None):
-            raise ValueError("'json_schema' belongs to the type of that name")
-        return self
-
-
-class StructuredOutputs(Strict):
-    """vLLM's extension. Exactly one of them."""
-
-    json_: dict[str, Any] | str | None = Field(None, alias="json")
-    regex: str | None = Field(None, min_length=1)
-    choice: list[Annotated[str, Field(min_length=1)]] | None = Field(None, min_length=1, max_length=CHOICES_MAX)
-    grammar: str | None = Field(None, min_length=1)
-
-    @model_validator(mode="after")
-    def _one_of_them(self) -> "StructuredOutputs":
-        if sum(value is not None for value in (self.json_, self.regex, self.choice, self.grammar)) != 1:
-            raise ValueError("exactly one of json, regex, choice and grammar")
-        return self
-
-
-class ChatCompletionRequest(Strict):
-    model: str = Field(min_length=1, max_length=200)
     messages: list[Message] = Field(min_length=1)
-    stream: bool | None = False
-    stream_options: StreamOptions | None = None
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1)
-    min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=BIASES_MAX)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    min_tokens: int | None = Field(None, ge=0)
-    ignore_eos: bool | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = Field(None, max_length=STOPS_MAX)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    n: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    cache_salt: str | None = Field(None, max_length=512)
-    response_format: ResponseFormat | None = None
-    structured_outputs: StructuredOutputs | None = None
     # These identify the caller; they cannot change an answer.
-    user: str | None = Field(None, max_length=512)
     safety_identifier: str | None = Field(None, max_length=512)
     prompt_cache_key: str | None = Field(None, max_length=512)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unsupported(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        for param in data.keys() & NEUTRAL.keys():
-            if data[param] is not None and data[param] not in NEUTRAL[param]:
-                raise InvalidRequest(f"The parameter '{param}' is not supported here yet.", param=param)
-        return {param: value for param, value in data.items() if param not in NEUTRAL}
-
-    @field_validator("stop")
-    @classmethod
-    def _stops(cls, stop: str | list[str] | None) -> str | list[str] | None:
-        listed = [stop] if isinstance(stop, str) else stop or []
-        if len(listed) > STOPS_MAX or any(not 0 < len(text) <= 1000 for text in listed):
-            raise ValueError(f"at most {STOPS_MAX} strings of 1 to 1000 characters")
-        return listed or None
-
-    @field_validator("logit_bias")
-    @classmethod
-    def _token_ids(cls, bias: dict[str, float] | None) -> dict[str, float] | None:
-        if any(not token.isascii() or not token.isdigit() for token in bias or ()):
-            raise ValueError("its keys are token ids")
-        return bias
-
-    @model_validator(mode="after")
-    def _one_form(self) -> "ChatCompletionRequest":
-        formed = self.response_format is not None and self.response_format.type != "text"
-        if formed and self.structured_outputs is not None:
-            raise InvalidRequest(
-                "'structured_outputs' and 'response_format' exclude each other.", param="structured_outputs"
-            )
-        return self
 
     @model_validator(mode="after")
     def _top_logprobs_need_logprobs(self) -> "ChatCompletionRequest":
         if self.top_logprobs and not self.logprobs:
             raise InvalidRequest("'top_logprobs' is only allowed with 'logprobs': true.", param="top_logprobs")
-        return self
-
-    @model_validator(mode="after")
-    def _stream_options_need_a_stream(self) -> "ChatCompletionRequest":
-        if self.stream_options is not None and not self.stream:
-            raise InvalidRequest("'stream_options' is only allowed with 'stream': true.", param="stream_options")
         return self
 
 

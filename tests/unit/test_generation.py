@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from shared.errors import ContextLengthExceeded
-from shared.events import Completed, Delta, Event, Finished, Started
+from shared.events import Completed, Delta, Echoed, Event, Finished, Started
 from shared.queue import Delivery
 from tests.factories import make_job
 from workers.engine.scripted import ScriptedEngine
@@ -92,3 +92,52 @@ def test_a_budget_that_does_not_fit_is_refused() -> None:
         Generation(deliver([], max_tokens=50), engine(context_length=51))
 
     assert caught.value.param == "messages"
+
+
+def complete(prompts: list[Any], *, echo: bool = False, scores: int | None = None, **sampling: Any) -> dict[str, Any]:
+    return {"completion": {"prompts": prompts, "echo": echo, "prompt_logprobs": scores}} | sampling
+
+
+def texts(events: list[Event]) -> list[str]:
+    """Of all choices, their prompts first."""
+    said = by_choice(events)
+    return ["".join(str(text) for text, _, _ in said[choice]) for choice in sorted(said)]
+
+
+def test_each_prompt_of_a_completion_is_answered_as_if_it_were_alone() -> None:
+    together = play(Generation(deliver([], **complete(["one", [5, 6], "one"], n=2)), engine()), engine())
+    alone = [play(Generation(deliver([], **complete([item], n=2)), engine()), engine()) for item in ("one", [5, 6])]
+
+    assert texts(together) == [*texts(alone[0]), *texts(alone[1]), *texts(alone[0])]
+    assert len(set(texts(together))) == 4
+
+
+def test_echoed_prompts_come_first_and_once() -> None:
+    delivery = deliver([], **complete(["one two", [5, 6]], echo=True))
+    events = play(Generation(delivery, engine()), engine())
+
+    assert events[1:3] == [Echoed(seq=1, prompt=0, text="one two"), Echoed(seq=2, prompt=1, text=" t5 t6")]
+    for cut in range(len(events)):
+        again = Delivery(job=delivery.job, entry_id="1-0", exec="f", attempt=2, log=tuple(events[:cut]))
+        resumed = [*events[:cut], *play(Generation(again, engine()), engine())]
+        assert [event.seq for event in resumed] == list(range(len(events)))
+        assert sum(isinstance(event, Echoed) for event in resumed) == 2
+        assert texts(resumed) == texts(events)
+
+
+def test_only_the_prompt_when_no_tokens_are_wanted() -> None:
+    events = play(Generation(deliver([], **complete(["one two"], echo=True, max_tokens=0)), engine()), engine())
+
+    *_, delta, last = events
+    assert isinstance(delta, Delta)
+    assert (delta.text, delta.token_ids, delta.finish_reason) == ("", (), "length")
+    assert isinstance(last, Finished)
+    assert isinstance(last.outcome, Completed)
+    assert (last.outcome.usage.prompt_tokens, last.outcome.usage.completion_tokens) == (2, 0)
+
+
+def test_a_completion_that_does_not_fit_names_its_prompt() -> None:
+    with pytest.raises(ContextLengthExceeded) as refused:
+        Generation(deliver([], **complete(["a b"], max_tokens=50)), engine(context_length=51))
+
+    assert refused.value.param == "prompt"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from shared.settings import load_settings
-from tests.models import TOKENS, expected, generate, prompts, random_model, sequence
+from tests.models import GREEDY, TOKENS, expected, generate, prompts, random_model, sequence
 from workers.engine.base import Defaults, Engine
 from workers.engine.loader import load_torch_engine
 from workers.engine.trial import engine_for
@@ -103,6 +103,23 @@ def test_a_shared_beginning_and_a_cache_too_small_for_all_change_no_token(case: 
         case.engine.limits = roomy
     if case.family.engine == "batched":
         assert max(each.cached or 0 for each in sequences) >= 48
+
+
+def test_prompts_are_scored_as_the_models_own_code_scores_them(case: Case) -> None:
+    asked = [prompt for prompt in prompts() if len(prompt) > 1]
+    scoring = replace(GREEDY, scores=3)
+    sequences = [sequence(prompt, scoring) for prompt in [*asked, asked[0]]]  # nothing is shared with an equal one
+    generate(case.engine, [*sequences, sequence(asked[0])], 4)
+
+    for each in sequences:
+        ids = torch.tensor([each.ids[: each.prompt_length].tolist()])
+        with torch.inference_mode():
+            wanted = torch.log_softmax(case.reference(input_ids=ids, use_cache=False).logits[0].float(), -1)
+        assert list(each.scored) == list(range(1, each.prompt_length))
+        for at, known in each.scored.items():
+            assert known.token == each.ids[at]
+            assert known.logprob == pytest.approx(wanted[at - 1, known.token].item(), abs=2e-3)
+            assert [value for _, value in known.top] == pytest.approx(wanted[at - 1].topk(3).values.tolist(), abs=2e-3)
 
 
 def test_in_deterministic_mode_logits_are_equal_bit_for_bit_however_they_are_computed(case: Case) -> None:

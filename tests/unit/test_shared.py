@@ -16,12 +16,15 @@ from shared.events import (
     Cancelled,
     Completed,
     Delta,
+    Echoed,
     Embedded,
     Event,
     Expired,
     Failed,
     Finished,
     FinishReason,
+    Likelihood,
+    Logprobs,
     Started,
     Usage,
 )
@@ -31,10 +34,13 @@ from shared.settings import Settings, load_settings
 from tests.factories import make_job
 
 ROOT = Path(__file__).parents[2]
+LOGPROBS = Logprobs(Likelihood(b" \xe2\x80", -0.5), (Likelihood(b"x", -0.25),))
 EVENTS: list[Event] = [
     Started(seq=0, prompt_tokens=3),
     Delta(seq=1, choice=0, text='你 "q" \u2028', token_ids=(1, 2)),
     Delta(seq=2, choice=1, text="", token_ids=(3,), finish_reason=FinishReason.LENGTH),
+    Echoed(seq=1, prompt=2, text="a b", logprobs=(Logprobs(Likelihood(b"a", 0.0), ()), LOGPROBS)),
+    Delta(seq=2, choice=0, text="", token_ids=(3,), logprobs=(LOGPROBS,)),
     Embedded(seq=1, index=7, vector=(0.5, -0.25, 2.0**-30)),
     Finished(seq=3, outcome=Completed(usage=Usage(prompt_tokens=3, completion_tokens=3))),
     Finished(seq=3, outcome=Failed(code="engine_error", message="m", param="p")),

@@ -11,9 +11,9 @@ from workers.engine.faults import translated
 from workers.engine.kv_cache import KVCache
 from workers.engine.lora import Adapters
 from workers.engine.packing import Chunk, Step
-from workers.engine.sampler import choose
+from workers.engine.sampler import choose, score
 from workers.limits import BLOCK_SIZE, Limits
-from workers.scheduler import Batch
+from workers.scheduler import Batch, Row
 from workers.sequence import Sampled, Sequence
 
 
@@ -48,14 +48,16 @@ class BatchedEngine:
 
     @torch.inference_mode()
     def logits(self, batch: Batch) -> torch.Tensor:
-        """Float32 [sampling rows, vocabulary]."""
+        """Float32 [sampling rows, vocabulary]. Prompts that are to be scored are."""
         ids = array("q")
-        last: list[int] = []
+        kept: list[tuple[Row, range]] = []
         for row in batch.rows:
+            begin = len(ids)
             ids += row.sequence.ids[row.start : row.start + row.count]
-            if row.samples:
-                last.append(len(ids) - 1)
-        ids, keep = self._in_company(ids), self._in_company(array("q", last or [0]))
+            if row.scoring or row.samples:
+                kept.append((row, range(begin if row.scoring else len(ids) - 1, len(ids))))
+        keep = array("q", [at for _, where in kept for at in where] or [0])
+        ids, keep = self._in_company(ids), self._in_company(keep)
         step = self._plan(batch, len(ids))
         names, counts = [row.sequence.adapter for row in batch.rows], [row.count for row in batch.rows]
         with self.adapters.computing(names, counts, self._device):
@@ -66,8 +68,7 @@ class BatchedEngine:
                 logits_to_keep=self._tensor(np.array(keep)),
                 penstock_step=step,
             )
-        rows: torch.Tensor = out.logits[0, : len(last)].float()
-        return rows
+        return _sampling_rows(out.logits[0], kept)
 
     def free(self, sequence: Sequence) -> None:
         """Nothing: what a sequence holds is its blocks, and those are the scheduler's."""
@@ -105,3 +106,17 @@ class BatchedEngine:
 
     def _tensor(self, values: Any) -> torch.Tensor:
         return torch.from_numpy(values).to(self._device, non_blocking=True)
+
+
+def _sampling_rows(logits: torch.Tensor, kept: list[tuple[Row, range]]) -> torch.Tensor:
+    """Those of the rows that sample; what else was kept is for their prompts' scores."""
+    if not any(row.scoring for row, _ in kept):
+        return logits[: len(kept)].float()
+    last, end = [], 0
+    for row, where in kept:
+        begin, end = end, end + len(where)
+        if row.scoring:
+            score(logits[begin:end], row.sequence, row.start)
+        if row.samples:
+            last.append(end - 1)
+    return logits[last].float()

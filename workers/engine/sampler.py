@@ -13,6 +13,7 @@ from shared.errors import EngineError
 from workers.engine.grammar import GrammarState, forbid
 from workers.sequence import Choosing, Sampled, Sequence
 
+SCORED = 64  # rows of logits at once: vocabularies are large
 CANDIDATES = 1024  # sorted first; a row whose limits let more through is sorted whole
 
 
@@ -116,7 +117,7 @@ def _draw(logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
     if any(c.min_p for c in choosing):
         floor = _column([c.min_p for c in choosing], logits) * probabilities.amax(-1, keepdim=True)
         probabilities = probabilities.masked_fill(probabilities < floor, 0)
-    points = [uniform(s.choosing.seed, s.choice, s.made) for s in sequences]
+    points = [uniform(s.choosing.seed, s.draw, s.made) for s in sequences]
     numbers = torch.tensor(points, dtype=torch.float64, device=logits.device).unsqueeze(1)
     tokens = torch.empty(len(sequences), dtype=torch.long, device=logits.device)
     limited = [row for row, c in enumerate(choosing) if c.top_p < 1 or c.top_k]
@@ -172,12 +173,31 @@ def _column(values: Seq[float], like: torch.Tensor) -> torch.Tensor:
 def _add_logprobs(sampled: list[Sampled], logits: torch.Tensor, sequences: Seq[Sequence]) -> None:
     """In place, for the rows that ask."""
     rows = [row for row, sequence in enumerate(sequences) if sequence.choosing.logprobs is not None]
-    logprobs = torch.log_softmax(logits[rows], -1)
-    tokens = torch.tensor([sampled[row].token for row in rows], device=logits.device).unsqueeze(1)
-    own = logprobs.gather(1, tokens).squeeze(1).tolist()
-    most = max(sequences[row].choosing.logprobs or 0 for row in rows)
-    values, ids = (each.tolist() for each in logprobs.topk(most))
-    for at, row in enumerate(rows):
-        count = sequences[row].choosing.logprobs or 0
-        top = tuple(zip(ids[at][:count], values[at][:count], strict=True))
-        sampled[row] = Sampled(sampled[row].token, own[at], top)
+    counts = [sequences[row].choosing.logprobs or 0 for row in rows]
+    for row, known in zip(rows, likelihoods(logits[rows], [sampled[row].token for row in rows], counts), strict=True):
+        sampled[row] = known
+
+
+def likelihoods(logits: torch.Tensor, tokens: Seq[int], counts: Seq[int]) -> list[Sampled]:
+    """Of each row's token, and of so many of the likeliest in its place."""
+    logprobs = torch.log_softmax(logits, -1)
+    chosen = torch.tensor(tokens, device=logits.device).unsqueeze(1)
+    own = logprobs.gather(1, chosen).squeeze(1).tolist()
+    values, ids = (each.tolist() for each in logprobs.topk(max(counts)))
+    return [
+        Sampled(token, own[at], tuple(zip(ids[at][:count], values[at][:count], strict=True)))
+        for at, (token, count) in enumerate(zip(tokens, counts, strict=True))
+    ]
+
+
+@torch.inference_mode()
+def score(logits: torch.Tensor, sequence: Sequence, start: int) -> None:
+    """Note how likely the prompt's tokens were. `logits`: float32 [rows, vocabulary], of its tokens from `start` on,
+    each of which says what the next one may be."""
+    count = sequence.choosing.scores or 0
+    stop = min(start + len(logits), sequence.prompt_length - 1)
+    for begin in range(start, stop, SCORED):
+        end = min(begin + SCORED, stop)
+        tokens = sequence.ids[begin + 1 : end + 1].tolist()
+        known = likelihoods(logits[begin - start : end - start].float(), tokens, [count] * len(tokens))
+        sequence.scored |= dict(enumerate(known, start=begin + 1))

@@ -108,7 +108,7 @@ class ScriptedEngine:
 
 def scripted_token(sequence: Sequence, position: int) -> int:
     choosing = sequence.choosing
-    drawn = (choosing.seed, sequence.choice) if choosing.temperature else ()
+    drawn = (choosing.seed, sequence.draw) if choosing.temperature else ()
     return 1 + _hash(f"{sequence.ids[: sequence.prompt_length].tolist()} {drawn} {position}") % (VOCABULARY - 1)
 
 

@@ -8,7 +8,7 @@ import torch
 from workers.engine.base import Defaults, Embedder, Tokenizer
 from workers.engine.faults import translated
 from workers.engine.lora import Adapters
-from workers.engine.sampler import choose
+from workers.engine.sampler import choose, score
 from workers.limits import Limits
 from workers.scheduler import Batch
 from workers.sequence import Sampled, Sequence
@@ -51,6 +51,8 @@ class StepwiseEngine:
         if self._cached:
             known = {name: out[name] for name in CACHES if out.get(name) is not None}
             self._states[sequence] = (sequence.length, known) if known else (0, {})
+        if sequence.choosing.scores is not None and done == 0:
+            score(out.logits[0], sequence, 0)
         last: torch.Tensor = out.logits[0, -1].float()
         return last
 

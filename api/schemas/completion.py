@@ -1,0 +1,37 @@
+"""The body of `POST /v1/completions`."""
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, model_validator
+
+from api.schemas.base import Texts, listed, texts_max
+from api.schemas.sampling import GenerationRequest
+from shared.errors import InvalidRequest
+
+PROMPTS_MAX = 128
+CHOICES_MAX = 256  # of all prompts together
+
+
+class CompletionRequest(GenerationRequest):
+    """`logprobs`: of the chosen token and so many of the likeliest; with `echo` of the prompt's tokens, too."""
+
+    NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = {"skip_special_tokens": (True,), "suffix": ("",)}
+
+    prompt: Annotated[Texts, texts_max(PROMPTS_MAX)]
+    max_tokens: int | None = Field(16, ge=0)
+    best_of: int | None = Field(None, ge=1)
+    echo: bool | None = None
+    logprobs: int | None = Field(None, ge=0, le=20)
+
+    @model_validator(mode="after")
+    def _what_goes_together(self) -> "CompletionRequest":
+        n, best_of = self.n or 1, self.best_of or self.n or 1
+        if best_of < n:
+            raise InvalidRequest(f"'best_of' is less than the {n} choices asked for.", param="best_of")
+        if best_of > n and self.stream:
+            raise InvalidRequest("'best_of' cannot be streamed: the best is known at the end.", param="best_of")
+        if len(listed(self.prompt)) * best_of > CHOICES_MAX:
+            raise InvalidRequest(f"More than {CHOICES_MAX} choices over all prompts.", param="prompt")
+        if self.max_tokens == 0 and not self.echo:
+            raise InvalidRequest("'max_tokens' may be 0 only with 'echo': true.", param="max_tokens")
+        return self
