@@ -47,12 +47,12 @@ ADAPTER = click.option(
 @click.option("--port", type=int, help="Port of health and metrics; 0 picks a free one.")
 def worker(models: tuple[str, ...], adapters: tuple[str, ...], redis_url: str | None, port: int | None) -> None:
     """Serve models from the queue."""
-    from workers.main import serve
+    from workers.main import run as run_worker
     from workers.models import parse_specs
 
     settings = load_settings(redis_url=redis_url, worker_port=port)
     configure_logging(settings.log_level)
-    asyncio.run(serve(parse_specs(models, adapters), settings))
+    run_worker(parse_specs(models, adapters), settings)
 
 
 @main.command()

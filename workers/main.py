@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 
 from shared import rq_view
 from shared.directory import Directory
+from shared.errors import SettingsError
 from shared.job import ModelInfo
 from shared.redis_channel import RedisChannel
 from shared.redis_client import check, connect, durability_warning, translated
@@ -21,12 +22,38 @@ from shared.sockets import listen, url_of
 from shared.telemetry import WorkerMetrics
 from workers.engine.base import EngineBroken
 from workers.health import HealthServer
-from workers.models import Loaded, ModelSpec, load
+from workers.models import Loaded, ModelSpec, load, load_engine
+from workers.ranks import rank, world
 from workers.worker import Worker
 
 log = logging.getLogger(__name__)
 WORKER_TTL_S = 10
 BROKEN = 70  # exit status: the engine is lost, a new process may do better
+
+
+def run(specs: Sequence[ModelSpec], settings: Settings) -> None:
+    """Until SIGTERM or SIGINT; under torchrun, as one rank of several. Raises SettingsError when it cannot start."""
+    if world() > 1 and (len(specs) > 1 or specs[0].source == "scripted"):
+        raise SettingsError("MODEL: under torchrun a worker serves one model, and not the scripted engine")
+    if rank() == 0:
+        asyncio.run(serve(specs, settings))
+    else:
+        _follow(specs[0], settings)
+
+
+def _follow(spec: ModelSpec, settings: Settings) -> None:
+    """Compute along. Only rank 0 decides when that ends, or it is gone."""
+    from workers.engine.parallel import follow
+
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(sign, signal.SIG_IGN)
+    engine = load_engine(spec, settings)
+    try:
+        follow(engine)
+    except Exception:
+        log.critical("the first rank is gone", exc_info=True)
+        logging.shutdown()
+        os._exit(BROKEN)
 
 
 async def serve(specs: Sequence[ModelSpec], settings: Settings) -> None:
@@ -54,9 +81,17 @@ async def serve(specs: Sequence[ModelSpec], settings: Settings) -> None:
     finally:
         server.should_exit = True
         await serving
+        if world() > 1:
+            await asyncio.to_thread(_dismiss)
         await presence.leave()
         await client.aclose()
         await blocking.aclose()
+
+
+def _dismiss() -> None:
+    from workers.engine.parallel import tell
+
+    tell(None)
 
 
 class _Presence:

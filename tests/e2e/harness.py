@@ -121,6 +121,16 @@ class Stack:
     def post(self, body: Any, **options: Any) -> httpx.Response:
         return httpx.post(f"{self.base}/v1/chat/completions", json=body, timeout=60, **options)
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of its processes."""
+        return {**os.environ, **self._environment}
+
+    def served(self) -> int:
+        """Workers of the first model, as the API lists them; 0 before there is one."""
+        listed = httpx.get(f"{self.base}/v1/models").json()["data"]
+        return int(listed[0]["workers"]) if listed else 0
+
     def running(self) -> int:
         """Sequences in all engines, as the workers' own metrics count them."""
         return int(sum(metric(url, "penstock_running_sequences") for url in self._worker_urls()))

@@ -1,6 +1,7 @@
 """Continuous batching over transformers' own model code: every step packs all sequences into one row."""
 
 from array import array
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from workers.engine.base import Defaults, Embedder, Tokenizer
 from workers.engine.faults import translated
 from workers.engine.kv_cache import KVCache
 from workers.engine.lora import Adapters
-from workers.engine.packing import Chunk, Step
+from workers.engine.packing import Chunk, Numbers, Plan, Step
 from workers.engine.sampler import choose, score
 from workers.limits import BLOCK_SIZE, Limits
 from workers.scheduler import Batch, Row
@@ -38,6 +39,7 @@ class BatchedEngine:
         self.model = model
         self.embedder: Embedder | None = None
         self.adapters = Adapters()
+        self.tell: Callable[[Plan], None] | None = None  # whoever computes along
         self.cache = cache
         self._deterministic = deterministic
         self._device = model.device
@@ -49,58 +51,75 @@ class BatchedEngine:
     @torch.inference_mode()
     def logits(self, batch: Batch) -> torch.Tensor:
         """Float32 [sampling rows, vocabulary]. Prompts that are to be scored are."""
-        ids = array("q")
         kept: list[tuple[Row, range]] = []
+        end = 0
         for row in batch.rows:
-            begin = len(ids)
-            ids += row.sequence.ids[row.start : row.start + row.count]
+            begin, end = end, end + row.count
             if row.scoring or row.samples:
-                kept.append((row, range(begin if row.scoring else len(ids) - 1, len(ids))))
-        keep = array("q", [at for _, where in kept for at in where] or [0])
-        ids, keep = self._in_company(ids), self._in_company(keep)
-        step = self._plan(batch, len(ids))
-        names, counts = [row.sequence.adapter for row in batch.rows], [row.count for row in batch.rows]
-        with self.adapters.computing(names, counts, self._device):
-            out = self.model(
-                input_ids=self._tensor(np.array(ids)).unsqueeze(0),
+                kept.append((row, range(begin if row.scoring else end - 1, end)))
+        plan = self._plan(batch, [at for _, where in kept for at in where] or [0])
+        with translated(together=self.tell is not None):
+            if self.tell:
+                self.tell(plan)
+            logits = self.compute(plan)
+        return _sampling_rows(logits, kept)
+
+    @torch.inference_mode()
+    def compute(self, plan: Plan) -> torch.Tensor:
+        """Logits [rows to keep, vocabulary]."""
+        step = self._step(plan)
+        with self.adapters.computing(plan.adapters, plan.counts, self._device):
+            logits: torch.Tensor = self.model(
+                input_ids=self._tensor(plan.ids).unsqueeze(0),
                 position_ids=step.positions.long().unsqueeze(0),
                 use_cache=False,
-                logits_to_keep=self._tensor(np.array(keep)),
+                logits_to_keep=self._tensor(plan.keep),
                 penstock_step=step,
-            )
-        return _sampling_rows(out.logits[0], kept)
+            ).logits[0]
+        return logits
 
     def free(self, sequence: Sequence) -> None:
         """Nothing: what a sequence holds is its blocks, and those are the scheduler's."""
 
-    def _in_company(self, rows: "array[int]") -> "array[int]":
-        """One row alone comes twice in deterministic mode: libraries multiply a vector by other code than a matrix."""
-        return rows * 2 if self._deterministic and len(rows) == 1 else rows
-
-    def _plan(self, batch: Batch, tokens: int) -> Step:
+    def _plan(self, batch: Batch, keep: list[int]) -> Plan:
+        ids = array("q")
         tables = np.zeros((len(batch.rows), max(len(row.sequence.blocks) for row in batch.rows)), np.int32)
-        counts, starts = [], []
         for at, row in enumerate(batch.rows):
+            ids += row.sequence.ids[row.start : row.start + row.count]
             tables[at, : len(row.sequence.blocks)] = row.sequence.blocks
-            counts.append(row.count)
-            starts.append(row.start)
-        owners = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        counts, starts = [row.count for row in batch.rows], [row.start for row in batch.rows]
         begins = np.cumsum([0, *counts], dtype=np.int32)
+        owners = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         positions = np.arange(len(owners), dtype=np.int32) + np.repeat(np.array(starts, np.int32) - begins[:-1], counts)
-        if len(owners) < tokens:
-            owners, positions = owners.repeat(2), positions.repeat(2)
         decoding = sum(row.decoding for row in batch.rows)
-        return Step(
-            cache=self.cache,
-            blocks=self._tensor(tables[owners, positions // BLOCK_SIZE].astype(np.int64)),
-            offsets=self._tensor((positions % BLOCK_SIZE).astype(np.int64)),
-            owners=self._tensor(owners),
-            positions=self._tensor(positions),
-            tables=self._tensor(tables),
+        return Plan(
+            ids=self._in_company(np.array(ids)),
+            keep=self._in_company(np.array(keep)),
+            owners=self._in_company(owners),
+            positions=self._in_company(positions),
+            tables=tables,
             decoding=decoding,
             chunks=[
                 Chunk(int(begins[at]), int(begins[at + 1]), at, starts[at]) for at in range(decoding, len(batch.rows))
             ],
+            adapters=[row.sequence.adapter for row in batch.rows],
+            counts=counts,
+        )
+
+    def _in_company(self, rows: Numbers) -> Numbers:
+        """One row alone comes twice in deterministic mode: libraries multiply a vector by other code than a matrix."""
+        return rows.repeat(2) if self._deterministic and len(rows) == 1 else rows
+
+    def _step(self, plan: Plan) -> Step:
+        return Step(
+            cache=self.cache,
+            blocks=self._tensor(plan.tables[plan.owners, plan.positions // BLOCK_SIZE].astype(np.int64)),
+            offsets=self._tensor((plan.positions % BLOCK_SIZE).astype(np.int64)),
+            owners=self._tensor(plan.owners),
+            positions=self._tensor(plan.positions),
+            tables=self._tensor(plan.tables),
+            decoding=plan.decoding,
+            chunks=plan.chunks,
             alone=self._deterministic,
         )
 

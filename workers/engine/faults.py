@@ -5,21 +5,33 @@ from contextlib import contextmanager
 
 import torch
 
+from shared.errors import EngineError
 from workers.engine.base import EngineBroken, OutOfMemory
 
 CPU_OUT_OF_MEMORY = "can't allocate memory"  # torch raises a plain RuntimeError for it
 
 
 @contextmanager
-def translated() -> Iterator[None]:
+def translated(*, together: bool = False) -> Iterator[None]:
+    """`together`: other ranks compute the same; after an error nobody knows where they are."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        torch.cuda.empty_cache()
-        raise OutOfMemory(f"the device has no memory for this step: {error}") from error
-    except torch.AcceleratorError as error:
-        raise EngineBroken(f"the device has failed: {error}") from error
-    except RuntimeError as error:
-        if CPU_OUT_OF_MEMORY in str(error):
-            raise OutOfMemory(f"there is no memory for this step: {error}") from error
+    except EngineError:
         raise
+    except Exception as error:
+        known = EngineBroken(f"the ranks have lost each other: {error}") if together else _known(error)
+        if known is None:
+            raise
+        raise known from error
+
+
+def _known(error: Exception) -> EngineError | None:
+    match error:
+        case torch.OutOfMemoryError():
+            torch.cuda.empty_cache()
+            return OutOfMemory(f"the device has no memory for this step: {error}")
+        case torch.AcceleratorError():
+            return EngineBroken(f"the device has failed: {error}")
+        case RuntimeError() if CPU_OUT_OF_MEMORY in str(error):
+            return OutOfMemory(f"there is no memory for this step: {error}")
+    return None

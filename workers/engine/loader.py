@@ -11,14 +11,17 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from shared.errors import SettingsError
 from shared.settings import Settings
 from workers.engine.base import Defaults, Engine
+from workers.engine.batched import BatchedEngine
 from workers.engine.chat_tokenizer import ChatTokenizer
 from workers.engine.encoder import encoder_engine
 from workers.engine.files import located
 from workers.engine.memory import keep_freed_memory
+from workers.engine.parallel import require_one, tell
 from workers.engine.placement import placement
 from workers.engine.pooling import is_embedding_folder, load_pooling
 from workers.engine.trial import TextEngine, engine_for
 from workers.limits import BLOCK_SIZE, Limits
+from workers.ranks import rank, world
 
 log = logging.getLogger(__name__)
 CONTEXT_UNKNOWN = 4096
@@ -30,6 +33,8 @@ def load_torch_engine(source: str, settings: Settings, *, adapters: Seq[tuple[st
     keep_freed_memory()
     source, where = located(source, settings)
     model, tokenizer, embeds = _load(source, settings, where)
+    require_one("ADAPTER: adapters", adapters)
+    require_one("MODEL: a model for embeddings", embeds)
     if embeds and adapters:
         raise SettingsError(f"ADAPTER: {source} makes embeddings only; adapters are for models that write")
     if embeds:
@@ -40,6 +45,8 @@ def load_torch_engine(source: str, settings: Settings, *, adapters: Seq[tuple[st
         for name, adapter in adapters:
             folder, at = located(adapter, settings, revision="")
             text.adapters.load(name, folder, model, **at)
+    if world() > 1 and rank() == 0 and isinstance(engine, BatchedEngine):
+        engine.tell = tell
     log.info(
         "model loaded",
         extra={

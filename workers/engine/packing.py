@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from workers.engine.kv_cache import KVCache
@@ -31,6 +32,28 @@ class Scoring(NamedTuple):
     def plain(self) -> bool:
         """Nothing but the order of tokens hides one from another, or changes a score."""
         return not self.window and self.cap is None and self.sinks is None
+
+
+Numbers = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A step in numbers alone, which another process can compute as well.
+
+    `ids` int64 [tokens] in one row; `keep` int64, the rows whose logits are wanted; `owners`, `positions`, `tables`,
+    `decoding` and `chunks` as in `Step`; `adapters`, one for each sequence, and `counts` of its tokens.
+    """
+
+    ids: Numbers
+    keep: Numbers
+    owners: Numbers
+    positions: Numbers
+    tables: Numbers
+    decoding: int
+    chunks: list[Chunk]
+    adapters: list[str]
+    counts: list[int]
 
 
 @dataclass(slots=True, kw_only=True)

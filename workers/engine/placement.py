@@ -6,9 +6,12 @@ from typing import Any
 
 import torch
 from transformers import BitsAndBytesConfig
+from transformers.distributed import DistributedConfig
 
 from shared.errors import SettingsError
 from shared.settings import Settings
+from workers.engine.parallel import join, require_one
+from workers.ranks import world
 
 LIMIT = re.compile(r"(?P<device>\d+|cpu|mps|disk)=(?P<bytes>\d+(?:\.\d+)?[KMGT]i?B)")
 
@@ -16,6 +19,11 @@ LIMIT = re.compile(r"(?P<device>\d+|cpu|mps|disk)=(?P<bytes>\d+(?:\.\d+)?[KMGT]i
 def placement(settings: Settings) -> dict[str, Any]:
     """Keyword arguments of `from_pretrained`. Raises SettingsError for what is no device or no size."""
     device = _device(settings)
+    if world() > 1:
+        for param in ("device_map", "quantization"):
+            require_one(f"PENSTOCK_{param.upper()}", getattr(settings, param))
+        device = join(device)
+        return {"dtype": _dtype(settings, device), "distributed_config": DistributedConfig(tp_plan="auto")}
     asked: dict[str, Any] = {"dtype": _dtype(settings, device), "device_map": {"": device}}
     if settings.device_map:
         # What fits on no device stays in the file system and is read whenever it is needed.

@@ -15,9 +15,11 @@ from workers.engine.embedder import EmbedderTrials
 from workers.engine.kv_cache import KVCache
 from workers.engine.memory import memory_available
 from workers.engine.packed import can_pack, pack, unpack
+from workers.engine.parallel import least, require_one
 from workers.engine.pooling import MEAN
 from workers.engine.stepwise import StepwiseEngine
 from workers.limits import BLOCK_SIZE, Limits
+from workers.ranks import world
 from workers.scheduler import Scheduler
 from workers.sequence import Choosing, Sampled, Sequence
 
@@ -53,6 +55,7 @@ def engine_for(model: Any, tokenizer: Tokenizer, limits: Limits, defaults: Defau
             unpack(replaced)
     if not reason and settings.deterministic and not _keeps_bits(trial):
         reason = "a batch changes the last bits of its results, and deterministic mode is asked for"
+    require_one("MODEL: a model that cannot be batched", reason)
     if reason:
         log.warning("this model is not batched; it runs stepwise", extra={"reason": reason})
         model.set_attn_implementation(own)
@@ -61,9 +64,9 @@ def engine_for(model: Any, tokenizer: Tokenizer, limits: Limits, defaults: Defau
         stepwise = stepwise if settings.deterministic else _remembering(stepwise, expected)
         stepwise.embedder = trials.own
         return stepwise
-    limits = fitted(limits, trial.cache.bytes_per_block, _room(model.device, settings))
+    limits = fitted(limits, trial.cache.bytes_per_block, least(_room(model.device, settings)))
     engine = batched(limits, KVCache(blocks=limits.blocks, like=trial.cache))
-    engine.embedder = trials.packed()
+    engine.embedder = trials.packed() if world() == 1 else None
     return engine
 
 
