@@ -52,8 +52,8 @@ async def stream(house: House, job: Job, chunks: Chunks, began: float) -> Respon
         events = opened.enter_context(house.relay.open(job.id))
         await _enqueue(house, job, events)
         first = await _early(house, events)
-        blocks = _blocks(house, events, first, chunks, began, opened.pop_all())
-        return EventStream(blocks, keep_alive_s=house.settings.keep_alive_s)
+        blocks = _blocks(house, events, first, chunks, began)
+        return EventStream(blocks, keep_alive_s=house.settings.keep_alive_s, opened=opened.pop_all())
 
 
 async def _enqueue(house: House, job: Job, stream: JobStream) -> None:
@@ -79,24 +79,23 @@ async def _early(house: House, stream: JobStream) -> list[Event]:
 
 
 async def _blocks(
-    house: House, stream: JobStream, first: list[Event], chunks: Chunks, began: float, opened: ExitStack
+    house: House, stream: JobStream, first: list[Event], chunks: Chunks, began: float
 ) -> AsyncIterator[bytes]:
-    """The body of a stream. `opened` holds the relay's stream, closed however this ends."""
-    with opened:
-        told = False
-        events = first or await house.relay.take(stream)
-        while True:
-            if not told and any(isinstance(event, Delta) and event.text for event in events):
-                house.metrics.first_token.observe(time.monotonic() - began)
-                told = True
-            if block := chunks.block(events):
-                yield block
-            if isinstance(events[-1], Finished):
-                break
-            events = await house.relay.take(stream)
-        if problem := problem_of_outcome(events[-1].outcome):
-            yield error_frame(problem)
-            raise StreamBroken
+    """The body of a stream."""
+    told = False
+    events = first or await house.relay.take(stream)
+    while True:
+        if not told and any(isinstance(event, Delta) and event.text for event in events):
+            house.metrics.first_token.observe(time.monotonic() - began)
+            told = True
+        if block := chunks.block(events):
+            yield block
+        if isinstance(events[-1], Finished):
+            break
+        events = await house.relay.take(stream)
+    if problem := problem_of_outcome(events[-1].outcome):
+        yield error_frame(problem)
+        raise StreamBroken
 
 
 async def _collect(house: House, stream: JobStream, answer: Answer) -> dict[str, Any]:

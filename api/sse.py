@@ -2,6 +2,7 @@
 answer is not whole."""
 
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 
 import orjson
 from sse_starlette import EventSourceResponse, ServerSentEvent
@@ -22,9 +23,12 @@ class StreamBroken(Exception):
 
 class EventStream(EventSourceResponse):
     """Bytes are passed on as they are, one write for each block. Chat streams carry no `id:` lines, so a comment with
-    a blank line is a safe keep-alive."""
+    a blank line is a safe keep-alive.
 
-    def __init__(self, blocks: AsyncIterator[bytes], *, keep_alive_s: float) -> None:
+    `opened` is closed however this ends: a client that leaves early may leave before the first block is asked for."""
+
+    def __init__(self, blocks: AsyncIterator[bytes], *, keep_alive_s: float, opened: ExitStack) -> None:
+        self._opened = opened
         super().__init__(
             blocks,
             ping=keep_alive_s,
@@ -33,10 +37,11 @@ class EventStream(EventSourceResponse):
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        except StreamBroken:
-            return  # the server closes the connection without the final chunk
+        with self._opened:
+            try:
+                await super().__call__(scope, receive, send)
+            except StreamBroken:
+                return  # the server closes the connection without the final chunk
 
 
 def frame(body: object) -> bytes:

@@ -9,7 +9,6 @@ import asyncio
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence as Seq
@@ -17,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-import httpx
 
 from bench.client import stream
-from cli.embedded_redis import EmbeddedRedis, free_port
+from bench.house import House
 from workers.engine.scripted import VOCABULARY, ScriptedEngine
 from workers.limits import Limits
 from workers.scheduler import Scheduler
@@ -84,52 +82,10 @@ async def measure(port: int, api_pid: int, cell: Cell) -> Result:
     return Result(statistics.median(each.first_ms for each in done), direct, tokens / took, used / tokens * 1e6)
 
 
-class House:
-    """Redis, one API process and one worker at the cell's pace."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.port = free_port()
-        self._redis = EmbeddedRedis(folder / "redis", port=free_port())
-        self._redis.start()
-        self._api = self._spawn("api")
-
-    @property
-    def api_pid(self) -> int:
-        return self._api.pid
-
-    def worker(self, cell: Cell) -> subprocess.Popen[bytes]:
-        pace = {"PENSTOCK_SCRIPTED_STEP_MS": str(cell.step_ms), "PENSTOCK_SEQUENCES_MAX": str(cell.streams)}
-        started = self._spawn("worker", "-m", "scripted", PENSTOCK_SCRIPTED_TOKENS="1000000", **pace)
-        url = f"http://127.0.0.1:{self.port}/v1/models"
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            try:
-                if any(model["workers"] for model in httpx.get(url).json()["data"]):
-                    return started
-            except httpx.TransportError:
-                pass
-            time.sleep(0.05)
-        raise TimeoutError("the worker did not start")
-
-    def stop(self) -> None:
-        self._api.terminate()
-        self._api.wait()
-        self._redis.stop()
-
-    def _spawn(self, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
-        shared = {
-            "PENSTOCK_REDIS_URL": self._redis.url,
-            "PENSTOCK_PORT": str(self.port),
-            "PENSTOCK_LOG_LEVEL": "WARNING",
-        }
-        log = (self._folder / f"{arguments[0]}.log").open("ab")
-        return subprocess.Popen(
-            [sys.executable, "-m", "cli", *arguments],
-            env={**os.environ, **shared, **environment},
-            stdout=log,
-            stderr=log,
-        )
+def start_worker(house: House, cell: Cell) -> subprocess.Popen[bytes]:
+    """At the cell's pace."""
+    pace = {"PENSTOCK_SCRIPTED_STEP_MS": str(cell.step_ms), "PENSTOCK_SEQUENCES_MAX": str(cell.streams)}
+    return house.worker("-m", "scripted", PENSTOCK_SCRIPTED_TOKENS="1000000", **pace)
 
 
 def table(results: dict[Cell, list[Result]]) -> str:
@@ -160,9 +116,9 @@ def main(rounds: int) -> None:
         try:
             for _ in range(rounds):
                 for cell in CELLS:
-                    worker = house.worker(cell)
-                    asyncio.run(measure(house.port, house.api_pid, Cell(cell.streams, cell.step_ms, 5)))  # warm-up
-                    results[cell].append(asyncio.run(measure(house.port, house.api_pid, cell)))
+                    worker = start_worker(house, cell)
+                    asyncio.run(measure(house.port, house.api.pid, Cell(cell.streams, cell.step_ms, 5)))  # warm-up
+                    results[cell].append(asyncio.run(measure(house.port, house.api.pid, cell)))
                     worker.terminate()
                     worker.wait()
         finally:

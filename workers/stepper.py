@@ -103,6 +103,7 @@ class Stepper:
     def _obey(self) -> None:
         """Do what has been asked; wait for something to be asked when there is nothing to compute."""
         block = not self._scheduler.busy and not self._passages
+        self._count()
         while not self._stopping:
             try:
                 command = self._inbox.get(block=block)
@@ -110,7 +111,12 @@ class Stepper:
                 break
             command()
             block = False
+
+    def _count(self) -> None:
+        """For the metrics; before each step, and before a pause."""
         self._running.set(len(self._owners))
+        self._blocks.set(self._scheduler.blocks_used)
+        self._waiting.set(self._scheduler.waiting)
 
     def _step(self) -> None:
         waited = self._scheduler.waiting
@@ -216,8 +222,6 @@ class Stepper:
     def _measure(self, batch: Batch, tokens: int) -> None:
         self._batch.observe(len(batch.rows))
         self._preempted.inc(len(batch.preempted))
-        self._blocks.set(self._scheduler.blocks_used)
-        self._waiting.set(self._scheduler.waiting)
         self._tokens.inc(tokens)
         self._prefill.inc(sum(row.count for row in batch.rows if not row.decoding))
 

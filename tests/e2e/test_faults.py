@@ -1,9 +1,11 @@
 """Nothing is lost: workers killed, stopped and frozen, clients that leave, Redis that goes away."""
 
 import asyncio
+import json
 import os
 import random
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ import pytest
 
 from cli.embedded_redis import EmbeddedRedis
 from tests.e2e.conftest import BUILTIN
-from tests.e2e.harness import Stack, eventually, running_stack
+from tests.e2e.harness import Stack, eventually, metric, running_stack
 
 STREAMS = 8
 KILLS = 20
@@ -172,6 +174,23 @@ async def _leave_while_waiting(stack: Stack, body: Any) -> None:
         asking = asyncio.create_task(client.post(f"{stack.base}/v1/chat/completions", json=body, timeout=30))
         await asyncio.to_thread(eventually, "running", stack.running)
         asking.cancel()
+
+
+def test_clients_that_leave_before_their_stream_begins_leave_nothing_behind(scripted: Stack) -> None:
+    """At once, and a little later: while the job waits for room, before the answer's headers, or right after them."""
+    body = json.dumps({"model": "scripted", "messages": ask("leave"), "max_tokens": 1_000_000, "stream": True})
+    answered = metric(scripted.base, "penstock_http_requests_total")
+    request = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
+    for number in range(100):
+        with socket.create_connection(("127.0.0.1", scripted.port)) as connection:
+            connection.sendall(f"{request}content-type: application/json\r\n\r\n{body}".encode())
+            if number % 3:
+                scripted.redis.ping()
+
+    eventually("all answered", lambda: metric(scripted.base, "penstock_http_requests_total") >= answered + 100)
+    eventually("no stream is open", lambda: metric(scripted.base, "penstock_open_streams") == 0)
+    eventually("nothing runs", lambda: scripted.running() == 0)
+    assert scripted.redis.llen("rq:queue:scripted") == 0
 
 
 def test_a_full_queue_answers_429_with_a_computed_retry_after(tmp_path: Path, own_redis: EmbeddedRedis) -> None:
