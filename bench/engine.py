@@ -84,7 +84,8 @@ def engine_of(model: Any, sequences: int, *, packed: bool) -> BatchedEngine:
     for layer in range(model.config.num_hidden_layers):
         cache.layer(layer, sample, sample)
     wait_until_fetched()
-    return BatchedEngine(model, ScriptedTokenizer(), limits=limits, defaults=Defaults(), cache=cache)
+    kernel = attention.kernels(model.device, model.dtype)[0]
+    return BatchedEngine(model, ScriptedTokenizer(), limits=limits, defaults=Defaults(), cache=cache, kernel=kernel)
 
 
 def compare(title: str, ways: dict[str, Way], clock: Callable[[], float], rounds: int) -> None:

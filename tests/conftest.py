@@ -1,15 +1,20 @@
 """Real Redis servers for every test that needs one: the embedded binary, and the system's where there is one."""
 
+import importlib.util
 import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from redis.asyncio import Redis
 
 from cli.embedded_redis import EmbeddedRedis, find_binary, free_port
 
+# Before anything imports it: without a compiler for a device, Triton's kernels are interpreted.
+if importlib.util.find_spec("triton") and not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 SERVERS = ["embedded", "system"]
 
 

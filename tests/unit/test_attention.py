@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from workers.engine.attention import gather
+from workers.engine.attention import gather, kernels, scatter
 from workers.engine.kv_cache import KVCache
-from workers.engine.packing import Scoring, Step
-from workers.engine.paged_cpu import read, write
+from workers.engine.packing import Kernel, Scoring, Step
 from workers.limits import BLOCK_SIZE, blocks_for
+
+NUMBA = kernels(torch.device("cpu"), torch.float32)[0]
 
 
 def make_step(cache: KVCache, lengths: list[int], blocks: int) -> Step:
@@ -29,8 +30,20 @@ def make_step(cache: KVCache, lengths: list[int], blocks: int) -> Step:
         tables=torch.from_numpy(tables),
         decoding=len(lengths),
         chunks=[],
+        kernel=NUMBA,
         alone=False,
     )
+
+
+@pytest.fixture(params=["numba", "triton"])
+def kernel(request: pytest.FixtureRequest) -> Kernel:
+    """Triton's is interpreted, where no device is."""
+    if request.param == "numba":
+        return NUMBA
+    pytest.importorskip("triton")
+    from workers.engine import paged_triton
+
+    return Kernel("triton", scatter, paged_triton.read)
 
 
 @pytest.mark.parametrize("lengths", [[1], [16], [17, 300, 1, 32, 64], [5] * 40])
@@ -41,6 +54,7 @@ def make_step(cache: KVCache, lengths: list[int], blocks: int) -> Step:
     ("window", "cap", "sinks"), [(None, None, False), (20, None, False), (None, 2.0, False), (33, 5.0, True)]
 )
 def test_it_computes_what_plain_attention_computes(
+    kernel: Kernel,
     lengths: list[int],
     heads: int,
     groups: int,
@@ -54,6 +68,8 @@ def test_it_computes_what_plain_attention_computes(
     cache, rows = KVCache(blocks=60), len(lengths)
     step = make_step(cache, lengths, 60)
     keys, values = cache.layer(0, torch.randn(1, groups, 1, size), torch.randn(1, groups, 1, value_size))
+    if kernel.name == "triton":  # an accelerator keeps them as they are shaped
+        keys, values = keys.contiguous(), values.contiguous()
     keys.copy_(torch.randn(keys.shape))
     values.copy_(torch.randn(values.shape))
     query, key, value = (
@@ -61,8 +77,8 @@ def test_it_computes_what_plain_attention_computes(
     )
     scoring = Scoring(size**-0.5, window, cap, torch.randn(heads) if sinks else None)
 
-    write(key, value, keys, values, step)
-    got = read(query.transpose(0, 1), keys, values, step, scoring)
+    kernel.write(key, value, keys, values, step)
+    got = kernel.read(query.transpose(0, 1), keys, values, step, scoring)
 
     assert torch.equal(keys[step.blocks, step.offsets], key.transpose(0, 1))
     assert torch.equal(values[step.blocks, step.offsets], value.transpose(0, 1))
@@ -77,8 +93,8 @@ def test_a_token_gets_the_same_bits_whatever_shares_its_step() -> None:
     values.copy_(torch.randn(values.shape))
     query, scoring = torch.randn(5, 4, 32), Scoring(0.2, None, None, None)
     step = make_step(cache, lengths, 60)
-    together = read(query, keys, values, step, scoring)
+    together = NUMBA.read(query, keys, values, step, scoring)
 
     for row in range(5):
         step.owners, step.positions = (torch.tensor([n], dtype=torch.int32) for n in (row, lengths[row] - 1))
-        assert torch.equal(read(query[row : row + 1], keys, values, step, scoring)[0], together[row])
+        assert torch.equal(NUMBA.read(query[row : row + 1], keys, values, step, scoring)[0], together[row])

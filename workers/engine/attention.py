@@ -1,18 +1,19 @@
 """Attention over a batch of sequences packed into one row, each against its own blocks of the cache.
 
 Registered with transformers as `penstock`; the model's own code calls it, once a layer, with the step as an argument.
-Which kernel reads the blocks depends on the device.
 """
 
+import logging
 from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from workers.engine.packing import Chunk, Packed, Reader, Scoring, Step
+from workers.engine.packing import Chunk, Kernel, Packed, Scoring, Step
 
 NAME = "penstock"
+log = logging.getLogger(__name__)
 
 
 def attend(
@@ -36,36 +37,41 @@ def attend(
         return _apart(penstock_step, query, key, value, scoring, causal=module.is_causal), None
     step = penstock_step
     keys, values = step.cache.layer(module.layer_idx, key, value)
-    _write(step, key, value, keys, values)
+    step.kernel.write(key[0], value[0], keys, values, step)
     parts = []
     if singles := step.singles:
-        parts.append(_reader(query)(query[0, :, :singles].transpose(0, 1), keys, values, step, scoring))
+        parts.append(step.kernel.read(query[0, :, :singles].transpose(0, 1), keys, values, step, scoring))
     if not step.alone:
         parts += [_chunk(chunk, query, key, value, keys, values, step, scoring) for chunk in step.chunks]
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).unsqueeze(0), None
 
 
-def _write(step: Step, key: torch.Tensor, value: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-    """The step's keys and values into their blocks."""
-    if key.device.type == "cpu" and key.dtype is torch.float32:
-        from workers.engine.paged_cpu import write
+def kernels(device: torch.device, dtype: torch.dtype) -> list[Kernel]:
+    """Those that may serve, the fastest first. The libraries that compile them are imported only where they do."""
+    plain = Kernel("gather", scatter, gather)
+    try:
+        if device.type == "cpu" and dtype is torch.float32:
+            from workers.engine import paged_cpu
 
-        write(key[0], value[0], keys, values, step)
-    else:
-        keys[step.blocks, step.offsets] = key[0].transpose(0, 1)
-        values[step.blocks, step.offsets] = value[0].transpose(0, 1)
+            return [Kernel("numba", paged_cpu.write, paged_cpu.read), plain]
+        if device.type == "cuda":
+            from workers.engine import paged_triton
+
+            return [Kernel("triton", scatter, paged_triton.read), plain]
+    except ImportError as error:
+        log.warning("the cache is read by copies", extra={"reason": str(error)})
+    return [plain]
 
 
-def _reader(query: torch.Tensor) -> Reader:
-    if query.device.type == "cpu" and query.dtype is torch.float32:
-        from workers.engine.paged_cpu import read  # numba compiles; a GPU worker need not wait for that
-
-        return read
-    return gather
+def scatter(key: torch.Tensor, value: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: Step) -> None:
+    """`packing.Writer` for any device and number type."""
+    keys[step.blocks, step.offsets] = key.transpose(0, 1)
+    values[step.blocks, step.offsets] = value.transpose(0, 1)
 
 
 def gather(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: Step, scoring: Scoring) -> torch.Tensor:
-    """Any device and number type: the blocks of all sequences are copied together, padded to the longest."""
+    """`packing.Reader` for any device and number type: the blocks of all sequences are copied together, padded to the
+    longest."""
     rows = query.shape[0]
     length = int(step.positions[:rows].max()) + 1
     tables = step.tables[step.owners[:rows], : -(-length // keys.shape[1])].long()

@@ -11,7 +11,7 @@ from workers.engine.base import Defaults, Embedder, Tokenizer
 from workers.engine.faults import translated
 from workers.engine.kv_cache import KVCache
 from workers.engine.lora import Adapters
-from workers.engine.packing import Chunk, Numbers, Plan, Step
+from workers.engine.packing import Chunk, Kernel, Numbers, Plan, Step
 from workers.engine.sampler import choose, score
 from workers.limits import BLOCK_SIZE, Limits
 from workers.scheduler import Batch, Row
@@ -29,6 +29,7 @@ class BatchedEngine:
         limits: Limits,
         defaults: Defaults,
         cache: KVCache,
+        kernel: Kernel,
         deterministic: bool = False,
     ) -> None:
         """`model`: a causal LM of transformers whose attention is set to `attention.NAME`. `deterministic`: logits of
@@ -41,6 +42,7 @@ class BatchedEngine:
         self.adapters = Adapters()
         self.tell: Callable[[Plan], None] | None = None  # whoever computes along
         self.cache = cache
+        self.kernel = kernel
         self._deterministic = deterministic
         self._device = model.device
 
@@ -120,6 +122,7 @@ class BatchedEngine:
             tables=self._tensor(plan.tables),
             decoding=plan.decoding,
             chunks=plan.chunks,
+            kernel=self.kernel,
             alone=self._deterministic,
         )
 

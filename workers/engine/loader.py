@@ -52,6 +52,7 @@ def load_torch_engine(source: str, settings: Settings, *, adapters: Seq[tuple[st
         extra={
             "source": source,
             "engine": engine.kind,
+            "kernel": engine.kernel.name if isinstance(engine, BatchedEngine) else None,
             "device": str(model.device),
             "dtype": str(model.dtype),
             "parameters_m": round(model.num_parameters() / 1e6, 1),

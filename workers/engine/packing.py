@@ -61,8 +61,8 @@ class Step:
     """The first `decoding` tokens of the packed row stand for themselves; chunks follow.
 
     `blocks`, `offsets`: int64 [tokens], where keys and values go. `owners`, `positions`: int32 [tokens]. `tables`:
-    int32 [sequences, blocks]. `alone`: every token is computed like a decoding one, so that sums run in the same order
-    whatever shares the step.
+    int32 [sequences, blocks]. `kernel` writes and reads the cache. `alone`: every token is computed like a decoding
+    one, so that sums run in the same order whatever shares the step.
     """
 
     cache: KVCache
@@ -73,6 +73,7 @@ class Step:
     tables: torch.Tensor
     decoding: int
     chunks: list[Chunk]
+    kernel: "Kernel"
     alone: bool
 
     @property
@@ -88,5 +89,15 @@ class Packed:
     bounds: list[tuple[int, int]]
 
 
+# key and value [kv heads, tokens, size], into keys and values [blocks, block size, kv heads, size]
+Writer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Step], None]
 # query [tokens, heads, size], keys and values [blocks, block size, kv heads, size] -> [tokens, heads, value size]
 Reader = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Step, Scoring], torch.Tensor]
+
+
+class Kernel(NamedTuple):
+    """How a device reaches the cache; `read` is for the step's single tokens."""
+
+    name: str
+    write: Writer
+    read: Reader

@@ -15,6 +15,7 @@ from workers.engine.embedder import EmbedderTrials
 from workers.engine.kv_cache import KVCache
 from workers.engine.memory import memory_available
 from workers.engine.packed import can_pack, pack, unpack
+from workers.engine.packing import Kernel
 from workers.engine.parallel import least, require_one
 from workers.engine.pooling import MEAN
 from workers.engine.stepwise import StepwiseEngine
@@ -41,13 +42,17 @@ def engine_for(model: Any, tokenizer: Tokenizer, limits: Limits, defaults: Defau
     attention.register()
     model.set_attn_implementation(attention.NAME)
 
-    def batched(limits: Limits, cache: KVCache) -> BatchedEngine:
+    def batched(limits: Limits, cache: KVCache, kernel: Kernel) -> BatchedEngine:
+        exact = settings.deterministic
         return BatchedEngine(
-            model, tokenizer, limits=limits, defaults=defaults, cache=cache, deterministic=settings.deterministic
+            model, tokenizer, limits=limits, defaults=defaults, cache=cache, kernel=kernel, deterministic=exact
         )
 
-    trial = batched(replace(limits, blocks=TRIAL_BLOCKS), KVCache(blocks=TRIAL_BLOCKS))
-    reason = _differs(trial, expected)
+    for kernel in attention.kernels(model.device, model.dtype):
+        trial = batched(replace(limits, blocks=TRIAL_BLOCKS), KVCache(blocks=TRIAL_BLOCKS), kernel)
+        if not (reason := _differs(trial, expected)):
+            break
+        log.warning("a kernel cannot be used", extra={"kernel": kernel.name, "reason": reason})
     if not reason and can_pack(model):
         replaced = pack(model, rows=limits.sequences_max)
         if loss := _differs(trial, expected):
@@ -65,7 +70,7 @@ def engine_for(model: Any, tokenizer: Tokenizer, limits: Limits, defaults: Defau
         stepwise.embedder = trials.own
         return stepwise
     limits = fitted(limits, trial.cache.bytes_per_block, least(_room(model.device, settings)))
-    engine = batched(limits, KVCache(blocks=limits.blocks, like=trial.cache))
+    engine = batched(limits, KVCache(blocks=limits.blocks, like=trial.cache), trial.kernel)
     engine.embedder = trials.packed() if world() == 1 else None
     return engine
 
