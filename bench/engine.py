@@ -4,10 +4,12 @@ All run in this process on the same random Llama and the same prompts, greedy, t
 requests are counted per CPU second, one alone by the clock.
 """
 
+import json
 import random
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -88,8 +90,8 @@ def engine_of(model: Any, sequences: int, *, packed: bool) -> BatchedEngine:
     return BatchedEngine(model, ScriptedTokenizer(), limits=limits, defaults=Defaults(), cache=cache, kernel=kernel)
 
 
-def compare(title: str, ways: dict[str, Way], clock: Callable[[], float], rounds: int) -> None:
-    """Print the table: tokens by the clock, and how many times the first way's."""
+def compare(title: str, ways: dict[str, Way], clock: Callable[[], float], rounds: int) -> dict[str, list[float]]:
+    """Print the table: tokens by the clock, and how many times the first way's. Returns every round's tokens/s."""
     figures: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, way in ways.items():
@@ -102,6 +104,7 @@ def compare(title: str, ways: dict[str, Way], clock: Callable[[], float], rounds
     for name, values in figures.items():
         middle = statistics.median(values)
         print(f"| {name} | {middle:.0f} [{min(values):.0f}-{max(values):.0f}] | {middle / base:.1f} |")
+    return figures
 
 
 @click.command()
@@ -109,7 +112,8 @@ def compare(title: str, ways: dict[str, Way], clock: Callable[[], float], rounds
 @click.option("--requests", default=32, show_default=True)
 @click.option("--tokens", default=64, show_default=True)
 @click.option("--rounds", default=3, show_default=True)
-def main(size: str, requests: int, tokens: int, rounds: int) -> None:
+@click.option("--out", type=click.Path(path_type=Path), help="write every round here, as JSON")
+def main(size: str, requests: int, tokens: int, rounds: int, out: Path | None) -> None:
     """Measure and print both tables."""
     model, batching = make_model(size), make_model(size)
     prompts = make_prompts(requests, VOCABULARY)
@@ -121,12 +125,15 @@ def main(size: str, requests: int, tokens: int, rounds: int) -> None:
         "Penstock, weights as loaded": lambda: continuous(plain, prompts, tokens),
         "Penstock": lambda: continuous(packed, prompts, tokens),
     }
-    compare(f"{size}, {requests} requests of {tokens} tokens, per CPU second", many, time.process_time, rounds)
+    titles = (f"{size}, {requests} requests of {tokens} tokens, per CPU second", f"{size}, one request, by the clock")
+    figures = {titles[0]: compare(titles[0], many, time.process_time, rounds)}
     one: dict[str, Way] = {
         "`generate`": lambda: per_request(model, prompts[:1], tokens),
         "Penstock": lambda: continuous(packed, prompts[:1], tokens),
     }
-    compare(f"{size}, one request of {tokens} tokens, by the clock", one, time.perf_counter, rounds)
+    figures[titles[1]] = compare(titles[1], one, time.perf_counter, rounds)
+    if out:
+        out.write_text(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":

@@ -7,10 +7,12 @@
 - the time to the first token of 32 requests that arrive together and share 512 tokens, with and without prefix cache.
 """
 
+import json
 import random
 import statistics
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import click
 import torch
@@ -93,8 +95,10 @@ def first_token_ms(engine: BatchedEngine, *, prefix_cache: bool) -> float:
 @click.command()
 @click.option("--size", type=click.Choice(list(SIZES)), default="25m", show_default=True)
 @click.option("--rounds", default=3, show_default=True)
-def main(size: str, rounds: int) -> None:
+@click.option("--out", type=click.Path(path_type=Path), help="write the figures here, as JSON")
+def main(size: str, rounds: int, out: Path | None) -> None:
     """Measure and print the tables."""
+    figures: dict[str, float] = {}
     engine, empty, bandwidth = engine_of(make_model(size), 32, packed=True), hollow(size), bandwidth_gb_s()
     print(f"memory bandwidth {bandwidth:.1f} GB/s, {torch.get_num_threads()} threads\n")
     print("| batch | decode step, ms | its bytes alone, ms | Python and dispatch | 5,000 waiting, ms |")
@@ -105,11 +109,15 @@ def main(size: str, rounds: int) -> None:
         bare = statistics.median(decode_ms(empty, batch) for _ in range(rounds))
         step = statistics.median(steps)
         floor = bytes_moved(engine, size, batch) / bandwidth / 1e6
+        figures |= {f"step {batch}, ms": step, f"bytes {batch}, ms": floor, f"Python {batch}, ms": bare}
         print(f"| {batch} | {step:.1f} | {floor:.1f} | {100 * bare / step:.0f} % | {statistics.median(crowded):.1f} |")
     print("\n| 512 of 528 tokens shared, 32 requests | time to first token, ms |\n|---|---|")
     for shared in (False, True):
         times = [first_token_ms(engine, prefix_cache=shared) for _ in range(rounds)]
+        figures[f"first token, {'prefix cache' if shared else 'none'}, ms"] = statistics.median(times)
         print(f"| {'prefix cache' if shared else 'none'} | {statistics.median(times):.0f} |")
+    if out:
+        out.write_text(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":

@@ -47,6 +47,9 @@ ADAPTER = click.option(
 @click.option("--port", type=int, help="Port of health and metrics; 0 picks a free one.")
 def worker(models: tuple[str, ...], adapters: tuple[str, ...], redis_url: str | None, port: int | None) -> None:
     """Serve models from the queue."""
+    from workers.openmp import spare_other_processes
+
+    spare_other_processes()
     from workers.main import run as run_worker
     from workers.models import parse_specs
 

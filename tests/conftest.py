@@ -7,13 +7,14 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from redis.asyncio import Redis
 
 from cli.embedded_redis import EmbeddedRedis, find_binary, free_port
+from workers.openmp import spare_other_processes
 
-# Before anything imports it: without a compiler for a device, Triton's kernels are interpreted.
-if importlib.util.find_spec("triton") and not torch.cuda.is_available():
+# Both before torch and Triton are imported. Without a device, Triton's kernels are interpreted.
+spare_other_processes()
+if importlib.util.find_spec("triton") and not Path("/dev/nvidia0").exists():
     os.environ["TRITON_INTERPRET"] = "1"
 SERVERS = ["embedded", "system"]
 
