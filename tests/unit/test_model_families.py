@@ -15,6 +15,20 @@ from workers.engine.trial import engine_for
 from workers.scheduler import Scheduler
 from workers.sequence import Choosing, Sampled, Sequence
 
+LATENT = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "moe_intermediate_size": 48,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 16,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
+    "first_k_dense_replace": 1,
+    "num_key_value_heads": 4,
+}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 
 
@@ -42,6 +56,12 @@ FAMILIES = {
     "GPT-2": Family("GPT2Config", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}),
     "Falcon": Family("FalconConfig", {"new_decoder_architecture": True, "num_kv_heads": 2}, "stepwise", exact=False),
     "Falcon, ALiBi": Family("FalconConfig", {"alibi": True, "multi_query": False}, "stepwise", exact=False),
+    "GLM": Family("GlmConfig", {"head_dim": 16}),
+    "GPT-NeoX": Family("GPTNeoXConfig"),
+    "OPT": Family("OPTConfig", {"ffn_dim": 96, "word_embed_proj_dim": 64}),
+    "Cohere": Family("CohereConfig"),
+    "DeepSeek-V3": Family("DeepseekV3Config", LATENT, exact=False),
+    "BLOOM": Family("BloomConfig", {"n_layer": 2, "n_head": 4}, "stepwise", exact=False),
     "Mixtral": Family("MixtralConfig", {"num_local_experts": 4}, exact=False),
     "Qwen3-MoE": Family("Qwen3MoeConfig", {**EXPERTS, "head_dim": 16}, exact=False),
     "gpt-oss, attention sinks": Family(

@@ -43,6 +43,8 @@ def attend(
         parts.append(step.kernel.read(query[0, :, :singles].transpose(0, 1), keys, values, step, scoring))
     if not step.alone:
         parts += [_chunk(chunk, query, key, value, keys, values, step, scoring) for chunk in step.chunks]
+    if again := query.shape[2] - sum(map(len, parts)):
+        parts.append(parts[-1][-1:].expand(again, -1, -1))
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).unsqueeze(0), None
 
 

@@ -11,7 +11,7 @@ from workers.engine.base import Defaults, Embedder, Tokenizer
 from workers.engine.faults import translated
 from workers.engine.kv_cache import KVCache
 from workers.engine.lora import Adapters
-from workers.engine.packing import Chunk, Kernel, Numbers, Plan, Step
+from workers.engine.packing import Chunk, Kernel, Numbers, Plan, Step, usual
 from workers.engine.sampler import choose, score
 from workers.limits import BLOCK_SIZE, Limits
 from workers.scheduler import Batch, Row
@@ -95,10 +95,10 @@ class BatchedEngine:
         positions = np.arange(len(owners), dtype=np.int32) + np.repeat(np.array(starts, np.int32) - begins[:-1], counts)
         decoding = sum(row.decoding for row in batch.rows)
         return Plan(
-            ids=self._in_company(np.array(ids)),
-            keep=self._in_company(np.array(keep)),
-            owners=self._in_company(owners),
-            positions=self._in_company(positions),
+            ids=self._filled(np.array(ids)),
+            keep=self._filled(np.array(keep)),
+            owners=self._filled(owners),
+            positions=self._filled(positions),
             tables=tables,
             decoding=decoding,
             chunks=[
@@ -108,9 +108,11 @@ class BatchedEngine:
             counts=counts,
         )
 
-    def _in_company(self, rows: Numbers) -> Numbers:
-        """One row alone comes twice in deterministic mode: libraries multiply a vector by other code than a matrix."""
-        return rows.repeat(2) if self._deterministic and len(rows) == 1 else rows
+    def _filled(self, rows: Numbers) -> Numbers:
+        """The last row again until there is a usual number of them: what it writes, it writes there already. One row
+        alone comes twice in deterministic mode: libraries multiply a vector by other code than a matrix."""
+        count = 2 if self._deterministic and len(rows) == 1 else usual(len(rows), self._device)
+        return rows if count == len(rows) else np.pad(rows, (0, count - len(rows)), mode="edge")
 
     def _step(self, plan: Plan) -> Step:
         return Step(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from workers.engine.faults import translated
-from workers.engine.packing import Packed
+from workers.engine.packing import Packed, usual
 from workers.engine.pooling import Pooling
 
 TOLERANCE = 0.02  # of a unit vector
@@ -39,16 +39,18 @@ class PackedEmbedder(ModelEmbedder):
     """`base`: its attention is set to `attention.NAME`."""
 
     def _vectors(self, passages: Seq[Seq[int]]) -> list[torch.Tensor]:
-        ends = torch.tensor([len(passage) for passage in passages]).cumsum(0).tolist()
-        bounds = list(zip([0, *ends[:-1]], ends, strict=True))
+        tokens, device = sum(map(len, passages)), self._base.device
+        filled = [*passages, [0] * (usual(tokens, device) - tokens)]
+        ends = torch.tensor([len(passage) for passage in filled]).cumsum(0).tolist()
+        bounds = [(begin, end) for begin, end in zip([0, *ends[:-1]], ends, strict=True) if begin < end]
         first = _first_position(self._base)
-        positions = [at for passage in passages for at in range(first, first + len(passage))]
+        positions = [at for begin, end in bounds for at in range(first, first + end - begin)]
         hidden = self._base(
-            input_ids=torch.tensor([[id_ for passage in passages for id_ in passage]], device=self._base.device),
-            position_ids=torch.tensor([positions], device=self._base.device),
+            input_ids=torch.tensor([[id_ for passage in filled for id_ in passage]], device=device),
+            position_ids=torch.tensor([positions], device=device),
             penstock_step=Packed(bounds),
         ).last_hidden_state[0]
-        return [self._pooling(hidden[begin:end].float()) for begin, end in bounds]
+        return [self._pooling(hidden[begin:end].float()) for begin, end in bounds[: len(passages)]]
 
 
 class EmbedderTrials:

@@ -9,6 +9,14 @@ import torch
 
 from workers.engine.kv_cache import KVCache
 
+FEW, MULTIPLE = 32, 16
+
+
+def usual(rows: int, device: torch.device) -> int:
+    """How many rows to multiply when `rows` are wanted. On a CPU oneDNN compiles and keeps half a megabyte of code for
+    each number of rows and shape of weights that it meets."""
+    return rows if rows <= FEW or device.type != "cpu" else -(-rows // MULTIPLE) * MULTIPLE
+
 
 class Chunk(NamedTuple):
     """Rows `begin` to `end` of the packed step are tokens of sequence `owner`, from position `start` on."""
@@ -58,7 +66,7 @@ class Plan:
 
 @dataclass(slots=True, kw_only=True)
 class Step:
-    """The first `decoding` tokens of the packed row stand for themselves; chunks follow.
+    """The first `decoding` tokens of the packed row stand for themselves; chunks follow, then the last token again.
 
     `blocks`, `offsets`: int64 [tokens], where keys and values go. `owners`, `positions`: int32 [tokens]. `tables`:
     int32 [sequences, blocks]. `kernel` writes and reads the cache. `alone`: every token is computed like a decoding
