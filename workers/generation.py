@@ -31,6 +31,8 @@ class Generation(Turn):
     def __init__(self, delivery: Delivery, engine: Engine) -> None:
         """Raises InvalidRequest when a prompt cannot be encoded or does not fit the model."""
         job = delivery.job
+        if engine.kind == "embedding":
+            raise InvalidRequest(f"The model '{job.model}' makes embeddings only: ask /v1/embeddings.", param="model")
         self._prompts = _prompts(job, engine)
         known([id_ for id_, _ in job.sampling.logit_bias], engine.limits.vocabulary, param="logit_bias")
         known(job.sampling.stop_token_ids, engine.limits.vocabulary, param="stop_token_ids")

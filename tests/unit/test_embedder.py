@@ -10,12 +10,15 @@ import transformers
 from safetensors.torch import save_file
 from torch.nn.functional import normalize
 
-from shared.errors import SettingsError
+from shared.errors import InvalidRequest, SettingsError
+from shared.queue import Delivery
 from shared.settings import load_settings
+from tests.factories import make_job
 from tests.models import random_model
 from workers.engine.base import Engine
 from workers.engine.embedder import ModelEmbedder, PackedEmbedder
 from workers.engine.loader import load_torch_engine
+from workers.generation import Generation
 from workers.models import BUILTIN
 
 SIZES = {"vocab_size": 2048, "max_position_embeddings": 128}
@@ -95,6 +98,16 @@ def test_the_folder_says_how_to_pool(tmp_path: Path, flag: str, pooled: Any) -> 
     torch.testing.assert_close(vectors(engine, PASSAGES), expected, atol=1e-5, rtol=0)
     assert engine.embedder
     assert (engine.embedder.size, engine.embedder.tokens_max, engine.limits.context_length) == (10, 48, 48)
+
+
+@pytest.mark.parametrize("completion", [None, {"prompts": ["a"], "echo": False}])
+def test_a_model_that_only_embeds_refuses_to_write(tmp_path: Path, completion: Any) -> None:
+    make_folder(tmp_path, "BertConfig", {})
+    engine = load_torch_engine(str(tmp_path), load_settings())
+
+    with pytest.raises(InvalidRequest, match="embeddings only") as refused:
+        Generation(Delivery(job=make_job(completion=completion), entry_id="1-0", exec="e", attempt=1), engine)
+    assert (engine.kind, refused.value.param) == ("embedding", "model")
 
 
 def test_a_module_that_is_not_known_stops_the_start(tmp_path: Path) -> None:

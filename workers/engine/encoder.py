@@ -1,9 +1,8 @@
 """An engine of a model that makes vectors and no text."""
 
-from collections.abc import Sequence as Seq
 from typing import Any
 
-from shared.errors import EngineError, InvalidRequest
+from shared.errors import EngineError
 from shared.settings import Settings
 from workers.engine import attention
 from workers.engine.base import Defaults, Embedder
@@ -18,15 +17,10 @@ from workers.sequence import Sampled, Sequence
 CONTEXT_UNKNOWN = 512
 
 
-class EncoderTokenizer(ChatTokenizer):
-    def encode_chat(self, messages: Seq[dict[str, Any]]) -> list[int]:
-        raise InvalidRequest("This model makes embeddings only: ask /v1/embeddings.", param="model")
-
-
 class EncoderEngine:
     kind = "embedding"
 
-    def __init__(self, tokenizer: EncoderTokenizer, embedder: Embedder | None, *, limits: Limits) -> None:
+    def __init__(self, tokenizer: ChatTokenizer, embedder: Embedder | None, *, limits: Limits) -> None:
         self.limits = limits
         self.defaults = Defaults()
         self.adapters: frozenset[str] = frozenset()
@@ -59,8 +53,8 @@ def encoder_engine(model: Any, tokenizer: Any, pooling: Pooling, settings: Setti
             unpack(replaced)
     if embedder is None:
         model.set_attn_implementation(own)
-    encoder_tokenizer = EncoderTokenizer(tokenizer, frozenset(), vocabulary=limits.vocabulary)
-    return EncoderEngine(encoder_tokenizer, embedder or trials.own, limits=limits)
+    texts = ChatTokenizer(tokenizer, frozenset(), vocabulary=limits.vocabulary)
+    return EncoderEngine(texts, embedder or trials.own, limits=limits)
 
 
 def _tokens_max(model: Any, tokenizer: Any, pooling: Pooling, settings: Settings) -> int:
