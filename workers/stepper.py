@@ -50,6 +50,7 @@ class Stepper:
         self._passages = Passages(tokens_max=engine.limits.batch_tokens_max)
         self._stopping = False
         self._step_began: float | None = None
+        self._stuck_since: float | None = None
         self._thread = thread
         self._ended: Future[None] = Future()
         self._running = metrics.running.labels(model)
@@ -84,9 +85,9 @@ class Stepper:
         return self._scheduler.waiting
 
     def alive(self, *, step_timeout_s: float) -> bool:
-        """It steps, and no step has taken longer than that."""
-        began = self._step_began
-        return not self._ended.done() and (began is None or time.monotonic() - began < step_timeout_s)
+        """It steps, no step has taken longer than that, and steps have got somewhere within that time."""
+        since = [at for at in (self._step_began, self._stuck_since) if at is not None]
+        return not self._ended.done() and all(time.monotonic() - at < step_timeout_s for at in since)
 
     def _run(self) -> None:
         try:
@@ -125,6 +126,7 @@ class Stepper:
             self._room()
         for sequence in batch.preempted:
             self._engine.free(sequence)
+        moved = False
         try:
             with self._watched():
                 sampled = self._engine.step(batch)
@@ -137,6 +139,8 @@ class Stepper:
         else:
             self._measure(batch, len(sampled))
             updates = self._take(batch, sampled)
+            moved = bool(batch.rows)
+        self._stuck_since = None if moved or updates else self._stuck_since or time.monotonic()
         if updates:
             self._outbox.put(updates)
 

@@ -19,7 +19,7 @@ from workers.engine.base import EngineBroken
 from workers.engine.scripted import ScriptedEngine
 from workers.limits import Limits
 from workers.models import Loaded
-from workers.scheduler import Batch
+from workers.scheduler import Batch, Scheduler
 from workers.sequence import Sampled
 from workers.worker import Worker
 
@@ -193,6 +193,19 @@ async def test_a_broken_engine_ends_the_worker(queue: MemoryQueue) -> None:
     (page,) = await queue.read([(job.id, 0)])
     assert page.state is State.STARTED
     assert not worker.alive
+
+
+async def test_steps_that_get_nowhere_end_the_worker(queue: MemoryQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Scheduler, "next_batch", lambda _: Batch(()))
+    job = await submit(queue, make_job())
+    worker = make_worker(queue, step_ms=1, step_timeout_s=0.3)
+
+    with pytest.RaisesGroup(pytest.RaisesExc(EngineBroken, match="hangs")):
+        await asyncio.wait_for(worker.run(), 5)
+
+    assert not worker.alive
+    (page,) = await queue.read([(job.id, 0)])
+    assert page.state is State.STARTED
 
 
 async def test_while_a_claimed_job_waits_for_memory_no_more_are_claimed(queue: MemoryQueue) -> None:
