@@ -44,8 +44,9 @@ def add_adapter(folder: Path, model: Path, seed: int, targets: list[str], **more
     return made.eval()
 
 
+@pytest.mark.parametrize("step_tokens", [24, 512])
 @pytest.mark.parametrize("name", BASES)
-def test_a_batch_of_several_adapters_gives_each_its_own_tokens(tmp_path: Path, name: str) -> None:
+def test_a_batch_of_several_adapters_gives_each_its_own_tokens(tmp_path: Path, name: str, step_tokens: int) -> None:
     config, more, targets, kind = BASES[name]
     base = random_model(tmp_path / "base", config, more)
     models = {"": base}
@@ -55,7 +56,7 @@ def test_a_batch_of_several_adapters_gives_each_its_own_tokens(tmp_path: Path, n
     assert len({tuple(tokens) for tokens in wanted}) == len(wanted)
 
     adapters = [(adapter, str(tmp_path / adapter)) for adapter in ("one", "two")]
-    engine = load_torch_engine(str(tmp_path / "base"), load_settings(batch_tokens_max=24), adapters=adapters)
+    engine = load_torch_engine(str(tmp_path / "base"), load_settings(batch_tokens_max=step_tokens), adapters=adapters)
 
     assert engine.kind == kind
     # Equal prompts lie side by side: what one computed is not taken for another's.

@@ -94,8 +94,9 @@ class BatchedEngine:
         owners = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         positions = np.arange(len(owners), dtype=np.int32) + np.repeat(np.array(starts, np.int32) - begins[:-1], counts)
         decoding = sum(row.decoding for row in batch.rows)
+        filled = self._filled(np.array(ids))
         return Plan(
-            ids=self._filled(np.array(ids)),
+            ids=filled,
             keep=self._filled(np.array(keep)),
             owners=self._filled(owners),
             positions=self._filled(positions),
@@ -105,7 +106,7 @@ class BatchedEngine:
                 Chunk(int(begins[at]), int(begins[at + 1]), at, starts[at]) for at in range(decoding, len(batch.rows))
             ],
             adapters=[row.sequence.adapter for row in batch.rows],
-            counts=counts,
+            counts=[*counts[:-1], counts[-1] + len(filled) - len(ids)],
         )
 
     def _filled(self, rows: Numbers) -> Numbers:

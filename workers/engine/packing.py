@@ -50,7 +50,7 @@ class Plan:
     """A step in numbers alone, which another process can compute as well.
 
     `ids` int64 [tokens] in one row; `keep` int64, the rows whose logits are wanted; `owners`, `positions`, `tables`,
-    `decoding` and `chunks` as in `Step`; `adapters`, one for each sequence, and `counts` of its tokens.
+    `decoding` and `chunks` as in `Step`; `adapters`, one for each sequence, and `counts` of its rows.
     """
 
     ids: Numbers
