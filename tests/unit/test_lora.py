@@ -14,6 +14,7 @@ from shared.errors import SettingsError
 from shared.settings import load_settings
 from tests.models import expected, generate, prompts, random_model, sequence
 from workers.engine.loader import load_torch_engine
+from workers.engine.lora import AdaptedLinear, Adapters
 from workers.models import parse_specs
 
 # Of peft itself.
@@ -75,6 +76,21 @@ def test_patterns_give_single_layers_their_own_rank_and_weight(tmp_path: Path) -
 
     for prompt in prompts():
         assert generate(engine, [sequence(prompt, adapter="one")]) == [expected(reference, prompt)]
+
+
+def test_in_deterministic_mode_an_adapter_adds_the_same_bits_whatever_shares_the_batch() -> None:
+    torch.manual_seed(0)
+    adapters = Adapters(alone=True)
+    layer = AdaptedLinear(torch.nn.Identity(), adapters)
+    layer.add("one", torch.randn(8, 96), torch.randn(96, 8))
+    x = torch.randn(1, 200, 96)
+    adapters.active = [("one", None)]
+    together = layer(x)
+
+    for count in (1, 2, 3, 17, 100):
+        adapters.active = [("one", torch.arange(count))]
+        assert torch.equal(layer(x)[:, :count], together[:, :count])
+        assert torch.equal(layer(x)[:, count:], x[:, count:])
 
 
 def break_config(folder: Path, **change: Any) -> None:

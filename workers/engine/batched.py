@@ -39,7 +39,7 @@ class BatchedEngine:
         self.tokenizer = tokenizer
         self.model = model
         self.embedder: Embedder | None = None
-        self.adapters = Adapters()
+        self.adapters = Adapters(alone=deterministic)
         self.tell: Callable[[Plan], None] | None = None  # whoever computes along
         self.cache = cache
         self.kernel = kernel

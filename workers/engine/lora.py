@@ -34,9 +34,10 @@ Rows = torch.Tensor | None  # int64 indices into the tokens of a step; None for 
 
 
 class Adapters:
-    """Those of one model."""
+    """Those of one model. `alone`: what an adapter adds to a token depends, to the last bit, on that token alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, alone: bool = False) -> None:
+        self.alone = alone
         self._names: set[str] = set()
         self.active: list[tuple[str, Rows]] = []
 
@@ -96,10 +97,17 @@ class AdaptedLinear(nn.Module):
             if weights := self._weights.get(name):
                 down, up = weights
                 if rows is None:
-                    out = out + x @ down @ up
+                    out = out + self._added(x, down, up)
                 else:
-                    out = out.index_add(-2, rows, x.index_select(-2, rows) @ down @ up)
+                    out = out.index_add(-2, rows, self._added(x.index_select(-2, rows), down, up))
         return out
+
+    def _added(self, x: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        """`x`: [1, tokens, in]."""
+        if not self._adapters.alone:
+            return x @ down @ up
+        each = x.transpose(0, 1)  # libraries multiply a matrix by other code when it has other rows
+        return (each @ down.expand(len(each), -1, -1) @ up.expand(len(each), -1, -1)).transpose(0, 1)
 
 
 def _read(source: str, where: dict[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]]]:
