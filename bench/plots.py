@@ -21,7 +21,7 @@ def colour(name: str, index: int) -> str:
 def servers() -> None:
     """Output tokens per second of whole servers, by concurrent streams."""
     sizes = {"25 M parameters": "serving-25m", "250 M parameters": "serving-250m"}
-    figure, panes = plt.subplots(1, len(sizes), figsize=(9, 3.2))
+    figure, panes = plt.subplots(1, len(sizes), figsize=(9, 3.4), layout="constrained")
     for pane, (title, name) in zip(panes, sizes.items(), strict=True):
         rounds: list[dict[str, Any]] = load(name)
         streams = sorted({each["streams"] for each in rounds})
@@ -34,13 +34,13 @@ def servers() -> None:
         pane.set_xticks(range(len(streams)), [f"{n} streams" for n in streams])
         pane.set_title(title, fontsize=10)
     panes[0].set_ylabel("output tokens/s over HTTP")
-    panes[0].legend(fontsize=7, frameon=False)
+    figure.legend(*panes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8, frameon=False)
     save(figure, "servers")
 
 
 def engine() -> None:
     """The engine against transformers' own ways, in one process."""
-    figure, panes = plt.subplots(1, 2, figsize=(9, 2.6))
+    figure, panes = plt.subplots(1, 2, figsize=(9, 2.6), layout="constrained")
     for pane, size in zip(panes, ("25m", "250m"), strict=True):
         (title, ways), *_ = load(f"engine-{size}").items()
         for at, (name, values) in enumerate(reversed(ways.items())):
@@ -55,7 +55,7 @@ def soak() -> None:
     """Memory over half an hour of everything at once."""
     samples: list[dict[str, Any]] = load("soak")
     minutes = [each["seconds"] / 60 for each in samples]
-    figure, (memory, blocks) = plt.subplots(2, 1, figsize=(9, 3.6), sharex=True)
+    figure, (memory, blocks) = plt.subplots(2, 1, figsize=(9, 3.6), sharex=True, layout="constrained")
     for (name, label), shade in zip(
         {"worker_mb": "worker", "redis_mb": "Redis", "api_mb": "API"}.items(), [OURS, *OTHERS], strict=False
     ):
@@ -93,7 +93,6 @@ def save(figure: Any, name: str) -> None:
     for pane in figure.axes:
         pane.spines[["top", "right"]].set_visible(False)
         pane.tick_params(labelsize=8)
-    figure.tight_layout()
     figure.savefig(DOCS / f"{name}.svg", metadata={"Date": None})
 
 

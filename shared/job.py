@@ -75,6 +75,11 @@ class Job:
     user: str | None = None
     cache_salt: str = ""
 
+    @property
+    def width(self) -> int:
+        """How many sequences an engine makes of it."""
+        return self.sampling.n * len(self.request.get("prompts", [None]))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:

@@ -143,8 +143,7 @@ class Worker:
         if served.stepper.waiting:
             return 0
         mine = [d.job for d in self._held.values() if self._served[d.job.model].stepper is served.stepper]
-        held = sum(job.sampling.n for job in mine)
-        return served.engine.limits.sequences_max - held
+        return served.engine.limits.sequences_max - sum(job.width for job in mine)
 
     async def _claim(self, served: Served, room: int) -> list[Delivery]:
         if not self._lease_is_fresh():
