@@ -131,7 +131,8 @@ def _validation_problem(error: RequestValidationError) -> Problem:
     if first["type"] == "missing":
         return Problem(code="invalid_request", message=f"Missing required parameter: '{param}'.", param=param)
     name = f"'{param}'" if param else "the body"
-    return Problem(code="invalid_request", message=f"Invalid value for {name}: {first['msg']}.", param=param)
+    reason = first["msg"].removeprefix("Value error, ")
+    return Problem(code="invalid_request", message=f"Invalid value for {name}: {reason}.", param=param)
 
 
 def _routing_problem(error: HTTPException) -> Problem:
