@@ -1,5 +1,6 @@
 """One delivery in work, and the number of its next event. Pure decisions; made anew for every attempt."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence as Seq
 
 from shared.errors import InvalidRequest
@@ -7,7 +8,7 @@ from shared.events import Completed, Event, Finished, Outcome, Started
 from shared.queue import Delivery
 
 
-class Turn:
+class Turn(ABC):
     """What earlier attempts logged is done, as if nothing had happened since."""
 
     def __init__(self, delivery: Delivery, *, prompt_tokens: int) -> None:
@@ -16,12 +17,13 @@ class Turn:
         self._next_seq = len(delivery.log)
 
     @property
+    @abstractmethod
     def done(self) -> bool:
         """Everything that was asked for is there."""
-        raise NotImplementedError
 
+    @abstractmethod
     def completed(self) -> Completed:
-        raise NotImplementedError
+        """The outcome, once it is."""
 
     def opening(self) -> list[Event]:
         """What the log still lacks before anything is computed: Started, unless an earlier attempt wrote it; and the

@@ -1,5 +1,7 @@
 """The kernel that reads blocks in place computes what plain attention over the gathered blocks computes."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -40,7 +42,8 @@ def kernel(request: pytest.FixtureRequest) -> Kernel:
     """Triton's is interpreted, where no device is."""
     if request.param == "numba":
         return NUMBA
-    pytest.importorskip("triton")
+    if not os.environ.get("CI"):  # there it is installed, and must be
+        pytest.importorskip("triton")
     from workers.engine import paged_triton
 
     return Kernel("triton", scatter, paged_triton.read)

@@ -5,9 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 import transformers
 from safetensors.torch import save_file
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
 from torch.nn.functional import normalize
 
 from shared.errors import InvalidRequest, SettingsError
@@ -16,6 +20,7 @@ from shared.settings import load_settings
 from tests.factories import make_job
 from tests.models import random_model
 from workers.engine.base import Engine
+from workers.engine.chat_tokenizer import ChatTokenizer
 from workers.engine.embedder import ModelEmbedder, PackedEmbedder
 from workers.engine.loader import load_torch_engine
 from workers.generation import Generation
@@ -138,8 +143,12 @@ def test_a_model_that_writes_also_embeds() -> None:
     torch.testing.assert_close(vectors(engine, PASSAGES), expected, atol=1e-5, rtol=0)
 
 
-def test_texts_keep_their_special_tokens_when_cut(tmp_path: Path) -> None:
-    engine = load_torch_engine(str(BUILTIN), load_settings(kv_cache_gib=0.1))
-    whole = engine.tokenizer.encode_text("one two three four")
+def test_texts_keep_their_special_tokens_when_cut() -> None:
+    words = {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "one": 3, "two": 4, "three": 5}
+    fast = tokenizers.Tokenizer(WordLevel(words, unk_token="[UNK]"))
+    fast.pre_tokenizer = Whitespace()
+    fast.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
+    tokenizer = ChatTokenizer(transformers.PreTrainedTokenizerFast(tokenizer_object=fast), frozenset(), vocabulary=6)
 
-    assert engine.tokenizer.encode_text("one two three four", 3) == whole[:3]
+    assert tokenizer.encode_text("one two three") == [1, 3, 4, 5, 2]
+    assert tokenizer.encode_text("one two three", 4) == [1, 3, 4, 2]

@@ -1,6 +1,8 @@
 """Where a model's weights go and in what numbers, from the settings: what `from_pretrained` is asked for."""
 
+import atexit
 import re
+import shutil
 import tempfile
 from typing import Any
 
@@ -27,7 +29,9 @@ def placement(settings: Settings) -> dict[str, Any]:
     asked: dict[str, Any] = {"dtype": _dtype(settings, device), "device_map": {"": device}}
     if settings.device_map:
         # What fits on no device stays in the file system and is read whenever it is needed.
-        asked |= {"device_map": settings.device_map, "offload_folder": tempfile.mkdtemp(prefix="penstock-offload-")}
+        folder = tempfile.mkdtemp(prefix="penstock-offload-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        asked |= {"device_map": settings.device_map, "offload_folder": folder}
         asked["max_memory"] = _max_memory(settings.max_memory)
     if quantization := _quantization(settings.quantization):
         asked["quantization_config"] = quantization
