@@ -1,6 +1,7 @@
 """From a valid request to an accepted job: the one place that decides what enters a queue."""
 
 import json
+import math
 import secrets
 import time
 from collections.abc import Callable
@@ -11,12 +12,14 @@ from api.schemas.chat import ChatCompletionRequest, Message
 from api.schemas.completion import CompletionRequest
 from api.schemas.embedding import EmbeddingRequest
 from api.schemas.sampling import GenerationRequest
+from api.terms import Terms, weights
 from shared.directory import Directory
 from shared.errors import InvalidRequest
-from shared.job import Grammar, GrammarKind, Job, Kind, Sampling
+from shared.job import Grammar, GrammarKind, Job, Kind, Priority, Sampling
 from shared.settings import Settings
 
 KNOWN_FOR_S = 5.0
+TIERS = {"priority": Priority.INTERACTIVE, "flex": Priority.BATCH}  # OpenAI's names for more and less urgent
 ANY_OBJECT = {"type": "object"}
 
 
@@ -25,14 +28,17 @@ class Admission:
         self._directory = directory
         self._settings = settings
         self._clock = clock
+        self._weights = weights(settings)
         self._known: dict[str, float] = {}
 
-    async def chat(self, body: ChatCompletionRequest) -> Job:
+    async def chat(self, body: ChatCompletionRequest, terms: Terms) -> Job:
         """Raise InvalidRequest or NotFound; accept nothing yet."""
         return await self._job(
             "chatcmpl",
             body.model,
             Kind.CHAT,
+            terms,
+            tier=body.service_tier,
             request={"messages": [_message(message) for message in body.messages]},
             sampling=self._sampling(
                 body,
@@ -44,7 +50,7 @@ class Admission:
             cache_salt=body.cache_salt or "",
         )
 
-    async def completion(self, body: CompletionRequest) -> Job:
+    async def completion(self, body: CompletionRequest, terms: Terms) -> Job:
         """Raise InvalidRequest or NotFound; accept nothing yet. Of `best_of` candidates the client gets `n`."""
         echo = bool(body.echo)
         candidates = body.best_of or body.n or 1
@@ -53,6 +59,8 @@ class Admission:
             "cmpl",
             body.model,
             Kind.COMPLETION,
+            terms,
+            tier=body.service_tier,
             request={
                 "prompts": listed(body.prompt),
                 "echo": echo,
@@ -68,12 +76,13 @@ class Admission:
             cache_salt=body.cache_salt or "",
         )
 
-    async def embedding(self, body: EmbeddingRequest) -> Job:
+    async def embedding(self, body: EmbeddingRequest, terms: Terms) -> Job:
         """Raise NotFound; accept nothing yet."""
         return await self._job(
             "embd",
             body.model,
             Kind.EMBEDDING,
+            terms,
             request={
                 "inputs": listed(body.input),
                 "dimensions": body.dimensions,
@@ -83,16 +92,31 @@ class Admission:
             user=body.user,
         )
 
-    async def _job(self, prefix: str, model: str, kind: Kind, **fields: Any) -> Job:
+    async def _job(
+        self, prefix: str, model: str, kind: Kind, terms: Terms, *, tier: str | None = None, **fields: Any
+    ) -> Job:
         await self._require_model(model)
+        settings = self._settings
+        priority = terms.priority or TIERS.get(tier or "") or Priority(settings.default_priority)
         return Job(
             id=f"{prefix}-{secrets.token_hex(16)}",
             model=model,
             kind=kind,
             created_ms=int(self._clock() * 1000),
-            patience_ms=int(self._settings.queue_deadline_s * 1000),
+            patience_ms=int(1000 * (terms.queue_deadline_s or settings.queue_deadline(priority))),
+            run_ms=int(1000 * (terms.run_deadline_s or settings.run_deadline(priority))),
+            priority=priority,
+            tenant=terms.tenant,
+            weight=self._weights.get(terms.tenant, 1.0),
+            grace_ms=self._grace_ms(terms),
             **fields,
         )
+
+    def _grace_ms(self, terms: Terms) -> int | None:
+        """A client that may ask again gets time to do so."""
+        usual = self._settings.idempotent_grace_s if terms.idempotency else self._settings.grace_s
+        seconds = usual if terms.grace_s is None else terms.grace_s
+        return None if math.isinf(seconds) else int(seconds * 1000)
 
     def _sampling(self, body: GenerationRequest, *, n: int, max_tokens: int | None, logprobs: int | None) -> Sampling:
         if n > self._settings.choices_max:

@@ -14,13 +14,16 @@ from api import problems
 from api.admission import Admission
 from api.house import House
 from api.middleware import BodyLimit, RequestFrame
+from api.pressure import Pressure
 from api.relay import Relay
-from api.routes import chat, completions, embeddings, health, models
+from api.routes import admin, chat, completions, embeddings, health, jobs, models
 from shared.directory import Directory
+from shared.ledger import Ledger
 from shared.redis_channel import RedisChannel
 from shared.redis_client import connect
 from shared.redis_queue import RedisQueue
 from shared.settings import Settings
+from shared.tasks import end
 from shared.telemetry import ApiMetrics
 
 log = logging.getLogger(__name__)
@@ -35,15 +38,17 @@ def make_app(settings: Settings) -> FastAPI:
         app.state.house = house
         relaying = asyncio.create_task(house.relay.run())
         relaying.add_done_callback(_stop_if_failed)
+        weighing = asyncio.create_task(house.pressure.run())
         yield
         await house.relay.close()
         await asyncio.wait([relaying])
+        await end([weighing])
         await house.redis.aclose()
 
     app = FastAPI(title="Penstock", version="0.1.0", lifespan=lifespan)
     problems.install(app)
-    for router in (chat.router, completions.router, embeddings.router, models.router, health.router):
-        app.include_router(router)
+    for route in (chat, completions, embeddings, models, jobs, admin, health):
+        app.include_router(route.router)
     app.add_middleware(BodyLimit, bytes_max=settings.body_bytes_max)
     if settings.cors_origins:
         app.add_middleware(
@@ -51,7 +56,7 @@ def make_app(settings: Settings) -> FastAPI:
             allow_origins=[origin.strip() for origin in settings.cors_origins.split(",")],
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["x-request-id"],
+            expose_headers=["x-request-id", "x-penstock-job-id", "retry-after"],
         )
     app.add_middleware(RequestFrame, metrics=metrics)
     return app
@@ -81,6 +86,8 @@ def _furnish(settings: Settings, metrics: ApiMetrics) -> House:
         redis=client,
         queue=queue,
         relay=relay,
+        pressure=Pressure(client, share_max=settings.redis_memory_share),
+        ledger=Ledger(client),
         admission=Admission(directory, settings),
         directory=directory,
         metrics=metrics,

@@ -1,68 +1,86 @@
-"""From an accepted job to the client's answer: enqueue it, relay what happens to it, and cancel it when the client
-leaves. The same for every kind of job."""
+"""From an accepted job to the client's answer: enqueue it, or find the one that the same request made before, relay
+what happens to it, and let go of it when the client leaves. The same for every kind of job."""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import ExitStack
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import orjson
 from fastapi import Request
 from fastapi.responses import Response
 
+from api.formats.common import Answer, Chunks, Numbered
 from api.house import House
 from api.problems import Refused, problem_of_outcome
 from api.relay import JobStream
 from api.sse import EventStream, StreamBroken, error_frame
+from api.terms import Terms
+from api.view import View
 from shared.errors import QueueUnavailable
 from shared.events import Completed, Delta, Event, Finished, Started, Usage
 from shared.job import Job
+from shared.queue import Bounds
 from shared.tasks import end
 
 CLIENT_LEFT = 499  # nobody reads it; the access counts do
 
 
-class Answer(Protocol):
-    """What a whole answer is collected in."""
-
-    def add(self, event: Event) -> None: ...
-
-    def body(self, usage: Usage) -> dict[str, Any]: ...
-
-
-class Chunks(Protocol):
-    """What turns events into the frames of a stream."""
-
-    def block(self, events: Iterable[Event]) -> bytes: ...
-
-
-async def whole(house: House, job: Job, answer: Answer, request: Request) -> Response:
-    with house.relay.open(job.id) as opened:
-        await _enqueue(house, job, opened)
-        body = await _until_left(request, _collect(house, opened, answer))
+async def whole(
+    house: House, job: Job, view: View, terms: Terms, make: Callable[[Job], Answer], request: Request
+) -> Response:
+    with ExitStack() as opened:
+        job, events, headers = await _enter(house, job, view, terms, opened)
+        body = await _until_left(request, _collect(house, events, make(job)))
         if body is None:
             return Response(status_code=CLIENT_LEFT)
-        return Response(orjson.dumps(body), media_type="application/json")
+        return Response(orjson.dumps(body), media_type="application/json", headers=headers)
 
 
-async def stream(house: House, job: Job, chunks: Chunks, began: float) -> Response:
+async def stream(house: House, job: Job, view: View, terms: Terms, began: float) -> Response:
     """`began`: when the request came, by the monotonic clock."""
     with ExitStack() as opened:
-        events = opened.enter_context(house.relay.open(job.id))
-        await _enqueue(house, job, events)
+        job, events, headers = await _enter(house, job, view, terms, opened)
         first = await _early(house, events)
-        blocks = _blocks(house, events, first, chunks, began)
-        return EventStream(blocks, keep_alive_s=house.settings.keep_alive_s, opened=opened.pop_all())
+        chunks = replace(view, created_ms=job.created_ms).chunks(job.id)
+        numbered = Numbered(chunks) if terms.event_ids else chunks
+        blocks = _blocks(house, events, first, numbered, began)
+        return EventStream(blocks, house.settings, opened=opened.pop_all(), headers=headers)
 
 
-async def _enqueue(house: House, job: Job, stream: JobStream) -> None:
+async def pick_up(house: House, job_id: str, view: View, *, after: int) -> Response:
+    """The frames of a job from the event after `after` on."""
+    with ExitStack() as opened:
+        events = opened.enter_context(house.relay.open(view.job(job_id)))
+        await house.queue.attach(job_id, subscriber=house.relay.name)
+        house.relay.accept(events, logged=True)
+        chunks = Numbered(view.chunks(job_id), after=after)
+        blocks = _blocks(house, events, [], chunks, time.monotonic())
+        return EventStream(blocks, house.settings, opened=opened.pop_all(), headers={"x-penstock-job-id": job_id})
+
+
+async def _enter(
+    house: House, job: Job, view: View, terms: Terms, opened: ExitStack
+) -> tuple[Job, JobStream, dict[str, str]]:
+    """The job that answers the request, its events, and what the client is told of it."""
+    bounds = Bounds(jobs_max=house.settings.queue_jobs_max, tokens_max=house.settings.queue_tokens_max)
+    house.pressure.check()
+    stream = opened.enter_context(house.relay.open(job))
     try:
-        await house.queue.enqueue(job, subscriber=house.relay.name, jobs_max=house.settings.queue_jobs_max)
+        accepted = await house.queue.enqueue(
+            job, bounds=bounds, subscriber=house.relay.name, idempotency=terms.idempotency, view=view.encode()
+        )
     except QueueUnavailable:
-        house.relay.accept(stream, patience_ms=job.patience_ms)  # perhaps only the answer is lost, not the job
+        house.relay.accept(stream)  # perhaps only the answer is lost, not the job
         raise
-    house.relay.accept(stream, patience_ms=job.patience_ms)
+    if accepted.attached:
+        job = replace(job, id=accepted.job_id, created_ms=accepted.created_ms)
+        stream = opened.enter_context(house.relay.open(job))
+    house.relay.accept(stream, logged=accepted.attached)
+    headers = {"x-penstock-job-id": job.id, "x-penstock-queue-position": str(accepted.ahead)}
+    return job, stream, headers
 
 
 async def _early(house: House, stream: JobStream) -> list[Event]:

@@ -6,8 +6,10 @@ from fastapi import Request
 from redis.asyncio import Redis
 
 from api.admission import Admission
+from api.pressure import Pressure
 from api.relay import Relay
 from shared.directory import Directory
+from shared.ledger import Ledger
 from shared.queue import JobQueue
 from shared.settings import Settings
 from shared.telemetry import ApiMetrics
@@ -19,6 +21,8 @@ class House:
     redis: Redis
     queue: JobQueue
     relay: Relay
+    pressure: Pressure
+    ledger: Ledger
     admission: Admission
     directory: Directory
     metrics: ApiMetrics

@@ -9,11 +9,12 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from shared import errors
-from shared.events import Cancelled, Completed, Expired, Failed, Outcome
+from shared.events import Cancelled, Completed, Deadline, Expired, Failed, Outcome
 
 # The status of every code that an outcome or an error can carry. Clients retry 408, 409, 429 and 5xx.
 STATUS = {
     "invalid_request": 400,
+    "unauthorized": 401,
     "context_length_exceeded": 400,
     "model_not_found": 404,
     "not_found": 404,
@@ -21,13 +22,18 @@ STATUS = {
     "deadline_exceeded": 408,
     "cancelled": 409,
     "request_too_large": 413,
+    "idempotency_key_reused": 422,
     "queue_full": 429,
+    "queue_tokens_full": 429,
+    "deadline_unreachable": 429,
+    "redis_memory": 429,
     "engine_error": 500,
     "poison": 500,
     "job_lost": 500,
     "internal_error": 500,
     "redis_unavailable": 503,
 }
+DROPPED = frozenset({408, 413, 429, 503})  # not done, though nothing is wrong with the request
 TYPES = {404: "invalid_request_error", 408: "timeout_error", 429: "rate_limit_error"}
 
 
@@ -37,6 +43,7 @@ class Problem:
     message: str
     param: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
+    more: dict[str, Any] = field(default_factory=dict)
 
     @property
     def status(self) -> int:
@@ -46,10 +53,11 @@ class Problem:
     def body(self) -> dict[str, Any]:
         kind = TYPES.get(self.status) or ("invalid_request_error" if self.status < 500 else "server_error")
         code = None if self.code == "invalid_request" else self.code
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": code}}
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": code} | self.more}
 
     def response(self) -> JSONResponse:
-        return JSONResponse(self.body, status_code=self.status, headers=self.headers)
+        reason = {"x-penstock-dropped-reason": self.code} if self.status in DROPPED else {}
+        return JSONResponse(self.body, status_code=self.status, headers=reason | self.headers)
 
 
 class Refused(Exception):
@@ -67,8 +75,19 @@ def problem_of(error: errors.PenstockError) -> Problem:
         case errors.NotFound():
             return Problem(code=error.code, message=str(error), param=error.param)
         case errors.QueueFull():
-            headers = {"retry-after": str(error.retry_after_s), "x-penstock-dropped-reason": "queue_full"}
-            return Problem(code="queue_full", message=str(error), headers=headers)
+            headers = {
+                "retry-after": str(error.retry_after_s),
+                "x-penstock-queue-position": str(error.position),
+                "x-penstock-estimated-wait-s": f"{error.wait_s:.1f}",
+            }
+            more = {
+                "position": error.position,
+                "estimated_wait_s": round(error.wait_s, 1),
+                "retry_after_s": error.retry_after_s,
+            }
+            return Problem(code=error.reason, message=str(error), headers=headers, more=more)
+        case errors.IdempotencyKeyReused():
+            return Problem(code="idempotency_key_reused", message=str(error), param="Idempotency-Key")
         case errors.QueueUnavailable():
             message = "The queue cannot be reached just now; nothing was accepted."
             return Problem(code="redis_unavailable", message=message, headers={"retry-after": "1"})
@@ -86,8 +105,10 @@ def problem_of_outcome(outcome: Outcome) -> Problem | None:
             return Problem(code=known, message=outcome.message, param=outcome.param)
         case Cancelled():
             return Problem(code="cancelled", message="The job was cancelled.", headers={"x-should-retry": "false"})
-        case Expired():
+        case Expired(deadline=Deadline.QUEUE):
             return Problem(code="deadline_exceeded", message="No worker had room before the queue deadline.")
+        case Expired():
+            return Problem(code="deadline_exceeded", message="The answer was not whole before the run deadline.")
         case _:
             assert_never(outcome)
 

@@ -6,11 +6,13 @@ at most `buffer_max` events and reads the rest from the log at its own pace.
 
 import asyncio
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from shared.errors import DecodeError, QueueUnavailable
-from shared.events import Cancelled, Event, Expired, Failed, Finished
+from shared.events import Cancelled, Deadline, Event, Expired, Failed, Finished
+from shared.job import Job
 from shared.lifecycle import TERMINAL, State
 from shared.queue import JobChannel, JobQueue, Page
 from shared.tasks import end
@@ -18,35 +20,46 @@ from shared.telemetry import ApiMetrics
 
 log = logging.getLogger(__name__)
 RETRY_S = 0.2
-CANCELS_MAX = 10_000
+LEAVING_MAX = 10_000
 EXPIRY_GRACE_S = 2.0  # for a worker to expire the job itself
 
 
 class JobStream:
     """The events of one job. Read by one task through `take`."""
 
-    def __init__(self, job_id: str, *, buffer_max: int, now: float) -> None:
-        self.job_id = job_id
+    def __init__(self, job: Job, *, buffer_max: int, now: float) -> None:
+        self.job_id = job.id
+        self.grace_s = math.inf if job.grace_ms is None else job.grace_ms / 1000
         self.next_seq = 0
         self.heard_at = now
-        self.expires_at: float | None = None  # set when the job is enqueued
+        self.expires_at = math.inf
+        self.accepted = False
         self.ended = False
+        self._patience_s, self._run_s = job.patience_ms / 1000, job.run_ms / 1000
         self.behind = False
         self._buffer_max = buffer_max
         self._pending: list[Event] = []
         self._arrived = asyncio.Event()
 
-    @property
-    def accepted(self) -> bool:
-        return self.expires_at is not None
+    def accept(self, now: float, *, logged: bool) -> None:
+        """The job is enqueued, or may be: its log counts, and leaving counts. `logged`: it was there before."""
+        self.accepted = True
+        if logged:
+            self.behind = True
+        else:
+            self.expires_at = now + self._patience_s + EXPIRY_GRACE_S
 
-    def overdue(self, now: float) -> bool:
-        """Enqueued, never started, and its queue deadline has passed: no worker runs that would say so."""
-        return self.expires_at is not None and self.next_seq == 0 and now > self.expires_at
+    def overdue(self, now: float) -> Deadline | None:
+        """The deadline that has passed: no worker runs that would say so."""
+        if self.ended or now <= self.expires_at:
+            return None
+        return Deadline.RUN if self.next_seq else Deadline.QUEUE
 
     def hear(self, events: Sequence[Event], now: float) -> None:
         """Keep what is next; note a gap or an overflow, to be filled from the log."""
         self.heard_at = now
+        if self.next_seq == 0 and events and self._run_s:
+            self.expires_at = now + self._run_s + EXPIRY_GRACE_S
         for event in events:
             if event.seq < self.next_seq or self.ended:
                 continue
@@ -96,39 +109,51 @@ class Relay:
         self._silence_s = silence_ms / 1000
         self._buffer_max = buffer_max
         self._metrics = metrics
-        self._streams: dict[str, JobStream] = {}
-        self._cancels: asyncio.Queue[str] = asyncio.Queue(CANCELS_MAX)
+        self._streams: dict[str, list[JobStream]] = {}
+        self._leaving: dict[str, float] = {}  # when to leave the jobs that nobody reads here any more
+        self._left = asyncio.Event()
+        self._closing = False
         self._tasks: list[asyncio.Task[None]] = []
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            self._tasks = [tasks.create_task(work()) for work in (self._hear, self._watch, self._cancel)]
+            self._tasks = [tasks.create_task(work()) for work in (self._hear, self._watch, self._leave)]
+
+    def quiet(self) -> None:
+        """This process stops: who loses its stream by that may pick it up elsewhere, so nothing more is cancelled."""
+        self._closing = True
 
     async def close(self) -> None:
-        """Cancel what was left behind, then end `run`."""
+        """Leave at once what was to be left by now, then end `run`."""
         try:
-            await asyncio.wait_for(self._cancels.join(), 2)
+            async with asyncio.timeout(2):
+                while self._due():
+                    await self._leave_due()
         except TimeoutError:
             log.warning("jobs of lost clients were not all cancelled")
         await end(self._tasks)
 
     @contextmanager
-    def open(self, job_id: str) -> Iterator[JobStream]:
-        """Hear the job from its first event; opened before the job is enqueued. Leaving before the end cancels it."""
-        stream = JobStream(job_id, buffer_max=self._buffer_max, now=self._now())
-        self._streams[job_id] = stream
+    def open(self, job: Job) -> Iterator[JobStream]:
+        """Hear the job from its first event; opened before the job is enqueued. When its last stream is left before
+        the end, the job is cancelled after its grace, unless another process reads it."""
+        stream = JobStream(job, buffer_max=self._buffer_max, now=self._now())
+        self._streams.setdefault(job.id, []).append(stream)
+        self._leaving.pop(job.id, None)
         self._metrics.open_streams.inc()
         try:
             yield stream
         finally:
-            del self._streams[job_id]
             self._metrics.open_streams.dec()
-            if stream.accepted and not stream.ended:
-                self._abandon(job_id)
+            self._streams[job.id].remove(stream)
+            if not self._streams[job.id]:
+                del self._streams[job.id]
+                if stream.accepted and not stream.ended and not self._closing:
+                    self._abandon(job.id, stream.grace_s)
 
-    def accept(self, stream: JobStream, *, patience_ms: int) -> None:
-        """The job is enqueued, or may be: from now on its log counts, and leaving the stream cancels it."""
-        stream.expires_at = self._now() + patience_ms / 1000 + EXPIRY_GRACE_S
+    def accept(self, stream: JobStream, *, logged: bool = False) -> None:
+        """The job is enqueued, or may be. `logged`: it was there before, so its log is read first."""
+        stream.accept(self._now(), logged=logged)
 
     async def take(self, stream: JobStream) -> list[Event]:
         """The next events, at least one; everything that is there, so that a busy stream needs fewer writes."""
@@ -140,17 +165,20 @@ class Relay:
             if stream.behind:
                 await self._refill([stream])
 
-    def _abandon(self, job_id: str) -> None:
-        try:
-            self._cancels.put_nowait(job_id)
-        except asyncio.QueueFull:  # Redis has been away for long; the job runs to its end for nobody
+    def _abandon(self, job_id: str, grace_s: float) -> None:
+        if math.isinf(grace_s):
+            return
+        if len(self._leaving) >= LEAVING_MAX:  # Redis has been away for long; the job runs to its end for nobody
             log.warning("a lost client's job is not cancelled", extra={"job_id": job_id})
+            return
+        self._leaving[job_id] = self._now() + grace_s
+        self._left.set()
 
     async def _hear(self) -> None:
         async for batch in self._channel.listen(self.name):
             now = self._now()
             for job_id, events in batch:
-                if stream := self._streams.get(job_id):
+                for stream in self._streams.get(job_id, ()):
                     stream.hear(events, now)
 
     async def _watch(self) -> None:
@@ -159,15 +187,17 @@ class Relay:
             await asyncio.sleep(self._silence_s / 2)
             self._expire()
             limit = self._now() - self._silence_s
-            silent = [s for s in self._streams.values() if s.accepted and not s.ended and s.heard_at < limit]
+            silent = [s for s in self._all() if s.accepted and not s.ended and s.heard_at < limit]
             if silent:
                 await self._refill(silent)
 
     def _expire(self) -> None:
         now = self._now()
-        for stream in [stream for stream in self._streams.values() if stream.overdue(now)]:
-            stream.hear([Finished(seq=0, outcome=Expired())], now)
-            self._abandon(stream.job_id)
+        for stream in self._all():
+            if deadline := stream.overdue(now):
+                stream.expires_at = math.inf
+                stream.hear([Finished(seq=stream.next_seq, outcome=Expired(deadline=deadline))], now)
+                self._abandon(stream.job_id, 0)
 
     async def _refill(self, streams: list[JobStream]) -> None:
         try:
@@ -180,17 +210,32 @@ class Relay:
         for stream, page in zip(streams, pages, strict=True):
             stream.fill(page, self._now())
 
-    async def _cancel(self) -> None:
-        """Cancel the jobs of clients that have left, however long Redis takes to listen."""
+    async def _leave(self) -> None:
+        """Let go of the jobs of clients that have left, however long Redis takes to listen."""
         while True:
-            job_id = await self._cancels.get()
-            while True:
-                try:
-                    await self._queue.cancel(job_id)
-                    break
-                except QueueUnavailable:
-                    await asyncio.sleep(RETRY_S)
-            self._cancels.task_done()
+            self._left.clear()
+            await self._leave_due()
+            next_due = min(self._leaving.values(), default=math.inf) - self._now()
+            try:
+                await asyncio.wait_for(self._left.wait(), None if math.isinf(next_due) else max(next_due, 0))
+            except TimeoutError:
+                continue
+
+    async def _leave_due(self) -> None:
+        for job_id in self._due():
+            try:
+                await self._queue.leave(job_id, subscriber=self.name)
+            except QueueUnavailable:
+                await asyncio.sleep(RETRY_S)
+                return
+            self._leaving.pop(job_id, None)
+
+    def _due(self) -> list[str]:
+        now = self._now()
+        return [job_id for job_id, at in self._leaving.items() if at <= now]
+
+    def _all(self) -> list[JobStream]:
+        return [stream for streams in self._streams.values() for stream in streams]
 
     @staticmethod
     def _now() -> float:

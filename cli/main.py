@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from cli.jobs import jobs
-from cli.where import DATA, operator_settings
+from cli.models import models
+from cli.where import DATA
 from shared.errors import PenstockError
 from shared.settings import load_settings
 from shared.telemetry import configure_logging
@@ -96,26 +97,8 @@ def chat(url: str, model: str | None, api_key: str) -> None:
     talk(url, model=model, api_key=api_key)
 
 
-@main.command()
-@click.option("--redis-url", help="Where the queue lives; by default the one that `penstock up` runs here.")
-def models(redis_url: str | None) -> None:
-    """List the models with their workers and waiting jobs."""
-    from shared.directory import Directory
-    from shared.redis_client import connect
-
-    async def show() -> None:
-        client = connect(operator_settings(redis_url).redis_url)
-        for info in await Directory(client).models():
-            click.echo(
-                f"{info.name}  {info.engine}  context {info.context_length}  "
-                f"workers {info.workers}  waiting {info.waiting}"
-            )
-        await client.aclose()
-
-    asyncio.run(show())
-
-
 main.add_command(jobs)
+main.add_command(models)
 
 
 def run() -> None:

@@ -19,6 +19,7 @@ from shared.errors import DecodeError
 from shared.events import (
     Cancelled,
     Completed,
+    Deadline,
     Delta,
     Echoed,
     Embedded,
@@ -33,7 +34,7 @@ from shared.events import (
     Started,
     Usage,
 )
-from shared.job import Grammar, GrammarKind, Job, Kind, Sampling
+from shared.job import Grammar, GrammarKind, Job, Kind, Priority, Sampling
 
 VERSION = 1
 
@@ -54,8 +55,8 @@ def decode_job(data: bytes) -> Job:
         sampling["logit_bias"] = tuple((token, bias) for token, bias in sampling["logit_bias"])
         if grammar := sampling["grammar"]:
             sampling["grammar"] = Grammar(kind=GrammarKind(grammar.pop("kind")), **grammar)
-        kind = Kind(fields.pop("kind"))
-        return Job(kind=kind, sampling=Sampling(**sampling), **fields)
+        kind, priority = Kind(fields.pop("kind")), Priority(fields.pop("priority"))
+        return Job(kind=kind, priority=priority, sampling=Sampling(**sampling), **fields)
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise DecodeError(f"not a job: {error}") from error
 
@@ -148,8 +149,8 @@ def _outcome_to_wire(outcome: Outcome) -> dict[str, Any]:
             return {"failed": {"code": outcome.code, "message": outcome.message, "param": outcome.param}}
         case Cancelled():
             return {"cancelled": {}}
-        case Expired():
-            return {"expired": {}}
+        case Expired(deadline=deadline):
+            return {"expired": {"deadline": deadline}}
         case _:
             assert_never(outcome)
 
@@ -164,6 +165,6 @@ def _outcome_from_wire(wire: dict[str, Any]) -> Outcome:
         case "cancelled":
             return Cancelled()
         case "expired":
-            return Expired()
+            return Expired(deadline=Deadline(fields.get("deadline", Deadline.QUEUE)))
         case _:
             raise DecodeError(f"unknown outcome {kind!r:.40}")

@@ -48,7 +48,8 @@ class Directory:
                 pipe.hgetall(keys.model(name))
                 pipe.llen(keys.queue(name))
                 pipe.smembers(keys.workers_of(name))
-                fields, waiting, workers = await pipe.execute()
+                pipe.exists(keys.paused(name))
+                fields, waiting, workers, paused = await pipe.execute()
             if not fields:
                 await self._redis.srem(keys.MODELS, name)
                 return None
@@ -61,6 +62,7 @@ class Directory:
             parent=fields.get(b"parent", b"").decode(),
             workers=alive,
             waiting=waiting,
+            paused=bool(paused),
         )
 
 

@@ -5,7 +5,8 @@
     ├── InvalidRequest           the request is wrong; names the parameter
     │   └── ContextLengthExceeded
     ├── NotFound                 no such model, job or route
-    ├── QueueFull                the model's queue has no room; says when to try again
+    ├── QueueFull                the model's queue has no room; says why and when to try again
+    ├── IdempotencyKeyReused     the key came before, with another body
     ├── QueueUnavailable         Redis does not answer, or refuses writes
     ├── DecodeError              bytes from Redis are not what this version writes
     └── EngineError              the engine could not do its part of a job
@@ -42,12 +43,19 @@ class NotFound(PenstockError):
 
 
 class QueueFull(PenstockError):
-    """`retry_after_s` is computed from the measured throughput, 1 to 120 seconds."""
+    """`reason` is a slug. `position`: where the job would have stood. `wait_s`: how long it would have waited, by the
+    measured throughput; 0 when nothing was measured. `retry_after_s`: the same within 1 to 120 seconds."""
 
-    def __init__(self, message: str, *, depth: int, retry_after_s: int) -> None:
+    def __init__(self, message: str, *, reason: str, position: int, wait_s: float, retry_after_s: int) -> None:
         super().__init__(message)
-        self.depth = depth
+        self.reason = reason
+        self.position = position
+        self.wait_s = wait_s
         self.retry_after_s = retry_after_s
+
+
+class IdempotencyKeyReused(PenstockError):
+    pass
 
 
 class QueueUnavailable(PenstockError):

@@ -97,9 +97,16 @@ class Cancelled:
     pass
 
 
+class Deadline(StrEnum):
+    """`QUEUE`: to be taken by a worker. `RUN`: to end, once taken."""
+
+    QUEUE = "queue"
+    RUN = "run"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expired:
-    """The queue deadline passed before any worker had room."""
+    deadline: Deadline = Deadline.QUEUE
 
 
 Outcome = Completed | Failed | Cancelled | Expired

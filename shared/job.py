@@ -13,6 +13,23 @@ class Kind(StrEnum):
     EMBEDDING = "embedding"
 
 
+class Priority(StrEnum):
+    """Classes of jobs, the most urgent first."""
+
+    INTERACTIVE = "interactive"
+    STANDARD = "standard"
+    BATCH = "batch"
+
+    @property
+    def rank(self) -> int:
+        return list(Priority).index(self)
+
+    @property
+    def weight(self) -> int:
+        """Its share of the tokens while all classes wait: none starves, and the first hardly waits."""
+        return {Priority.INTERACTIVE: 16, Priority.STANDARD: 4, Priority.BATCH: 1}[self]
+
+
 class GrammarKind(StrEnum):
     JSON_SCHEMA = "json_schema"
     REGEX = "regex"
@@ -61,8 +78,10 @@ class Job:
     completion's prompts (texts or token ids), whether to echo them, and with which logprobs; an embedding's inputs,
     dimensions and truncation.
 
-    `patience_ms` is the queue deadline: how long the job may wait, from each time it is queued. `cache_salt`: prompts
-    share what was computed for them only with prompts of the same salt.
+    `patience_ms` is the queue deadline: how long the job may wait, from each time it is queued; `run_ms` the run
+    deadline: how long it may take from its first claim to its end. `tenant`: for whom, and `weight`: their share
+    beside other tenants. `grace_ms`: how long it goes on when nobody reads it any more; None for ever. `cache_salt`:
+    prompts share what was computed for them only with prompts of the same salt.
     """
 
     id: str
@@ -72,6 +91,11 @@ class Job:
     sampling: Sampling
     created_ms: int
     patience_ms: int
+    run_ms: int
+    priority: Priority = Priority.STANDARD
+    tenant: str = ""
+    weight: float = 1.0
+    grace_ms: int | None = 0
     user: str | None = None
     cache_salt: str = ""
 
@@ -79,6 +103,19 @@ class Job:
     def width(self) -> int:
         """How many sequences an engine makes of it."""
         return self.sampling.n * len(self.request.get("prompts", [None]))
+
+    @property
+    def prompt_tokens_about(self) -> int:
+        """Before a tokenizer has seen it: four characters a token, as texts in English have."""
+        texts = self.request.get("prompts") or self.request.get("inputs")
+        if texts is None:
+            texts = [message["content"] for message in self.request["messages"]]
+        return sum(len(text) // 4 + 1 if isinstance(text, str) else len(text) for text in texts)
+
+    @property
+    def output_tokens_max(self) -> int:
+        """Of all its sequences; 0 when it sets no limit."""
+        return 0 if self.kind is Kind.EMBEDDING else (self.sampling.max_tokens or 0) * self.width
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,3 +130,4 @@ class ModelInfo:
     parent: str = ""
     workers: int = 0
     waiting: int = 0
+    paused: bool = False

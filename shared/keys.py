@@ -1,28 +1,39 @@
-"""Every name in Redis, in one table. `queue.lua` gets the same names through `lua_prelude`.
+"""Every name in Redis, in one table. The scripts get the same names through `lua_prelude`.
+
+`line`: a model, or a model and a class of it. `lane`: a model, a class and a tenant.
 
 | key                        | type    | written by        | holds                                        | lifetime |
 |----------------------------|---------|-------------------|----------------------------------------------|----------|
 | rq:job:{job}               | hash    | queue.lua         | RQ's job fields and ours (payload, exec, ..) | while waiting or running; then the job's lifetime |
 | rq:queue:{model}           | list    | queue.lua, rq     | ids of waiting jobs, oldest first            | while it has entries |
 | rq:queues                  | set     | queue.lua         | keys of all queues, what `rq info` lists     | the deployment's |
-| rq:wip:{model}             | zset    | queue.lua         | `job:exec` of running jobs                   | member: refreshed by each heartbeat, 10 min |
+| rq:wip:{model}             | zset    | queue.lua         | `job:exec` of running jobs                   | while it has members |
 | rq:finished:{model}        | zset    | queue.lua         | finished ids by expiry                       | member: the job's lifetime |
-| rq:failed:{model}          | zset    | queue.lua, rq     | failed ids by expiry                         | member: 7 days |
-| rq:canceled:{model}        | zset    | queue.lua, rq     | cancelled ids                                | member: the job's lifetime |
+| rq:failed:{model}          | zset    | queue.lua, rq     | failed ids by expiry, those replayed left out | member: 7 days |
+| rq:canceled:{model}        | zset    | queue.lua, rq     | cancelled ids by expiry                      | member: the job's lifetime |
 | rq:results:{job}           | stream  | queue.lua         | RQ's result record with the traceback        | the job's lifetime |
 | rq:worker:{worker}         | hash    | rq_view, queue.lua| RQ's worker fields                           | 10 s after the last heartbeat |
 | rq:workers[:{model}]       | set     | rq_view           | keys of workers                              | cleaned by every reader |
-| rq:suspended               | string  | rq                | set by `rq suspend`: nothing is claimed      | the operator's |
-| penstock:stream:{model}    | stream  | queue.lua         | one entry `j`=job id per waiting or running job | entry: until settled |
+| rq:suspended               | string  | rq                | set by `rq suspend`: nothing new is claimed  | the operator's |
+| penstock:stream:{model}    | stream  | queue.lua         | one entry `j`=job id per waiting or running job | while it has entries |
+| penstock:lane:{lane}       | list    | line.lua          | `entry job cost` of a tenant's waiting jobs  | while it has entries |
+| penstock:line:{line}       | zset    | line.lua          | who has jobs waiting, by tokens served       | while it has members |
+| penstock:served:{line}     | zset    | line.lua          | tokens served of those who have none waiting | 1 day |
+| penstock:load:{model}      | hash    | line.lua          | jobs and tokens waiting, of each class       | while jobs wait |
+| penstock:rate:{model}      | hash    | line.lua          | how fast jobs and tokens were served         | 1 day after the last job |
+| penstock:leases:{model}    | zset    | queue.lua         | running jobs by the time their lease ends    | while it has members |
+| penstock:claim:{exec}      | string  | queue.lua         | ids that a claim got, should it be repeated  | 30 s |
+| penstock:suspect:{worker}  | string  | queue.lua         | the job that this worker now runs alone      | until it gets on; 1 h at most |
+| penstock:idempotency:{key} | string  | queue.lua         | `job fingerprint created_ms`                 | 24 h |
+| penstock:paused:{model}    | string  | redis_queue       | nothing new is claimed of this model         | the operator's |
 | penstock:log:{job}         | list    | queue.lua         | the job's events, by number                  | 7 days at most; then the job's lifetime |
-| penstock:rate:{model}      | hash    | queue.lua         | seconds between settled jobs, smoothed       | 1 day after the last job |
+| penstock:previous:{job}    | list    | queue.lua         | the log before `rq requeue`                  | 7 days |
 | penstock:models            | set     | directory         | names of models ever served                  | cleaned by every reader |
 | penstock:model:{model}     | hash    | directory         | what its workers say of it                   | 7 days after the last worker |
 | penstock:events:{api}      | channel | queue.lua         | the events of the jobs an API process reads  | - |
 | penstock:control:{worker}  | channel | queue.lua         | ids of jobs this worker must drop            | - |
 """
 
-GROUP = "penstock"
 QUEUES = "rq:queues"
 SUSPENDED = "rq:suspended"
 WORKERS = "rq:workers"
@@ -38,8 +49,18 @@ _BY_NAME = {
     "results": "rq:results:",
     "worker": "rq:worker:",
     "stream": "penstock:stream:",
-    "log": "penstock:log:",
+    "lane": "penstock:lane:",
+    "line": "penstock:line:",
+    "served": "penstock:served:",
+    "load": "penstock:load:",
     "rate": "penstock:rate:",
+    "leases": "penstock:leases:",
+    "claim": "penstock:claim:",
+    "suspect": "penstock:suspect:",
+    "idempotency": "penstock:idempotency:",
+    "paused": "penstock:paused:",
+    "log": "penstock:log:",
+    "previous": "penstock:previous:",
     "control": "penstock:control:",
 }
 
@@ -52,6 +73,10 @@ def log(job_id: str) -> str:
     return _BY_NAME["log"] + job_id
 
 
+def previous(job_id: str) -> str:
+    return _BY_NAME["previous"] + job_id
+
+
 def results(job_id: str) -> str:
     return _BY_NAME["results"] + job_id
 
@@ -62,6 +87,10 @@ def queue(model: str) -> str:
 
 def stream(model: str) -> str:
     return _BY_NAME["stream"] + model
+
+
+def paused(model: str) -> str:
+    return _BY_NAME["paused"] + model
 
 
 def registry(state: str, model: str) -> str:
@@ -92,5 +121,5 @@ def control_channel(worker_name: str) -> str:
 def lua_prelude() -> str:
     """Lua functions `job_key(id)`, `queue_key(model)`, .. and constants, so that no name is written twice."""
     functions = [f"local function {name}_key(x) return '{prefix}' .. x end" for name, prefix in _BY_NAME.items()]
-    constants = [f"local GROUP, QUEUES, SUSPENDED = '{GROUP}', '{QUEUES}', '{SUSPENDED}'"]
+    constants = [f"local QUEUES, SUSPENDED = '{QUEUES}', '{SUSPENDED}'"]
     return "\n".join([*constants, *functions, ""])

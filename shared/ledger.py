@@ -4,12 +4,14 @@ import base64
 import zlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from redis.asyncio import Redis
 
 from shared import keys
 from shared.errors import NotFound
+from shared.job import Priority
 from shared.lifecycle import State
 from shared.redis_client import translated
 
@@ -27,6 +29,17 @@ class JobRecord:
     worker: str
     traceback: str
     payload: str
+    view: str
+    tenant: str
+    priority: Priority
+    replay_of: str
+    replayed_as: str
+    timeline: list[tuple[int, str]]
+
+    @property
+    def ended_s(self) -> float:
+        """When it ended, by the clock of whoever ended it; 0 if it has not."""
+        return datetime.fromisoformat(self.ended_at).timestamp() if self.ended_at else 0
 
 
 class Ledger:
@@ -53,6 +66,17 @@ class Ledger:
             async for member, _ in self._redis.zscan_iter(keys.registry(State.FAILED, model)):
                 yield member.decode()
 
+    async def records(self, model: str, state: State, *, limit: int) -> list[JobRecord]:
+        """As `ids`; without those that expired meanwhile."""
+        found = [await self.record_or_none(job_id) for job_id in await self.ids(model, state, limit=limit)]
+        return [record for record in found if record]
+
+    async def record_or_none(self, job_id: str) -> JobRecord | None:
+        try:
+            return await self.record(job_id)
+        except NotFound:
+            return None
+
     async def record(self, job_id: str) -> JobRecord:
         """Raise NotFound when there is no such job."""
         with translated():
@@ -73,7 +97,18 @@ class Ledger:
             worker=text.get("worker_name", ""),
             traceback=_traceback(results),
             payload=text.get("payload", ""),
+            view=text.get("view", ""),
+            tenant=text.get("tenant", ""),
+            priority=list(Priority)[int(text.get("class", Priority.STANDARD.rank))],
+            replay_of=text.get("replay_of", ""),
+            replayed_as=text.get("replayed_as", ""),
+            timeline=[_moment(line) for line in text.get("timeline", "").splitlines()],
         )
+
+
+def _moment(line: str) -> tuple[int, str]:
+    at, _, what = line.partition(" ")
+    return int(at), what
 
 
 def _traceback(results: Any) -> str:

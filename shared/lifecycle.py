@@ -24,7 +24,7 @@ class Move(StrEnum):
     COMPLETE = "complete"
     FAIL = "fail"
     CANCEL = "cancel"
-    REPLAY = "replay"
+    REQUEUE = "requeue"
 
 
 TABLE: dict[tuple[State, Move], State] = {
@@ -35,7 +35,7 @@ TABLE: dict[tuple[State, Move], State] = {
     (State.STARTED, Move.COMPLETE): State.FINISHED,
     (State.STARTED, Move.FAIL): State.FAILED,
     (State.STARTED, Move.CANCEL): State.CANCELED,
-    (State.FAILED, Move.REPLAY): State.QUEUED,
+    (State.FAILED, Move.REQUEUE): State.QUEUED,
 }
 TERMINAL = frozenset({State.FINISHED, State.FAILED, State.CANCELED})
 

@@ -2,53 +2,84 @@
 
 import asyncio
 import itertools
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from shared.errors import QueueFull
-from shared.events import Cancelled, Event, Finished
+from shared.errors import IdempotencyKeyReused, QueueFull
+from shared.events import Cancelled, Completed, Deadline, Event, Finished, Started
 from shared.job import Job
 from shared.lifecycle import TERMINAL, Move, State, after, settling
-from shared.queue import Delivery, Page, Write, finished
+from shared.line import Line
+from shared.queue import Accepted, Bounds, Delivery, Idempotency, Page, Write, finished
+
+NEWCOMER_SHARE = 5
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Record:
     job: Job
-    subscriber: str
+    subscribers: list[str]
     queued_ms: float
     state: State = State.QUEUED
     log: list[Event] = field(default_factory=list)
     exec: str = ""
     worker: str = ""
     attempt: int = 0
-    seen_ms: float = 0
+    lease_ms: float = 0
+    deadline_ms: float | None = None
+    alone: bool = False
+    replayed_as: str = ""
 
 
 class MemoryQueue:
     """`clock_ms` is passed in, so that a test can let leases run out without waiting."""
 
-    def __init__(self, clock_ms: Callable[[], float], *, lease_ms: int = 3000) -> None:
+    def __init__(self, clock_ms: Callable[[], float], *, lease_ms: int = 3000, attempts_max: int = 3) -> None:
         self._clock_ms = clock_ms
         self._lease_ms = lease_ms
+        self._attempts_max = attempts_max
         self._records: dict[str, _Record] = {}
-        self._waiting: dict[str, deque[str]] = {}
+        self._running: dict[str, _Record] = {}
+        self._lines: dict[str, Line] = {}
+        self._keys: dict[str, tuple[str, str]] = {}
+        self._suspects: dict[str, str] = {}  # by worker
+        self._paused: set[str] = set()
         self._arrived = asyncio.Event()
         self._tokens = itertools.count()
         self._boxes: dict[str, asyncio.Queue[list[tuple[str, Sequence[Event]]]]] = {}
         self._drops: dict[str, asyncio.Queue[str]] = {}
 
-    async def enqueue(self, job: Job, *, subscriber: str = "", jobs_max: int) -> int:
-        waiting = self._waiting.setdefault(job.model, deque())
+    async def enqueue(
+        self,
+        job: Job,
+        *,
+        bounds: Bounds,
+        subscriber: str = "",
+        idempotency: Idempotency | None = None,
+        view: str = "",
+    ) -> Accepted:
+        line = self._line(job.model)
+        accepted = Accepted(job_id=job.id, created_ms=job.created_ms, ahead=line.waiting(job))
         if job.id in self._records:
-            return len(waiting)
-        if len(waiting) >= jobs_max:
-            raise QueueFull(f"The queue of model {job.model} is full.", depth=len(waiting), retry_after_s=1)
-        self._records[job.id] = _Record(job, subscriber, self._clock_ms())
-        waiting.append(job.id)
-        self._arrived.set()
-        return len(waiting) - 1
+            return accepted
+        if idempotency and (earlier := self._earlier(idempotency)):
+            self._subscribe(earlier, subscriber)
+            return Accepted(job_id=earlier.job.id, created_ms=earlier.job.created_ms, attached=True)
+        newcomer = line.of_tenant(job) * NEWCOMER_SHARE < bounds.jobs_max
+        if len(line) >= bounds.jobs_max * (1 + newcomer / NEWCOMER_SHARE):
+            reason = {"reason": "queue_full", "position": accepted.ahead + 1}
+            raise QueueFull(f"The queue of model {job.model} is full.", **reason, wait_s=0, retry_after_s=1)  # type: ignore[arg-type]
+        if idempotency:
+            self._keys[idempotency.key] = job.id, idempotency.fingerprint
+        self._accept(_Record(job, [subscriber] if subscriber else [], self._clock_ms()))
+        return accepted
+
+    async def attach(self, job_id: str, *, subscriber: str) -> State | None:
+        record = self._records.get(job_id)
+        if record is None:
+            return None
+        self._subscribe(record, subscriber)
+        return record.state
 
     async def claim(self, model: str, *, worker: str, limit: int, wait_ms: int = 0) -> list[Delivery]:
         claimed = self._claim(model, worker, limit)
@@ -65,7 +96,7 @@ class MemoryQueue:
         lost = []
         for delivery in held:
             if record := self._owned(delivery):
-                record.seen_ms = self._clock_ms()
+                record.lease_ms = self._clock_ms() + self._lease_ms
             else:
                 lost.append(delivery.job.id)
         return lost
@@ -76,49 +107,66 @@ class MemoryQueue:
             record = self._owned(write.delivery)
             if record is None or not self._log(record, write.events):
                 lost.append(write.delivery.job.id)
+            elif record.alone and not (len(record.log) == 1 and isinstance(record.log[0], Started)):
+                record.alone = False
+                record.attempt -= 1
+                self._suspects.pop(record.worker, None)
         return lost
 
     async def settle(self, write: Write, *, worker: str) -> bool:
         record = self._owned(write.delivery)
-        if record is None:
+        if record is None or write.events[0].seq > len(record.log):
             return False
-        self._move(record, settling(finished(write).outcome))
-        record.exec = ""
+        outcome = finished(write).outcome
+        self._close(record, settling(outcome))
+        took = outcome.usage.prompt_tokens + outcome.usage.completion_tokens if isinstance(outcome, Completed) else 0
+        self._line(record.job.model).charge(record.job, took - _cost(record.job))
         return self._log(record, write.events)
 
-    async def release(self, delivery: Delivery, *, worker: str) -> None:
-        if record := self._owned(delivery):
-            self._move(record, Move.RELEASE)
-            record.exec, record.seen_ms = "", float("-inf")
-            record.attempt -= 1
-            self._arrived.set()
+    async def release(self, held: Sequence[Delivery], *, worker: str) -> None:
+        for delivery in held:
+            if record := self._owned(delivery):
+                self._move(record, Move.RELEASE)
+                record.exec, record.lease_ms = "", float("-inf")
+                record.attempt -= 1
+        self._suspects.pop(worker, None)
+        self._arrived.set()
 
-    async def cancel(self, job_id: str) -> State | None:
+    async def cancel(self, job_id: str, *, by: str = "its client") -> State | None:
         record = self._records.get(job_id)
         if record is None or record.state in TERMINAL:
             return record.state if record else None
         before = record.state
-        self._move(record, Move.CANCEL)
-        record.exec = ""
-        self._log(record, (Finished(seq=len(record.log), outcome=Cancelled()),))
         if before is State.QUEUED:
-            self._waiting[record.job.model].remove(job_id)
-        else:
+            self._line(record.job.model).step_out(record.job)
+        self._close(record, Move.CANCEL)
+        self._log(record, (Finished(seq=len(record.log), outcome=Cancelled()),))
+        if before is State.STARTED:
             self._drops.setdefault(record.worker, asyncio.Queue()).put_nowait(job_id)
         return before
 
-    async def replay(self, job_id: str) -> State | None:
+    async def leave(self, job_id: str, *, subscriber: str) -> None:
+        if record := self._records.get(job_id):
+            if others := [other for other in record.subscribers if other != subscriber]:
+                record.subscribers = others
+            else:
+                await self.cancel(job_id)
+
+    async def replay(self, job_id: str, *, as_id: str) -> tuple[State | None, str]:
         record = self._records.get(job_id)
         if record is None or record.state is not State.FAILED:
-            return record.state if record else None
-        self._move(record, Move.REPLAY)
-        record.log, record.attempt, record.queued_ms = [], 0, self._clock_ms()
-        self._waiting[record.job.model].append(job_id)
-        self._arrived.set()
-        return State.FAILED
+            return (record.state if record else None), ""
+        if not record.replayed_as:
+            record.replayed_as = as_id
+            self._accept(_Record(replace(record.job, id=as_id), [], self._clock_ms()))
+        return State.FAILED, record.replayed_as
 
     async def depth(self, model: str) -> int:
-        return len(self._waiting.get(model, ()))
+        return len(self._line(model))
+
+    async def pause(self, model: str, *, paused: bool) -> None:
+        (self._paused.add if paused else self._paused.discard)(model)
+        self._arrived.set()
 
     async def listen(self, subscriber: str) -> AsyncIterator[list[tuple[str, Sequence[Event]]]]:
         box = self._boxes.setdefault(subscriber, asyncio.Queue())
@@ -139,48 +187,93 @@ class MemoryQueue:
             )
         return pages
 
+    def _line(self, model: str) -> Line:
+        return self._lines.setdefault(model, Line())
+
+    def _accept(self, record: _Record) -> None:
+        self._records[record.job.id] = record
+        self._line(record.job.model).join(record.job)
+        self._arrived.set()
+
+    def _earlier(self, idempotency: Idempotency) -> _Record | None:
+        """The job that this key made, if it is still worth anything."""
+        job_id, fingerprint = self._keys.get(idempotency.key, ("", idempotency.fingerprint))
+        if fingerprint != idempotency.fingerprint:
+            raise IdempotencyKeyReused("This Idempotency-Key came before with another body.")
+        record = self._records.get(job_id)
+        return record if record and record.state not in (State.FAILED, State.CANCELED) else None
+
+    def _subscribe(self, record: _Record, subscriber: str) -> None:
+        if subscriber and subscriber not in record.subscribers and record.state not in TERMINAL:
+            record.subscribers.append(subscriber)
+
     def _claim(self, model: str, worker: str, limit: int) -> list[Delivery]:
-        now = self._clock_ms()
-        abandoned = [
-            record
-            for record in self._records.values()
-            if record.job.model == model and record.state is State.STARTED and now - record.seen_ms >= self._lease_ms
-        ]
-        waiting = self._waiting.setdefault(model, deque())
-        claimed = [self._start(record, Move.RECLAIM, worker) for record in abandoned[:limit]]
-        while waiting and len(claimed) < limit:
-            claimed.append(self._start(self._records[waiting.popleft()], Move.CLAIM, worker))
+        now, claimed = self._clock_ms(), list[Delivery]()
+        lapsed = [r for r in self._running.values() if r.job.model == model and r.lease_ms <= now]
+        for record in lapsed:
+            if len(claimed) < limit and (delivery := self._reclaim(record, worker)):
+                claimed.append(delivery)
+        while model not in self._paused and len(claimed) < limit:
+            job = self._line(model).take_next(_cost)
+            if job is None:
+                break
+            claimed.append(self._start(self._records[job.id], Move.CLAIM, worker, 1))
         return claimed
 
-    def _start(self, record: _Record, move: Move, worker: str) -> Delivery:
+    def _reclaim(self, record: _Record, worker: str) -> Delivery | None:
+        suspect = self._suspects.get(record.worker) if record.exec else None
+        attempt = record.attempt + (1 if suspect in (None, record.job.id) else 0)
+        if attempt == self._attempts_max and attempt > 1 and worker in self._suspects:
+            return None
+        return self._start(record, Move.RECLAIM, worker, attempt)
+
+    def _start(self, record: _Record, move: Move, worker: str, attempt: int) -> Delivery:
         self._move(record, move)
-        record.exec, record.worker, record.seen_ms = f"exec-{next(self._tokens)}", worker, self._clock_ms()
-        record.attempt += 1
-        late = record.attempt == 1 and self._clock_ms() - record.queued_ms > record.job.patience_ms
+        now = self._clock_ms()
+        self._running[record.job.id] = record
+        record.exec, record.worker, record.attempt = f"exec-{next(self._tokens)}", worker, attempt
+        record.lease_ms = now + self._lease_ms
+        if record.deadline_ms is None and record.job.run_ms:
+            record.deadline_ms = now + record.job.run_ms
+        record.alone = attempt == self._attempts_max and attempt > 1
+        if record.alone:
+            self._suspects[worker] = record.job.id
+        left = None if record.deadline_ms is None else record.deadline_ms - now
+        late = Deadline.QUEUE if attempt == 1 and now - record.queued_ms > record.job.patience_ms else None
         return Delivery(
             job=record.job,
-            entry_id=record.exec,
             exec=record.exec,
-            attempt=record.attempt,
+            attempt=attempt,
             log=tuple(record.log),
-            late=late,
+            late=Deadline.RUN if left is not None and left <= 0 else late,
+            left_ms=left,
+            alone=record.alone,
         )
 
     def _owned(self, delivery: Delivery) -> _Record | None:
         record = self._records.get(delivery.job.id)
         return record if record and record.exec == delivery.exec else None
 
+    def _close(self, record: _Record, move: Move) -> None:
+        self._move(record, move)
+        self._running.pop(record.job.id, None)
+        if record.alone:
+            self._suspects.pop(record.worker, None)
+        record.exec, record.alone = "", False
+
     @staticmethod
     def _move(record: _Record, move: Move) -> None:
         record.state = after(record.state, move)
 
     def _log(self, record: _Record, events: Sequence[Event]) -> bool:
-        if not events:
-            return True
         have, first = len(record.log), events[0].seq
         if have < first:
             return False
         record.log += events[have - first :]
-        if record.subscriber:
-            self._boxes.setdefault(record.subscriber, asyncio.Queue()).put_nowait([(record.job.id, events)])
+        for subscriber in record.subscribers:
+            self._boxes.setdefault(subscriber, asyncio.Queue()).put_nowait([(record.job.id, events)])
         return True
+
+
+def _cost(job: Job) -> int:
+    return job.prompt_tokens_about + (job.output_tokens_max or 256)

@@ -1,19 +1,36 @@
 -- The queue inside Redis: one script, the verb in ARGV[1]. Every change of state is one call, so it happens whole or
 -- not at all, and sending it again (a retry after a lost reply) changes nothing more.
--- Key names come from keys.py, which is put in front of this file and documents every key.
+-- keys.py, which documents every key, and line.lua, which says who is served next, are put in front of this file.
 --
 -- A job is owned by whoever holds its `exec`, a token new with every claim. Nothing is written for a job without it.
--- Its stream entry is named by `sid`. The list rq:queue:{model} and the stream are kept in step by sync(): whatever
--- stands on the list without an entry (our own enqueue, or a plain `rq requeue`) gets one.
+-- An owner keeps a job by renewing its lease, by Redis's clock. A job's stream entry is named by `sid`. The list
+-- rq:queue:{model} and the stream are kept in step by sync(): whatever stands on the list without an entry (our own
+-- enqueue, or a plain `rq requeue`) gets one.
 
 local verbs = {}
-local STARTED_GRACE_S = 600     -- plain RQ calls a running job abandoned after this long without a heartbeat
+local RUNNING_S = 7 * 86400     -- plain RQ calls a running job abandoned after this long
 local LOG_TTL_S = 7 * 86400     -- no log outlives this, even if nobody ever settles its job
+local CLAIM_TTL_S = 30
+local IDEMPOTENCY_TTL_S = 86400
+local SUSPECT_TTL_S = 3600
+local TIMELINE_MAX = 8000
 local SYNC_MAX = 256
+local SWEEP_MAX = 10000
 
-local function now_ms()
-  local t = redis.call('TIME')
-  return t[1] * 1000 + math.floor(t[2] / 1000)
+-- The job's history: a line of milliseconds and words for each thing that happened to it.
+local function note(job, words)
+  local lines = redis.call('HGET', job, 'timeline') or ''
+  if #lines < TIMELINE_MAX then redis.call('HSET', job, 'timeline', lines .. now_ms() .. ' ' .. words .. '\n') end
+end
+
+-- A key made to live at least this long.
+local function live(key, seconds)
+  if redis.call('TTL', key) < seconds then redis.call('EXPIRE', key, seconds) end
+end
+
+local function drop_entry(model, sid)
+  redis.call('XDEL', stream_key(model), sid)
+  if redis.call('XLEN', stream_key(model)) == 0 then redis.call('DEL', stream_key(model)) end
 end
 
 -- Is this waiting id represented by a live stream entry? One with an exec was claimed once already: RQ's clean-up
@@ -31,11 +48,18 @@ local function add_entry(model, id)
     redis.call('LREM', queue_key(model), -1, id)   -- the hash has expired: nothing is left to run
     return
   end
+  local old = redis.call('HGET', job, 'sid')
+  if old then redis.call('XDEL', stream_key(model), old) end
   local sid = redis.call('XADD', stream_key(model), '*', 'j', id)
   redis.call('HSET', job, 'sid', sid, 'attempt', 0)
-  redis.call('HDEL', job, 'exec', 'ended_at')
+  redis.call('HDEL', job, 'exec', 'ended_at', 'deadline_ms', 'alone')
   redis.call('PERSIST', job)                       -- RQ's requeue leaves the failed job's lifetime running
-  redis.call('DEL', log_key(id))
+  if redis.call('EXISTS', log_key(id)) == 1 then
+    redis.call('RENAME', log_key(id), previous_key(id))
+    redis.call('EXPIRE', previous_key(id), LOG_TTL_S)
+  end
+  note(job, 'queued')
+  join(model, id, sid)
 end
 
 -- The first index of the list's unstreamed tail, by galloping back from its end and bisecting.
@@ -92,134 +116,229 @@ local function publish(outbox)
   end
 end
 
--- Seconds between settled jobs while others waited: what a computed Retry-After rests on.
-local function note_rate(model)
-  local rate, now = rate_key(model), now_ms()
-  local h = redis.call('HMGET', rate, 'last_ms', 'interval_ms')
-  if h[1] and redis.call('LLEN', queue_key(model)) > 0 then
-    local gap = math.min(now - h[1], 60000)
-    local smoothed = h[2] and (0.9 * h[2] + 0.1 * gap) or gap
-    redis.call('HSET', rate, 'interval_ms', tostring(smoothed))
-  end
-  redis.call('HSET', rate, 'last_ms', now)
-  redis.call('EXPIRE', rate, 86400)
+-- A job that ran alone has got on: its worker may run others again, and it has one more attempt.
+local function acquit(id, worker)
+  redis.call('HDEL', job_key(id), 'alone')
+  redis.call('HINCRBY', job_key(id), 'attempt', -1)
+  redis.call('DEL', suspect_key(worker))
 end
 
--- Close a job: its entry, its place among the running, its registry, its lifetime. Only failed jobs keep what the
--- user sent, since only they can run again.
-local function close(model, id, sid, exec, status, iso, ttl_s)
+-- Close a job: its entry, its lease, its registry, its lifetime. Only failed jobs keep what the user sent, since only
+-- they can run again.
+local function close(model, id, status, iso, ttl_s)
   local job = job_key(id)
-  if sid then
-    redis.call('XACK', stream_key(model), GROUP, sid)
-    redis.call('XDEL', stream_key(model), sid)
-  end
-  if exec then redis.call('ZREM', started_key(model), id .. ':' .. exec) end
-  redis.call('HDEL', job, 'sid', 'exec')
+  local h = redis.call('HMGET', job, 'sid', 'exec', 'idempotency', 'alone', 'worker_name')
+  if h[1] then drop_entry(model, h[1]) end
+  if h[2] then redis.call('ZREM', started_key(model), id .. ':' .. h[2]) end
+  if h[4] then redis.call('DEL', suspect_key(h[5])) end
+  redis.call('ZREM', leases_key(model), id)
+  redis.call('HDEL', job, 'sid', 'exec', 'alone')
   redis.call('HSET', job, 'status', status, 'ended_at', iso)
   if status ~= 'failed' then redis.call('HDEL', job, 'payload') end
-  local registry = ({ finished = finished_key, failed = failed_key, canceled = canceled_key })[status]
-  redis.call('ZADD', registry(model), math.floor(now_ms() / 1000) + ttl_s, id)
-  redis.call('EXPIRE', job, ttl_s + 3600)          -- `rq requeue --all` dies on a registered id without a hash
+  if status == 'finished' and (h[3] or '') ~= '' then ttl_s = math.max(ttl_s, IDEMPOTENCY_TTL_S) end
+  local registry = ({ finished = finished_key, failed = failed_key, canceled = canceled_key })[status](model)
+  local now_s = math.floor(now_ms() / 1000)
+  redis.call('ZREMRANGEBYSCORE', registry, '-inf', now_s)
+  redis.call('ZADD', registry, now_s + ttl_s, id)
+  live(registry, ttl_s + 3600)
+  -- `rq requeue --all` dies on a registered id without a hash.
+  redis.call('EXPIRE', job, status == 'failed' and ttl_s + 3600 or ttl_s)
   redis.call('EXPIRE', log_key(id), ttl_s)
-  note_rate(model)
+  note(job, status)
 end
 
--- enqueue model id jobs_max (field value)* -> {ok|duplicate|full, jobs waiting, ms between jobs}
-function verbs.enqueue(model, id, jobs_max)
-  local queue, job = queue_key(model), job_key(id)
-  local depth = redis.call('LLEN', queue)
-  if redis.call('EXISTS', job) == 1 then return { 'duplicate', depth, '' } end
-  if depth >= tonumber(jobs_max) then
-    return { 'full', depth, redis.call('HGET', rate_key(model), 'interval_ms') or '' }
-  end
-  redis.call('HSET', job, unpack(ARGV, 5))
-  redis.call('RPUSH', queue, id)
-  redis.call('SADD', QUEUES, queue)
+-- What a claimed job really took, instead of what it was thought to take.
+local function correct(model, id, tokens)
+  local place = place_of(job_key(id))
+  charge_both(model, place, tokens - place.cost)
+  note_rate(model, tokens)
+end
+
+local function fields_from(first)
+  local fields = {}
+  for i = first, #ARGV, 2 do fields[ARGV[i]] = ARGV[i + 1] end
+  return fields
+end
+
+local function accept(model, id, fields, first)
+  redis.call('HSET', job_key(id), unpack(ARGV, first))
+  redis.call('HSET', job_key(id), 'cost', cost_of(model, tonumber(fields.prompt_tokens), tonumber(fields.output_max)))
+  redis.call('RPUSH', queue_key(model), id)
+  redis.call('SADD', QUEUES, queue_key(model))
   sync(model)
-  return { 'ok', depth, '' }
 end
 
-local function drop_entry(model, sid)
-  redis.call('XACK', stream_key(model), GROUP, sid)
-  redis.call('XDEL', stream_key(model), sid)
-end
-
-local function start(model, worker, exec, iso, sid, id)
+local function subscribe(id, channel)
   local job = job_key(id)
-  local attempt = redis.call('HINCRBY', job, 'attempt', 1)
-  redis.call('HSET', job, 'status', 'started', 'started_at', iso, 'last_heartbeat', iso,
-             'worker_name', worker, 'exec', exec)
+  local h = redis.call('HMGET', job, 'status', 'subscribers')
+  if channel ~= '' and (h[1] == 'queued' or h[1] == 'started') then
+    for other in string.gmatch(h[2] or '', '%S+') do
+      if other == channel then return h[1] end
+    end
+    redis.call('HSET', job, 'subscribers', (h[2] or '') .. ' ' .. channel)
+  end
+  return h[1]
+end
+
+-- The job that this key made before, if it is still worth anything: {job, fingerprint, created_ms}
+local function earlier(key)
+  local known = key ~= '' and redis.call('GET', idempotency_key(key))
+  if not known then return nil end
+  local id, fingerprint, created = string.match(known, '^(%S+) (%S+) (%S+)$')
+  local status = redis.call('HGET', job_key(id), 'status')
+  return { id, fingerprint, created, status == 'queued' or status == 'started' or status == 'finished' }
+end
+
+-- enqueue model id jobs_max tokens_max (field value)* -> {ok|duplicate|attached|reused|<refusal>, jobs ahead, wait in
+-- milliseconds, job, created_ms}
+function verbs.enqueue(model, id, jobs_max, tokens_max)
+  local fields = fields_from(6)
+  local place = { class = tonumber(fields.class), tenant = fields.tenant }
+  local jobs, _, wait = ahead(model, place.class)
+  if redis.call('EXISTS', job_key(id)) == 1 then return { 'duplicate', jobs, wait, id, fields.created_ms } end
+  local before = earlier(fields.idempotency)
+  if before and before[2] ~= fields.fingerprint then return { 'reused', 0, 0, before[1], before[3] } end
+  if before and before[4] then
+    subscribe(before[1], fields.subscribers)
+    return { 'attached', 0, 0, before[1], before[3] }
+  end
+  place.cost = cost_of(model, tonumber(fields.prompt_tokens), tonumber(fields.output_max))
+  local reason = refusal(model, place, tonumber(jobs_max), tonumber(tokens_max), tonumber(fields.patience_ms))
+  if reason ~= '' then return { reason, jobs, wait, id, fields.created_ms } end
+  accept(model, id, fields, 6)
+  if fields.idempotency ~= '' then
+    local known = id .. ' ' .. fields.fingerprint .. ' ' .. fields.created_ms
+    redis.call('SET', idempotency_key(fields.idempotency), known, 'EX', IDEMPOTENCY_TTL_S)
+  end
+  return { 'ok', jobs, wait, id, fields.created_ms }
+end
+
+-- attach id channel -> the job's state; '' when there is no such job. Its events are published there, too.
+function verbs.attach(id, channel)
+  return subscribe(id, channel) or ''
+end
+
+-- What a claim answers for a job: {id, sid, attempt, payload, log, late, milliseconds left to run, alone}
+local function delivery(id)
+  local job, now = job_key(id), now_ms()
+  local h = redis.call('HMGET', job, 'sid', 'attempt', 'payload', 'patience_ms', 'deadline_ms', 'alone')
+  local late = ''
+  local waited = now - string.match(h[1], '^%d+')  -- an entry's id is the time it was queued
+  if h[2] == '1' and waited > tonumber(h[4] or 0) then late = 'queue' end
+  local left = h[5] and h[5] - now or ''
+  if left ~= '' and left <= 0 then late = 'run' end
+  return { id, h[1], tonumber(h[2]), h[3] or '', redis.call('LRANGE', log_key(id), 0, -1), late, left, h[6] and 1 or 0 }
+end
+
+local function start(claim, id, attempt)
+  local job, now = job_key(id), now_ms()
+  local h = redis.call('HMGET', job, 'run_ms', 'deadline_ms')
+  local run_ms = tonumber(h[1] or 0)
+  if not h[2] and run_ms > 0 then redis.call('HSET', job, 'deadline_ms', now + run_ms) end
+  redis.call('HSET', job, 'status', 'started', 'started_at', claim.iso, 'last_heartbeat', claim.iso,
+             'worker_name', claim.worker, 'exec', claim.exec, 'attempt', attempt)
   redis.call('PERSIST', job)
-  redis.call('ZADD', started_key(model), math.floor(now_ms() / 1000) + STARTED_GRACE_S, id .. ':' .. exec)
-  local h = redis.call('HMGET', job, 'payload', 'patience_ms')
-  local waited = now_ms() - string.match(sid, '^%d+')      -- an entry's id is the time it was queued
-  local late = attempt == 1 and waited > tonumber(h[2] or 0)
-  return { id, sid, attempt, h[1] or '', redis.call('LRANGE', log_key(id), 0, -1), late and 1 or 0 }
+  redis.call('ZADD', started_key(claim.model), math.floor(now / 1000) + RUNNING_S, id .. ':' .. claim.exec)
+  redis.call('ZADD', leases_key(claim.model), now + claim.lease_ms, id)
+  if attempt == claim.attempts_max and attempt > 1 then
+    redis.call('HSET', job, 'alone', 1)
+    redis.call('SET', suspect_key(claim.worker), id, 'EX', SUSPECT_TTL_S)
+  else
+    redis.call('HDEL', job, 'alone')
+  end
+  note(job, 'claimed by ' .. claim.worker .. ', attempt ' .. attempt)
+  return id
 end
 
--- Take over a delivered entry whose owner has been silent for a lease, or that nobody started.
-local function reclaim(model, worker, exec, iso, sid)
-  local entry = redis.call('XRANGE', stream_key(model), sid, sid)[1]
-  if not entry then
-    redis.call('XACK', stream_key(model), GROUP, sid)
-    return nil
-  end
-  local id = entry[2][2]
-  local h = redis.call('HMGET', job_key(id), 'status', 'sid', 'exec')
-  if h[3] then redis.call('ZREM', started_key(model), id .. ':' .. h[3]) end
-  if h[2] ~= sid or (h[1] ~= 'started' and h[1] ~= 'queued') then
+-- Another tool has ended a running job, or deleted it: its entry is all that is left.
+local function forget(model, id, status)
+  local sid = redis.call('HGET', job_key(id), 'sid')
+  if status and status ~= 'queued' and sid then
     drop_entry(model, sid)
-    return nil
-  end
-  if h[1] == 'queued' then redis.call('LREM', queue_key(model), 1, id) end
-  redis.call('XCLAIM', stream_key(model), GROUP, worker, 0, sid, 'JUSTID')
-  return start(model, worker, exec, iso, sid, id)
-end
-
--- A fresh entry. The list is only searched for jobs that run, whose id stands at its head.
-local function claim_entry(model, worker, exec, iso, sid, id)
-  local h = redis.call('HMGET', job_key(id), 'status', 'sid')
-  if h[1] ~= 'queued' or h[2] ~= sid then
-    drop_entry(model, sid)
-    return nil
-  end
-  redis.call('LREM', queue_key(model), 1, id)
-  return start(model, worker, exec, iso, sid, id)
-end
-
--- The pairs from ARGV[8] on are entries that the worker has just read by a blocking XREADGROUP.
-local function claim_jobs(model, worker, exec, iso, lease_ms, limit)
-  local stream, jobs = stream_key(model), {}
-  limit = tonumber(limit)
-  local idle = redis.pcall('XPENDING', stream, GROUP, 'IDLE', lease_ms, '-', '+', limit)
-  if idle.err then                                 -- first use, or somebody flushed Redis
-    redis.call('XGROUP', 'CREATE', stream, GROUP, '0', 'MKSTREAM')
-    idle = {}
-  end
-  sync(model)
-  for i = 8, #ARGV, 2 do jobs[#jobs + 1] = claim_entry(model, worker, exec, iso, ARGV[i], ARGV[i + 1]) end
-  if redis.call('EXISTS', SUSPENDED) == 1 then return jobs end
-  for _, pending in ipairs(idle) do
-    if #jobs >= limit then return jobs end
-    jobs[#jobs + 1] = reclaim(model, worker, exec, iso, pending[1])
-  end
-  while #jobs < limit do
-    local read = redis.call('XREADGROUP', 'GROUP', GROUP, worker, 'COUNT', limit - #jobs, 'STREAMS', stream, '>')
-    if not read then break end
-    for _, entry in ipairs(read[1][2]) do
-      jobs[#jobs + 1] = claim_entry(model, worker, exec, iso, entry[1], entry[2][2])
+    redis.call('HDEL', job_key(id), 'sid', 'exec')
+  elseif not status then
+    for _, entry in ipairs(redis.call('XRANGE', stream_key(model), '-', '+', 'COUNT', SWEEP_MAX)) do
+      if entry[2][2] == id then drop_entry(model, entry[1]) end
     end
   end
-  return jobs
 end
 
--- claim model worker exec iso lease_ms limit (sid id)* -> {{id, sid, attempt, payload, log, late}*}
-function verbs.claim(model, worker, exec, iso, lease_ms, limit)
-  local jobs = claim_jobs(model, worker, exec, iso, lease_ms, limit)
-  if jobs[1] and redis.call('EXISTS', worker_key(worker)) == 1 then
-    redis.call('HSET', worker_key(worker), 'state', 'busy', 'current_job', jobs[1][1])
+-- Take over a job whose lease has run out. A job on its last attempt runs alone, one at a time on a worker: if it kills
+-- its worker again, the others that were there did not.
+local function reclaim(claim, id)
+  local h = redis.call('HMGET', job_key(id), 'status', 'exec', 'attempt', 'worker_name')
+  if h[1] ~= 'started' then
+    redis.call('ZREM', leases_key(claim.model), id)
+    forget(claim.model, id, h[1])
+    return nil
   end
-  return jobs
+  local attempt = tonumber(h[3] or 0) + 1
+  local suspect = h[2] and redis.call('GET', suspect_key(h[4]))
+  if suspect and suspect ~= id then attempt = attempt - 1 end
+  if attempt == claim.attempts_max and attempt > 1 and redis.call('EXISTS', suspect_key(claim.worker)) == 1 then
+    return nil
+  end
+  if h[2] then
+    redis.call('ZREM', started_key(claim.model), id .. ':' .. h[2])
+    note(job_key(id), 'lease lost by ' .. h[4])
+  end
+  if suspect == id then redis.call('EXPIRE', suspect_key(h[4]), CLAIM_TTL_S) end
+  return start(claim, id, attempt)
+end
+
+-- A waiting job. Other tools may have cancelled or deleted it meanwhile.
+local function claim_waiting(claim, sid, id)
+  local h = redis.call('HMGET', job_key(id), 'status', 'sid')
+  if h[1] ~= 'queued' or h[2] ~= sid then
+    drop_entry(claim.model, sid)
+    return nil
+  end
+  redis.call('LREM', queue_key(claim.model), 1, id)
+  return start(claim, id, 1)
+end
+
+local function claim_jobs(claim)
+  local ids, model = {}, claim.model
+  sync(model)
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', leases_key(model), '-inf', now_ms(), 'LIMIT', 0, claim.limit + 64)) do
+    if #ids >= claim.limit then return ids end
+    ids[#ids + 1] = reclaim(claim, id)
+  end
+  if redis.call('EXISTS', SUSPENDED, paused_key(model)) > 0 then return ids end
+  while #ids < claim.limit do
+    local sid, id = take_next(model)
+    if not sid then break end
+    ids[#ids + 1] = claim_waiting(claim, sid, id)
+  end
+  if #ids < claim.limit then                       -- whoever still stands on the list has lost its lane
+    for _, id in ipairs(redis.call('LRANGE', queue_key(model), 0, SYNC_MAX - 1)) do
+      add_entry(model, id)
+    end
+  end
+  return ids
+end
+
+-- claim model worker exec iso lease_ms limit attempts_max -> {newest entry, delivery*}. A repeated claim gets the same.
+function verbs.claim(model, worker, exec, iso, lease_ms, limit, attempts_max)
+  local claim = { model = model, worker = worker, exec = exec, iso = iso, lease_ms = tonumber(lease_ms),
+                  limit = tonumber(limit), attempts_max = tonumber(attempts_max) }
+  local ids = {}
+  local before = redis.call('GET', claim_key(exec))
+  if before then
+    for id in string.gmatch(before, '%S+') do
+      if redis.call('HGET', job_key(id), 'exec') == exec then ids[#ids + 1] = id end
+    end
+  else
+    ids = claim_jobs(claim)
+    if ids[1] then redis.call('SET', claim_key(exec), table.concat(ids, ' '), 'EX', CLAIM_TTL_S) end
+  end
+  if ids[1] and redis.call('EXISTS', worker_key(worker)) == 1 then
+    redis.call('HSET', worker_key(worker), 'state', 'busy', 'current_job', ids[1])
+  end
+  local newest = redis.call('XREVRANGE', stream_key(model), '+', '-', 'COUNT', 1)[1]
+  local answer = { newest and newest[1] or '0-0' }
+  for _, id in ipairs(ids) do answer[#answer + 1] = delivery(id) end
+  return answer
 end
 
 -- append (id exec first count event*)* -> ids that are no longer the caller's
@@ -230,29 +349,34 @@ function verbs.append()
     local events = {}
     for k = 1, count do events[k] = ARGV[i + 3 + k] end
     i = i + 4 + count
-    local h = redis.call('HMGET', job_key(id), 'exec', 'status', 'subscribers')
+    local h = redis.call('HMGET', job_key(id), 'exec', 'status', 'subscribers', 'alone', 'worker_name')
     if h[1] ~= exec or h[2] ~= 'started' or not append_events(id, h[3], first, events, outbox) then
       lost[#lost + 1] = id
+    elseif h[4] and first + count > 1 then         -- more than its opening
+      acquit(id, h[5])
     end
   end
   publish(outbox)
   return lost
 end
 
--- settle model id exec status iso ttl_s worker exc first event* -> settled | lost
-function verbs.settle(model, id, exec, status, iso, ttl_s, worker, exc, first)
+-- settle model id exec status iso ttl_s worker exc tokens output first event* -> settled | lost
+function verbs.settle(model, id, exec, status, iso, ttl_s, worker, exc, tokens, output)
   local h = redis.call('HMGET', job_key(id), 'exec', 'status', 'subscribers', 'sid')
   if h[1] ~= exec then return 'lost' end
   if h[2] ~= 'started' then                        -- RQ cancelled or abandoned it: only our entry is left
     if h[4] then drop_entry(model, h[4]) end
     redis.call('ZREM', started_key(model), id .. ':' .. exec)
+    redis.call('ZREM', leases_key(model), id)
     redis.call('HDEL', job_key(id), 'sid', 'exec')
     return 'lost'
   end
   local events, outbox = {}, {}
-  for i = 11, #ARGV do events[#events + 1] = ARGV[i] end
-  if not append_events(id, h[3], tonumber(first), events, outbox) then return 'lost' end
-  close(model, id, h[4], exec, status, iso, tonumber(ttl_s))
+  for i = 13, #ARGV do events[#events + 1] = ARGV[i] end
+  if not append_events(id, h[3], tonumber(ARGV[12]), events, outbox) then return 'lost' end
+  close(model, id, status, iso, tonumber(ttl_s))
+  correct(model, id, tonumber(tokens))
+  if status == 'finished' then note_output(model, tonumber(output)) end
   if exc ~= '' then
     redis.call('XADD', results_key(id), 'MAXLEN', 10, '*', 'type', 2, 'worker_name', worker, 'exc_string', exc)
     redis.call('EXPIRE', results_key(id), ttl_s)
@@ -265,16 +389,15 @@ function verbs.settle(model, id, exec, status, iso, ttl_s, worker, exc, first)
   return 'settled'
 end
 
--- renew worker iso ttl_s (model id sid exec)* -> ids that are no longer the caller's
-function verbs.renew(worker, iso, ttl_s)
-  local lost, held = {}, nil
-  for i = 5, #ARGV, 4 do
-    local model, id, sid, exec = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
+-- renew worker iso ttl_s lease_ms (model id exec)* -> ids that are no longer the caller's
+function verbs.renew(worker, iso, ttl_s, lease_ms)
+  local lost, held, until_ms = {}, nil, now_ms() + lease_ms
+  for i = 6, #ARGV, 3 do
+    local model, id, exec = ARGV[i], ARGV[i + 1], ARGV[i + 2]
     local h = redis.call('HMGET', job_key(id), 'exec', 'status')
     if h[1] == exec and h[2] == 'started' then
       held = held or id
-      redis.call('XCLAIM', stream_key(model), GROUP, worker, 0, sid, 'JUSTID')
-      redis.call('ZADD', started_key(model), 'XX', math.floor(now_ms() / 1000) + STARTED_GRACE_S, id .. ':' .. exec)
+      redis.call('ZADD', leases_key(model), until_ms, id)
       redis.call('HSET', job_key(id), 'last_heartbeat', iso)
     else
       lost[#lost + 1] = id
@@ -287,47 +410,76 @@ function verbs.renew(worker, iso, ttl_s)
   return lost
 end
 
--- release model worker id exec sid -> released | lost. The next claim anywhere finds the entry idle and goes on.
-function verbs.release(model, worker, id, exec, sid)
-  if redis.call('HGET', job_key(id), 'exec') ~= exec then return 'lost' end
-  redis.call('HDEL', job_key(id), 'exec')
-  redis.call('HINCRBY', job_key(id), 'attempt', -1)
-  redis.call('ZREM', started_key(model), id .. ':' .. exec)
-  redis.call('XCLAIM', stream_key(model), GROUP, worker, 0, sid, 'IDLE', 86400000, 'JUSTID')
-  redis.call('XADD', stream_key(model), '*', 'j', '')   -- a bell: wakes one blocked reader, is dropped by its claim
-  return 'released'
+-- release model worker (id exec)* -> how many. The next claim anywhere goes on with them; a new entry wakes who waits.
+function verbs.release(model, worker)
+  local released = 0
+  for i = 4, #ARGV, 2 do
+    local id, exec = ARGV[i], ARGV[i + 1]
+    local job = job_key(id)
+    local h = redis.call('HMGET', job, 'exec', 'status', 'sid')
+    if h[1] == exec and h[2] == 'started' then
+      redis.call('HDEL', job, 'exec')
+      redis.call('HINCRBY', job, 'attempt', -1)
+      redis.call('ZREM', started_key(model), id .. ':' .. exec)
+      redis.call('ZADD', leases_key(model), 0, id)
+      redis.call('HSET', job, 'sid', redis.call('XADD', stream_key(model), '*', 'j', id))
+      redis.call('XDEL', stream_key(model), h[3])
+      note(job, 'released by ' .. worker)
+      released = released + 1
+    end
+  end
+  redis.call('DEL', suspect_key(worker))
+  return released
 end
 
--- cancel id iso ttl_s event -> the state the job was in; '' when there is no such job
-function verbs.cancel(id, iso, ttl_s, event)
-  local h = redis.call('HMGET', job_key(id), 'status', 'origin', 'sid', 'exec', 'worker_name', 'subscribers')
+local function cancel(id, iso, ttl_s, event, who)
+  local h = redis.call('HMGET', job_key(id), 'status', 'origin', 'sid', 'worker_name', 'subscribers')
   local status, model, outbox = h[1], h[2], {}
-  if not status then return '' end
-  if status ~= 'queued' and status ~= 'started' then return status end
-  append_events(id, h[6], redis.call('LLEN', log_key(id)), { event }, outbox)
+  if status ~= 'queued' and status ~= 'started' then return status or '' end
+  append_events(id, h[5], redis.call('LLEN', log_key(id)), { event }, outbox)
+  note(job_key(id), 'cancelled by ' .. who)
   if status == 'queued' then
     redis.call('LREM', queue_key(model), 1, id)
-    -- The unread entry stays for its reader to drop: deleting it would make the group's lag unknown.
-    close(model, id, nil, nil, 'canceled', iso, tonumber(ttl_s))
+    step_out(model, id, h[3] or '')
+    close(model, id, 'canceled', iso, ttl_s)
   else
-    close(model, id, h[3], h[4], 'canceled', iso, tonumber(ttl_s))
-    redis.call('PUBLISH', control_key(h[5] or ''), id)
+    close(model, id, 'canceled', iso, ttl_s)
+    correct(model, id, tonumber(redis.call('HGET', job_key(id), 'prompt_tokens') or 0) + redis.call('LLEN', log_key(id)))
+    redis.call('PUBLISH', control_key(h[4] or ''), id)
   end
   publish(outbox)
   return status
 end
 
--- replay id iso -> the state the job was in; '' when there is no such job. Only a failed job runs again.
-function verbs.replay(id, iso)
-  local h = redis.call('HMGET', job_key(id), 'status', 'origin')
-  if not h[1] then return '' end
-  if h[1] ~= 'failed' then return h[1] end
-  redis.call('ZREM', failed_key(h[2]), id)
-  redis.call('HSET', job_key(id), 'status', 'queued', 'enqueued_at', iso)
-  redis.call('HINCRBY', job_key(id), 'replays', 1)
-  redis.call('RPUSH', queue_key(h[2]), id)
-  sync(h[2])
-  return 'failed'
+-- cancel id iso ttl_s event who -> the state the job was in; '' when there is no such job
+function verbs.cancel(id, iso, ttl_s, event, who)
+  return cancel(id, iso, tonumber(ttl_s), event, who)
 end
 
-return verbs[ARGV[1]](unpack(ARGV, 2, 11))
+-- leave id iso ttl_s event channel -> as cancel; 'kept' when others still read the job
+function verbs.leave(id, iso, ttl_s, event, channel)
+  local others = {}
+  for other in string.gmatch(redis.call('HGET', job_key(id), 'subscribers') or '', '%S+') do
+    if other ~= channel and redis.call('PUBSUB', 'NUMSUB', other)[2] > 0 then others[#others + 1] = other end
+  end
+  if others[1] then
+    redis.call('HSET', job_key(id), 'subscribers', table.concat(others, ' '))
+    return 'kept'
+  end
+  return cancel(id, iso, tonumber(ttl_s), event, 'its client')
+end
+
+-- replay origin id (field value)* -> {ok | replayed | the state that forbids it | '', the job that replays it}
+function verbs.replay(origin, id)
+  local h = redis.call('HMGET', job_key(origin), 'status', 'origin', 'replayed_as')
+  if not h[1] then return { '', '' } end
+  if h[3] and h[1] == 'failed' then return { h[3] == id and 'ok' or 'replayed', h[3] } end
+  if h[1] ~= 'failed' then return { h[1], '' } end
+  redis.call('ZREM', failed_key(h[2]), origin)
+  redis.call('HSET', job_key(origin), 'replayed_as', id)
+  note(job_key(origin), 'replayed as ' .. id)
+  accept(h[2], id, fields_from(4), 4)
+  return { 'ok', id }
+end
+
+return verbs[ARGV[1]](unpack(ARGV, 2, 12))

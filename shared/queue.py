@@ -4,25 +4,55 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from shared.events import Event, Finished
+from shared.events import Deadline, Event, Finished
 from shared.job import Job
 from shared.lifecycle import State
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """What may wait for one model: jobs, and tokens as far as they can be told beforehand."""
+
+    jobs_max: int
+    tokens_max: int = 10**12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Idempotency:
+    """A key of the client's, made unique among tenants, and a digest of what it asked for."""
+
+    key: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted:
+    """`job_id` and `created_ms` are those of an earlier job if the request came before (`attached`). `ahead`: jobs of
+    its class and above that wait; `wait_s`: for how long, as far as can be told, or 0."""
+
+    job_id: str
+    created_ms: int
+    ahead: int = 0
+    wait_s: float = 0
+    attached: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
     """A job in a worker's hands. `exec` is the token of this claim: without it nothing is written for the job.
 
-    `attempt` counts claims from 1; `log` holds the events that earlier attempts have written; `late` says that the
-    queue deadline passed before this first claim.
+    `attempt` counts claims from 1; `log` holds the events that earlier attempts have written; `late` names a deadline
+    that has passed already; `left_ms` is what remains of the run deadline. `alone`: workers died of this job or beside
+    it, so it must be computed by itself until it gets on.
     """
 
     job: Job
-    entry_id: str
     exec: str
     attempt: int
     log: tuple[Event, ...] = ()
-    late: bool = False
+    late: Deadline | None = None
+    left_ms: float | None = None
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +74,24 @@ class Page:
 class JobQueue(Protocol):
     """Every verb is atomic and may be repeated. All raise QueueUnavailable when the queue cannot be reached."""
 
-    async def enqueue(self, job: Job, *, subscriber: str = "", jobs_max: int) -> int:
-        """Accept the job and return how many waited before it; raise QueueFull. Events go to `subscriber`."""
+    async def enqueue(
+        self,
+        job: Job,
+        *,
+        bounds: Bounds,
+        subscriber: str = "",
+        idempotency: Idempotency | None = None,
+        view: str = "",
+    ) -> Accepted:
+        """Accept the job, or find the one that the idempotency key made before; its events go to `subscriber`, too.
+        `view` is kept with the job. Raises QueueFull or IdempotencyKeyReused."""
+
+    async def attach(self, job_id: str, *, subscriber: str) -> State | None:
+        """Send the job's further events to `subscriber`, too; return its state, None when there is no such job."""
 
     async def claim(self, model: str, *, worker: str, limit: int, wait_ms: int = 0) -> list[Delivery]:
-        """Take up to `limit` jobs, abandoned ones first; wait that long for one; `[]` when there is none."""
+        """Take up to `limit` jobs, abandoned ones first, then whose class and tenant were served least; wait that
+        long for one; `[]` when there is none."""
 
     async def renew(self, held: Sequence[Delivery], *, worker: str) -> list[str]:
         """Extend the leases; return the ids of jobs that are no longer the worker's."""
@@ -59,17 +102,24 @@ class JobQueue(Protocol):
     async def settle(self, write: Write, *, worker: str) -> bool:
         """End the job with its last events, the last one Finished; False when it is no longer the worker's."""
 
-    async def release(self, delivery: Delivery, *, worker: str) -> None:
-        """Hand the job back, with its log, for the next claim; costs it no attempt."""
+    async def release(self, held: Sequence[Delivery], *, worker: str) -> None:
+        """Hand the jobs back, with their logs, for the next claim; costs them no attempt."""
 
-    async def cancel(self, job_id: str) -> State | None:
+    async def cancel(self, job_id: str, *, by: str = "its client") -> State | None:
         """End the job as cancelled unless it has ended; return the state it was in, None when there is none."""
 
-    async def replay(self, job_id: str) -> State | None:
-        """Run a failed job again from the start; return the state it was in, None when there is none."""
+    async def leave(self, job_id: str, *, subscriber: str) -> None:
+        """Cancel the job unless somebody else still reads it."""
+
+    async def replay(self, job_id: str, *, as_id: str) -> tuple[State | None, str]:
+        """Run a failed job once more as another one, with the same request and seed, linked to it. Return the state
+        it was in, None when there is none, and the job that replays it, '' when none does. Replayed once only."""
 
     async def depth(self, model: str) -> int:
         """How many jobs wait."""
+
+    async def pause(self, model: str, *, paused: bool) -> None:
+        """Claim no more of the model's waiting jobs, or do again; what runs goes on."""
 
 
 class JobChannel(Protocol):

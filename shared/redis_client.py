@@ -1,7 +1,8 @@
 """Connections to Redis, and its errors in our words."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import redis.exceptions
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -57,6 +58,12 @@ async def check(client: Redis, url: str) -> None:
         raise SettingsError(
             f"Redis at {url} has maxmemory-policy {policy}, which deletes jobs when memory is short: set noeviction"
         )
+
+
+def memory_share(memory: Mapping[str, Any]) -> float:
+    """The part that is used of what Redis may use, or of what its machine has, from `INFO memory`."""
+    limit = memory.get("maxmemory") or memory.get("total_system_memory") or 0
+    return memory["used_memory"] / limit if limit else 0.0
 
 
 async def durability_warning(client: Redis) -> str | None:

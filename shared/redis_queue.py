@@ -1,32 +1,46 @@
 """The queue in Redis: encodes the arguments of `queue.lua` and decodes what it answers. No decision is made here."""
 
 import itertools
+import random
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import redis.exceptions
 from redis.asyncio import Redis
 
 from shared import keys, rq_view
 from shared.codec import decode_event, decode_job, encode_event, encode_job
-from shared.errors import DecodeError, QueueFull
-from shared.events import Cancelled, Expired, Failed, Finished
-from shared.job import Job, Kind
+from shared.errors import DecodeError, IdempotencyKeyReused, QueueFull
+from shared.events import Cancelled, Completed, Deadline, Expired, Failed, Finished, Outcome
+from shared.job import Job, Kind, Priority
 from shared.lifecycle import State, after, settling
-from shared.queue import Delivery, Write, finished
+from shared.queue import Accepted, Bounds, Delivery, Idempotency, Write, finished
 from shared.redis_client import translated
 
-SCRIPT = keys.lua_prelude() + (Path(__file__).parent / "queue.lua").read_text(encoding="utf-8")
+HERE = Path(__file__).parent
+CLASSES = ", ".join(f"[{priority.rank}] = {priority.weight}" for priority in Priority)
+SCRIPT = f"local CLASS_WEIGHT = {{ {CLASSES} }}\n{keys.lua_prelude()}" + "".join(
+    (HERE / name).read_text(encoding="utf-8") for name in ("line.lua", "queue.lua")
+)
 RETRY_AFTER_S = (1, 120)
+JITTER = 0.25  # so that those refused together do not come back together
 VECTORS_TTL_S = 60
+REFUSALS = {
+    "queue_full": "{ahead} jobs are waiting for model {model}, which is as many as may.",
+    "queue_tokens_full": "The jobs that wait for model {model} are as large together as they may be.",
+    "deadline_unreachable": "The job would wait about {wait_s:.0f} s for {model}, longer than its queue deadline.",
+}
+# Failures by the request's own fault: running it again would end alike, so they are kept like any ended job.
+FRUITLESS = frozenset({"invalid_request", "context_length_exceeded"})
 
 
 class RedisQueue:
-    """`lease_ms`: silence after which a job may be taken over. `job_ttl_s`, `failed_ttl_s`: lifetimes after the end.
+    """`lease_ms`: silence after which a job may be taken over, the last time after `attempts_max` claims.
+    `job_ttl_s`, `failed_ttl_s`: lifetimes after the end.
 
     `blocking` is a second client whose reads wait; they are never re-sent.
     """
@@ -37,6 +51,7 @@ class RedisQueue:
         *,
         blocking: Redis | None = None,
         lease_ms: int = 3000,
+        attempts_max: int = 3,
         job_ttl_s: int = 3600,
         failed_ttl_s: int = 7 * 86400,
         worker_ttl_s: int = 10,
@@ -45,37 +60,61 @@ class RedisQueue:
         self._blocking = blocking or client
         self._script = client.register_script(SCRIPT)
         self._lease_ms = lease_ms
+        self._attempts_max = attempts_max
         self._job_ttl_s = job_ttl_s
         self._failed_ttl_s = failed_ttl_s
         self._worker_ttl_s = worker_ttl_s
 
-    async def enqueue(self, job: Job, *, subscriber: str = "", jobs_max: int) -> int:
-        fields = rq_view.job_fields(job, iso_now(), self._failed_ttl_s)
-        fields |= {
-            "payload": encode_job(job),
+    async def enqueue(
+        self,
+        job: Job,
+        *,
+        bounds: Bounds,
+        subscriber: str = "",
+        idempotency: Idempotency | None = None,
+        view: str = "",
+    ) -> Accepted:
+        fields = self._fields(job) | {
             "subscribers": keys.events_channel(subscriber) if subscriber else "",
-            "patience_ms": job.patience_ms,
+            "idempotency": idempotency.key if idempotency else "",
+            "fingerprint": idempotency.fingerprint if idempotency else "",
+            "view": view,
         }
         flat = itertools.chain.from_iterable(fields.items())
-        answer, depth, interval_ms = await self._call("enqueue", job.model, job.id, jobs_max, *flat)
-        if answer == b"full":
+        answer = await self._call("enqueue", job.model, job.id, bounds.jobs_max, bounds.tokens_max, *flat)
+        verdict, ahead, wait_s = answer[0].decode(), int(answer[1]), int(answer[2]) / 1000
+        if verdict == "reused":
+            raise IdempotencyKeyReused("This Idempotency-Key came before with another body.")
+        if verdict in REFUSALS:
             raise QueueFull(
-                f"The queue of model {job.model} is full: {depth} jobs are waiting.",
-                depth=depth,
-                retry_after_s=retry_after_s(depth, float(interval_ms or 0)),
+                REFUSALS[verdict].format(ahead=ahead, model=job.model, wait_s=wait_s),
+                reason=verdict,
+                position=ahead + 1,
+                wait_s=wait_s,
+                retry_after_s=retry_after_s(wait_s),
             )
-        return int(depth)
+        return Accepted(
+            job_id=answer[3].decode(),
+            created_ms=int(answer[4]),
+            ahead=ahead,
+            wait_s=wait_s,
+            attached=verdict == "attached",
+        )
+
+    async def attach(self, job_id: str, *, subscriber: str) -> State | None:
+        return _state(await self._call("attach", job_id, keys.events_channel(subscriber)))
 
     async def claim(self, model: str, *, worker: str, limit: int, wait_ms: int = 0) -> list[Delivery]:
-        claimed = await self._claim(model, worker, limit, ())
+        claimed, newest = await self._claim(model, worker, limit)
         if claimed or not wait_ms:
             return claimed
-        entry = await self._wait_for_entry(model, worker, wait_ms)
-        return await self._claim(model, worker, limit, entry) if entry else []
+        with translated():
+            rung = await self._blocking.xread({keys.stream(model): newest}, count=1, block=wait_ms)
+        return (await self._claim(model, worker, limit))[0] if rung else []
 
     async def renew(self, held: Sequence[Delivery], *, worker: str) -> list[str]:
-        flat = [x for d in held for x in (d.job.model, d.job.id, d.entry_id, d.exec)]
-        lost = await self._call("renew", worker, iso_now(), self._worker_ttl_s, *flat)
+        flat = [x for d in held for x in (d.job.model, d.job.id, d.exec)]
+        lost = await self._call("renew", worker, iso_now(), self._worker_ttl_s, self._lease_ms, *flat)
         return [job_id.decode() for job_id in lost]
 
     async def append(self, writes: Sequence[Write]) -> list[str]:
@@ -88,90 +127,126 @@ class RedisQueue:
 
     async def settle(self, write: Write, *, worker: str) -> bool:
         delivery, outcome = write.delivery, finished(write).outcome
-        state = after(State.STARTED, settling(outcome))
+        tokens, output = _tokens(delivery.job, outcome, write.events[-1].seq)
         answer = await self._call(
             "settle",
             delivery.job.model,
             delivery.job.id,
             delivery.exec,
-            state,
+            after(State.STARTED, settling(outcome)),
             iso_now(),
-            self._failed_ttl_s if state is State.FAILED else self._ended_ttl_s(delivery.job),
+            self._ttl_s(delivery.job, outcome),
             worker,
             _rq_traceback(outcome),
+            tokens,
+            output,
             write.events[0].seq,
             *[encode_event(event) for event in write.events],
         )
         return bool(answer == b"settled")
 
-    async def release(self, delivery: Delivery, *, worker: str) -> None:
-        await self._call("release", delivery.job.model, worker, delivery.job.id, delivery.exec, delivery.entry_id)
+    async def release(self, held: Sequence[Delivery], *, worker: str) -> None:
+        for model in {delivery.job.model for delivery in held}:
+            mine = [x for d in held if d.job.model == model for x in (d.job.id, d.exec)]
+            await self._call("release", model, worker, *mine)
 
-    async def cancel(self, job_id: str) -> State | None:
-        event = encode_event(Finished(seq=0, outcome=Cancelled()))
-        return _state(await self._call("cancel", job_id, iso_now(), self._job_ttl_s, event))
+    async def cancel(self, job_id: str, *, by: str = "its client") -> State | None:
+        return _state(await self._call("cancel", job_id, iso_now(), self._job_ttl_s, CANCELLED, by))
 
-    async def replay(self, job_id: str) -> State | None:
-        return _state(await self._call("replay", job_id, iso_now()))
+    async def leave(self, job_id: str, *, subscriber: str) -> None:
+        channel = keys.events_channel(subscriber)
+        await self._call("leave", job_id, iso_now(), self._job_ttl_s, CANCELLED, channel)
+
+    async def replay(self, job_id: str, *, as_id: str) -> tuple[State | None, str]:
+        with translated():
+            found: Any = await self._redis.hmget(keys.job(job_id), ["status", "payload", "view"])
+        status, payload, view = found
+        if not payload:
+            return _state(status or b""), ""
+        job = replace(decode_job(payload), id=as_id, created_ms=int(time.time() * 1000))
+        fields = self._fields(job) | {
+            "subscribers": "",
+            "idempotency": "",
+            "fingerprint": "",
+            "view": view or "",
+            "replay_of": job_id,
+        }
+        answer = await self._call("replay", job_id, as_id, *itertools.chain.from_iterable(fields.items()))
+        verdict, replayed_as = answer[0].decode(), answer[1].decode()
+        return (State.FAILED if verdict in ("ok", "replayed") else _state(answer[0])), replayed_as
 
     async def depth(self, model: str) -> int:
         with translated():
             return int(await self._redis.llen(keys.queue(model)))
 
-    def _ended_ttl_s(self, job: Job) -> int:
-        """Vectors are large and asked for once."""
-        return min(self._job_ttl_s, VECTORS_TTL_S) if job.kind is Kind.EMBEDDING else self._job_ttl_s
+    async def pause(self, model: str, *, paused: bool) -> None:
+        with translated():
+            await (self._redis.set(keys.paused(model), 1) if paused else self._redis.delete(keys.paused(model)))
 
-    async def _claim(self, model: str, worker: str, limit: int, entry: Sequence[bytes]) -> list[Delivery]:
+    def _fields(self, job: Job) -> dict[str, Any]:
+        return rq_view.job_fields(job, iso_now(), self._failed_ttl_s) | {
+            "payload": encode_job(job),
+            "created_ms": job.created_ms,
+            "class": job.priority.rank,
+            "tenant": job.tenant,
+            "weight": job.weight,
+            "prompt_tokens": job.prompt_tokens_about,
+            "output_max": job.output_tokens_max,
+            "patience_ms": job.patience_ms,
+            "run_ms": job.run_ms,
+        }
+
+    def _ttl_s(self, job: Job, outcome: Outcome) -> int:
+        match outcome:
+            case Completed() if job.kind is Kind.EMBEDDING:
+                return min(self._job_ttl_s, VECTORS_TTL_S)  # vectors are large and asked for once
+            case Failed(code=code) if code not in FRUITLESS:
+                return self._failed_ttl_s
+            case Expired():
+                return self._failed_ttl_s
+            case _:
+                return self._job_ttl_s
+
+    async def _claim(self, model: str, worker: str, limit: int) -> tuple[list[Delivery], str]:
+        """What was claimed, and the newest entry of the stream."""
         token = uuid.uuid4().hex
-        answer = await self._call("claim", model, worker, token, iso_now(), self._lease_ms, limit, *entry)
-        claimed = [await self._delivery(model, worker, token, row) for row in answer]
-        return [delivery for delivery in claimed if delivery]
+        newest, *rows = await self._call(
+            "claim", model, worker, token, iso_now(), self._lease_ms, limit, self._attempts_max
+        )
+        claimed = [await self._delivery(model, worker, token, row) for row in rows]
+        return [delivery for delivery in claimed if delivery], newest.decode()
 
     async def _delivery(self, model: str, worker: str, token: str, row: list[Any]) -> Delivery | None:
         """What a claim answered; a job that cannot be read fails at once and keeps its raw bytes."""
-        job_id, entry_id, attempt, payload, log, late = row
+        job_id, _, attempt, payload, log, late, left_ms, alone = row
         try:
-            events = tuple(decode_event(seq, data) for seq, data in enumerate(log))
             return Delivery(
                 job=decode_job(payload),
-                entry_id=entry_id.decode(),
                 exec=token,
                 attempt=attempt,
-                log=events,
-                late=bool(late),
+                log=tuple(decode_event(seq, data) for seq, data in enumerate(log)),
+                late=Deadline(late.decode()) if late else None,
+                left_ms=None if left_ms == b"" else float(left_ms),
+                alone=bool(alone),
             )
         except DecodeError as error:
             event = encode_event(Finished(seq=len(log), outcome=Failed(code="internal_error", message=str(error))))
-            ended = (State.FAILED, iso_now(), self._failed_ttl_s, worker, rq_view.traceback_field(str(error)))
+            ended = (State.FAILED, iso_now(), self._failed_ttl_s, worker, rq_view.traceback_field(str(error)), 0, 0)
             await self._call("settle", model, job_id, token, *ended, len(log), event)
             return None
-
-    async def _wait_for_entry(self, model: str, worker: str, wait_ms: int) -> Sequence[bytes]:
-        """Block until an entry arrives and mark it delivered to us: (entry id, job id), or () in vain."""
-        with translated():
-            try:
-                answer: Any = await self._blocking.xreadgroup(
-                    keys.GROUP, worker, {keys.stream(model): ">"}, count=1, block=wait_ms
-                )
-            except redis.exceptions.ResponseError as error:
-                if "NOGROUP" in str(error):
-                    return ()
-                raise
-        for _, entries in answer:
-            for entry_id, fields in entries:
-                return (entry_id, fields[b"j"])
-        return ()
 
     async def _call(self, verb: str, *arguments: Any) -> Any:
         with translated():
             return await self._script(args=[verb, *arguments])
 
 
-def retry_after_s(depth: int, interval_ms: float) -> int:
+CANCELLED = encode_event(Finished(seq=0, outcome=Cancelled()))
+
+
+def retry_after_s(wait_s: float) -> int:
     """When the jobs that wait now will have been served, in whole seconds within `RETRY_AFTER_S`."""
     low, high = RETRY_AFTER_S
-    return min(high, max(low, round(depth * interval_ms / 1000)))
+    return min(high, max(low, round(wait_s * random.uniform(1, 1 + JITTER))))
 
 
 def iso_now() -> str:
@@ -182,11 +257,19 @@ def _state(answer: bytes) -> State | None:
     return State(answer.decode()) if answer else None
 
 
+def _tokens(job: Job, outcome: Outcome, events: int) -> tuple[int, int]:
+    """What a job took, in all and as output; about one token an event where nobody counted."""
+    if isinstance(outcome, Completed):
+        usage = outcome.usage
+        return usage.prompt_tokens + usage.completion_tokens, usage.completion_tokens
+    return (job.prompt_tokens_about + events, 0) if events else (0, 0)
+
+
 def _rq_traceback(outcome: object) -> str:
     match outcome:
         case Failed(code=code, message=message, detail=detail):
             return rq_view.traceback_field(detail or f"{code}: {message}")
-        case Expired():
-            return rq_view.traceback_field("deadline_exceeded: no worker had room before the queue deadline")
+        case Expired(deadline=deadline):
+            return rq_view.traceback_field(f"deadline_exceeded: the {deadline} deadline passed")
         case _:
             return ""

@@ -19,13 +19,37 @@ class Settings(BaseSettings):
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="DEBUG, INFO, WARNING or ERROR")
 
     queue_jobs_max: int = Field(10_000, ge=1, description="jobs that may wait per model before 429")
-    queue_deadline_s: float = Field(600, gt=0, description="how long a job may wait before it expires")
+    queue_tokens_max: int = Field(20_000_000, ge=1, description="tokens that may wait per model, as far as can be told")
+    redis_memory_share: float = Field(
+        0.85, gt=0, le=1, description="share of Redis's memory above which nothing enters"
+    )
+    default_priority: str = Field(
+        "standard", pattern="^(interactive|standard|batch)$", description="interactive, standard or batch"
+    )
+    tenant_weights: str = Field("", description="shares of tenants beside 1, like key-1f2e3d4c5b6a=4,anonymous=0.5")
+    queue_deadline_s: float = Field(600, gt=0, description="how long a standard job may wait before it expires")
+    interactive_queue_deadline_s: float = Field(120, gt=0, description="the same for an interactive one")
+    batch_queue_deadline_s: float = Field(86400, gt=0, description="the same for one of a batch")
+    run_deadline_s: float = Field(3600, gt=0, description="how long a standard job may take from its first claim")
+    interactive_run_deadline_s: float = Field(600, gt=0, description="the same for an interactive one")
+    batch_run_deadline_s: float = Field(86400, gt=0, description="the same for one of a batch")
+    grace_s: float = Field(0, ge=0, description="how long a job goes on after its client has left")
+    idempotent_grace_s: float = Field(30, ge=0, description="the same for one with an Idempotency-Key")
+    durability: str = Field(
+        "fast",
+        pattern="^(fast|safe|durable)$",
+        description="before a job is accepted: fast asks for nothing, safe for it on disk, durable on a replica",
+    )
+    admin_key: str = Field("", description="bearer token of /admin; empty for no /admin")
     lease_ms: int = Field(3000, ge=500, description="silence after which a worker's jobs are taken over")
     heartbeat_ms: int = Field(1000, ge=100, description="how often a worker renews its leases")
     attempts_max: int = Field(3, ge=1, description="claims of a job before it fails as poison")
     job_ttl_s: int = Field(3600, ge=1, description="how long an ended job and its events are kept")
     failed_ttl_s: int = Field(7 * 86400, ge=1, description="how long a failed job is kept for replay")
 
+    header_bytes_max: int = Field(65_536, ge=1000, description="largest head of a request")
+    request_timeout_s: float = Field(60, gt=0, description="for a request to arrive whole")
+    send_timeout_s: float = Field(120, gt=0, description="for a client to take what is sent, before it counts as gone")
     body_bytes_max: int = Field(4_000_000, ge=1000, description="largest request body")
     choices_max: int = Field(16, ge=1, description="largest n of a request")
     first_event_ms: int = Field(
@@ -66,6 +90,18 @@ class Settings(BaseSettings):
     trust_remote_code: bool = Field(False, description="run Python code that a model's folder brings")
     scripted_step_ms: float = Field(0, ge=0, description="scripted engine: duration of a step")
     scripted_tokens: int = Field(64, ge=1, description="scripted engine: length of an answer without max_tokens")
+
+    def queue_deadline(self, priority: str) -> float:
+        """Seconds."""
+        return float(getattr(self, self._named("queue_deadline_s", priority)))
+
+    def run_deadline(self, priority: str) -> float:
+        """Seconds."""
+        return float(getattr(self, self._named("run_deadline_s", priority)))
+
+    @staticmethod
+    def _named(field: str, priority: str) -> str:
+        return field if priority == "standard" else f"{priority}_{field}"
 
 
 def load_settings(**overrides: object) -> Settings:

@@ -44,6 +44,9 @@ class WorkerMetrics:
         self.lost = Counter(
             "penstock_lost_deliveries", "jobs cancelled or taken over while here", ["model"], registry=registry
         )
+        self.wasted = Counter(
+            "penstock_wasted_tokens", "tokens sampled for jobs that were no longer here", ["model"], registry=registry
+        )
         self.redis_errors = Counter("penstock_redis_errors", "calls that Redis did not serve", registry=registry)
 
     def page(self) -> bytes:

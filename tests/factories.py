@@ -4,7 +4,7 @@ import itertools
 from typing import Any
 
 from shared.events import Completed, Delta, Event, Finished, Outcome, Started, Usage
-from shared.job import Job, Kind, Sampling
+from shared.job import Job, Kind, Priority, Sampling
 from shared.queue import Delivery, Write
 
 _ids = itertools.count()
@@ -15,6 +15,11 @@ def make_job(
     *,
     prompt: str = "hello",
     patience_ms: int = 60_000,
+    run_ms: int = 0,
+    priority: Priority = Priority.STANDARD,
+    tenant: str = "",
+    weight: float = 1.0,
+    grace_ms: int | None = 0,
     completion: dict[str, Any] | None = None,
     **sampling: Any,
 ) -> Job:
@@ -27,6 +32,11 @@ def make_job(
         sampling=Sampling(**{"seed": 7, **sampling}),
         created_ms=1_700_000_000_000,
         patience_ms=patience_ms,
+        run_ms=run_ms,
+        priority=priority,
+        tenant=tenant,
+        weight=weight,
+        grace_ms=grace_ms,
     )
 
 

@@ -62,13 +62,16 @@ class Passages:
             self._turns.remove(turn)
 
     def next_batch(self) -> list[Passage]:
-        """As many as `tokens_max` tokens hold, but at least one."""
+        """As many as `tokens_max` tokens hold, but at least one; of a job that must be alone just the one."""
         batch: list[Passage] = []
+        if lonely := next((turn for turn in self._turns if turn.delivery.alone), None):
+            self._turns.remove(lonely)
+            self._turns.appendleft(lonely)
         room = self._tokens_max
         while self._turns:
             turn = self._turns[0]
             tokens = len(turn.passages[turn.left[0]])
-            if batch and tokens > room:
+            if batch and (tokens > room or lonely):
                 break
             room -= tokens
             batch.append((turn, turn.left.popleft()))

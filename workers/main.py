@@ -133,6 +133,7 @@ def _worker(
         client,
         blocking=blocking,
         lease_ms=settings.lease_ms,
+        attempts_max=settings.attempts_max,
         job_ttl_s=settings.job_ttl_s,
         failed_ttl_s=settings.failed_ttl_s,
         worker_ttl_s=WORKER_TTL_S,

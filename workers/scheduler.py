@@ -79,10 +79,18 @@ class Scheduler:
     def blocks_used(self) -> int:
         return self._pool.count - self._pool.free
 
-    def add(self, sequence: Sequence) -> None:
+    @property
+    def suspecting(self) -> bool:
+        """Who is computed next may be computed with nobody else."""
+        return bool(self._suspects)
+
+    def add(self, sequence: Sequence, *, alone: bool = False) -> None:
+        """`alone`: until it has got a token."""
         self._arrived += 1
         self._arrivals[sequence] = self._arrived
         self._queue(sequence)
+        if alone:
+            self._suspects[sequence] = None
 
     def drop(self, sequence: Sequence) -> None:
         """Forget a finished, cancelled or failed sequence; one that is not here is no error."""

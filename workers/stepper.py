@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 
-from shared.events import Event, Failed
+from shared.events import Event, Failed, Outcome
 from shared.telemetry import WorkerMetrics
 from workers.call_thread import CallThread
 from workers.embedding import Embedding, Passage, Passages
@@ -74,6 +74,10 @@ class Stepper:
         """Before the next step; a turn that has ended is no error."""
         self._inbox.put(lambda: self._drop(turn))
 
+    def end(self, turn: Turn, outcome: Outcome) -> None:
+        """With this outcome, unless it has ended by itself."""
+        self._inbox.put(lambda: self._end(turn, outcome))
+
     def stop(self) -> None:
         """Return when the step that runs now has ended. A hung one is left behind after a second."""
         self._inbox.put(self._stop)
@@ -95,7 +99,7 @@ class Stepper:
                 self._obey()
                 if not self._stopping and self._scheduler.busy:
                     self._step()
-                if not self._stopping and self._passages:
+                if not self._stopping and self._passages and not self._scheduler.suspecting:
                     self._embed()
         except Exception:
             log.critical("the engine is lost", exc_info=True)
@@ -216,12 +220,16 @@ class Stepper:
     def _fail(self, turns: Iterable[Turn], error: Exception) -> list[Update]:
         detail = "".join(traceback.format_exception(error))
         failed = Failed(code="engine_error", message=f"The engine failed: {error}", detail=detail)
-        updates: list[Update] = []
-        for turn in dict.fromkeys(turns):
-            events: list[Event] = [turn.finish(failed)]
-            updates.append(Update(turn, events))
-            self._drop(turn)
-        return updates
+        return [self._finish(turn, failed) for turn in dict.fromkeys(turns)]
+
+    def _finish(self, turn: Turn, outcome: Outcome) -> Update:
+        events: list[Event] = [turn.finish(outcome)]
+        self._drop(turn)
+        return Update(turn, events)
+
+    def _end(self, turn: Turn, outcome: Outcome) -> None:
+        if not turn.done:
+            self._outbox.put([self._finish(turn, outcome)])
 
     def _measure(self, batch: Batch, tokens: int) -> None:
         self._batch.observe(len(batch.rows))
@@ -239,7 +247,7 @@ class Stepper:
     def _add_sequences(self, turn: Generation) -> None:
         for sequence in turn.unfinished:
             self._owners[sequence] = turn
-            self._scheduler.add(sequence)
+            self._scheduler.add(sequence, alone=turn.delivery.alone)
 
     def _drop(self, turn: Turn) -> None:
         match turn:

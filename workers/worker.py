@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from shared.errors import InvalidRequest, QueueUnavailable
-from shared.events import Expired, Failed, Finished, Outcome
+from shared.events import Deadline, Delta, Expired, Failed, Finished, Outcome
 from shared.job import Kind, ModelInfo
 from shared.queue import Delivery, JobChannel, JobQueue, Write
 from shared.settings import Settings
@@ -68,6 +68,7 @@ class Worker:
         self._served = {served.info.name: served for model in models for served in self._serve(model)}
         self._held: dict[str, Delivery] = {}  # every job that is ours, from its claim on
         self._turns: dict[str, Turn] = {}  # those of them that the engine knows
+        self._timers: dict[str, asyncio.TimerHandle] = {}  # until their run deadlines
         self._room = asyncio.Event()
         self._quiet = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -163,7 +164,7 @@ class Worker:
 
     async def _accept(self, served: Served, delivery: Delivery) -> None:
         if delivery.late:
-            await self._refuse(delivery, Expired())
+            await self._refuse(delivery, Expired(deadline=delivery.late))
             return
         if delivery.attempt > self._settings.attempts_max:
             message = f"The job's worker died {delivery.attempt - 1} times; it will not be tried again."
@@ -185,6 +186,10 @@ class Worker:
         if events := turn.opening():
             self._outbox.put_now(Update(turn, events))
         served.stepper.add(turn)
+        if delivery.left_ms is not None:
+            self._timers[delivery.job.id] = self._loop.call_later(
+                delivery.left_ms / 1000, served.stepper.end, turn, Expired(deadline=Deadline.RUN)
+            )
 
     async def _refuse(self, delivery: Delivery, outcome: Outcome) -> None:
         await self._settle(Write(delivery=delivery, events=(Finished(seq=len(delivery.log), outcome=outcome),)))
@@ -200,10 +205,15 @@ class Worker:
     async def _append(self, writes: Sequence[Write]) -> None:
         while True:
             try:
-                self._drop(await self._queue.append(writes))
-                return
+                lost = await self._queue.append(writes)
+                break
             except QueueUnavailable as error:
                 await self._redis_is_away("append", error)
+        self._drop(lost)
+        for write in writes:
+            if write.delivery.job.id in lost:
+                wasted = sum(len(event.token_ids) for event in write.events if isinstance(event, Delta))
+                self._metrics.wasted.labels(write.delivery.job.model).inc(wasted)
 
     async def _settle(self, write: Write) -> None:
         while True:
@@ -262,6 +272,8 @@ class Worker:
         if self._holds(delivery):
             del self._held[delivery.job.id]
             self._turns.pop(delivery.job.id, None)
+            if timer := self._timers.pop(delivery.job.id, None):
+                timer.cancel()
         self._room.set()
 
     async def _drain(self) -> None:
@@ -278,11 +290,10 @@ class Worker:
             await asyncio.to_thread(stepper.stop)
         self._outbox.close()
         await asyncio.wait([outlet], timeout=FLUSH_S)
-        for delivery in list(self._held.values()):
-            try:
-                await self._queue.release(delivery, worker=self.name)
-            except QueueUnavailable as error:
-                log.warning("not released; the lease runs out by itself", extra={"error": str(error)})
+        try:
+            await self._queue.release(list(self._held.values()), worker=self.name)
+        except QueueUnavailable as error:
+            log.warning("not released; the leases run out by themselves", extra={"error": str(error)})
         log.info("stopped", extra={"worker": self.name, "released": len(self._held)})
 
     async def _redis_is_away(self, verb: str, error: QueueUnavailable) -> None:

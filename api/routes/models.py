@@ -32,4 +32,5 @@ def _model(info: ModelInfo) -> dict[str, Any]:
         "engine": info.engine,
         "workers": info.workers,
         "waiting_jobs": info.waiting,
+        "paused": info.paused,
     }

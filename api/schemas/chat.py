@@ -45,7 +45,6 @@ class ChatCompletionRequest(GenerationRequest):
         "parallel_tool_calls": (True, False),
         "prediction": (),
         "reasoning_effort": ("none",),
-        "service_tier": ("auto", "default"),
         "skip_special_tokens": (True,),
         "store": (False,),
         "tool_choice": ("none", "auto"),

@@ -78,6 +78,7 @@ class GenerationRequest(Strict):
     cache_salt: str | None = Field(None, max_length=512)
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
+    service_tier: Literal["auto", "default", "flex", "priority"] | None = None
     # It identifies the caller; it cannot change an answer.
     user: str | None = Field(None, max_length=512)
 

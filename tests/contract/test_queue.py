@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from shared.errors import QueueFull
-from shared.events import Cancelled, Delta, Expired, Failed, Finished
+from shared.errors import IdempotencyKeyReused, QueueFull
+from shared.events import Cancelled, Completed, Deadline, Delta, Expired, Failed, Finished, Usage
+from shared.job import Job, Priority
 from shared.lifecycle import State
 from shared.memory import MemoryQueue
-from shared.queue import JobChannel, JobQueue
+from shared.queue import Bounds, Idempotency, JobChannel, JobQueue
 from shared.redis_channel import RedisChannel
 from shared.redis_client import connect
 from shared.redis_queue import RedisQueue
@@ -18,6 +19,7 @@ from tests.conftest import SERVERS, ServerOf
 from tests.factories import delta, done, make_job, started, write
 
 LEASE_MS = 500
+TEN = Bounds(jobs_max=10)
 
 
 @dataclass
@@ -51,7 +53,7 @@ async def house(request: pytest.FixtureRequest, server_of: ServerOf) -> AsyncIte
 async def test_a_job_is_claimed_once_oldest_first(house: House) -> None:
     jobs = [make_job() for _ in range(3)]
     for job in jobs:
-        await house.queue.enqueue(job, jobs_max=10)
+        await house.queue.enqueue(job, bounds=TEN)
 
     first = await house.queue.claim("m", worker="a", limit=2)
     second = await house.queue.claim("m", worker="b", limit=5)
@@ -64,18 +66,18 @@ async def test_a_job_is_claimed_once_oldest_first(house: House) -> None:
 async def test_enqueue_tells_how_many_wait_and_is_repeatable(house: House) -> None:
     job = make_job()
 
-    assert await house.queue.enqueue(job, jobs_max=10) == 0
-    await house.queue.enqueue(job, jobs_max=10)
-    assert await house.queue.enqueue(make_job(), jobs_max=10) == 1
+    assert (await house.queue.enqueue(job, bounds=TEN)).ahead == 0
+    await house.queue.enqueue(job, bounds=TEN)
+    assert (await house.queue.enqueue(make_job(), bounds=TEN)).ahead == 1
     assert await house.queue.depth("m") == 2
 
 
 async def test_a_full_queue_refuses_and_keeps_nothing(house: House) -> None:
-    await house.queue.enqueue(make_job(), jobs_max=1)
+    await house.queue.enqueue(make_job(), bounds=Bounds(jobs_max=1))
     refused = make_job()
 
     with pytest.raises(QueueFull) as caught:
-        await house.queue.enqueue(refused, jobs_max=1)
+        await house.queue.enqueue(refused, bounds=Bounds(jobs_max=1))
 
     assert 1 <= caught.value.retry_after_s <= 120
     assert (await house.channel.read([(refused.id, 0)]))[0].state is None
@@ -85,7 +87,7 @@ async def test_a_waiting_claim_wakes_when_a_job_arrives(house: House) -> None:
     claiming = asyncio.create_task(house.queue.claim("m", worker="a", limit=4, wait_ms=5000))
     await asyncio.sleep(0.05)
     job = make_job()
-    await house.queue.enqueue(job, jobs_max=10)
+    await house.queue.enqueue(job, bounds=TEN)
 
     assert [d.job.id for d in await asyncio.wait_for(claiming, 4)] == [job.id]
 
@@ -99,7 +101,7 @@ async def test_events_are_logged_and_heard(house: House) -> None:
     hearing = asyncio.ensure_future(anext(heard))
     await asyncio.sleep(0.1)
     job = make_job()
-    await house.queue.enqueue(job, subscriber="api", jobs_max=10)
+    await house.queue.enqueue(job, subscriber="api", bounds=TEN)
     (delivery,) = await house.queue.claim("m", worker="a", limit=1)
 
     assert await house.queue.append([write(delivery, started(), delta(1))]) == []
@@ -113,7 +115,7 @@ async def test_events_are_logged_and_heard(house: House) -> None:
 
 async def test_an_append_repeated_is_written_once(house: House) -> None:
     job = make_job()
-    await house.queue.enqueue(job, jobs_max=10)
+    await house.queue.enqueue(job, bounds=TEN)
     (delivery,) = await house.queue.claim("m", worker="a", limit=1)
     step = write(delivery, started(), delta(1))
 
@@ -127,7 +129,7 @@ async def test_an_append_repeated_is_written_once(house: House) -> None:
 
 async def test_settle_ends_a_job_once(house: House) -> None:
     job = make_job()
-    await house.queue.enqueue(job, jobs_max=10)
+    await house.queue.enqueue(job, bounds=TEN)
     (delivery,) = await house.queue.claim("m", worker="a", limit=1)
 
     assert await house.queue.settle(write(delivery, started(), delta(1), done(2)), worker="a")
@@ -142,7 +144,7 @@ async def test_settle_ends_a_job_once(house: House) -> None:
 
 async def test_a_silent_worker_loses_its_job_with_the_log_and_its_pen(house: House) -> None:
     job = make_job()
-    await house.queue.enqueue(job, jobs_max=10)
+    await house.queue.enqueue(job, bounds=TEN)
     (old,) = await house.queue.claim("m", worker="a", limit=1)
     await house.queue.append([write(old, started(), delta(1))])
     await house.let_leases_run_out()
@@ -160,7 +162,7 @@ async def test_a_silent_worker_loses_its_job_with_the_log_and_its_pen(house: Hou
 
 
 async def test_a_heartbeat_keeps_the_lease(house: House) -> None:
-    await house.queue.enqueue(make_job(), jobs_max=10)
+    await house.queue.enqueue(make_job(), bounds=TEN)
     (delivery,) = await house.queue.claim("m", worker="a", limit=1)
     await house.let_leases_run_out()
 
@@ -170,13 +172,13 @@ async def test_a_heartbeat_keeps_the_lease(house: House) -> None:
 
 async def test_a_released_job_goes_on_at_once_and_costs_no_attempt(house: House) -> None:
     job = make_job()
-    await house.queue.enqueue(job, jobs_max=10)
+    await house.queue.enqueue(job, bounds=TEN)
     (old,) = await house.queue.claim("m", worker="a", limit=1)
     await house.queue.append([write(old, started())])
     waiting = asyncio.create_task(house.queue.claim("m", worker="b", limit=4, wait_ms=4000))
     await asyncio.sleep(0.05)
 
-    await house.queue.release(old, worker="a")
+    await house.queue.release([old], worker="a")
 
     (new,) = await asyncio.wait_for(waiting, 3)
     assert new.job.id == job.id
@@ -187,8 +189,8 @@ async def test_a_released_job_goes_on_at_once_and_costs_no_attempt(house: House)
 
 async def test_a_waiting_job_can_be_cancelled(house: House) -> None:
     job, other = make_job(), make_job()
-    await house.queue.enqueue(job, jobs_max=10)
-    await house.queue.enqueue(other, jobs_max=10)
+    await house.queue.enqueue(job, bounds=TEN)
+    await house.queue.enqueue(other, bounds=TEN)
 
     assert await house.queue.cancel(job.id) is State.QUEUED
 
@@ -200,7 +202,7 @@ async def test_a_waiting_job_can_be_cancelled(house: House) -> None:
 
 async def test_a_running_job_can_be_cancelled_and_its_worker_is_told(house: House) -> None:
     job = make_job()
-    await house.queue.enqueue(job, jobs_max=10)
+    await house.queue.enqueue(job, bounds=TEN)
     telling = asyncio.ensure_future(anext(house.channel.dropped("a")))
     await asyncio.sleep(0.1)
     (delivery,) = await house.queue.claim("m", worker="a", limit=1)
@@ -218,32 +220,36 @@ async def test_a_running_job_can_be_cancelled_and_its_worker_is_told(house: Hous
 
 async def test_cancelling_what_is_not_there_says_so(house: House) -> None:
     assert await house.queue.cancel("chatcmpl-nobody") is None
-    assert await house.queue.replay("chatcmpl-nobody") is None
+    assert await house.queue.replay("chatcmpl-nobody", as_id="x") == (None, "")
+    assert await house.queue.attach("chatcmpl-nobody", subscriber="x") is None
 
 
-async def test_a_failed_job_runs_again_from_the_start(house: House) -> None:
+async def test_a_failed_job_is_replayed_once_as_a_job_of_its_own(house: House) -> None:
     job = make_job()
-    await house.queue.enqueue(job, jobs_max=10)
+    await house.queue.enqueue(job, bounds=TEN)
     (delivery,) = await house.queue.claim("m", worker="a", limit=1)
     failure = Failed(code="engine_error", message="no", detail="Traceback ..")
     await house.queue.settle(write(delivery, started(), delta(1), done(2, failure)), worker="a")
 
-    assert await house.queue.replay(job.id) is State.FAILED
+    assert await house.queue.replay(job.id, as_id="again") == (State.FAILED, "again")
+    assert await house.queue.replay(job.id, as_id="more") == (State.FAILED, "again")
 
-    (again,) = await house.queue.claim("m", worker="a", limit=1)
-    assert again.job == job
-    assert (again.attempt, again.log, again.late) == (1, (), False)
-    assert await house.queue.replay(job.id) is State.STARTED
+    (again,) = await house.queue.claim("m", worker="a", limit=5)
+    assert (again.job.id, again.job.request, again.job.sampling) == ("again", job.request, job.sampling)
+    assert (again.attempt, again.log, again.late) == (1, (), None)
+    assert await house.queue.replay("again", as_id="x") == (State.STARTED, "")
+    (before,) = await house.channel.read([(job.id, 0)])
+    assert before.events == (started(), delta(1), done(2, failure))
 
 
 async def test_a_job_that_waited_too_long_is_marked_late(house: House) -> None:
     job = make_job(patience_ms=1)
-    await house.queue.enqueue(job, jobs_max=10)
+    await house.queue.enqueue(job, bounds=TEN)
     await house.let_leases_run_out()
 
     (delivery,) = await house.queue.claim("m", worker="a", limit=1)
 
-    assert delivery.late
+    assert delivery.late is Deadline.QUEUE
     assert await house.queue.settle(write(delivery, done(0, Expired())), worker="a")
     (page,) = await house.channel.read([(job.id, 0)])
     assert page.state is State.FAILED
@@ -251,7 +257,175 @@ async def test_a_job_that_waited_too_long_is_marked_late(house: House) -> None:
 
 async def test_a_gap_in_a_log_is_refused(house: House) -> None:
     job = make_job()
-    await house.queue.enqueue(job, jobs_max=10)
+    await house.queue.enqueue(job, bounds=TEN)
     (delivery,) = await house.queue.claim("m", worker="a", limit=1)
 
     assert await house.queue.append([write(delivery, Delta(seq=5, choice=0, text="x", token_ids=(1,)))]) == [job.id]
+
+
+async def test_the_run_deadline_counts_from_the_first_claim(house: House) -> None:
+    await house.queue.enqueue(make_job(run_ms=LEASE_MS + 200), bounds=TEN)
+    (first,) = await house.queue.claim("m", worker="a", limit=1)
+    await house.let_leases_run_out()
+    (second,) = await house.queue.claim("m", worker="b", limit=1)
+    await house.let_leases_run_out()
+    (third,) = await house.queue.claim("m", worker="c", limit=1)
+
+    assert first.left_ms == pytest.approx(LEASE_MS + 200, abs=5)
+    assert second.left_ms is not None
+    assert second.left_ms < 200
+    assert (second.late, third.late) == (None, Deadline.RUN)
+
+
+async def test_a_repeated_request_finds_its_job(house: House) -> None:
+    key, job = Idempotency(key="t:k", fingerprint="f"), make_job()
+    first = await house.queue.enqueue(job, bounds=TEN, idempotency=key)
+
+    again = await house.queue.enqueue(make_job(), bounds=TEN, idempotency=key, subscriber="api2")
+
+    assert (first.attached, again.attached, again.job_id) == (False, True, job.id)
+    assert again.created_ms == job.created_ms
+    assert await house.queue.depth("m") == 1
+    with pytest.raises(IdempotencyKeyReused):
+        await house.queue.enqueue(make_job(), bounds=TEN, idempotency=Idempotency(key="t:k", fingerprint="g"))
+    (delivery,) = await house.queue.claim("m", worker="a", limit=1)
+    await house.queue.settle(write(delivery, started(), done(1)), worker="a")
+    assert (await house.queue.enqueue(make_job(), bounds=TEN, idempotency=key)).attached
+
+
+async def test_a_repeated_request_runs_again_when_its_job_came_to_nothing(house: House) -> None:
+    key, job = Idempotency(key="t:k", fingerprint="f"), make_job()
+    await house.queue.enqueue(job, bounds=TEN, idempotency=key)
+    await house.queue.cancel(job.id)
+
+    again = await house.queue.enqueue(make_job(), bounds=TEN, idempotency=key)
+
+    assert not again.attached
+    assert again.job_id != job.id
+
+
+async def test_leaving_cancels_unless_another_reader_is_there(house: House) -> None:
+    heard = house.channel.listen("api2")
+    hearing = asyncio.ensure_future(anext(heard))
+    await asyncio.sleep(0.1)
+    job = make_job()
+    await house.queue.enqueue(job, subscriber="api1", bounds=TEN)
+    assert await house.queue.attach(job.id, subscriber="api2") is State.QUEUED
+
+    await house.queue.leave(job.id, subscriber="api1")
+
+    assert (await house.channel.read([(job.id, 0)]))[0].state is State.QUEUED
+    await house.queue.leave(job.id, subscriber="api2")
+    assert (await house.channel.read([(job.id, 0)]))[0].state is State.CANCELED
+    await asyncio.wait_for(hearing, 3)
+
+
+async def claim_all(house: House) -> list[Job]:
+    """One by one, each settled at the length that was thought."""
+    jobs = []
+    while claimed := await house.queue.claim("m", worker="a", limit=1):
+        usage = Usage(prompt_tokens=claimed[0].job.prompt_tokens_about, completion_tokens=100)
+        await house.queue.settle(write(claimed[0], started(), done(1, Completed(usage=usage))), worker="a")
+        jobs.append(claimed[0].job)
+    return jobs
+
+
+async def test_urgent_jobs_come_first_and_no_class_starves(house: House) -> None:
+    for priority in (Priority.BATCH, Priority.STANDARD, Priority.INTERACTIVE):
+        for _ in range(21):
+            await house.queue.enqueue(make_job(priority=priority, max_tokens=100), bounds=Bounds(jobs_max=100))
+
+    order = [job.priority for job in await claim_all(house)]
+
+    assert order[0] is Priority.INTERACTIVE
+    first = [order[:21].count(priority) for priority in Priority]
+    assert first == pytest.approx([16, 4, 1], abs=1)
+    assert [order.count(priority) for priority in Priority] == [21, 21, 21]
+
+
+async def test_tenants_share_by_tokens_and_weight_and_a_flood_delays_nobody_else(house: House) -> None:
+    for _ in range(30):
+        await house.queue.enqueue(make_job(tenant="flood", max_tokens=100), bounds=Bounds(jobs_max=100))
+    for number in range(4):
+        await house.queue.enqueue(make_job(tenant=f"t{number}", max_tokens=100), bounds=Bounds(jobs_max=100))
+    for _ in range(10):
+        await house.queue.enqueue(make_job(tenant="heavy", weight=2, max_tokens=100), bounds=Bounds(jobs_max=100))
+
+    order = [job.tenant for job in await claim_all(house)]
+
+    assert set(order[:6]) == {"flood", "heavy", "t0", "t1", "t2", "t3"}
+    assert order[:16].count("heavy") == pytest.approx(2 * order[:16].count("flood"), abs=2)
+
+
+async def test_a_tenant_that_was_away_saves_nothing_up(house: House) -> None:
+    for _ in range(10):
+        await house.queue.enqueue(make_job(tenant="busy", max_tokens=100), bounds=Bounds(jobs_max=100))
+    for _ in range(5):
+        (delivery,) = await house.queue.claim("m", worker="a", limit=1)
+        await house.queue.settle(write(delivery, started(), done(1)), worker="a")
+    for _ in range(5):
+        await house.queue.enqueue(make_job(tenant="late", max_tokens=100), bounds=Bounds(jobs_max=100))
+
+    order = [job.tenant for job in await claim_all(house)]
+
+    assert order[:6].count("busy") >= 2
+
+
+async def test_a_full_queue_has_room_for_newcomers(house: House) -> None:
+    for _ in range(10):
+        await house.queue.enqueue(make_job(tenant="flood"), bounds=TEN)
+    with pytest.raises(QueueFull):
+        await house.queue.enqueue(make_job(tenant="flood"), bounds=TEN)
+
+    for _ in range(2):
+        await house.queue.enqueue(make_job(tenant="new"), bounds=TEN)
+    with pytest.raises(QueueFull) as caught:
+        await house.queue.enqueue(make_job(tenant="new"), bounds=TEN)
+
+    assert caught.value.reason == "queue_full"
+    assert caught.value.position == 13
+
+
+async def test_a_paused_model_claims_nothing_new_but_resumes_what_runs(house: House) -> None:
+    running, waiting = make_job(), make_job()
+    await house.queue.enqueue(running, bounds=TEN)
+    await house.queue.claim("m", worker="a", limit=1)
+    await house.queue.enqueue(waiting, bounds=TEN)
+    await house.queue.pause("m", paused=True)
+    await house.let_leases_run_out()
+
+    assert [d.job.id for d in await house.queue.claim("m", worker="b", limit=5)] == [running.id]
+    await house.queue.pause("m", paused=False)
+    assert [d.job.id for d in await house.queue.claim("m", worker="b", limit=5)] == [waiting.id]
+
+
+async def test_on_its_last_attempt_a_job_is_alone_and_its_neighbours_are_acquitted(house: House) -> None:
+    jobs = [make_job() for _ in range(3)]
+    for job in jobs:
+        await house.queue.enqueue(job, bounds=TEN)
+    for worker in "ab":
+        for delivery in await house.queue.claim("m", worker=worker, limit=5):
+            assert not delivery.alone
+        await house.let_leases_run_out()
+
+    (first,) = await house.queue.claim("m", worker="c", limit=5)
+    assert first.alone
+    assert first.attempt == 3
+    assert await house.queue.claim("m", worker="c", limit=5) == []  # others wait until it gets on
+    await house.queue.append([write(first, started(), delta(1))])
+    (second,) = await house.queue.claim("m", worker="c", limit=5)
+    assert second.alone
+    await house.let_leases_run_out()  # it kills its worker
+
+    after = {d.job.id: d for _ in range(3) for d in await house.queue.claim("m", worker="d", limit=5)}
+
+    assert after[first.job.id].attempt <= 3
+    assert after[second.job.id].attempt == 4
+    assert sum(delivery.alone for delivery in after.values()) <= 1
+
+
+async def test_a_gap_in_a_settlement_is_refused(house: House) -> None:
+    await house.queue.enqueue(make_job(), bounds=TEN)
+    (delivery,) = await house.queue.claim("m", worker="a", limit=1)
+
+    assert not await house.queue.settle(write(delivery, done(5)), worker="a")

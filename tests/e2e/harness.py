@@ -77,20 +77,26 @@ class Stack:
         self._environment |= {"OMP_NUM_THREADS": "1"}
         self.workers: list[Process] = []
         self.api: Process | None = None
+        self._apis: list[Process] = []
         self.redis = redis.Redis.from_url(server.url)
         self._clients: list[openai.OpenAI] = []
         self._count = 0
 
     def start(self, *models: str, workers: int = 1) -> None:
         self.redis.flushall()
-        self.start_api()
+        self.api, self.base = self.start_api(self.port)
         for _ in range(workers):
             self.add_worker(*models)
         self.wait_ready(workers)
 
-    def start_api(self) -> None:
-        self.api = Process(["api"], environment=self._environment, log=self._folder / "api.log")
-        eventually("API ready", self._api_ready, seconds=READY_S)
+    def start_api(self, port: int = 0) -> tuple[Process, str]:
+        """Another API, and its URL."""
+        port = port or free_port()
+        base = f"http://127.0.0.1:{port}"
+        api = Process(["api", f"--port={port}"], environment=self._environment, log=self._folder / f"api-{port}.log")
+        self._apis.append(api)
+        eventually("API ready", lambda: _ready(api, base), seconds=READY_S)
+        return api, base
 
     def add_worker(self, *models: str) -> Process:
         self._count += 1
@@ -103,7 +109,7 @@ class Stack:
         eventually("workers ready", lambda: self._workers_alive() >= workers, seconds=READY_S)
 
     def stop(self) -> None:
-        for process in [*self.workers, *([self.api] if self.api else [])]:
+        for process in [*self.workers, *self._apis]:
             process.stop()
         for client in self._clients:
             client.close()
@@ -146,14 +152,6 @@ class Stack:
         threading.Event().wait(down_s)
         self.server.start()
 
-    def _api_ready(self) -> bool:
-        assert self.api
-        assert self.api.popen.poll() is None, self.api.log.read_text()
-        try:
-            return httpx.get(f"{self.base}/health/ready").status_code == 200
-        except httpx.TransportError:
-            return False
-
     def _workers_alive(self) -> int:
         for worker in self.workers:
             assert worker.popen.poll() != 2, worker.log.read_text()
@@ -171,6 +169,14 @@ class Stack:
             if pid and int(pid) == process.popen.pid:
                 return str(key.decode()).removeprefix("rq:worker:")
         return None
+
+
+def _ready(api: Process, base: str) -> bool:
+    assert api.popen.poll() is None, api.log.read_text()
+    try:
+        return httpx.get(f"{base}/health/ready").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def metric(base: str, name: str) -> float:

@@ -203,7 +203,8 @@ def test_a_full_queue_answers_429_with_a_computed_retry_after(tmp_path: Path, ow
         readers += read_all(stack, "scripted", ["two", "three", "four"], max_tokens=40)
         eventually("three wait", lambda: stack.redis.llen("rq:queue:scripted") == 3)
 
-        response = stack.post({"model": "scripted", "messages": ask("too many"), "stream": True})
+        same_tenant = {"authorization": "Bearer none"}
+        response = stack.post({"model": "scripted", "messages": ask("too many"), "stream": True}, headers=same_tenant)
 
         assert response.status_code == 429
         assert response.json()["error"]["code"] == "queue_full"

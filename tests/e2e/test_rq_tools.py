@@ -120,9 +120,22 @@ def test_jobs_are_listed_shown_followed_cancelled_and_replayed(slow: Stack) -> N
     assert running.error is not None
     assert getattr(waiting.error, "code", None) == "cancelled"
     assert "[cancelled]" in penstock(slow, "tail", listed["started"])
-    assert "1 job queued again" in penstock(slow, "replay", "--model", "scripted")
+    chosen = ("replay", "--model", "scripted", "--since", "15m", "--error", "engineerror", "--rate", "5/s")
+    assert penstock(slow, *chosen, "--tenant", "nobody").strip() == "0 jobs queued again"
+    assert "1 job would be queued again" in penstock(slow, *chosen, "--dry-run")
+    said = penstock(slow, *chosen)
+    assert "1 job queued again" in said
+    replayed = said.split()[3]
     eventually("failed again", lambda: "2 failed" in rq(slow, "info").split("jobs:")[1])
-    assert "replays   1" in penstock(slow, "show", listed["failed"])
+    assert f"replayed as  {replayed}" in penstock(slow, "show", listed["failed"])
+    assert f"replay of    {listed['failed']}" in penstock(slow, "show", replayed)
+    assert "wrote the same" in penstock(slow, "compare", replayed)
+    history = penstock(slow, "show", replayed)
+    assert [line.split()[2] for line in history.splitlines() if line.startswith("history")] == [
+        "queued",
+        "claimed",
+        "failed",
+    ]
 
 
 def test_nothing_a_user_sends_is_where_rq_unpickles(slow: Stack) -> None:

@@ -111,7 +111,7 @@ def test_a_model_that_only_embeds_refuses_to_write(tmp_path: Path, completion: A
     engine = load_torch_engine(str(tmp_path), load_settings())
 
     with pytest.raises(InvalidRequest, match="embeddings only") as refused:
-        Generation(Delivery(job=make_job(completion=completion), entry_id="1-0", exec="e", attempt=1), engine)
+        Generation(Delivery(job=make_job(completion=completion), exec="e", attempt=1), engine)
     assert (engine.kind, refused.value.param) == ("embedding", "model")
 
 

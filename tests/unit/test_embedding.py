@@ -28,8 +28,9 @@ def turn(inputs: list[Any], *, log: tuple[Event, ...] = (), truncate: int | None
         sampling=Sampling(seed=0),
         created_ms=0,
         patience_ms=1000,
+        run_ms=0,
     )
-    return Embedding(Delivery(job=job, entry_id="1-0", exec="e", attempt=1, log=log), engine())
+    return Embedding(Delivery(job=job, exec="e", attempt=1, log=log), engine())
 
 
 def play(asked: Embedding) -> list[Event]:

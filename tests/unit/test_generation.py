@@ -22,7 +22,7 @@ def engine(context_length: int = 1000, tokens: int = 6) -> ScriptedEngine:
 
 def deliver(log: list[Event], **sampling: Any) -> Delivery:
     job = make_job(**({"temperature": 1.0, "seed": 3} | sampling))
-    return Delivery(job=job, entry_id="1-0", exec="e", attempt=1, log=tuple(log))
+    return Delivery(job=job, exec="e", attempt=1, log=tuple(log))
 
 
 def play(turn: Generation, using: ScriptedEngine) -> list[Event]:
@@ -62,7 +62,7 @@ def test_a_turn_resumed_anywhere_goes_on_alike(n: int) -> None:
 
     for cut in range(len(whole)):
         log = tuple(whole[:cut])
-        delivery = Delivery(job=undisturbed.job, entry_id="2-0", exec="f", attempt=2, log=log)
+        delivery = Delivery(job=undisturbed.job, exec="f", attempt=2, log=log)
         events = [*log, *play(Generation(delivery, engine()), engine())]
         assert [event.seq for event in events] == list(range(len(whole)))
         assert by_choice(events) == by_choice(whole)
@@ -118,7 +118,7 @@ def test_echoed_prompts_come_first_and_once() -> None:
 
     assert events[1:3] == [Echoed(seq=1, prompt=0, text="one two"), Echoed(seq=2, prompt=1, text=" t5 t6")]
     for cut in range(len(events)):
-        again = Delivery(job=delivery.job, entry_id="1-0", exec="f", attempt=2, log=tuple(events[:cut]))
+        again = Delivery(job=delivery.job, exec="f", attempt=2, log=tuple(events[:cut]))
         resumed = [*events[:cut], *play(Generation(again, engine()), engine())]
         assert [event.seq for event in resumed] == list(range(len(events)))
         assert sum(isinstance(event, Echoed) for event in resumed) == 2

@@ -75,7 +75,7 @@ def play(engine: Engine, log: list[Event] | None = None, n: int = 1, **sampling:
     """The whole log of a job that had `log` when it was claimed."""
     job = make_job(prompt="Hello!", n=n, **(WILD | sampling))
     known = list(log or [])
-    turn = Generation(Delivery(job=job, entry_id="1-0", exec="e", attempt=1, log=tuple(known)), engine)
+    turn = Generation(Delivery(job=job, exec="e", attempt=1, log=tuple(known)), engine)
     events = [*known, *turn.opening()]
 
     def ended(sequence: Sequence, new: Sampled) -> bool:

@@ -11,7 +11,7 @@ from workers.outbox import Outbox, Update
 
 
 def turn() -> Generation:
-    return Generation(Delivery(job=make_job(), entry_id="1-0", exec="e", attempt=1), engine())
+    return Generation(Delivery(job=make_job(), exec="e", attempt=1), engine())
 
 
 async def test_steps_are_merged_to_one_update_for_each_turn() -> None:

@@ -10,7 +10,7 @@ from api.relay import JobStream, Relay
 from shared.events import Cancelled, Event, Expired, Failed, Finished
 from shared.lifecycle import State
 from shared.memory import MemoryQueue
-from shared.queue import Page
+from shared.queue import Bounds, Page
 from shared.telemetry import ApiMetrics
 from tests.factories import delta, done, make_job, started, write
 
@@ -18,7 +18,7 @@ EVENTS: list[Event] = [started(), *[delta(n) for n in range(1, 20)], done(20)]
 
 
 def stream(buffer_max: int = 100) -> JobStream:
-    return JobStream("j", buffer_max=buffer_max, now=0)
+    return JobStream(make_job(), buffer_max=buffer_max, now=0)
 
 
 def page(events: Sequence[Event] = (), state: State | None = State.STARTED) -> Page:
@@ -96,9 +96,9 @@ async def house() -> AsyncIterator[tuple[Relay, MemoryQueue]]:
 async def test_a_silent_stream_is_filled_from_its_log(house: tuple[Relay, MemoryQueue]) -> None:
     relay, queue = house
     job = make_job()
-    with relay.open(job.id) as opened:
-        await queue.enqueue(job, subscriber="", jobs_max=1)  # nobody publishes to us
-        relay.accept(opened, patience_ms=60_000)
+    with relay.open(job) as opened:
+        await queue.enqueue(job, subscriber="", bounds=Bounds(jobs_max=1))  # nobody publishes to us
+        relay.accept(opened)
         (delivery,) = await queue.claim("m", worker="w", limit=1)
         await queue.append([write(delivery, *EVENTS[:4])])
 
@@ -107,10 +107,10 @@ async def test_a_silent_stream_is_filled_from_its_log(house: tuple[Relay, Memory
 
 async def test_a_job_that_no_worker_ever_takes_expires(house: tuple[Relay, MemoryQueue]) -> None:
     relay, queue = house
-    job = make_job()
-    with relay.open(job.id) as opened:
-        await queue.enqueue(job, subscriber="api", jobs_max=1)
-        relay.accept(opened, patience_ms=-2000)
+    job = make_job(patience_ms=-2000)
+    with relay.open(job) as opened:
+        await queue.enqueue(job, subscriber="api", bounds=Bounds(jobs_max=1))
+        relay.accept(opened)
 
         assert await asyncio.wait_for(relay.take(opened), 3) == [Finished(seq=0, outcome=Expired())]
     await relay.close()
@@ -123,9 +123,9 @@ async def test_leaving_early_cancels_and_leaving_at_the_end_does_not(house: tupl
     relay, queue = house
     left, ended = make_job(), make_job()
     for job in (left, ended):
-        with relay.open(job.id) as opened:
-            await queue.enqueue(job, subscriber="api", jobs_max=9)
-            relay.accept(opened, patience_ms=60_000)
+        with relay.open(job) as opened:
+            await queue.enqueue(job, subscriber="api", bounds=Bounds(jobs_max=9))
+            relay.accept(opened)
             (delivery,) = await queue.claim("m", worker="w", limit=1)
             if job is ended:
                 await queue.settle(write(delivery, *EVENTS), worker="w")

@@ -29,7 +29,7 @@ from shared.events import (
     Usage,
 )
 from shared.lifecycle import TABLE, TERMINAL, IllegalMove, Move, State
-from shared.redis_queue import retry_after_s
+from shared.redis_queue import REFUSALS, retry_after_s
 from shared.settings import Settings, load_settings
 from tests.factories import make_job
 
@@ -123,11 +123,12 @@ def test_what_is_given_by_hand_wins_over_the_environment(monkeypatch: pytest.Mon
     assert load_settings(port=9001, host=None).port == 9001
 
 
-@pytest.mark.parametrize(
-    ("depth", "interval_ms", "seconds"), [(10, 2000, 20), (1, 10, 1), (10_000, 1000, 120), (5, 0, 1)]
-)
-def test_retry_after_is_the_time_until_the_queue_has_drained(depth: int, interval_ms: float, seconds: int) -> None:
-    assert retry_after_s(depth, interval_ms) == seconds
+@pytest.mark.parametrize(("wait_s", "least", "most"), [(20, 20, 25), (0.01, 1, 1), (10_000, 120, 120), (0, 1, 1)])
+def test_retry_after_is_the_wait_or_a_little_more(wait_s: float, least: int, most: int) -> None:
+    found = {retry_after_s(wait_s) for _ in range(100)}
+
+    assert least <= min(found) <= max(found) <= most
+    assert (len(found) > 1) == (least < most)  # those refused together come back apart
 
 
 def test_every_error_has_a_status() -> None:
@@ -136,7 +137,8 @@ def test_every_error_has_a_status() -> None:
         errors.InvalidRequest("x", param="p"),
         errors.ContextLengthExceeded("x"),
         errors.NotFound("x"),
-        errors.QueueFull("x", depth=1, retry_after_s=3),
+        *[errors.QueueFull("x", reason=r, position=1, wait_s=2, retry_after_s=3) for r in (*REFUSALS, "redis_memory")],
+        errors.IdempotencyKeyReused("x"),
         errors.QueueUnavailable("x"),
         errors.DecodeError("x"),
         errors.EngineError("x"),
@@ -147,6 +149,8 @@ def test_every_error_has_a_status() -> None:
 
     for error in made:
         assert problem_of(error).status in STATUS.values()
+        if isinstance(error, errors.QueueFull):
+            assert problem_of(error).response().headers["x-penstock-dropped-reason"] == error.reason
 
 
 def test_every_outcome_but_completed_is_a_problem() -> None:

@@ -11,6 +11,7 @@ from shared.events import Completed, Delta, Event, Expired, Failed, Finished, Ou
 from shared.job import Job, ModelInfo
 from shared.lifecycle import State
 from shared.memory import MemoryQueue
+from shared.queue import Bounds
 from shared.settings import load_settings
 from shared.telemetry import WorkerMetrics
 from tests.factories import make_job
@@ -84,7 +85,7 @@ async def working(worker: Worker) -> AsyncIterator[Worker]:
 
 async def submit(queue: MemoryQueue, job: Job) -> Job:
     """Enqueued so that its events can be awaited."""
-    await queue.enqueue(job, subscriber=job.id, jobs_max=100)
+    await queue.enqueue(job, subscriber=job.id, bounds=Bounds(jobs_max=100))
     return job
 
 

@@ -1,0 +1,98 @@
+"""`/admin`: the operator's side of the queue, as `penstock jobs` has it. Behind a key of its own; without one there is
+no such thing."""
+
+import hmac
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request
+
+from api.house import House, house_of
+from api.problems import Problem, Refused
+from api.routes.jobs import job_object
+from api.schemas.admin import ReplayRequest
+from shared.errors import NotFound
+from shared.lifecycle import State
+from shared.replay import Filter, Replayer
+
+LISTED_MAX = 1000
+
+
+async def _operator(request: Request, house: Annotated[House, Depends(house_of)]) -> None:
+    if not house.settings.admin_key:
+        raise NotFound("There is no such route here.")
+    given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
+    if not hmac.compare_digest(given.encode(), house.settings.admin_key.encode()):
+        raise Refused(Problem(code="unauthorized", message="/admin needs PENSTOCK_ADMIN_KEY as bearer token."))
+
+
+router = APIRouter(prefix="/admin", dependencies=[Depends(_operator)])
+InHouse = Annotated[House, Depends(house_of)]
+
+
+@router.get("/jobs")
+async def list_jobs(
+    house: InHouse,
+    model: str | None = None,
+    state: State | None = None,
+    limit: Annotated[int, Query(ge=1, le=LISTED_MAX)] = 20,
+) -> dict[str, Any]:
+    """Jobs of one state or all, of one model or all."""
+    found = []
+    for name in [model] if model else await house.ledger.models():
+        for each in [state] if state else list(State):
+            found += [job_object(record) for record in await house.ledger.records(name, each, limit=limit)]
+    return {"object": "list", "data": found}
+
+
+@router.get("/jobs/{job_id}")
+async def show_job(job_id: str, house: InHouse) -> dict[str, Any]:
+    """One job with its history and why it failed."""
+    record = await house.ledger.record(job_id)
+    history = [{"at_ms": at, "what": what} for at, what in record.timeline]
+    about = {"tenant": record.tenant, "worker": record.worker or None, "traceback": record.traceback or None}
+    return job_object(record) | about | {"timeline": history}
+
+
+@router.post("/jobs/{job_id}/cancel")
+async def cancel_job(job_id: str, house: InHouse) -> dict[str, Any]:
+    if await house.queue.cancel(job_id, by="operator") is None:
+        raise NotFound(f"There is no job {job_id}.")
+    return job_object(await house.ledger.record(job_id))
+
+
+@router.post("/jobs/{job_id}/replay")
+async def replay_job(job_id: str, house: InHouse) -> dict[str, Any]:
+    """Run a failed job once more, as another one."""
+    (replayed,) = [each async for each in Replayer(house.queue, house.ledger).replay([job_id], rate_per_s=0)]
+    return replayed.body()
+
+
+@router.post("/replay")
+async def replay_jobs(body: ReplayRequest, house: InHouse) -> dict[str, Any]:
+    """Run every failed job once more that the filter finds."""
+    replayer = Replayer(house.queue, house.ledger)
+    wanted = Filter(model=body.model, since_s=body.since_s, error=body.error, tenant=body.tenant)
+    found = [record.id async for record in replayer.find(wanted)]
+    if body.dry_run:
+        return {"object": "list", "data": [{"job": job_id} for job_id in found]}
+    return {
+        "object": "list",
+        "data": [each.body() async for each in replayer.replay(found, rate_per_s=body.rate_per_s)],
+    }
+
+
+@router.post("/models/{name:path}/pause")
+async def pause_model(name: str, house: InHouse) -> dict[str, Any]:
+    """Claim no more of its waiting jobs; those that run go on."""
+    return await _pause(house, name, paused=True)
+
+
+@router.post("/models/{name:path}/resume")
+async def resume_model(name: str, house: InHouse) -> dict[str, Any]:
+    return await _pause(house, name, paused=False)
+
+
+async def _pause(house: House, name: str, *, paused: bool) -> dict[str, Any]:
+    await house.directory.model(name)
+    await house.queue.pause(name, paused=paused)
+    return {"model": name, "paused": paused}

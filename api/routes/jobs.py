@@ -1,0 +1,79 @@
+"""`/v1/jobs/{id}`: look at a job, pick up its stream, cancel it. Only for the tenant whose job it is."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi.responses import Response
+
+from api.exchange import pick_up
+from api.house import House, house_of
+from api.terms import tenant_of
+from api.view import View, decode_view
+from shared.errors import InvalidRequest, NotFound
+from shared.ledger import JobRecord
+
+router = APIRouter()
+
+
+@router.get("/v1/jobs/{job_id}", response_model=None)
+async def retrieve_job(job_id: str, request: Request, house: Annotated[House, Depends(house_of)]) -> dict[str, Any]:
+    """What became of a job."""
+    record, view = await _mine(house, job_id, request)
+    return job_object(record) | {"created": view.created_ms // 1000}
+
+
+@router.get("/v1/jobs/{job_id}/events", response_model=None)
+async def stream_job_events(
+    job_id: str,
+    request: Request,
+    house: Annotated[House, Depends(house_of)],
+    starting_after: Annotated[int | None, Query(ge=-1)] = None,
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> Response:
+    """The job's stream from the event after `starting_after` or `Last-Event-ID` on, in the shape of its endpoint, each
+    event with its `id`: while it waits, runs, and as long as it is kept."""
+    _, view = await _mine(house, job_id, request)
+    after = _event_number(last_event_id) if starting_after is None else starting_after
+    return await pick_up(house, job_id, view, after=after)
+
+
+@router.post("/v1/jobs/{job_id}/cancel", response_model=None)
+async def cancel_job(job_id: str, request: Request, house: Annotated[House, Depends(house_of)]) -> dict[str, Any]:
+    """Cancel a job unless it has ended."""
+    await _mine(house, job_id, request)
+    await house.queue.cancel(job_id, by="request")
+    return await retrieve_job(job_id, request, house)
+
+
+def job_object(record: JobRecord) -> dict[str, Any]:
+    return {
+        "id": record.id,
+        "object": "job",
+        "model": record.model,
+        "status": record.state,
+        "priority": record.priority,
+        "attempts": record.attempts,
+        "enqueued_at": record.enqueued_at,
+        "started_at": record.started_at or None,
+        "ended_at": record.ended_at or None,
+        "replay_of": record.replay_of or None,
+        "replayed_as": record.replayed_as or None,
+    }
+
+
+async def _mine(house: House, job_id: str, request: Request) -> tuple[JobRecord, View]:
+    """A job of another tenant is as good as none."""
+    record = await house.ledger.record(job_id)
+    if record.view:
+        view = decode_view(record.view)
+        if view.tenant == tenant_of(request):
+            return record, view
+    raise NotFound(f"There is no job {job_id}.")
+
+
+def _event_number(last_event_id: str | None) -> int:
+    if last_event_id is None:
+        return -1
+    if not last_event_id.isascii() or not last_event_id.isdigit():
+        raise InvalidRequest("'Last-Event-ID' is the number of an event.", param="Last-Event-ID")
+    return int(last_event_id)

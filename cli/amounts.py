@@ -1,0 +1,31 @@
+"""Amounts as people write them on a command line."""
+
+import re
+
+import click
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class Age(click.ParamType[float]):
+    """90s, 15m, 2h or 3d; in seconds."""
+
+    name = "age"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", value)
+        if not found:
+            self.fail(f"{value!r} is not a time like 90s, 15m, 2h or 3d", param, ctx)
+        return float(found[1]) * UNITS[found[2]]
+
+
+class Rate(click.ParamType[float]):
+    """5/s or 30/m; a second. 0 for no limit."""
+
+    name = "rate"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)/([sm])", value)
+        if value != "0" and not found:
+            self.fail(f"{value!r} is not a rate like 5/s or 30/m", param, ctx)
+        return float(found[1]) / UNITS[found[2]] if found else 0.0

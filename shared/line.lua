@@ -1,0 +1,169 @@
+-- Who is served next. Jobs wait in lanes, one for each tenant of each class. Whoever has been served least comes first:
+-- of the classes, then of the tenants in it, each by tokens divided by weight. Who comes back after a pause begins
+-- where those who waited on are now, so that nobody saves up. CLASS_WEIGHT comes from Priority in job.py.
+-- (Sheng et al., Fairness in Serving Large Language Models, OSDI 2024.)
+
+local SERVED_TTL_S = 86400
+local RATE_FRESH_MS = 60000
+local OUTPUT_GUESS = 256                  -- tokens of an answer without a limit, before any was seen
+local NEWCOMER_SHARE = 5                  -- a tenant with less than this part of a full queue may go over its bound
+
+local function now_ms()
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+local function enter(name, member)
+  local line, served = line_key(name), served_key(name)
+  if redis.call('ZSCORE', line, member) then return end
+  local least = redis.call('ZRANGE', line, 0, 0, 'WITHSCORES')[2] or redis.call('ZSCORE', served, '') or 0
+  local own = redis.call('ZSCORE', served, member) or 0
+  redis.call('ZADD', line, math.max(tonumber(own), tonumber(least)), member)
+  redis.call('ZREM', served, member)
+end
+
+-- Who waits no more keeps a count only as long as it is above the least: '' remembers that one.
+local function quit(name, member)
+  local line, served = line_key(name), served_key(name)
+  local own = redis.call('ZSCORE', line, member)
+  if not own then return end
+  redis.call('ZREM', line, member)
+  local least = redis.call('ZRANGE', line, 0, 0, 'WITHSCORES')[2] or own
+  redis.call('ZADD', served, own, member, least, '')
+  redis.call('ZREMRANGEBYSCORE', served, '-inf', '(' .. least)
+  redis.call('EXPIRE', served, SERVED_TTL_S)
+end
+
+local function charge(name, member, amount)
+  local line, served = line_key(name), served_key(name)
+  if redis.call('ZSCORE', line, member) then
+    redis.call('ZINCRBY', line, amount, member)
+  elseif amount > 0 or redis.call('ZSCORE', served, member) then
+    local base = redis.call('ZSCORE', served, member) or redis.call('ZSCORE', served, '') or 0
+    redis.call('ZADD', served, math.max(tonumber(base) + amount, 0), member)
+    redis.call('EXPIRE', served, SERVED_TTL_S)
+  end
+end
+
+local function place_of(job)
+  local h = redis.call('HMGET', job, 'class', 'tenant', 'weight', 'cost')
+  return { class = tonumber(h[1] or 1), tenant = h[2] or '', weight = tonumber(h[3] or 1), cost = tonumber(h[4] or 1) }
+end
+
+local function charge_both(model, place, tokens)
+  charge(model .. ':' .. place.class, place.tenant, tokens / place.weight)
+  charge(model, tostring(place.class), tokens / CLASS_WEIGHT[place.class])
+end
+
+local function count(model, class, jobs, tokens)
+  redis.call('HINCRBY', load_key(model), 'jobs:' .. class, jobs)
+  redis.call('HINCRBY', load_key(model), 'tokens:' .. class, tokens)
+end
+
+local function lane_of(model, place)
+  return lane_key(model .. ':' .. place.class .. ':' .. place.tenant)
+end
+
+-- A lane's last job has gone.
+local function leave_if_empty(model, place)
+  local class = model .. ':' .. place.class
+  if redis.call('EXISTS', lane_of(model, place)) == 1 then return end
+  quit(class, place.tenant)
+  if redis.call('EXISTS', line_key(class)) == 0 then quit(model, tostring(place.class)) end
+end
+
+local function join(model, id, sid)
+  local place = place_of(job_key(id))
+  redis.call('RPUSH', lane_of(model, place), sid .. ' ' .. id .. ' ' .. place.cost)
+  enter(model .. ':' .. place.class, place.tenant)
+  enter(model, tostring(place.class))
+  count(model, place.class, 1, place.cost)
+end
+
+-- A waiting job leaves without being served.
+local function step_out(model, id, sid)
+  local place = place_of(job_key(id))
+  if redis.call('LREM', lane_of(model, place), 1, sid .. ' ' .. id .. ' ' .. place.cost) == 1 then
+    count(model, place.class, -1, -place.cost)
+    leave_if_empty(model, place)
+  end
+end
+
+-- The next job's entry and id, taken out and paid for; nil when nobody waits. The caller checks that it still waits.
+local function take_next(model)
+  local class = redis.call('ZRANGE', line_key(model), 0, 0)[1]
+  if not class then return nil end
+  local tenant = redis.call('ZRANGE', line_key(model .. ':' .. class), 0, 0)[1]
+  if not tenant then
+    quit(model, class)
+    return take_next(model)
+  end
+  local place = { class = tonumber(class), tenant = tenant }
+  local item = redis.call('LPOP', lane_of(model, place))
+  if not item then
+    leave_if_empty(model, place)
+    return take_next(model)
+  end
+  local sid, id, cost = string.match(item, '^(%S+) (%S+) (%S+)$')
+  place.weight = tonumber(redis.call('HGET', job_key(id), 'weight') or 1)
+  count(model, class, -1, -cost)
+  charge_both(model, place, tonumber(cost))
+  leave_if_empty(model, place)
+  return sid, id
+end
+
+-- How fast jobs are served while others wait: what every estimate rests on.
+local function note_rate(model, tokens)
+  local rate, now = rate_key(model), now_ms()
+  local h = redis.call('HMGET', rate, 'last_ms', 'gap_ms', 'tokens', 'output')
+  if h[1] and redis.call('LLEN', queue_key(model)) > 0 then
+    local gap = math.min(now - h[1], RATE_FRESH_MS)
+    redis.call('HSET', rate, 'gap_ms', tostring(h[2] and (0.9 * h[2] + 0.1 * gap) or gap),
+               'tokens', tostring(h[3] and (0.9 * h[3] + 0.1 * tokens) or tokens))
+  end
+  redis.call('HSET', rate, 'last_ms', now)
+  redis.call('EXPIRE', rate, SERVED_TTL_S)
+end
+
+local function note_output(model, tokens)
+  local old = redis.call('HGET', rate_key(model), 'output')
+  redis.call('HSET', rate_key(model), 'output', tostring(old and (0.95 * old + 0.05 * tokens) or tokens))
+end
+
+-- Tokens that a job will take, as far as can be told: those of its prompt, and an answer as long as usual.
+local function cost_of(model, prompt_tokens, output_max)
+  local usual = tonumber(redis.call('HGET', rate_key(model), 'output') or OUTPUT_GUESS)
+  local output = output_max > 0 and math.min(output_max, math.max(usual, 16)) or usual
+  return math.max(1, math.floor(prompt_tokens + output))
+end
+
+-- What waits before a new job of this class: jobs, tokens, and milliseconds as far as can be told.
+local function ahead(model, class)
+  local jobs, tokens = 0, 0
+  for above = 0, class do
+    local h = redis.call('HMGET', load_key(model), 'jobs:' .. above, 'tokens:' .. above)
+    jobs, tokens = jobs + (h[1] or 0), tokens + (h[2] or 0)
+  end
+  local h = redis.call('HMGET', rate_key(model), 'last_ms', 'gap_ms', 'tokens')
+  local known = h[2] and now_ms() - h[1] < RATE_FRESH_MS
+  local wait = known and tokens * h[2] / math.max(tonumber(h[3]), 1) or 0
+  return jobs, tokens, math.floor(wait)
+end
+
+-- Why a new job may not join: '' when it may.
+local function refusal(model, place, jobs_max, tokens_max, patience_ms)
+  local depth = redis.call('LLEN', queue_key(model))
+  if depth == 0 then
+    redis.call('DEL', load_key(model))      -- whatever other tools did meanwhile, nobody waits
+    return ''
+  end
+  if depth >= jobs_max then
+    local own = redis.call('LLEN', lane_of(model, place))
+    if own * NEWCOMER_SHARE >= jobs_max or depth >= jobs_max * (1 + 1 / NEWCOMER_SHARE) then return 'queue_full' end
+  end
+  local _, tokens = ahead(model, #CLASS_WEIGHT)
+  if tokens + place.cost > tokens_max then return 'queue_tokens_full' end
+  local _, _, wait = ahead(model, place.class)
+  if wait > patience_ms then return 'deadline_unreachable' end
+  return ''
+end

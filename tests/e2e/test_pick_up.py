@@ -1,0 +1,339 @@
+"""Streams that are picked up, requests that come twice, deadlines and classes: what clients ask for in headers."""
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from cli.embedded_redis import EmbeddedRedis
+from tests.e2e.harness import Stack, eventually, running_stack
+from tests.e2e.test_faults import ask
+
+TOKENS = 60
+ADMIN = {"authorization": "Bearer operator"}
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    from cli.embedded_redis import find_binary, free_port
+
+    folder = tmp_path_factory.mktemp("pick-up")
+    server = EmbeddedRedis(folder / "redis", binary=find_binary(), port=free_port())
+    server.start()
+    try:
+        with running_stack(
+            folder, server, "scripted", scripted_step_ms=10, admin_key="operator", sequences_max=4
+        ) as stack:
+            yield stack
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def other(stack: Stack) -> str:
+    """The URL of a second API."""
+    return stack.start_api()[1]
+
+
+def body(content: str = "pick me up", *, stream: bool = True, **more: Any) -> dict[str, Any]:
+    return {
+        "model": "scripted",
+        "messages": ask(content),
+        "max_tokens": TOKENS,
+        "stream": stream,
+        "temperature": 0,
+        **more,
+    }
+
+
+class Frames:
+    """What came of a stream: texts by event number, and how it ended."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.last_id = -1
+        self.ids: list[int] = []
+        self.finish: str | None = None
+        self.done = False
+        self.error: dict[str, Any] | None = None
+        self.job_id = ""
+
+    def read(self, response: httpx.Response, *, until: int | None = None) -> "Frames":
+        """To the end, or until so many events have come."""
+        self.job_id = response.headers.get("x-penstock-job-id", "")
+        with suppress(httpx.RemoteProtocolError):  # what fails never ends cleanly
+            self._read(response, until)
+        return self
+
+    def _read(self, response: httpx.Response, until: int | None) -> None:
+        for line in response.iter_lines():
+            if line.startswith("data: "):
+                self._take(line.removeprefix("data: "))
+            elif line.startswith("id: "):
+                self.last_id = int(line.removeprefix("id: "))
+                self.ids.append(self.last_id)
+                if until is not None and self.last_id >= until:
+                    return
+
+    def _take(self, data: str) -> None:
+        if data == "[DONE]":
+            self.done = True
+            return
+        chunk = json.loads(data)
+        self.error = chunk.get("error")
+        for choice in chunk.get("choices", ()):
+            self.text += choice["delta"].get("content") or ""
+            self.finish = choice["finish_reason"] or self.finish
+
+
+def post(
+    base: str, request: dict[str, Any], headers: dict[str, str] | None = None, *, until: int | None = None
+) -> Frames:
+    named = {"x-penstock-event-ids": "true", **(headers or {})}
+    with httpx.stream("POST", f"{base}/v1/chat/completions", json=request, headers=named, timeout=60) as response:
+        assert response.status_code == 200, response.read()
+        return Frames().read(response, until=until)
+
+
+def pick_up(base: str, job_id: str, **options: Any) -> Frames:
+    with httpx.stream("GET", f"{base}/v1/jobs/{job_id}/events", timeout=60, **options) as response:
+        assert response.status_code == 200, response.read()
+        return Frames().read(response)
+
+
+def state(stack: Stack, job_id: str) -> str:
+    return str(httpx.get(f"{stack.base}/v1/jobs/{job_id}").json()["status"])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(stack: Stack) -> Frames:
+    frames = post(stack.base, body())
+    assert frames.finish == "length"
+    return frames
+
+
+def test_every_event_has_its_number_when_asked_for(undisturbed: Frames) -> None:
+    assert undisturbed.ids == list(range(TOKENS + 2))
+    assert undisturbed.done
+
+
+@pytest.mark.parametrize("way", ["Last-Event-ID", "starting_after"])
+def test_a_stream_is_picked_up_on_another_api_in_the_middle(
+    stack: Stack, other: str, undisturbed: Frames, way: str
+) -> None:
+    first = post(stack.base, body(), until=20, headers={"x-penstock-grace-s": "30"})
+    cursor: dict[str, Any] = (
+        {"headers": {way: str(first.last_id)}} if way == "Last-Event-ID" else {"params": {way: first.last_id}}
+    )
+
+    second = pick_up(other, first.job_id, **cursor)
+
+    assert first.text + second.text == undisturbed.text
+    assert first.ids + second.ids == undisturbed.ids
+    assert second.finish == "length"
+    assert second.done
+
+
+def test_a_finished_job_is_read_again_from_the_start_by_many(stack: Stack, other: str, undisturbed: Frames) -> None:
+    with ThreadPoolExecutor(20) as pool:
+        again = list(pool.map(lambda n: pick_up((stack.base, other)[n % 2], undisturbed.job_id), range(40)))
+
+    assert {frames.text for frames in again} == {undisturbed.text}
+    assert all(frames.done for frames in again)
+
+
+def test_a_client_goes_on_elsewhere_when_its_api_is_killed_or_frozen(
+    stack: Stack, other: str, undisturbed: Frames
+) -> None:
+    for sign in (signal.SIGKILL, signal.SIGSTOP):
+        api, base = stack.start_api()
+        with httpx.stream(
+            "POST", f"{base}/v1/chat/completions", json=body(), headers={"x-penstock-event-ids": "true"}, timeout=60
+        ) as response:
+            first = Frames().read(response, until=10)
+            api.popen.send_signal(sign)
+        second = pick_up(other, first.job_id, headers={"Last-Event-ID": str(first.last_id)})
+        api.popen.send_signal(signal.SIGCONT)  # it finds its client gone; the job is not its own to cancel
+
+        assert first.text + second.text == undisturbed.text
+        assert state(stack, first.job_id) == "finished"
+        api.kill()
+
+
+def test_a_job_outlives_its_client_by_its_grace(stack: Stack) -> None:
+    first = post(stack.base, body(max_tokens=10_000), until=3, headers={"x-penstock-grace-s": "0.5"})
+    left = time.monotonic()
+
+    assert state(stack, first.job_id) == "started"
+    eventually("cancelled", lambda: state(stack, first.job_id) == "canceled", seconds=3)
+    assert time.monotonic() - left > 0.4
+    kept = post(stack.base, body(), until=3, headers={"x-penstock-grace-s": "forever"})
+    eventually("finished", lambda: state(stack, kept.job_id) == "finished")
+
+
+def test_a_job_of_another_key_is_as_good_as_none(stack: Stack, undisturbed: Frames) -> None:
+    stranger = {"authorization": "Bearer somebody-else"}
+    for method, path in (("GET", ""), ("GET", "/events"), ("POST", "/cancel")):
+        answer = httpx.request(method, f"{stack.base}/v1/jobs/{undisturbed.job_id}{path}", headers=stranger)
+        assert answer.status_code == 404
+        assert answer.json()["error"]["code"] == "not_found"
+
+
+def test_a_job_is_cancelled_by_request(stack: Stack) -> None:
+    first = post(stack.base, body(max_tokens=10_000), until=3, headers={"x-penstock-grace-s": "30"})
+
+    answer = httpx.post(f"{stack.base}/v1/jobs/{first.job_id}/cancel")
+
+    assert answer.json()["status"] == "canceled"
+    eventually("slot free", lambda: stack.running() == 0, seconds=2)
+    rest = pick_up(stack.base, first.job_id)
+    assert rest.error
+    assert rest.error["code"] == "cancelled"
+
+
+def test_a_request_that_comes_twice_is_one_job(stack: Stack, other: str, undisturbed: Frames) -> None:
+    key = {"Idempotency-Key": "order-1"}
+    first = post(stack.base, body(), key, until=10)
+
+    second = post(other, body(), key)
+    third = post(stack.base, body(), key)
+
+    assert first.job_id == second.job_id == third.job_id
+    assert second.text == third.text == undisturbed.text
+    record: Any = stack.redis.ttl(f"penstock:log:{first.job_id}")
+    assert record > 80_000
+    whole = httpx.post(
+        f"{stack.base}/v1/chat/completions", json=body(stream=False), headers={"Idempotency-Key": "order-2"}, timeout=30
+    )
+    again = httpx.post(
+        f"{stack.base}/v1/chat/completions", json=body(stream=False), headers={"Idempotency-Key": "order-2"}, timeout=30
+    )
+    assert whole.json() == again.json()
+
+
+def test_a_key_with_another_body_or_of_another_tenant(stack: Stack) -> None:
+    url, key = f"{stack.base}/v1/chat/completions", {"Idempotency-Key": "order-3"}
+    first = httpx.post(url, json=body(stream=False), headers=key, timeout=30)
+
+    changed = httpx.post(url, json=body("something else", stream=False), headers=key, timeout=30)
+    stranger = httpx.post(url, json=body(stream=False), headers=key | {"authorization": "Bearer x"}, timeout=30)
+
+    assert changed.status_code == 422
+    assert changed.json()["error"]["code"] == "idempotency_key_reused"
+    assert stranger.status_code == 200
+    assert stranger.json()["id"] != first.json()["id"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_job_over_its_run_deadline_ends_with_what_it_has(stack: Stack, stream: bool) -> None:
+    headers = {"x-penstock-run-deadline-s": "0.3"}
+    request = body(max_tokens=10_000, stream=stream)
+    began = time.monotonic()
+
+    with httpx.stream("POST", f"{stack.base}/v1/chat/completions", json=request, headers=headers, timeout=30) as answer:
+        if stream:
+            frames = Frames().read(answer)
+            error = frames.error
+            assert len(frames.text.split()) > 10
+        else:
+            assert answer.status_code == 408
+            error = json.loads(answer.read())["error"]
+
+    assert error
+    assert error["code"] == "deadline_exceeded"
+    assert "run deadline" in error["message"]
+    assert time.monotonic() - began < 2
+    eventually("slot free", lambda: stack.running() == 0, seconds=2)
+
+
+def test_urgent_jobs_pass_those_that_wait(tmp_path: Path, own_redis: EmbeddedRedis) -> None:
+    with running_stack(tmp_path, own_redis, "scripted", scripted_step_ms=5, sequences_max=1) as stack:
+        stack.workers.pop().stop()
+        url = f"{stack.base}/v1/chat/completions"
+        with ThreadPoolExecutor(8) as pool:
+
+            def ask_for(priority: str) -> float:
+                headers = {"x-penstock-priority": priority}
+                assert httpx.post(url, json=body(stream=False), headers=headers, timeout=60).status_code == 200
+                return time.monotonic()
+
+            batch = [pool.submit(ask_for, "batch") for _ in range(6)]
+            eventually("six wait", lambda: stack.redis.llen("rq:queue:scripted") == 6)
+            urgent = pool.submit(ask_for, "interactive")
+            eventually("seven wait", lambda: stack.redis.llen("rq:queue:scripted") == 7)
+            stack.add_worker("scripted")
+
+            assert urgent.result() < min(each.result() for each in batch)
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        ("x-penstock-priority", "urgent"),
+        ("x-penstock-queue-deadline-s", "soon"),
+        ("x-penstock-run-deadline-s", "0"),
+        ("x-penstock-grace-s", "-1"),
+        ("x-penstock-event-ids", "yes"),
+        ("Idempotency-Key", "k" * 256),
+        ("Last-Event-ID", "x"),
+    ],
+)
+def test_a_bad_header_is_named(stack: Stack, undisturbed: Frames, header: str, value: str) -> None:
+    if header == "Last-Event-ID":
+        answer = httpx.get(f"{stack.base}/v1/jobs/{undisturbed.job_id}/events", headers={header: value})
+    else:
+        answer = httpx.post(f"{stack.base}/v1/chat/completions", json=body(), headers={header: value})
+
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == header
+
+
+def test_a_job_that_could_not_start_in_time_is_refused_at_once(stack: Stack) -> None:
+    stack.redis.hset(
+        "penstock:rate:scripted", mapping={"last_ms": int(time.time() * 1000), "gap_ms": 1000, "tokens": 10}
+    )
+    httpx.post(f"{stack.base}/admin/models/scripted/pause", headers=ADMIN)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(httpx.post, f"{stack.base}/v1/chat/completions", json=body(stream=False), timeout=30)
+        eventually("one waits", lambda: stack.redis.llen("rq:queue:scripted") == 1)
+
+        refused = httpx.post(
+            f"{stack.base}/v1/chat/completions", json=body(), headers={"x-penstock-queue-deadline-s": "2"}
+        )
+
+        httpx.post(f"{stack.base}/admin/models/scripted/resume", headers=ADMIN)
+        assert waiting.result().status_code == 200
+    assert refused.status_code == 429
+    error = refused.json()["error"]
+    assert error["code"] == refused.headers["x-penstock-dropped-reason"] == "deadline_unreachable"
+    assert error["position"] == 2
+    assert error["estimated_wait_s"] > 2
+    assert 1 <= int(refused.headers["retry-after"]) <= 120
+
+
+def test_the_operators_api_lists_shows_replays_and_needs_its_key(stack: Stack) -> None:
+    failed = httpx.post(f"{stack.base}/v1/chat/completions", json=body("fault:raise@2", stream=False), timeout=30)
+    assert failed.status_code == 500
+    assert httpx.get(f"{stack.base}/admin/jobs").status_code == 401
+
+    with httpx.Client(base_url=stack.base, headers=ADMIN, timeout=30) as operator:
+        listed = operator.get("/admin/jobs", params={"state": "failed"}).json()["data"][0]
+        shown = operator.get(f"/admin/jobs/{listed['id']}").json()
+        wanted = {"model": "scripted", "since_s": 60, "error": "asked for this fault", "tenant": "anonymous"}
+        would = operator.post("/admin/replay", json=wanted | {"dry_run": True}).json()["data"]
+        (replayed,) = operator.post("/admin/replay", json=wanted).json()["data"]
+        again = operator.post(f"/admin/jobs/{listed['id']}/replay").json()
+
+    assert "EngineError" in shown["traceback"]
+    assert [moment["what"].split()[0] for moment in shown["timeline"]] == ["queued", "claimed", "failed"]
+    assert would == [{"job": listed["id"]}]
+    assert replayed["replayed_as"] == again["replayed_as"]
+    found = httpx.get(f"{stack.base}/v1/jobs/{replayed['replayed_as']}").json()
+    assert found["replay_of"] == listed["id"]
