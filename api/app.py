@@ -6,6 +6,7 @@ import signal
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -29,12 +30,13 @@ from shared.telemetry import ApiMetrics
 log = logging.getLogger(__name__)
 
 
-def make_app(settings: Settings) -> FastAPI:
+def make_app(settings: Settings, confirm: tuple[Any, ...] = ()) -> FastAPI:
+    """`confirm`: what Redis must answer before a job is accepted, as `checkup.confirmation` found it."""
     metrics = ApiMetrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        house = _furnish(settings, metrics)
+        house = _furnish(settings, metrics, confirm)
         app.state.house = house
         relaying = asyncio.create_task(house.relay.run())
         relaying.add_done_callback(_stop_if_failed)
@@ -69,9 +71,9 @@ def _stop_if_failed(relaying: asyncio.Task[None]) -> None:
         signal.raise_signal(signal.SIGTERM)
 
 
-def _furnish(settings: Settings, metrics: ApiMetrics) -> House:
+def _furnish(settings: Settings, metrics: ApiMetrics, confirm: tuple[Any, ...]) -> House:
     client = connect(settings.redis_url)
-    queue = RedisQueue(client, job_ttl_s=settings.job_ttl_s, failed_ttl_s=settings.failed_ttl_s)
+    queue = RedisQueue(client, job_ttl_s=settings.job_ttl_s, failed_ttl_s=settings.failed_ttl_s, confirm=confirm)
     directory = Directory(client)
     relay = Relay(
         f"api-{uuid.uuid4().hex[:12]}",

@@ -73,7 +73,8 @@ async def _enter(
             job, bounds=bounds, subscriber=house.relay.name, idempotency=terms.idempotency, view=view.encode()
         )
     except QueueUnavailable:
-        house.relay.accept(stream)  # perhaps only the answer is lost, not the job
+        house.relay.accept(stream)  # perhaps only the answer is lost, not the job: leaving it takes it back
+        stream.grace_s = 0
         raise
     if accepted.attached:
         job = replace(job, id=accepted.job_id, created_ms=accepted.created_ms)

@@ -2,10 +2,10 @@
 
 import logging
 
-import uvicorn
-
 from api.app import make_app
-from shared.redis_client import check, connect, durability_warning
+from api.server import ApiServer, allow_many_connections
+from shared.checkup import confirmation, require_healthy
+from shared.redis_client import connect
 from shared.settings import Settings
 from shared.sockets import listen
 
@@ -16,15 +16,9 @@ async def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT. Raises SettingsError when it cannot start."""
     bound = listen(settings.host, settings.port, setting="PENSTOCK_PORT")
     client = connect(settings.redis_url)
-    await check(client, settings.redis_url)
-    if warning := await durability_warning(client):
+    for warning in await require_healthy(client, settings):
         log.warning(warning)
+    confirm = await confirmation(client, settings)
     await client.aclose()
-    config = uvicorn.Config(
-        make_app(settings),
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=max(1, int(settings.drain_s)),
-        server_header=False,
-    )
-    await uvicorn.Server(config).serve(sockets=[bound])
+    allow_many_connections()
+    await ApiServer(make_app(settings, confirm), settings).serve(sockets=[bound])

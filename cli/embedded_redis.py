@@ -25,11 +25,21 @@ READY_S = 10.0
 class EmbeddedRedis:
     """Append-only file on, nothing ever evicted, loopback only; dies with this process, whatever kills it."""
 
-    def __init__(self, folder: Path, *, binary: Path | None = None, port: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        binary: Path | None = None,
+        port: int | None = None,
+        appendfsync: str = "everysec",
+        maxmemory: str = "2gb",
+    ) -> None:
         self._folder = folder
         self._binary = binary or find_binary()
         self.port = port or free_port(PREFERRED_PORT)
         self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._appendfsync = appendfsync
+        self._maxmemory = maxmemory
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -41,7 +51,8 @@ class EmbeddedRedis:
             "port": str(self.port),
             "dir": str(self._folder.resolve()),
             "appendonly": "yes",
-            "appendfsync": "everysec",
+            "appendfsync": self._appendfsync,
+            "maxmemory": self._maxmemory,
             "save": "",
             "maxmemory-policy": "noeviction",
             "daemonize": "no",

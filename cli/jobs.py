@@ -30,6 +30,7 @@ LISTED = (State.STARTED, State.QUEUED, State.FAILED, State.FINISHED, State.CANCE
 class Desk:
     """What the commands work with."""
 
+    client: Redis
     ledger: Ledger
     queue: RedisQueue
     channel: RedisChannel
@@ -42,7 +43,7 @@ async def desk(redis_url: str | None) -> AsyncIterator[Desk]:
     client: Redis = connect(settings.redis_url)
     queue = RedisQueue(client, job_ttl_s=settings.job_ttl_s, failed_ttl_s=settings.failed_ttl_s)
     try:
-        yield Desk(Ledger(client), queue, RedisChannel(client), Directory(client))
+        yield Desk(client, Ledger(client), queue, RedisChannel(client), Directory(client))
     finally:
         await client.aclose()
 

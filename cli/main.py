@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from cli.doctor import doctor
 from cli.jobs import jobs
 from cli.models import models
 from cli.where import DATA
@@ -99,6 +100,7 @@ def chat(url: str, model: str | None, api_key: str) -> None:
 
 main.add_command(jobs)
 main.add_command(models)
+main.add_command(doctor)
 
 
 def run() -> None:

@@ -18,12 +18,14 @@ import httpx
 from cli.child import Child
 from cli.embedded_redis import EmbeddedRedis
 from cli.where import REDIS_URL_FILE
-from shared.redis_client import check, connect
+from shared.checkup import require_healthy
+from shared.redis_client import connect
 from shared.settings import Settings
 from shared.sockets import listen
 from workers.models import ModelSpec, parse_specs
 
 STOP_S = 5.0
+APPENDFSYNC = {"fast": "everysec", "safe": "always", "durable": "always"}
 POLL_S = 0.2
 
 
@@ -43,14 +45,14 @@ def up(
     stopping = threading.Event()
     for sign in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sign, _setter(stopping))
-    redis = None if redis_url else EmbeddedRedis(data / "redis")
+    redis = None if redis_url else EmbeddedRedis(data / "redis", appendfsync=APPENDFSYNC[settings.durability])
     if redis:
         click.echo(f"Redis      {redis.url}  (embedded, data in {data / 'redis'})")
         redis.start()
     url = redis_url or (redis.url if redis else "")
     children: list[Child] = []
     try:
-        asyncio.run(_check(url))
+        asyncio.run(_check(settings.model_copy(update={"redis_url": url})))
         data.mkdir(parents=True, exist_ok=True)
         (data / REDIS_URL_FILE).write_text(url + "\n")
         children = _children(asked, workers, data, url, settings)
@@ -63,10 +65,10 @@ def up(
         _stop(children, redis)
 
 
-async def _check(url: str) -> None:
-    client = connect(url)
+async def _check(settings: Settings) -> None:
+    client = connect(settings.redis_url)
     try:
-        await check(client, url)
+        await require_healthy(client, settings)
     finally:
         await client.aclose()
 

@@ -89,6 +89,10 @@ def stream(model: str) -> str:
     return _BY_NAME["stream"] + model
 
 
+def leases(model: str) -> str:
+    return _BY_NAME["leases"] + model
+
+
 def paused(model: str) -> str:
     return _BY_NAME["paused"] + model
 

@@ -37,9 +37,14 @@ class JobRecord:
     timeline: list[tuple[int, str]]
 
     @property
+    def queued_s(self) -> float:
+        """When it was queued, by the clock of whoever queued it."""
+        return _seconds(self.enqueued_at)
+
+    @property
     def ended_s(self) -> float:
         """When it ended, by the clock of whoever ended it; 0 if it has not."""
-        return datetime.fromisoformat(self.ended_at).timestamp() if self.ended_at else 0
+        return _seconds(self.ended_at)
 
 
 class Ledger:
@@ -104,6 +109,10 @@ class Ledger:
             replayed_as=text.get("replayed_as", ""),
             timeline=[_moment(line) for line in text.get("timeline", "").splitlines()],
         )
+
+
+def _seconds(iso: str) -> float:
+    return datetime.fromisoformat(iso).timestamp() if iso else 0
 
 
 def _moment(line: str) -> tuple[int, str]:

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 
 from shared import keys, rq_view
 from shared.codec import decode_event, decode_job, encode_event, encode_job
-from shared.errors import DecodeError, IdempotencyKeyReused, QueueFull
+from shared.errors import DecodeError, IdempotencyKeyReused, QueueFull, QueueUnavailable
 from shared.events import Cancelled, Completed, Deadline, Expired, Failed, Finished, Outcome
 from shared.job import Job, Kind, Priority
 from shared.lifecycle import State, after, settling
@@ -55,7 +55,10 @@ class RedisQueue:
         job_ttl_s: int = 3600,
         failed_ttl_s: int = 7 * 86400,
         worker_ttl_s: int = 10,
+        confirm: tuple[Any, ...] = (),
     ) -> None:
+        """`confirm`: asked after a job is written and before it is accepted, on the same connection; answers how many
+        hold it."""
         self._redis = client
         self._blocking = blocking or client
         self._script = client.register_script(SCRIPT)
@@ -64,6 +67,7 @@ class RedisQueue:
         self._job_ttl_s = job_ttl_s
         self._failed_ttl_s = failed_ttl_s
         self._worker_ttl_s = worker_ttl_s
+        self._confirm = confirm
 
     async def enqueue(
         self,
@@ -81,7 +85,7 @@ class RedisQueue:
             "view": view,
         }
         flat = itertools.chain.from_iterable(fields.items())
-        answer = await self._call("enqueue", job.model, job.id, bounds.jobs_max, bounds.tokens_max, *flat)
+        answer = await self._call_confirmed("enqueue", job.model, job.id, bounds.jobs_max, bounds.tokens_max, *flat)
         verdict, ahead, wait_s = answer[0].decode(), int(answer[1]), int(answer[2]) / 1000
         if verdict == "reused":
             raise IdempotencyKeyReused("This Idempotency-Key came before with another body.")
@@ -234,6 +238,19 @@ class RedisQueue:
             ended = (State.FAILED, iso_now(), self._failed_ttl_s, worker, rq_view.traceback_field(str(error)), 0, 0)
             await self._call("settle", model, job_id, token, *ended, len(log), event)
             return None
+
+    async def _call_confirmed(self, verb: str, *arguments: Any) -> Any:
+        """Raises QueueUnavailable when nobody confirms; what was written stays until it is cancelled."""
+        if not self._confirm:
+            return await self._call(verb, *arguments)
+        with translated():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                await self._script(args=[verb, *arguments], client=pipe)
+                pipe.execute_command(*self._confirm)
+                answer, held = await pipe.execute()
+        if not (held[0] if isinstance(held, list) else held):
+            raise QueueUnavailable("the job was written, but neither disk nor replica confirmed it in time")
+        return answer
 
     async def _call(self, verb: str, *arguments: Any) -> Any:
         with translated():

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from redis.asyncio import Redis
 
 from shared import rq_view
+from shared.checkup import require_healthy
 from shared.directory import Directory
 from shared.errors import SettingsError
 from shared.job import ModelInfo
 from shared.redis_channel import RedisChannel
-from shared.redis_client import check, connect, durability_warning, translated
+from shared.redis_client import connect, translated
 from shared.redis_queue import RedisQueue, iso_now
 from shared.settings import Settings
 from shared.sockets import listen, url_of
@@ -59,8 +60,7 @@ def _follow(spec: ModelSpec, settings: Settings) -> None:
 async def serve(specs: Sequence[ModelSpec], settings: Settings) -> None:
     """Run until SIGTERM or SIGINT. Raises SettingsError when it cannot start."""
     client, blocking = connect(settings.redis_url), connect(settings.redis_url, retries=0)
-    await check(client, settings.redis_url)
-    if warning := await durability_warning(client):
+    for warning in await require_healthy(client, settings):
         log.warning(warning)
     bound = listen(settings.worker_host, settings.worker_port, setting="PENSTOCK_WORKER_PORT")
     models = [await load(spec, settings) for spec in specs]

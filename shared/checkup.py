@@ -1,0 +1,130 @@
+"""Whether a Redis can be trusted with jobs: what a process looks at before it starts, and `penstock doctor` prints."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import redis.exceptions
+from redis.asyncio import Redis
+
+from shared.errors import SettingsError
+from shared.redis_client import memory_share
+from shared.settings import Settings
+
+OLDEST = (6, 2)
+WAITAOF_SINCE = (7, 2)
+CONFIRM_MS = 2000
+
+
+class Level(StrEnum):
+    GOOD = "ok"
+    WARNING = "warning"
+    BAD = "bad"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """`text`: one sentence for a person, with what to do where something is to be done."""
+
+    level: Level
+    text: str
+
+
+async def examine(client: Redis, settings: Settings) -> list[Finding]:
+    """Raises SettingsError when no Redis answers."""
+    info = await _info(client, settings)
+    return [*_server(info), *_memory(info, settings), *_persistence(info), *_durability(info, settings)]
+
+
+async def require_healthy(client: Redis, settings: Settings) -> list[str]:
+    """Refuse to start on a Redis that loses jobs: raises SettingsError. The warnings, if it does not."""
+    found = await examine(client, settings)
+    for finding in found:
+        if finding.level is Level.BAD:
+            raise SettingsError(finding.text)
+    return [finding.text for finding in found if finding.level is Level.WARNING]
+
+
+async def confirmation(client: Redis, settings: Settings) -> tuple[Any, ...]:
+    """What to ask of Redis after a job is written and before it is accepted: a command that answers how many hold it,
+    or () for nothing."""
+    if settings.durability == "durable":
+        return ("WAIT", 1, CONFIRM_MS)
+    info = await _info(client, settings)
+    if settings.durability == "safe" and info["appendfsync"] != "always":
+        return ("WAITAOF", 1, 0, CONFIRM_MS)
+    return ()
+
+
+async def _info(client: Redis, settings: Settings) -> dict[str, Any]:
+    try:
+        async with client.pipeline(transaction=False) as pipe:
+            pipe.info("everything")
+            pipe.execute_command("CONFIG", "GET", "appendfsync")
+            info, config = await pipe.execute(raise_on_error=False)
+        if isinstance(info, Exception):
+            raise info
+    except (redis.exceptions.RedisError, OSError) as error:
+        raise SettingsError(f"PENSTOCK_REDIS_URL: no Redis answers at {settings.redis_url} ({error})") from error
+    fsync = "unknown"  # managed servers keep CONFIG to themselves
+    if not isinstance(config, Exception) and config:
+        fsync = (next(iter(config.values())) if isinstance(config, dict) else config[1]) or fsync
+    found: dict[str, Any] = info | {"appendfsync": fsync.decode() if isinstance(fsync, bytes) else fsync}
+    return found
+
+
+def _server(info: dict[str, Any]) -> Iterator[Finding]:
+    if _version(info) < OLDEST:
+        yield Finding(Level.BAD, f"Redis {info['redis_version']} is too old: Penstock needs 6.2 or newer")
+    else:
+        yield Finding(Level.GOOD, f"Redis {info['redis_version']}")
+    if info.get("role", "master") != "master":
+        yield Finding(Level.BAD, "this Redis is a replica and takes no writes: use the primary's URL, or a Sentinel's")
+    if info.get("cluster_enabled"):
+        yield Finding(Level.BAD, "this is a Redis Cluster: a queue needs one primary (replicas and Sentinel are fine)")
+
+
+def _memory(info: dict[str, Any], settings: Settings) -> Iterator[Finding]:
+    policy = info.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        yield Finding(
+            Level.BAD, f"Redis has maxmemory-policy {policy}, which deletes jobs when memory is short: set noeviction"
+        )
+    if not info.get("maxmemory"):
+        yield Finding(Level.WARNING, "Redis has no maxmemory: set one, so that its machine never kills it for memory")
+    share = memory_share(info)
+    level = Level.BAD if share >= 1 else Level.WARNING if share >= settings.redis_memory_share else Level.GOOD
+    yield Finding(level, f"Redis uses {share:.0%} of its memory; new jobs stop at {settings.redis_memory_share:.0%}")
+
+
+def _persistence(info: dict[str, Any]) -> Iterator[Finding]:
+    if not info.get("aof_enabled"):
+        yield Finding(
+            Level.WARNING,
+            "Redis runs without an append-only file: jobs are lost if it dies (start it with --appendonly yes)",
+        )
+        return
+    if info.get("aof_last_write_status", "ok") != "ok":
+        yield Finding(Level.BAD, "Redis cannot write its append-only file: is its disk full?")
+    else:
+        yield Finding(Level.GOOD, f"Redis writes an append-only file, synced {info['appendfsync']}")
+
+
+def _durability(info: dict[str, Any], settings: Settings) -> Iterator[Finding]:
+    if settings.durability == "safe":
+        known = info["appendfsync"] == "always" or _version(info) >= WAITAOF_SINCE
+        if not info.get("aof_enabled") or not known:
+            yield Finding(
+                Level.BAD,
+                "PENSTOCK_DURABILITY=safe needs an append-only file, and Redis 7.2 or newer or --appendfsync always",
+            )
+    if settings.durability == "durable" and not info.get("connected_slaves"):
+        yield Finding(Level.WARNING, "PENSTOCK_DURABILITY=durable accepts nothing until a replica is connected")
+    yield Finding(Level.GOOD, f"durability profile {settings.durability}")
+
+
+def _version(info: dict[str, Any]) -> tuple[int, ...]:
+    """Valkey says which Redis it is like, but has what the Redis of its own number has."""
+    number = str(info.get("valkey_version") or info["redis_version"])
+    return tuple(int(part) for part in number.split(".")[:2])

@@ -1,0 +1,104 @@
+"""What a client may do to us: bombs, slow readers, half-open connections, crowds. Memory stays bounded."""
+
+import asyncio
+import json
+import socket
+from collections.abc import Iterator
+
+import httpx
+import psutil
+import pytest
+
+from cli.embedded_redis import EmbeddedRedis, find_binary, free_port
+from tests.e2e.harness import Stack, eventually, metric, running_stack
+from tests.e2e.test_faults import ask
+
+CROWD = 1000
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    folder = tmp_path_factory.mktemp("bounds")
+    server = EmbeddedRedis(folder / "redis", binary=find_binary(), port=free_port())
+    server.start()
+    limits = {"request_timeout_s": 2, "send_timeout_s": 2, "scripted_tokens": 1_000_000}
+    try:
+        with running_stack(folder, server, "scripted", **limits) as running:
+            yield running
+    finally:
+        server.stop()
+
+
+def connect(stack: Stack) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", stack.port))
+    connection.settimeout(10)
+    return connection
+
+
+def memory_mb(stack: Stack) -> float:
+    assert stack.api
+    return float(psutil.Process(stack.api.popen.pid).memory_info().rss / 2**20)
+
+
+def request(body: dict[str, object]) -> bytes:
+    data = json.dumps(body).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(data)}\r\n"
+    return head.encode() + b"content-type: application/json\r\n\r\n" + data
+
+
+def test_an_endless_head_is_refused_and_holds_no_memory(stack: Stack) -> None:
+    before = memory_mb(stack)
+    with connect(stack) as connection:
+        connection.sendall(b"GET /v1/models HTTP/1.1\r\n")
+        sent = 0
+        try:
+            while sent < 100_000_000:
+                sent += connection.send(b"x-bomb: " + b"x" * 60_000 + b"\r\n")
+        except OSError:
+            pass
+
+    assert sent < 10_000_000
+    assert memory_mb(stack) < before + 20
+
+
+def test_a_head_that_is_too_large_gets_431(stack: Stack) -> None:
+    with connect(stack) as connection:
+        connection.sendall(b"GET /v1/models HTTP/1.1\r\n" + b"x-a: " + b"x" * 70_000)
+
+        assert connection.recv(100).startswith(b"HTTP/1.1 431")
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /v1/chat/completions HTTP/1.1\r\nhost", request({"model": "m"})[:-5]])
+def test_a_request_that_never_arrives_whole_is_given_up(stack: Stack, sent: bytes) -> None:
+    with connect(stack) as connection:
+        connection.sendall(sent)
+
+        try:
+            assert connection.recv(10_000) == b""
+        except ConnectionResetError:
+            return
+
+
+def test_a_reader_that_stops_reading_is_left_with_bounded_memory(stack: Stack) -> None:
+    before = memory_mb(stack)
+    body: dict[str, object] = {"model": "scripted", "messages": ask("read me"), "max_tokens": 900_000, "stream": True}
+    with connect(stack) as connection:
+        connection.sendall(request(body))
+        assert connection.recv(100).startswith(b"HTTP/1.1 200")
+
+        eventually("running", stack.running)
+        eventually("given up", lambda: stack.running() == 0, seconds=30)
+    assert memory_mb(stack) < before + 40
+    eventually("no stream is open", lambda: metric(stack.base, "penstock_open_streams") == 0)
+
+
+def test_a_crowd_that_comes_at_once_is_served(stack: Stack) -> None:
+    async def crowd() -> list[int]:
+        body = {"model": "scripted", "messages": ask("crowd"), "max_tokens": 5, "stream": True}
+        limits = httpx.Limits(max_connections=CROWD)
+        async with httpx.AsyncClient(timeout=60, limits=limits) as client:
+            url = f"{stack.base}/v1/chat/completions"
+            answers = await asyncio.gather(*[client.post(url, json=body) for _ in range(CROWD)])
+        return [answer.text.count("[DONE]") for answer in answers if answer.status_code == 200]
+
+    assert asyncio.run(crowd()) == [1] * CROWD
