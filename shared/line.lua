@@ -153,10 +153,7 @@ end
 -- Why a new job may not join: '' when it may.
 local function refusal(model, place, jobs_max, tokens_max, patience_ms)
   local depth = redis.call('LLEN', queue_key(model))
-  if depth == 0 then
-    redis.call('DEL', load_key(model))      -- whatever other tools did meanwhile, nobody waits
-    return ''
-  end
+  if depth == 0 then return '' end
   if depth >= jobs_max then
     local own = redis.call('LLEN', lane_of(model, place))
     if own * NEWCOMER_SHARE >= jobs_max or depth >= jobs_max * (1 + 1 / NEWCOMER_SHARE) then return 'queue_full' end

@@ -310,7 +310,9 @@ local function claim_jobs(claim)
     if not sid then break end
     ids[#ids + 1] = claim_waiting(claim, sid, id)
   end
-  if #ids < claim.limit then                       -- whoever still stands on the list has lost its lane
+  if redis.call('LLEN', queue_key(model)) == 0 then
+    redis.call('DEL', load_key(model))             -- whatever other tools did meanwhile, nobody waits
+  elseif #ids < claim.limit then                   -- whoever still stands on the list has lost its lane
     for _, id in ipairs(redis.call('LRANGE', queue_key(model), 0, SYNC_MAX - 1)) do
       add_entry(model, id)
     end

@@ -1,0 +1,106 @@
+"""`python -m bench.chaos`: faults under load, and a verdict. `--release` for the long form, `--only F8 --seed 7` to
+repeat what failed."""
+
+import asyncio
+import json
+import random
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from bench.chaos.faults import SCENARIOS, Act, Scenario
+from bench.chaos.judge import Verdict, judge, leftovers
+from bench.chaos.load import Load
+from bench.chaos.report import bars, summary, timeline
+from bench.chaos.site import Site
+
+ROOT = Path(__file__).parents[2]
+WARM_S = 1.5
+QUIET_S = {False: 40.0, True: 60.0}
+SETTINGS = {
+    "scripted_step_ms": 20,
+    "scripted_tokens": 10**6,
+    "sequences_max": 16,
+    "step_timeout_s": 2,
+    "drain_s": 2,
+    "job_ttl_s": 3600,
+}
+
+
+async def campaign(
+    scenarios: list[Scenario], *, code: Path, seed: int, release: bool, folder: Path
+) -> tuple[Verdict, dict[str, Verdict]]:
+    site = Site(folder, code, model="scripted", workers=4, settings=SETTINGS)
+    total, by_name = Verdict(), dict[str, Verdict]()
+    try:
+        await site.start()
+        for scenario in scenarios:
+            began = time.monotonic()
+            verdict = await play(site, scenario, seed=seed, release=release)
+            by_name[scenario.name] = verdict
+            total.add(verdict)
+            click.echo(summary(scenario.name, scenario.what, verdict, time.monotonic() - began))
+        await asyncio.sleep(QUIET_S[release])
+        total.blame("I6", await asyncio.to_thread(lambda: list(leftovers(site))))
+    finally:
+        await site.stop()
+    return total, by_name
+
+
+async def play(site: Site, scenario: Scenario, *, seed: int, release: bool) -> Verdict:
+    rng = random.Random(f"{seed} {scenario.name}")
+    load = Load(site, seed=rng.getrandbits(30), clients=scenario.clients, tokens=scenario.tokens)
+    act = Act(site=site, load=load, rng=rng, rounds=scenario.rounds[release], long=release)
+    load.start()
+    await asyncio.sleep(WARM_S)
+    await scenario.run(act)
+    await load.ended()
+    # Clients that left are noticed, jobs that nobody reads run to their end.
+    await site.until(lambda: not site.client.exists(f"penstock:leases:{site.model}"), "the last jobs end", seconds=60)
+    verdict = await asyncio.to_thread(judge, site, load.stories, scenario.mercy)
+    act.measure(verdict)
+    for found in verdict.violations.values():
+        for text in found[:3]:
+            click.echo(timeline(site, text))
+    forget(site)
+    return verdict
+
+
+def forget(site: Site) -> None:
+    """The jobs of a scenario, so that the next one is judged by its own."""
+    for pattern in ("rq:job:*", "penstock:log:*", "penstock:previous:*", "rq:results:*", "rq:f*ed:*", "rq:canceled:*"):
+        for key in site.client.scan_iter(pattern, count=1000):
+            site.client.delete(key)
+
+
+@click.command()
+@click.option("--release", is_flag=True, help="The long form: 3,000 jobs hit, a million tokens.")
+@click.option("--only", multiple=True, help="These faults only, like F1; repeatable.")
+@click.option("--seed", type=int, default=2026, show_default=True)
+@click.option("--code", type=click.Path(path_type=Path), default=ROOT, help="The Penstock to break.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the verdict here, as JSON.")
+@click.option("--keep", is_flag=True, help="Keep logs and data.")
+def main(release: bool, only: tuple[str, ...], seed: int, code: Path, out: Path | None, keep: bool) -> None:
+    """Break everything, then judge. Exit status 1 when an invariant does not hold."""
+    chosen = [scenario for scenario in SCENARIOS if not only or scenario.name in only]
+    began = time.monotonic()
+    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+    total, by_name = asyncio.run(
+        campaign(chosen, code=code.resolve(), seed=seed, release=release, folder=folder / "site")
+    )
+    if not keep and not total.violations:
+        shutil.rmtree(folder, ignore_errors=True)
+    click.echo(bars(total, seconds=time.monotonic() - began, seed=seed))
+    if out:
+        told = {name: asdict(verdict) for name, verdict in by_name.items()}
+        out.write_text(json.dumps({"seed": seed, "release": release, "total": asdict(total), "faults": told}, indent=1))
+    sys.exit(int(bool(total.violations)))
+
+
+if __name__ == "__main__":
+    main()

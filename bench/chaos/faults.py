@@ -1,0 +1,313 @@
+"""What goes wrong, by the numbers of the fault table in the README of this folder. Each is seeded."""
+
+import asyncio
+import os
+import random
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.chaos.http import ask
+from bench.chaos.judge import Mercy, Verdict, pauses_across
+from bench.chaos.load import Load
+from bench.chaos.site import Process, Site
+from bench.chaos.story import Way
+
+TOLD = Mercy(lost=True)
+STRICT = Mercy()
+
+
+@dataclass(slots=True)
+class Act:
+    """`rounds`: how often a fault strikes. `marks`: (kind, from, to, job ids or None for all)."""
+
+    site: Site
+    load: Load
+    rng: random.Random
+    rounds: int
+    long: bool
+    marks: list[tuple[str, float, float, set[str] | None]] = field(default_factory=list)
+    hit: set[str] = field(default_factory=set)
+
+    def strike(self, only: set[str] | None = None) -> float:
+        """Now: every job that runs is hit, or those only."""
+        self.hit |= only if only is not None else {s.job_id for s in self.load.open() if s.job_id}
+        return time.monotonic()
+
+    def mark(self, kind: str, begin: float, seconds: float, only: set[str] | None = None) -> None:
+        self.marks.append((kind, begin, begin + seconds, only))
+
+    async def pause(self, least: float, most: float) -> None:
+        await asyncio.sleep(self.rng.uniform(least, most))
+
+    def victim(self) -> Process:
+        return self.rng.choice(self.site.live_workers())
+
+    async def jobs_of(self, worker: Process) -> set[str]:
+        return await asyncio.to_thread(self._jobs_of, worker)
+
+    def _jobs_of(self, worker: Process) -> set[str]:
+        client = self.site.client
+        names = [key for key in client.scan_iter("rq:worker:*") if client.hget(key, "pid") == str(worker.pid)]
+        owners = {name.removeprefix("rq:worker:") for name in names}
+        open_ids = [story.job_id for story in self.load.open() if story.job_id]
+        return {job_id for job_id in open_ids if client.hget(f"rq:job:{job_id}", "worker_name") in owners}
+
+    def measure(self, verdict: Verdict) -> None:
+        for kind, begin, end, only in self.marks:
+            stories = [s for s in self.load.stories if only is None or s.job_id in only]
+            verdict.pauses.setdefault(kind, []).extend(pauses_across(stories, begin, end))
+        verdict.hit = len(self.hit)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    name: str
+    what: str
+    run: Callable[[Act], Awaitable[None]]
+    mercy: Mercy = STRICT
+    rounds: tuple[int, int] = (2, 20)  # in the short and in the release form
+    clients: int = 40
+    tokens: int = 150
+
+
+async def worker_killed(act: Act) -> None:
+    for _ in range(act.rounds):
+        worker = act.victim()
+        jobs = await act.jobs_of(worker)
+        began = act.strike(jobs)
+        worker.send(signal.SIGKILL)
+        act.mark("worker killed", began, 8, jobs)
+        await act.pause(1.0, 4.0)
+
+
+async def worker_frozen(act: Act) -> None:
+    for _ in range(act.rounds):
+        worker = act.victim()
+        jobs = await act.jobs_of(worker)
+        began = act.strike(jobs)
+        worker.send(signal.SIGSTOP)
+        act.mark("worker frozen", began, 8, jobs)
+        await act.pause(6.0, 7.0)
+        worker.send(signal.SIGCONT)
+        await act.pause(0.5, 1.5)
+
+
+async def worker_told_to_stop(act: Act) -> None:
+    for number in range(act.rounds):
+        worker = act.victim()
+        jobs = await act.jobs_of(worker)
+        began = act.strike(jobs)
+        worker.send(signal.SIGTERM)
+        if number % 3 == 0:
+            act.mark("worker told to stop", began, 8, jobs)
+        else:
+            await act.pause(0.1, 1.5)
+            worker.send(signal.SIGTERM if number % 3 == 1 else signal.SIGKILL)
+        await act.pause(3.0, 4.0)
+
+
+async def engine_fails(act: Act) -> None:
+    for number in range(act.rounds):
+        fault = ("raise", "oom", "hang")[number % 3]
+        ends = frozenset({"engine_error"} if fault != "hang" else {"poison"})
+        at = act.rng.randint(0, 60)
+        act.strike()
+        told = act.load.add(act.load.story(Way.WHOLE, content=f"fault:{fault}@{at}", n=1, expects=ends))
+        await (asyncio.wait([told]) if fault == "hang" else act.pause(0.3, 1.0))
+
+
+async def poison(act: Act) -> None:
+    for _ in range(act.rounds):
+        at = act.rng.randint(0, 60)
+        story = act.load.story(Way.RESUME, content=f"fault:exit@{at}", n=1, expects=frozenset({"poison"}))
+        act.strike()
+        await asyncio.wait([act.load.add(story)])
+
+
+async def api_dies(act: Act) -> None:
+    for number in range(act.rounds):
+        api, _ = act.rng.choice([pair for pair in act.site.apis if pair[0].alive])
+        act.strike()
+        if number % 2:
+            api.send(signal.SIGSTOP)
+            await act.pause(3.0, 5.0)
+            api.send(signal.SIGCONT)
+        else:
+            api.send(signal.SIGKILL)
+            await act.site.add_api()
+        await act.pause(0.5, 2.0)
+
+
+async def clients_misbehave(act: Act) -> None:
+    """Half-open connections, and a crowd that comes and goes at once."""
+    body = {"model": act.site.model, "messages": [{"role": "user", "content": "left"}], "max_tokens": 10**5}
+    headers = {"authorization": "Bearer vandal"}
+    for _ in range(act.rounds):
+        act.strike()
+        base = act.rng.choice(act.site.bases())
+        crowd = [ask(f"{base}/v1/chat/completions", body=body | {"stream": True}, headers=headers) for _ in range(200)]
+        answers = await asyncio.gather(*crowd, return_exceptions=True)
+        await act.pause(0.2, 1.0)
+        for answer in answers:
+            if not isinstance(answer, BaseException):
+                answer.close()
+        await act.pause(0.5, 1.0)
+
+
+async def redis_killed(act: Act) -> None:
+    for number in range(act.rounds):
+        down_s = (1, 5)[number % 2] if not act.long or number % 10 else 30
+        act.strike()
+        act.site.redis.kill()
+        await asyncio.sleep(down_s)
+        await asyncio.to_thread(act.site.redis.start)
+        act.mark("redis is back", time.monotonic(), 5)
+        await act.pause(2.0, 3.0)
+
+
+async def redis_drops_and_stalls(act: Act) -> None:
+    ways = [
+        ("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"),
+        ("CLIENT", "KILL", "TYPE", "pubsub"),
+        ("CLIENT", "PAUSE", "2000", "ALL"),
+        ("DEBUG", "SLEEP", "5"),
+    ]
+    for number in range(act.rounds):
+        act.strike()
+        await asyncio.to_thread(act.site.client.execute_command, *ways[number % len(ways)])
+        await act.pause(2.5, 3.5)
+
+
+async def redis_full(act: Act) -> None:
+    for _ in range(act.rounds):
+        act.strike()
+        act.site.client.config_set("maxmemory", 1)
+        await act.pause(1.0, 2.5)
+        act.site.client.config_set("maxmemory", "2gb")
+        await act.pause(1.0, 2.0)
+
+
+async def log_tail_cut(act: Act) -> None:
+    """What a power failure does: the last writes are gone."""
+    for _ in range(act.rounds):
+        act.strike()
+        act.site.redis.kill()
+        files = [path for path in (act.site.folder / "redis").rglob("*.aof*") if path.suffix != ".manifest"]
+        newest = max(files, key=lambda path: path.stat().st_mtime)
+        size = newest.stat().st_size
+        os.truncate(newest, max(0, size - act.rng.randint(100, 20_000)))
+        await asyncio.to_thread(act.site.redis.start)
+        await act.pause(2.0, 4.0)
+
+
+async def network_breaks(act: Act) -> None:
+    proxy = act.site.proxy
+    for number in range(act.rounds):
+        act.strike()
+        match number % 4:
+            case 0:
+                proxy.delay_s = 0.2
+                await act.pause(2.0, 3.0)
+            case 1:
+                for _ in range(10):
+                    proxy.reset()
+                    await act.pause(0.05, 0.3)
+            case 2:
+                proxy.mute = True
+                await act.pause(1.0, 4.0)
+                proxy.mute = False
+                proxy.reset()
+            case 3:
+                proxy.split = True
+                await act.pause(1.0, 2.0)
+        proxy.delay_s, proxy.split = 0.0, False
+        await act.pause(1.0, 2.0)
+
+
+async def clock_wrong(act: Act) -> None:
+    for number in range(act.rounds):
+        skew = act.site.skewed((3600.0, -3600.0)[number % 2])
+        jobs = await act.jobs_of(act.victim())
+        act.strike(jobs)
+        skewed = act.site.add_worker(**skew)
+        act.site.live_workers()[0].send(signal.SIGKILL)
+        api = await act.site.add_api(**skew)
+        await act.pause(4.0, 5.0)
+        for process in (skewed, api):
+            process.send(signal.SIGKILL)
+
+
+async def operator_cuts(act: Act) -> None:
+    stream = f"penstock:stream:{act.site.model}"
+    for number in range(act.rounds):
+        act.strike()
+        if number % 2:
+            entries: Any = act.site.client.xrange(stream, count=50)
+            for entry, _ in act.rng.sample(entries, len(entries) // 2):
+                act.site.client.xdel(stream, entry)
+        else:
+            act.site.client.xtrim(stream, maxlen=0, approximate=False)
+        await act.pause(1.0, 2.0)
+
+
+async def operator_flushes(act: Act) -> None:
+    for _ in range(act.rounds):
+        act.strike()
+        act.site.client.flushdb()
+        await act.pause(2.0, 3.0)
+
+
+async def overload(act: Act) -> None:
+    """Three times as many clients as before, for a while."""
+    more = Load(act.site, seed=act.rng.getrandbits(30), clients=120, tokens=100)
+    more.start()
+    act.strike()
+    await asyncio.sleep(60 if act.long else 10)
+    await more.ended()
+    act.load.stories += more.stories
+
+
+async def duplicates(act: Act) -> None:
+    for _ in range(act.rounds * 5):
+        story = act.load.story(Way.RETRY)
+        twin = act.load.story(Way.RETRY, name=story.name, content=story.content, tokens=story.tokens, n=story.n)
+        act.strike()
+        first = act.load.add(story)
+        await act.pause(0.0, 0.5)
+        await asyncio.wait([first, act.load.add(twin)])
+        if story.job_ids != twin.job_ids:
+            twin.clean_nothing += 1  # two jobs for one key
+
+
+async def cancels(act: Act) -> None:
+    for _ in range(act.rounds * 10):
+        tokens = act.rng.randint(5, 40)
+        after = max(1, tokens - act.rng.randint(0, 3))
+        told = [act.load.add(act.load.story(Way.CANCEL, tokens=tokens, n=1, leave_after=after)) for _ in range(3)]
+        act.strike()
+        await asyncio.wait(told)
+
+
+SCENARIOS = [
+    Scenario(name="F1", what="worker SIGKILL", run=worker_killed, rounds=(3, 80)),
+    Scenario(name="F2", what="worker SIGSTOP for two leases", run=worker_frozen, rounds=(1, 15)),
+    Scenario(name="F3", what="worker SIGTERM, again, SIGKILL in the drain", run=worker_told_to_stop, rounds=(3, 30)),
+    Scenario(name="F4", what="engine raises, finds no memory, hangs", run=engine_fails, rounds=(3, 18)),
+    Scenario(name="F5", what="poison job", run=poison, rounds=(1, 8)),
+    Scenario(name="F6", what="API SIGKILL, SIGSTOP", run=api_dies, rounds=(2, 20)),
+    Scenario(name="F7", what="a crowd that comes, stops reading and goes", run=clients_misbehave, rounds=(2, 10)),
+    Scenario(name="F8", what="Redis SIGKILL, down 1, 5, 30 s", run=redis_killed, rounds=(2, 12)),
+    Scenario(name="F9", what="Redis drops its clients, pauses, stalls", run=redis_drops_and_stalls, rounds=(4, 24)),
+    Scenario(name="F10", what="Redis full", run=redis_full, rounds=(2, 15)),
+    Scenario(name="F11", what="the tail of Redis's file cut", run=log_tail_cut, mercy=TOLD, rounds=(1, 10)),
+    Scenario(name="F12", what="network delays, resets, swallows, splits", run=network_breaks, rounds=(4, 24)),
+    Scenario(name="F13", what="clocks an hour off", run=clock_wrong, rounds=(1, 6)),
+    Scenario(name="F14", what="operator trims and deletes entries", run=operator_cuts, rounds=(2, 20)),
+    Scenario(name="F14b", what="operator flushes", run=operator_flushes, mercy=TOLD, rounds=(1, 3)),
+    Scenario(name="F15", what="three times the load", run=overload, rounds=(1, 2)),
+    Scenario(name="F16", what="the same request twice", run=duplicates, rounds=(2, 30)),
+    Scenario(name="F17", what="cancel as the job ends", run=cancels, rounds=(2, 30)),
+]

@@ -1,0 +1,61 @@
+"""HTTP/1.1 as little as a client of streams needs it, and strict about how a body ends."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+
+class Broken(Exception):
+    """The connection ended before the answer did."""
+
+
+@dataclass(slots=True)
+class Answer:
+    status: int
+    headers: dict[str, str]
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def body(self) -> bytes:
+        return b"".join([piece async for piece in self.pieces()])
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """As they arrive. Raises Broken unless the body ends as HTTP says it must."""
+        try:
+            if self.headers.get("transfer-encoding") == "chunked":
+                while size := int(await self.reader.readuntil(b"\r\n"), 16):
+                    yield (await self.reader.readexactly(size + 2))[:-2]
+                await self.reader.readexactly(2)
+            elif length := int(self.headers.get("content-length", 0)):
+                yield await self.reader.readexactly(length)
+        except (asyncio.IncompleteReadError, OSError, ValueError) as error:
+            raise Broken(str(error)) from error
+
+    def close(self) -> None:
+        self.writer.transport.abort()
+
+
+async def ask(
+    url: str, *, method: str = "POST", body: dict[str, Any] | None = None, headers: dict[str, str] | None = None
+) -> Answer:
+    """Raises Broken when no answer comes."""
+    parts = urlsplit(url)
+    data = json.dumps(body).encode() if body is not None else b""
+    path = parts.path + (f"?{parts.query}" if parts.query else "")
+    head = {"host": parts.netloc, "content-length": str(len(data)), "content-type": "application/json"}
+    lines = [f"{method} {path} HTTP/1.1", *[f"{name}: {value}" for name, value in (head | (headers or {})).items()]]
+    try:
+        reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    except OSError as error:
+        raise Broken(str(error)) from error
+    try:
+        writer.write("\r\n".join([*lines, "", ""]).encode() + data)
+        first, *rest = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+    except (asyncio.IncompleteReadError, OSError) as error:
+        writer.transport.abort()
+        raise Broken(str(error)) from error
+    pairs = [line.partition(": ") for line in rest if line]
+    return Answer(int(first.split()[1]), {name.lower(): value for name, _, value in pairs}, reader, writer)

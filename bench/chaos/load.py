@@ -1,0 +1,110 @@
+"""Many clients at once, each telling one story after the other; and what their stories must say."""
+
+import asyncio
+import functools
+import random
+from collections.abc import Iterator
+
+from bench.chaos.site import Site
+from bench.chaos.story import Story, Teller, Way
+from workers.engine.scripted import ScriptedTokenizer, scripted_token
+from workers.sequence import Choosing, Sequence
+
+WAYS = {Way.PLAIN: 5, Way.RESUME: 5, Way.RETRY: 3, Way.WHOLE: 3, Way.LEAVE: 1, Way.CANCEL: 1}
+GREEDY = Choosing(seed=0, temperature=0, top_p=1, top_k=0)
+
+
+@functools.lru_cache(4096)
+def right_answer(content: str, tokens: int) -> str:
+    """What the scripted engine says, computed here and not there."""
+    tokenizer = ScriptedTokenizer()
+    prompt = tokenizer.encode_chat([{"role": "user", "content": content}])
+    sequence = Sequence(job_id="", choice=0, prompt=prompt, choosing=GREEDY)
+    return tokenizer.decode([scripted_token(sequence, position) for position in range(tokens)])
+
+
+class Load:
+    """`clients` stories at a time, each of `tokens` tokens or up to half more; seeded."""
+
+    def __init__(self, site: Site, *, seed: int, clients: int, tokens: int, ways: dict[Way, int] | None = None) -> None:
+        self._rng = random.Random(seed)
+        self._seed = seed
+        self._clients = clients
+        self._tokens = tokens
+        self._ways = ways or WAYS
+        self._teller = Teller(site.model, site.bases, self._rng)
+        self._running: set[asyncio.Task[None]] = set()
+        self._stopping = False
+        self._count = 0
+        self.stories: list[Story] = []
+
+    def start(self) -> None:
+        for _ in range(self._clients):
+            self._spawn(self._client())
+
+    def stop(self) -> None:
+        """Begin no more stories."""
+        self._stopping = True
+
+    async def ended(self) -> None:
+        """Until every story has been told to its end."""
+        self.stop()
+        while self._running:
+            await asyncio.wait(list(self._running))
+
+    def add(self, story: Story) -> asyncio.Task[None]:
+        """One more, beside the others."""
+        self.stories.append(story)
+        return self._spawn(self._one(story))
+
+    def story(self, way: Way | None = None, **changes: object) -> Story:
+        self._count += 1
+        rng = self._rng
+        chosen = way or rng.choices(list(self._ways), list(self._ways.values()))[0]
+        tokens = rng.randint(self._tokens, self._tokens * 3 // 2)
+        given = {
+            "name": f"{self._seed}-{self._count}",
+            "way": chosen,
+            "content": f"question {self._seed} {self._count}",
+            "tokens": tokens,
+            "n": rng.choice([1, 1, 1, 2, 3]) if chosen is not Way.PLAIN else 1,
+            "leave_after": rng.randint(1, tokens),
+        }
+        return Story(**{**given, **changes})  # type: ignore[arg-type]
+
+    def open(self) -> list[Story]:
+        """Those that are being told."""
+        return [story for story in self.stories if not story.ended]
+
+    async def _client(self) -> None:
+        await asyncio.sleep(self._rng.random())
+        while not self._stopping:
+            story = self.story()
+            self.stories.append(story)
+            await self._teller.tell(story)
+
+    async def _one(self, story: Story) -> None:
+        await self._teller.tell(story)
+
+    def _spawn(self, work: object) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)  # type: ignore[call-overload]
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task  # type: ignore[no-any-return]
+
+
+def wrong_texts(story: Story) -> Iterator[str]:
+    """Everything that the client read and should not have."""
+    expected = right_answer(story.content, story.tokens)
+    said = [{choice: story.text(choice) for choice in story.texts}, *story.partials]
+    for texts in said:
+        for choice, text in texts.items():
+            if not expected.startswith(text):
+                at = next(i for i, (a, b) in enumerate(zip(text, expected + "\0" * len(text), strict=False)) if a != b)
+                yield f"{story.name} choice {choice} differs at {at}: {text[max(0, at - 20) : at + 20]!r}"
+    if story.complete:
+        for choice in range(story.n):
+            if story.text(choice) != expected:
+                yield f"{story.name} choice {choice} is complete with {len(story.text(choice))} of {len(expected)}"
+            if story.finishes.get(choice) != "length":
+                yield f"{story.name} choice {choice} has no finish reason"

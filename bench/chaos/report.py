@@ -1,0 +1,68 @@
+"""Verdicts in words."""
+
+import re
+from datetime import UTC, datetime
+
+import redis
+
+from bench.chaos.judge import Verdict, median, percentile
+from bench.chaos.site import Site
+
+INVARIANTS = {
+    "I1": "every accepted job reaches exactly one terminal state",
+    "I2": "clients read the right answer's beginning, and all of it when it is complete",
+    "I3": "exactly one terminal event, never a clean end without one",
+    "I4": "result or typed error within the deadline",
+    "I5": "pauses within their bars",
+    "I6": "nothing is left once it is quiet",
+    "I7": "failed jobs keep their reason and their links",
+    "I8": "nobody but its owner writes a log",
+}
+BARS_S = {"worker killed": 5.0, "worker told to stop": 0.5, "redis is back": 2.0}
+
+
+def summary(name: str, what: str, verdict: Verdict, seconds: float) -> str:
+    found = ", ".join(f"{invariant}: {len(texts)}" for invariant, texts in verdict.violations.items()) or "all hold"
+    pauses = "".join(
+        f"  {kind}: p50 {median(values):.2f} s, p99 {percentile(values, 0.99):.2f} s of {len(values)}"
+        for kind, values in verdict.pauses.items()
+    )
+    ends = ", ".join(f"{end} {count}" for end, count in sorted(verdict.ends.items()))
+    return (
+        f"{name:<5} {what:<45} {verdict.jobs:>5} jobs {verdict.hit:>5} hit {verdict.tokens:>8} tokens "
+        f"{seconds:>5.0f} s  {found}\n      {ends}{pauses}"
+    )
+
+
+def bars(total: Verdict, *, seconds: float, seed: int) -> str:
+    """The table of invariants; a pause over its bar counts as a violation."""
+    for kind, bar in BARS_S.items():
+        values = total.pauses.get(kind, [])
+        if values and percentile(values, 0.99) > bar:
+            total.blame("I5", [f"{kind}: p99 {percentile(values, 0.99):.2f} s, bar {bar} s"])
+    lines = [
+        f"\n{total.stories} stories, {total.jobs} jobs, {total.hit} hit by a fault, {total.tokens} tokens read, "
+        f"{seconds / 60:.1f} minutes, seed {seed}"
+    ]
+    for invariant, what in INVARIANTS.items():
+        found = total.violations.get(invariant, [])
+        lines.append(f"{'holds ' if not found else 'BROKEN'}  {invariant}  {what}")
+        lines += [f"          {text}" for text in found[:10]]
+    for kind, values in total.pauses.items():
+        p50, p99 = median(values), percentile(values, 0.99)
+        lines.append(f"pause, {kind}: p50 {p50:.2f} s, p99 {p99:.2f} s, longest {max(values, default=0):.2f} s")
+    return "\n".join(lines)
+
+
+def timeline(site: Site, text: str) -> str:
+    """A violation with the history of its job."""
+    lines = [f"  ! {text}"]
+    for job_id in re.findall(r"chatcmpl-[0-9a-f]+", text)[:1]:
+        try:
+            told = str(site.client.hget(f"rq:job:{job_id}", "timeline") or "")
+        except redis.RedisError:
+            continue
+        for line in told.splitlines():
+            at, _, what = line.partition(" ")
+            lines.append(f"      {datetime.fromtimestamp(int(at) / 1000, UTC):%H:%M:%S.%f} {what}")
+    return "\n".join(lines)

@@ -1,0 +1,158 @@
+"""A whole Penstock of real processes, each of which may be killed, frozen or replaced: Redis, APIs, workers."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import redis
+
+from bench.chaos.proxy import Proxy
+from cli.embedded_redis import EmbeddedRedis, free_port
+
+READY_S = 60.0
+LOOK_S = 0.1
+SKEW = "import os, time\n_real = time.time\ntime.time = lambda: _real() + float(os.environ.get('CHAOS_SKEW_S', 0))\n"
+
+
+class Process:
+    """`penstock ARGUMENTS` in `code`, the folder whose packages it runs."""
+
+    def __init__(self, arguments: list[str], *, code: Path, environment: Mapping[str, str], log: Path) -> None:
+        with log.open("ab") as out:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-m", "cli", *arguments],
+                cwd=code,
+                env={**os.environ, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    @property
+    def alive(self) -> bool:
+        return self.popen.poll() is None
+
+    def send(self, sign: signal.Signals) -> None:
+        if self.alive:
+            self.popen.send_signal(sign)
+
+    def end(self) -> None:
+        self.send(signal.SIGCONT)
+        self.popen.kill()
+        self.popen.wait()
+
+
+class Site:
+    """`settings` are PENSTOCK_ variables without their prefix. Workers that end are replaced, as a supervisor would."""
+
+    def __init__(self, folder: Path, code: Path, *, model: str, workers: int, settings: Mapping[str, object]) -> None:
+        self.folder = folder
+        self.model = model
+        self.workers_max = workers
+        self.redis = EmbeddedRedis(folder / "redis", port=free_port())
+        self.proxy = Proxy("127.0.0.1", self.redis.port)
+        self.workers: list[Process] = []
+        self.apis: list[tuple[Process, str]] = []
+        self.base_fds: dict[int, int] = {}
+        self._code = code
+        self._settings = {f"PENSTOCK_{name.upper()}": str(value) for name, value in settings.items()}
+        self._redis_client: redis.Redis | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        (folder / "skew").mkdir(parents=True)
+        (folder / "skew" / "sitecustomize.py").write_text(SKEW)
+
+    async def start(self, *, apis: int = 2) -> None:
+        self.redis.start()
+        await self.proxy.start()
+        for _ in range(apis):
+            await self.add_api()
+        for _ in range(self.workers_max):
+            self.add_worker()
+        await self.until(lambda: self.alive_workers() >= self.workers_max, "workers")
+        self._keeper = asyncio.create_task(self._keep())
+
+    async def stop(self) -> None:
+        if self._keeper:
+            self._keeper.cancel()
+        for process in [*self.workers, *[api for api, _ in self.apis]]:
+            process.end()
+        await self.proxy.stop()
+        self.redis.stop()
+
+    @property
+    def client(self) -> redis.Redis:
+        """Straight to Redis, around the proxy."""
+        if self._redis_client is None:
+            self._redis_client = redis.Redis.from_url(
+                self.redis.url, decode_responses=True, encoding_errors="replace", socket_timeout=60
+            )
+        return self._redis_client
+
+    def bases(self) -> list[str]:
+        """URLs of the APIs that run."""
+        return [base for api, base in self.apis if api.alive]
+
+    def live_workers(self) -> list[Process]:
+        return [worker for worker in self.workers if worker.alive]
+
+    def add_worker(self, **environment: str) -> Process:
+        worker = self._spawn(["worker", f"--model={self.model}"], environment, "workers.log")
+        self.workers.append(worker)
+        return worker
+
+    async def add_api(self, **environment: str) -> Process:
+        port = free_port()
+        base = f"http://127.0.0.1:{port}"
+        api = self._spawn(["api", f"--port={port}"], environment, "apis.log")
+        await self.until(lambda: _ready(base), "API")
+        self.apis.append((api, base))
+        return api
+
+    def skewed(self, seconds: float) -> dict[str, str]:
+        """The environment of a process whose clock is wrong by that."""
+        return {"PYTHONPATH": str(self.folder / "skew"), "CHAOS_SKEW_S": str(seconds)}
+
+    def alive_workers(self) -> int:
+        pids = {str(worker.pid) for worker in self.live_workers()}
+        with suppress(redis.RedisError):
+            known: list[Any] = [self.client.hget(key, "pid") for key in self.client.scan_iter("rq:worker:*")]
+            return len(pids & set(known))
+        return 0
+
+    async def until(self, truth: Any, what: str, *, seconds: float = READY_S) -> None:
+        for _ in range(int(seconds / LOOK_S)):
+            if await asyncio.to_thread(truth):
+                return
+            await asyncio.sleep(LOOK_S)
+        raise TimeoutError(f"not within {seconds:.0f} s: {what}; see {self.folder}")
+
+    async def _keep(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            self.workers = self.live_workers()
+            for _ in range(self.workers_max - len(self.workers)):
+                self.add_worker()
+
+    def _spawn(self, arguments: list[str], environment: Mapping[str, str], log: str) -> Process:
+        shared = {"PENSTOCK_REDIS_URL": self.proxy.url, "PENSTOCK_LOG_LEVEL": "WARNING", "OMP_NUM_THREADS": "1"}
+        given = {**shared, **self._settings, **environment}
+        return Process(arguments, code=self._code, environment=given, log=self.folder / log)
+
+
+def _ready(base: str) -> bool:
+    try:
+        return httpx.get(f"{base}/health/ready", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False

@@ -1,0 +1,208 @@
+"""One client and its request, from the first try to the end, with everything that it saw."""
+
+import asyncio
+import json
+import time
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from bench.chaos.http import Answer, Broken, ask
+
+PATIENCE_S = 90.0
+RETRY_S = 0.2
+SILENCE_S = 30.0  # an API that is frozen says nothing; the client goes elsewhere
+
+
+class Way(StrEnum):
+    PLAIN = "plain"  # an openai client without retries in a stream
+    RESUME = "resume"  # picks its stream up by the number of the last event
+    RETRY = "retry"  # sends the same request again with its Idempotency-Key
+    WHOLE = "whole"  # no stream; retried with its key
+    LEAVE = "leave"  # goes after some tokens
+    CANCEL = "cancel"  # cancels its job after some tokens
+
+
+@dataclass(slots=True, kw_only=True)
+class Story:
+    """`texts` by choice: (when, text) as they came, from the last beginning on; `partials`: what earlier ones had come
+    to. `ends`: terminal events that were seen.
+    `problem`: the code of the error it ended with. `clean_nothing`: a body that ended cleanly and told nothing."""
+
+    name: str
+    way: Way
+    content: str
+    tokens: int
+    n: int = 1
+    tenant: str = "load"
+    leave_after: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    expects: frozenset[str] = frozenset()  # codes with which it is right to fail
+    began: float = 0.0
+    accepted: float = 0.0
+    ended: float = 0.0
+    job_id: str = ""
+    job_ids: list[str] = field(default_factory=list)
+    last_id: int = -1
+    texts: dict[int, list[tuple[float, str]]] = field(default_factory=dict)
+    finishes: dict[int, str] = field(default_factory=dict)
+    partials: list[dict[int, str]] = field(default_factory=list)
+    ends: list[str] = field(default_factory=list)
+    problem: str = ""
+    statuses: list[int] = field(default_factory=list)
+    broken: int = 0
+    clean_nothing: int = 0
+    frames_after_end: int = 0
+
+    @property
+    def complete(self) -> bool:
+        return self.ends == ["done"]
+
+    def text(self, choice: int) -> str:
+        return "".join(text for _, text in self.texts.get(choice, []))
+
+    def times(self) -> list[float]:
+        return sorted(when for pieces in self.texts.values() for when, _ in pieces)
+
+
+class Teller:
+    """Plays stories against whichever API answers."""
+
+    def __init__(self, model: str, bases: Any, rng: Any) -> None:
+        self._model = model
+        self._bases = bases
+        self._rng = rng
+
+    async def tell(self, story: Story) -> Story:
+        story.began = time.monotonic()
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                while True:
+                    if await self._try(story):
+                        break
+                    await asyncio.sleep(RETRY_S)
+        except TimeoutError:
+            story.problem = story.problem or "silence"
+        story.ended = time.monotonic()
+        return story
+
+    async def _try(self, story: Story) -> bool:
+        """Whether that was the end."""
+        answer: Answer | None = None
+        try:
+            async with asyncio.timeout(SILENCE_S if story.way is not Way.PLAIN else PATIENCE_S):
+                answer = await self._ask(story)
+                return await self._listen(story, answer)
+        except (Broken, TimeoutError) as error:
+            if isinstance(error, TimeoutError) and asyncio.current_task().cancelling():  # type: ignore[union-attr]
+                raise
+            if story.ends:
+                return True  # after an error frame the body must not end cleanly
+            story.broken += 1
+            if story.way is Way.PLAIN and story.job_id:
+                story.problem = "broken"
+                return True
+            return False
+        finally:
+            if answer:
+                answer.close()
+
+    async def _ask(self, story: Story) -> Answer:
+        bases = self._bases()
+        if not bases:
+            raise Broken("no API runs")
+        base = self._rng.choice(bases)
+        headers = {"authorization": f"Bearer {story.tenant}", **story.headers}
+        if story.way is Way.RESUME and story.job_id:
+            if story.last_id >= 0:
+                headers["last-event-id"] = str(story.last_id)
+            return await ask(f"{base}/v1/jobs/{story.job_id}/events", method="GET", headers=headers)
+        if story.way is Way.RESUME:
+            headers |= {"x-penstock-event-ids": "true", "x-penstock-grace-s": "60"}
+        if story.way in (Way.RETRY, Way.WHOLE, Way.RESUME):
+            headers["idempotency-key"] = story.name
+        if story.texts:
+            story.partials.append({choice: story.text(choice) for choice in story.texts})
+        story.texts, story.finishes = {}, {}
+        return await ask(f"{base}/v1/chat/completions", body=self._body(story), headers=headers)
+
+    def _body(self, story: Story) -> dict[str, Any]:
+        messages = [{"role": "user", "content": story.content}]
+        body = {"model": self._model, "messages": messages, "max_tokens": story.tokens, "temperature": 0}
+        return body | {"stream": story.way is not Way.WHOLE, "n": story.n}
+
+    async def _listen(self, story: Story, answer: Answer) -> bool:
+        story.statuses.append(answer.status)
+        if job_id := answer.headers.get("x-penstock-job-id"):
+            story.job_id = job_id
+            if job_id not in story.job_ids:
+                story.job_ids.append(job_id)
+                story.accepted = time.monotonic()
+        if answer.status != 200:
+            error = json.loads(await answer.body())["error"]
+            story.problem = str(error["code"])
+            if answer.status in (429, 503) or (answer.status == 404 and story.way is Way.RESUME):
+                await asyncio.sleep(min(float(answer.headers.get("retry-after", RETRY_S)), 1.0))
+                return False
+            story.ends.append(f"error:{story.problem}")
+            return True
+        story.problem = ""
+        if story.way is Way.WHOLE:
+            self._whole(story, json.loads(await answer.body()))
+            return True
+        return await self._stream(story, answer)
+
+    @staticmethod
+    def _whole(story: Story, body: dict[str, Any]) -> None:
+        now = time.monotonic()
+        for choice in body["choices"]:
+            story.texts[choice["index"]] = [(now, choice["message"]["content"])]
+            story.finishes[choice["index"]] = choice["finish_reason"]
+        story.ends.append("done")
+
+    async def _stream(self, story: Story, answer: Answer) -> bool:
+        rest = b""
+        async for piece in answer.pieces():
+            *frames, rest = (rest + piece).split(b"\n\n")  # an event counts when its blank line is there
+            for frame in frames:
+                for line in frame.split(b"\n"):
+                    self._line(story, line)
+            if story.way in (Way.LEAVE, Way.CANCEL) and len(story.times()) >= story.leave_after:
+                return await self._go(story, answer)
+        if not story.ends:
+            story.clean_nothing += 1
+        return True
+
+    def _line(self, story: Story, line: bytes) -> None:
+        if line.startswith(b"id: "):
+            story.last_id = int(line[4:])
+        if not line.startswith(b"data: "):
+            return
+        if story.ends:
+            story.frames_after_end += 1
+        if line == b"data: [DONE]":
+            story.ends.append("done")
+            return
+        chunk = json.loads(line[6:])
+        if error := chunk.get("error"):
+            story.problem = str(error["code"])
+            story.ends.append(f"error:{story.problem}")
+        for choice in chunk.get("choices", ()):
+            index = choice["index"]
+            if text := choice["delta"].get("content"):
+                story.texts.setdefault(index, []).append((time.monotonic(), text))
+            if choice["finish_reason"]:
+                story.finishes[index] = choice["finish_reason"]
+
+    async def _go(self, story: Story, answer: Answer) -> bool:
+        """A client that leaves just goes; one that cancels reads on until it is told."""
+        if story.way is Way.LEAVE or story.ends:
+            return True
+        story.leave_after = 10**9
+        base = self._rng.choice(self._bases())
+        headers = {"authorization": f"Bearer {story.tenant}"}
+        try:
+            (await ask(f"{base}/v1/jobs/{story.job_id}/cancel", headers=headers)).close()
+        except Broken:
+            return True
+        return await self._stream(story, answer)
