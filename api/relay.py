@@ -7,6 +7,7 @@ at most `buffer_max` events and reads the rest from the log at its own pace.
 import asyncio
 import logging
 import math
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -21,6 +22,9 @@ from shared.telemetry import ApiMetrics
 log = logging.getLogger(__name__)
 RETRY_S = 0.2
 LEAVING_MAX = 10_000
+DIVERGED = Failed(
+    code="job_lost", message="Redis has lost a part of this answer, and what comes now does not continue it."
+)
 EXPIRY_GRACE_S = 2.0  # for a worker to expire the job itself
 
 
@@ -39,6 +43,7 @@ class JobStream:
         self.behind = False
         self._buffer_max = buffer_max
         self._pending: list[Event] = []
+        self._known = array("q")  # a digest of each event
         self._arrived = asyncio.Event()
 
     def accept(self, now: float, *, logged: bool) -> None:
@@ -61,15 +66,27 @@ class JobStream:
         if self.next_seq == 0 and events and self._run_s:
             self.expires_at = now + self._run_s + EXPIRY_GRACE_S
         for event in events:
-            if event.seq < self.next_seq or self.ended:
+            if self.ended:
+                return
+            if event.seq < self.next_seq:
+                self._compare(event)
                 continue
             if event.seq > self.next_seq or len(self._pending) >= self._buffer_max:
                 self.behind = True
                 break
             self._pending.append(event)
+            self._known.append(hash(event))
             self.next_seq += 1
             self.ended = isinstance(event, Finished)
         self._arrived.set()
+
+    def _compare(self, event: Event) -> None:
+        """A repeat is what it was, unless Redis lost the end of the log and the answer was made again otherwise: then
+        what follows would not fit."""
+        if hash(event) != self._known[event.seq]:
+            self._pending.append(Finished(seq=self.next_seq, outcome=DIVERGED))
+            self.ended = True
+            self._arrived.set()
 
     def fill(self, page: Page, now: float) -> None:
         """Take what the log says. A job that ended without a last event (by RQ's hand, or lost) gets one here."""

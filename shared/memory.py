@@ -10,7 +10,7 @@ from shared.events import Cancelled, Completed, Deadline, Event, Finished, Start
 from shared.job import Job
 from shared.lifecycle import TERMINAL, Move, State, after, settling
 from shared.line import Line
-from shared.queue import Accepted, Bounds, Delivery, Idempotency, Page, Write, finished
+from shared.queue import LOST, SETTLED, Accepted, Bounds, Delivery, Idempotency, Page, Write, finished
 
 NEWCOMER_SHARE = 5
 
@@ -101,27 +101,32 @@ class MemoryQueue:
                 lost.append(delivery.job.id)
         return lost
 
-    async def append(self, writes: Sequence[Write]) -> list[str]:
-        lost = []
+    async def append(self, writes: Sequence[Write]) -> dict[str, int]:
+        refused = {}
         for write in writes:
             record = self._owned(write.delivery)
-            if record is None or not self._log(record, write.events):
-                lost.append(write.delivery.job.id)
+            if record is None:
+                refused[write.delivery.job.id] = LOST
+            elif not self._log(record, write.events):
+                refused[write.delivery.job.id] = len(record.log)
             elif record.alone and not (len(record.log) == 1 and isinstance(record.log[0], Started)):
                 record.alone = False
                 record.attempt -= 1
                 self._suspects.pop(record.worker, None)
-        return lost
+        return refused
 
-    async def settle(self, write: Write, *, worker: str) -> bool:
+    async def settle(self, write: Write, *, worker: str) -> int:
         record = self._owned(write.delivery)
-        if record is None or write.events[0].seq > len(record.log):
-            return False
+        if record is None:
+            return LOST
+        if write.events[0].seq > len(record.log):
+            return len(record.log)
         outcome = finished(write).outcome
         self._close(record, settling(outcome))
         took = outcome.usage.prompt_tokens + outcome.usage.completion_tokens if isinstance(outcome, Completed) else 0
         self._line(record.job.model).charge(record.job, took - _cost(record.job))
-        return self._log(record, write.events)
+        self._log(record, write.events)
+        return SETTLED
 
     async def release(self, held: Sequence[Delivery], *, worker: str) -> None:
         for delivery in held:

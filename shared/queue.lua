@@ -343,26 +343,30 @@ function verbs.claim(model, worker, exec, iso, lease_ms, limit, attempts_max)
   return answer
 end
 
--- append (id exec first count event*)* -> ids that are no longer the caller's
+-- append (id exec first count event*)* -> {{id, -1 when it is no longer the caller's, else the length of a log that
+-- is shorter than the caller thinks: Redis has lost its end}*}
 function verbs.append()
-  local lost, outbox, i = {}, {}, 2
+  local refused, outbox, i = {}, {}, 2
   while i <= #ARGV do
     local id, exec, first, count = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3])
     local events = {}
     for k = 1, count do events[k] = ARGV[i + 3 + k] end
     i = i + 4 + count
     local h = redis.call('HMGET', job_key(id), 'exec', 'status', 'subscribers', 'alone', 'worker_name')
-    if h[1] ~= exec or h[2] ~= 'started' or not append_events(id, h[3], first, events, outbox) then
-      lost[#lost + 1] = id
+    if h[1] ~= exec or h[2] ~= 'started' then
+      refused[#refused + 1] = { id, -1 }
+    elseif not append_events(id, h[3], first, events, outbox) then
+      refused[#refused + 1] = { id, redis.call('LLEN', log_key(id)) }
     elseif h[4] and first + count > 1 then         -- more than its opening
       acquit(id, h[5])
     end
   end
   publish(outbox)
-  return lost
+  return refused
 end
 
--- settle model id exec status iso ttl_s worker exc tokens output first event* -> settled | lost
+-- settle model id exec status iso ttl_s worker exc tokens output first event* -> settled | lost | the length of a log
+-- that is shorter than the caller thinks
 function verbs.settle(model, id, exec, status, iso, ttl_s, worker, exc, tokens, output)
   local h = redis.call('HMGET', job_key(id), 'exec', 'status', 'subscribers', 'sid')
   if h[1] ~= exec then return 'lost' end
@@ -375,7 +379,7 @@ function verbs.settle(model, id, exec, status, iso, ttl_s, worker, exc, tokens, 
   end
   local events, outbox = {}, {}
   for i = 13, #ARGV do events[#events + 1] = ARGV[i] end
-  if not append_events(id, h[3], tonumber(ARGV[12]), events, outbox) then return 'lost' end
+  if not append_events(id, h[3], tonumber(ARGV[12]), events, outbox) then return redis.call('LLEN', log_key(id)) end
   close(model, id, status, iso, tonumber(ttl_s))
   correct(model, id, tonumber(tokens))
   if status == 'finished' then note_output(model, tonumber(output)) end

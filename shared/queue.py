@@ -71,6 +71,10 @@ class Page:
     events: tuple[Event, ...]
 
 
+SETTLED = -2
+LOST = -1
+
+
 class JobQueue(Protocol):
     """Every verb is atomic and may be repeated. All raise QueueUnavailable when the queue cannot be reached."""
 
@@ -96,11 +100,12 @@ class JobQueue(Protocol):
     async def renew(self, held: Sequence[Delivery], *, worker: str) -> list[str]:
         """Extend the leases; return the ids of jobs that are no longer the worker's."""
 
-    async def append(self, writes: Sequence[Write]) -> list[str]:
-        """Log the events, then publish them; return the ids of jobs that are no longer the worker's."""
+    async def append(self, writes: Sequence[Write]) -> dict[str, int]:
+        """Log the events, then publish them. Return what was refused, by job: LOST when it is no longer the worker's,
+        else the length of its log, when that is shorter than the write assumes: the queue's memory has lost its end."""
 
-    async def settle(self, write: Write, *, worker: str) -> bool:
-        """End the job with its last events, the last one Finished; False when it is no longer the worker's."""
+    async def settle(self, write: Write, *, worker: str) -> int:
+        """End the job with its last events, the last one Finished; return SETTLED, or why not, as `append` does."""
 
     async def release(self, held: Sequence[Delivery], *, worker: str) -> None:
         """Hand the jobs back, with their logs, for the next claim; costs them no attempt."""

@@ -18,7 +18,7 @@ from shared.errors import DecodeError, IdempotencyKeyReused, QueueFull, QueueUna
 from shared.events import Cancelled, Completed, Deadline, Expired, Failed, Finished, Outcome
 from shared.job import Job, Kind, Priority
 from shared.lifecycle import State, after, settling
-from shared.queue import Accepted, Bounds, Delivery, Idempotency, Write, finished
+from shared.queue import LOST, SETTLED, Accepted, Bounds, Delivery, Idempotency, Write, finished
 from shared.redis_client import translated
 
 HERE = Path(__file__).parent
@@ -121,15 +121,15 @@ class RedisQueue:
         lost = await self._call("renew", worker, iso_now(), self._worker_ttl_s, self._lease_ms, *flat)
         return [job_id.decode() for job_id in lost]
 
-    async def append(self, writes: Sequence[Write]) -> list[str]:
+    async def append(self, writes: Sequence[Write]) -> dict[str, int]:
         arguments: list[Any] = []
         for write in writes:
             encoded = [encode_event(event) for event in write.events]
             delivery = write.delivery
             arguments += [delivery.job.id, delivery.exec, write.events[0].seq, len(encoded), *encoded]
-        return [job_id.decode() for job_id in await self._call("append", *arguments)]
+        return {job_id.decode(): length for job_id, length in await self._call("append", *arguments)}
 
-    async def settle(self, write: Write, *, worker: str) -> bool:
+    async def settle(self, write: Write, *, worker: str) -> int:
         delivery, outcome = write.delivery, finished(write).outcome
         tokens, output = _tokens(delivery.job, outcome, write.events[-1].seq)
         answer = await self._call(
@@ -147,7 +147,7 @@ class RedisQueue:
             write.events[0].seq,
             *[encode_event(event) for event in write.events],
         )
-        return bool(answer == b"settled")
+        return answer if isinstance(answer, int) else {b"settled": SETTLED, b"lost": LOST}[answer]
 
     async def release(self, held: Sequence[Delivery], *, worker: str) -> None:
         for model in {delivery.job.model for delivery in held}:

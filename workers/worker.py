@@ -7,12 +7,12 @@ the rest back with what they have, for another worker to go on with).
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shared.errors import InvalidRequest, QueueUnavailable
-from shared.events import Deadline, Delta, Expired, Failed, Finished, Outcome
+from shared.events import Deadline, Delta, Event, Expired, Failed, Finished, Outcome
 from shared.job import Kind, ModelInfo
-from shared.queue import Delivery, JobChannel, JobQueue, Write
+from shared.queue import LOST, SETTLED, Delivery, JobChannel, JobQueue, Write
 from shared.settings import Settings
 from shared.tasks import end
 from shared.telemetry import WorkerMetrics
@@ -68,6 +68,7 @@ class Worker:
         self._served = {served.info.name: served for model in models for served in self._serve(model)}
         self._held: dict[str, Delivery] = {}  # every job that is ours, from its claim on
         self._turns: dict[str, Turn] = {}  # those of them that the engine knows
+        self._records: dict[str, list[Event]] = {}  # what was written of each, should Redis lose the end of a log
         self._timers: dict[str, asyncio.TimerHandle] = {}  # until their run deadlines
         self._room = asyncio.Event()
         self._quiet = asyncio.Event()
@@ -196,6 +197,10 @@ class Worker:
 
     async def _outlet(self) -> None:
         while updates := await self._outbox.take():
+            for update in updates:
+                delivery = update.turn.delivery
+                if self._holds(delivery):
+                    self._records.setdefault(delivery.job.id, list(delivery.log)).extend(update.events)
             running = [u for u in updates if not isinstance(u.events[-1], Finished)]
             if running:
                 await self._append([_write(update) for update in running])
@@ -203,29 +208,46 @@ class Worker:
             await asyncio.gather(*[self._settle(_write(update)) for update in ended])
 
     async def _append(self, writes: Sequence[Write]) -> None:
-        while True:
+        while writes:
             try:
-                lost = await self._queue.append(writes)
-                break
+                refused = await self._queue.append(writes)
             except QueueUnavailable as error:
                 await self._redis_is_away("append", error)
-        self._drop(lost)
-        for write in writes:
-            if write.delivery.job.id in lost:
-                wasted = sum(len(event.token_ids) for event in write.events if isinstance(event, Delta))
-                self._metrics.wasted.labels(write.delivery.job.model).inc(wasted)
+                continue
+            again = []
+            for write in writes:
+                length = refused.get(write.delivery.job.id)
+                if length == LOST:
+                    self._lose(write)
+                elif length is not None:
+                    again.append(self._from(length, write))
+            writes = again
+
+    def _lose(self, write: Write) -> None:
+        wasted = sum(len(event.token_ids) for event in write.events if isinstance(event, Delta))
+        self._metrics.wasted.labels(write.delivery.job.model).inc(wasted)
+        self._drop([write.delivery.job.id])
+
+    def _from(self, length: int, write: Write) -> Write:
+        """The same and what was written before it, from the end of its log on."""
+        log.warning("redis has lost the end of a log", extra={"job_id": write.delivery.job.id, "length": length})
+        known = self._records.get(write.delivery.job.id, [])
+        return replace(write, events=(*known[length : write.events[0].seq], *write.events))
 
     async def _settle(self, write: Write) -> None:
         while True:
             try:
-                settled = await self._queue.settle(write, worker=self.name)
-                break
+                answer = await self._queue.settle(write, worker=self.name)
             except QueueUnavailable as error:
                 await self._redis_is_away("settle", error)
+                continue
+            if answer in (SETTLED, LOST):
+                break
+            write = self._from(answer, write)
         self._forget(write.delivery)
         job, last = write.delivery.job, write.events[-1]
         assert isinstance(last, Finished)
-        outcome = type(last.outcome).__name__.lower() if settled else "lost"
+        outcome = type(last.outcome).__name__.lower() if answer == SETTLED else "lost"
         self._metrics.jobs.labels(job.model, outcome).inc()
         log.info(
             "job ended",
@@ -272,6 +294,7 @@ class Worker:
         if self._holds(delivery):
             del self._held[delivery.job.id]
             self._turns.pop(delivery.job.id, None)
+            self._records.pop(delivery.job.id, None)
             if timer := self._timers.pop(delivery.job.id, None):
                 timer.cancel()
         self._room.set()

@@ -21,7 +21,7 @@ from bench.chaos.site import Site
 
 ROOT = Path(__file__).parents[2]
 WARM_S = 1.5
-QUIET_S = {False: 40.0, True: 60.0}
+QUIET_S = {False: 12.0, True: 60.0}
 SETTINGS = {
     "scripted_step_ms": 20,
     "scripted_tokens": 10**6,

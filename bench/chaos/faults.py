@@ -164,7 +164,7 @@ async def redis_killed(act: Act) -> None:
         act.site.redis.kill()
         await asyncio.sleep(down_s)
         await asyncio.to_thread(act.site.redis.start)
-        act.mark("redis is back", time.monotonic(), 5)
+        act.mark("redis is back", time.monotonic(), 1.9)
         await act.pause(2.0, 3.0)
 
 
@@ -271,15 +271,18 @@ async def overload(act: Act) -> None:
 
 
 async def duplicates(act: Act) -> None:
-    for _ in range(act.rounds * 5):
+    async def pair() -> None:
         story = act.load.story(Way.RETRY)
         twin = act.load.story(Way.RETRY, name=story.name, content=story.content, tokens=story.tokens, n=story.n)
-        act.strike()
         first = act.load.add(story)
         await act.pause(0.0, 0.5)
         await asyncio.wait([first, act.load.add(twin)])
         if story.job_ids != twin.job_ids:
             twin.clean_nothing += 1  # two jobs for one key
+
+    for _ in range(act.rounds):
+        act.strike()
+        await asyncio.gather(*[pair() for _ in range(10)])
 
 
 async def cancels(act: Act) -> None:

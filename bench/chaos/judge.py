@@ -110,12 +110,12 @@ def leftovers(site: Site) -> Iterator[str]:
 
 
 def pauses_across(stories: Iterable[Story], begin: float, end: float) -> list[float]:
-    """The longest pause of each stream that was running at `begin`, as far as it touches [begin, end]."""
+    """The longest pause, from `begin` on, of each stream that was running then, as far as it begins before `end`."""
     found = []
     for story in stories:
         times = [when for when in story.times() if story.way is not Way.WHOLE]
         if len(times) > 1 and times[0] < begin < times[-1]:
-            gaps = [b - a for a, b in itertools.pairwise(times) if b > begin and a < end]
+            gaps = [b - max(a, begin) for a, b in itertools.pairwise(times) if b > begin and a < end]
             found.append(max(gaps, default=0.0))
     return found
 
@@ -137,7 +137,8 @@ def _accepted_and_lost(story: Story, jobs: dict[str, Any], mercy: Mercy) -> Iter
 
 def _ended_badly(story: Story) -> Iterator[str]:
     if len(story.ends) > 1 or story.frames_after_end:
-        yield f"{story.name} ({story.job_id}, {story.way}): {len(story.ends)} terminal events, {story.frames_after_end} frames after the end"
+        told = f"{len(story.ends)} terminal events, {story.frames_after_end} frames after the end"
+        yield f"{story.name} ({story.job_id}, {story.way}): {told}"
     if story.clean_nothing:
         yield f"{story.name}: a body ended cleanly without finish or error"
 

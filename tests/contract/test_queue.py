@@ -11,7 +11,7 @@ from shared.events import Cancelled, Completed, Deadline, Delta, Expired, Failed
 from shared.job import Job, Priority
 from shared.lifecycle import State
 from shared.memory import MemoryQueue
-from shared.queue import Bounds, Idempotency, JobChannel, JobQueue
+from shared.queue import LOST, SETTLED, Bounds, Idempotency, JobChannel, JobQueue
 from shared.redis_channel import RedisChannel
 from shared.redis_client import connect
 from shared.redis_queue import RedisQueue
@@ -104,7 +104,7 @@ async def test_events_are_logged_and_heard(house: House) -> None:
     await house.queue.enqueue(job, subscriber="api", bounds=TEN)
     (delivery,) = await house.queue.claim("m", worker="a", limit=1)
 
-    assert await house.queue.append([write(delivery, started(), delta(1))]) == []
+    assert await house.queue.append([write(delivery, started(), delta(1))]) == {}
 
     ((heard_id, events),) = await asyncio.wait_for(hearing, 3)
     assert (heard_id, list(events)) == (job.id, [started(), delta(1)])
@@ -132,8 +132,8 @@ async def test_settle_ends_a_job_once(house: House) -> None:
     await house.queue.enqueue(job, bounds=TEN)
     (delivery,) = await house.queue.claim("m", worker="a", limit=1)
 
-    assert await house.queue.settle(write(delivery, started(), delta(1), done(2)), worker="a")
-    assert not await house.queue.settle(write(delivery, done(2)), worker="a")
+    assert await house.queue.settle(write(delivery, started(), delta(1), done(2)), worker="a") == SETTLED
+    assert await house.queue.settle(write(delivery, done(2)), worker="a") == LOST
 
     (page,) = await house.channel.read([(job.id, 0)])
     assert page.state is State.FINISHED
@@ -153,10 +153,10 @@ async def test_a_silent_worker_loses_its_job_with_the_log_and_its_pen(house: Hou
 
     assert new.attempt == 2
     assert new.log == (started(), delta(1))
-    assert await house.queue.append([write(old, delta(2, "ghost"))]) == [job.id]
+    assert await house.queue.append([write(old, delta(2, "ghost"))]) == {job.id: LOST}
     assert await house.queue.renew([old], worker="a") == [job.id]
-    assert not await house.queue.settle(write(old, done(2)), worker="a")
-    assert await house.queue.settle(write(new, delta(2), done(3)), worker="b")
+    assert await house.queue.settle(write(old, done(2)), worker="a") == LOST
+    assert await house.queue.settle(write(new, delta(2), done(3)), worker="b") == SETTLED
     (page,) = await house.channel.read([(job.id, 0)])
     assert page.events == (started(), delta(1), delta(2), done(3))
 
@@ -184,7 +184,7 @@ async def test_a_released_job_goes_on_at_once_and_costs_no_attempt(house: House)
     assert new.job.id == job.id
     assert new.attempt == 1
     assert new.log == (started(),)
-    assert await house.queue.append([write(old, delta(1))]) == [job.id]
+    assert await house.queue.append([write(old, delta(1))]) == {job.id: LOST}
 
 
 async def test_a_waiting_job_can_be_cancelled(house: House) -> None:
@@ -211,8 +211,8 @@ async def test_a_running_job_can_be_cancelled_and_its_worker_is_told(house: Hous
     assert await house.queue.cancel(job.id) is State.STARTED
 
     assert await asyncio.wait_for(telling, 3) == job.id
-    assert await house.queue.append([write(delivery, delta(1))]) == [job.id]
-    assert not await house.queue.settle(write(delivery, done(1)), worker="a")
+    assert await house.queue.append([write(delivery, delta(1))]) == {job.id: LOST}
+    assert await house.queue.settle(write(delivery, done(1)), worker="a") == LOST
     assert await house.queue.cancel(job.id) is State.CANCELED
     (page,) = await house.channel.read([(job.id, 0)])
     assert page.events == (started(), Finished(seq=1, outcome=Cancelled()))
@@ -250,7 +250,7 @@ async def test_a_job_that_waited_too_long_is_marked_late(house: House) -> None:
     (delivery,) = await house.queue.claim("m", worker="a", limit=1)
 
     assert delivery.late is Deadline.QUEUE
-    assert await house.queue.settle(write(delivery, done(0, Expired())), worker="a")
+    assert await house.queue.settle(write(delivery, done(0, Expired())), worker="a") == SETTLED
     (page,) = await house.channel.read([(job.id, 0)])
     assert page.state is State.FAILED
 
@@ -260,7 +260,7 @@ async def test_a_gap_in_a_log_is_refused(house: House) -> None:
     await house.queue.enqueue(job, bounds=TEN)
     (delivery,) = await house.queue.claim("m", worker="a", limit=1)
 
-    assert await house.queue.append([write(delivery, Delta(seq=5, choice=0, text="x", token_ids=(1,)))]) == [job.id]
+    assert await house.queue.append([write(delivery, Delta(seq=5, choice=0, text="x", token_ids=(1,)))]) == {job.id: 0}
 
 
 async def test_the_run_deadline_counts_from_the_first_claim(house: House) -> None:
@@ -428,4 +428,4 @@ async def test_a_gap_in_a_settlement_is_refused(house: House) -> None:
     await house.queue.enqueue(make_job(), bounds=TEN)
     (delivery,) = await house.queue.claim("m", worker="a", limit=1)
 
-    assert not await house.queue.settle(write(delivery, done(5)), worker="a")
+    assert await house.queue.settle(write(delivery, done(5)), worker="a") == 0

@@ -15,7 +15,7 @@ from rq.registry import FailedJobRegistry, StartedJobRegistry
 from cli.embedded_redis import EmbeddedRedis
 from shared import keys
 from shared.events import Failed
-from shared.queue import Bounds, Delivery
+from shared.queue import SETTLED, Bounds, Delivery
 from shared.redis_queue import RedisQueue
 from tests.factories import done, make_job, write
 
@@ -54,7 +54,7 @@ class Fuzz:
             return
         _, delivery = self.held[name].popitem()
         outcome = None if self.rng.random() < 0.6 else Failed(code="engine_error", message="no")
-        if await self.queue.settle(write(delivery, done(len(delivery.log), outcome)), worker=name):
+        if await self.queue.settle(write(delivery, done(len(delivery.log), outcome)), worker=name) == SETTLED:
             self.ran[delivery.job.id] += 1
 
     async def release(self) -> None:
@@ -108,7 +108,7 @@ class Fuzz:
             claimed = await self.queue.claim("m", worker="last", limit=50)
             idle = 0 if claimed else idle + 1
             for delivery in claimed:
-                if await self.queue.settle(write(delivery, done(len(delivery.log))), worker="last"):
+                if await self.queue.settle(write(delivery, done(len(delivery.log))), worker="last") == SETTLED:
                     self.ran[delivery.job.id] += 1
 
 

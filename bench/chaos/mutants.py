@@ -1,0 +1,197 @@
+"""Bugs that were planted to see the campaign find them: `python -m bench.chaos.mutants`. A campaign that a mutant
+survives proves nothing."""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("api", "workers", "shared", "cli")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mutant:
+    """`old` becomes `new` in `file`; the faults `under` must notice."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    under: tuple[str, ...]
+
+
+MUTANTS = [
+    Mutant(
+        name="no owner check in append",
+        file="shared/queue.lua",
+        old="if h[1] ~= exec or h[2] ~= 'started' then\n      refused",
+        new="if false then\n      refused",
+        under=("F2",),
+    ),
+    Mutant(
+        name="no owner check in settle",
+        file="shared/queue.lua",
+        old="if h[1] ~= exec then return 'lost' end\n  if h[2] ~= 'started' then",
+        new="if h[1] == nil then return 'lost' end\n  if false then",
+        under=("F2", "F17"),
+    ),
+    Mutant(
+        name="closed before the last events are logged",
+        file="shared/queue.lua",
+        old="local events, outbox = {}, {}\n  for i = 13, #ARGV do",
+        new="local events, outbox = {}, {}\n  close(model, id, status, iso, tonumber(ttl_s))\n  for i = 14, #ARGV do",
+        under=("F1",),
+    ),
+    Mutant(
+        name="published, never logged",
+        file="shared/queue.lua",
+        old="for i = have - first + 1, #events do redis.call('RPUSH', log, events[i]) end",
+        new="for i = have - first + 1, #events do if i % 7 > 0 then redis.call('RPUSH', log, events[i]) end end",
+        under=("F1",),
+    ),
+    Mutant(
+        name="pub/sub only, the log is never read",
+        file="api/relay.py",
+        old="            if silent:\n                await self._refill(silent)",
+        new="            del silent",
+        under=("F9", "F8"),
+    ),
+    Mutant(
+        name="repeats are passed on",
+        file="api/relay.py",
+        old="            if event.seq < self.next_seq:\n                self._compare(event)\n"
+        "                continue\n",
+        new="",
+        under=("F9", "F12"),
+    ),
+    Mutant(
+        name="a cancel is lost",
+        file="shared/queue.lua",
+        old="if status ~= 'queued' and status ~= 'started' then return status or '' end\n  append_events",
+        new="if status ~= 'queued' then return status or '' end\n  append_events",
+        under=("F17",),
+    ),
+    Mutant(
+        name="leases never run out",
+        file="shared/queue.lua",
+        old="'-inf', now_ms(), 'LIMIT'",
+        new="'-inf', 0, 'LIMIT'",
+        under=("F1",),
+    ),
+    Mutant(
+        name="leases by the worker's clock",
+        file="shared/redis_queue.py",
+        old='"claim", model, worker, token, iso_now(), self._lease_ms, limit, self._attempts_max',
+        new='"claim", model, worker, token, iso_now(), self._lease_ms + (time.time() - time.clock_gettime(0)) * 1000, '
+        "limit, self._attempts_max",
+        under=("F13",),
+    ),
+    Mutant(
+        name="resumed from the start",
+        file="workers/generation.py",
+        old="                    self.sequences[event.choice].ids.append(token)\n",
+        new="",
+        under=("F1",),
+    ),
+    Mutant(
+        name="released without its log",
+        file="shared/queue.lua",
+        old="note(job, 'released by ' .. worker)",
+        new="redis.call('DEL', log_key(id))",
+        under=("F3",),
+    ),
+    Mutant(
+        name="released jobs are forgotten",
+        file="shared/queue.lua",
+        old="redis.call('ZADD', leases_key(model), 0, id)",
+        new="redis.call('ZREM', leases_key(model), id)",
+        under=("F3",),
+    ),
+    Mutant(
+        name="poison takes its neighbours along",
+        file="shared/queue.lua",
+        old="if attempt == claim.attempts_max and attempt > 1 then\n    redis.call('HSET'",
+        new="if false then\n    redis.call('HSET'",
+        under=("F5",),
+    ),
+    Mutant(
+        name="a key makes a new job each time",
+        file="shared/queue.lua",
+        old="if before and before[4] then",
+        new="if false then",
+        under=("F16",),
+    ),
+    Mutant(
+        name="an API that wakes cancels what another one reads",
+        file="shared/queue.lua",
+        old="redis.call('PUBSUB', 'NUMSUB', other)[2] > 0",
+        new="false",
+        under=("F6",),
+    ),
+    Mutant(
+        name="errors end their stream cleanly",
+        file="api/exchange.py",
+        old="        yield error_frame(problem)\n        raise StreamBroken",
+        new="        return",
+        under=("F17",),
+    ),
+    Mutant(
+        name="the queue's jobs live for ever",
+        file="shared/queue.lua",
+        old="redis.call('EXPIRE', job, status == 'failed' and ttl_s + 3600 or ttl_s)",
+        new="",
+        under=("F1",),
+    ),
+    Mutant(
+        name="an outage ends the intake",
+        file="workers/worker.py",
+        old='            await self._redis_is_away("claim", error)\n            return []',
+        new="            self._quiet.clear()\n            await asyncio.Event().wait()\n            return []",
+        under=("F8",),
+    ),
+]
+
+
+def planted(mutant: Mutant, folder: Path) -> Path:
+    """A copy of the code with the bug in it. Raises ValueError when the code has changed so that it does not fit."""
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "models"))
+    path = folder / mutant.file
+    text = path.read_text(encoding="utf-8")
+    if text.count(mutant.old) != 1:
+        raise ValueError(f"{mutant.name}: {mutant.file} holds the text {text.count(mutant.old)} times")
+    path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+    return folder
+
+
+@click.command()
+@click.option("--only", help="Mutants whose name holds this.")
+def main(only: str | None) -> None:
+    """Plant each bug and let the campaign find it. Exit status 1 when one survives."""
+    survivors = []
+    for mutant in MUTANTS:
+        if only and only not in mutant.name:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            code = planted(mutant, Path(folder))
+            began = time.monotonic()
+            faults = [part for fault in mutant.under for part in ("--only", fault)]
+            command = [sys.executable, "-m", "bench.chaos", "--code", str(code), *faults]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        broken = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("BROKEN")]
+        broken = [invariant for invariant in broken if invariant != "I5"]  # a slow machine is no bug
+        found = ", ".join(broken) or ("the campaign could not end" if done.returncode else "")
+        click.echo(f"{mutant.name:<50} {found or 'SURVIVES':<30} {time.monotonic() - began:>4.0f} s")
+        if not found:
+            survivors.append(mutant.name)
+    sys.exit(int(bool(survivors)))
+
+
+if __name__ == "__main__":
+    main()
