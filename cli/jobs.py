@@ -187,16 +187,13 @@ def compare(redis_url: str | None, job_id: str) -> None:
 
     async def work(seat: Desk) -> None:
         record = await seat.ledger.record(job_id)
-        if record.replayed_as:
-            pair = [job_id, record.replayed_as]
-        elif record.replay_of:
-            pair = [record.replay_of, job_id]
-        else:
-            raise NotFound(f"The job {job_id} was never replayed; `rq requeue` keeps only what `show` shows.")
-        old, new = await seat.channel.read([(each, 0) for each in pair])
-        before, after = _text(old.events).splitlines(), _text(new.events).splitlines()
-        lines = difflib.unified_diff(before, after, pair[0], pair[1], lineterm="")
-        click.echo("\n".join(lines) or f"{pair[0]} and {pair[1]} wrote the same")
+        names = (record.replay_of or job_id, record.replayed_as or job_id)
+        old, new = await seat.channel.read([(name, 0) for name in names])
+        before = old.events if names[0] != names[1] else await seat.channel.previous(job_id)
+        if not before:
+            raise NotFound(f"The job {job_id} was never run again.")
+        lines = difflib.unified_diff(_text(before).splitlines(), _text(new.events).splitlines(), *names, lineterm="")
+        click.echo("\n".join(lines) or "both wrote the same")
 
     at_desk(redis_url, work)
 

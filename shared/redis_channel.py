@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import orjson
 import redis.exceptions
@@ -39,6 +40,12 @@ class RedisChannel:
     async def dropped(self, worker: str) -> AsyncIterator[str]:
         async for message in self._messages(keys.control_channel(worker)):
             yield message.decode()
+
+    async def previous(self, job_id: str) -> tuple[Event, ...]:
+        """What the job had written before `rq requeue` ran it again."""
+        with translated():
+            rows: Any = await self._redis.lrange(keys.previous(job_id), 0, -1)
+        return tuple(decode_event(seq, row) for seq, row in enumerate(rows))
 
     async def read(self, cursors: Sequence[tuple[str, int]]) -> list[Page]:
         with translated():

@@ -14,7 +14,9 @@ Result = TypeVar("Result")
 
 
 class CallThread:
-    """A daemon: a call that never returns does not keep the process from ending."""
+    """A daemon: a call that never returns does not keep the process from ending. `may_wait`: so its calls may block."""
+
+    may_wait = True
 
     def __init__(self, name: str) -> None:
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
@@ -25,6 +27,15 @@ class CallThread:
         future: Future[Result] = Future()
         self._calls.put((future, call))
         return future
+
+    def repeat(self, call: Callable[[], bool]) -> "Future[None]":
+        """Until it answers False."""
+
+        def calls() -> None:
+            while call():
+                pass
+
+        return self.submit(calls)
 
     def _run(self) -> None:
         while True:

@@ -9,7 +9,7 @@ import queue
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from contextlib import contextmanager
 
 from shared.events import Event, Failed, Outcome
@@ -25,7 +25,6 @@ from workers.sequence import Sampled, Sequence
 from workers.turn import Turn
 
 log = logging.getLogger(__name__)
-STOP_S = 1.0
 
 
 class Stepper:
@@ -65,7 +64,7 @@ class Stepper:
         self._faults = metrics.faults.labels(model)
 
     def start(self) -> None:
-        self._ended = self._thread.submit(self._run)
+        self._ended = self._thread.repeat(self._go_on)
 
     def add(self, turn: Turn) -> None:
         self._inbox.put(lambda: self._add(turn))
@@ -78,10 +77,10 @@ class Stepper:
         """With this outcome, unless it has ended by itself."""
         self._inbox.put(lambda: self._end(turn, outcome))
 
-    def stop(self) -> None:
-        """Return when the step that runs now has ended. A hung one is left behind after a second."""
+    def stop(self) -> Future[None]:
+        """Done when the step that runs now has ended, which a hung one never does."""
         self._inbox.put(self._stop)
-        wait([self._ended], timeout=STOP_S)
+        return self._ended
 
     @property
     def waiting(self) -> int:
@@ -93,21 +92,22 @@ class Stepper:
         since = [at for at in (self._step_began, self._stuck_since) if at is not None]
         return not self._ended.done() and all(time.monotonic() - at < step_timeout_s for at in since)
 
-    def _run(self) -> None:
+    def _go_on(self) -> bool:
+        """Do what is asked for, then a step; False when asked to stop."""
         try:
-            while not self._stopping:
-                self._obey()
-                if not self._stopping and self._scheduler.busy:
-                    self._step()
-                if not self._stopping and self._passages and not self._scheduler.suspecting:
-                    self._embed()
+            self._obey()
+            if not self._stopping and self._scheduler.busy:
+                self._step()
+            if not self._stopping and self._passages and not self._scheduler.suspecting:
+                self._embed()
         except Exception:
             log.critical("the engine is lost", exc_info=True)
             raise
+        return not self._stopping
 
     def _obey(self) -> None:
         """Do what has been asked; wait for something to be asked when there is nothing to compute."""
-        block = not self._scheduler.busy and not self._passages
+        block = self._thread.may_wait and not self._scheduler.busy and not self._passages
         self._count()
         while not self._stopping:
             try:

@@ -27,6 +27,7 @@ from workers.turn import Turn
 log = logging.getLogger(__name__)
 RETRY_S = 0.2
 CLAIMED_AT_ONCE = 8  # so that of many jobs that arrive together each idle worker gets some
+STOP_S = 1.0  # for the step that runs when stopping; a hung one is left behind
 FLUSH_S = 2.0  # for the last events to reach Redis when stopping
 TURNS: dict[Kind, Callable[[Delivery, Engine], Turn]] = {
     Kind.CHAT: Generation,
@@ -309,8 +310,7 @@ class Worker:
                 continue
 
     async def _release(self, outlet: asyncio.Task[None]) -> None:
-        for stepper in self._steppers:
-            await asyncio.to_thread(stepper.stop)
+        await asyncio.wait([asyncio.wrap_future(stepper.stop()) for stepper in self._steppers], timeout=STOP_S)
         self._outbox.close()
         await asyncio.wait([outlet], timeout=FLUSH_S)
         try:

@@ -8,19 +8,39 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
+import redis
 
-from bench.chaos.faults import SCENARIOS, Act, Scenario
+from bench.chaos import torch_script
+from bench.chaos.faults import SCENARIOS, TORCH_SCENARIOS, Act, Scenario
 from bench.chaos.judge import Verdict, judge, leftovers
-from bench.chaos.load import Load
+from bench.chaos.load import Asked, Load
 from bench.chaos.report import bars, summary, timeline
 from bench.chaos.site import Site
 
 ROOT = Path(__file__).parents[2]
 WARM_S = 1.5
+RQ_LIES = """
+local lies = {}
+for _, id in ipairs(redis.call('LRANGE', 'rq:queue:' .. ARGV[1], 0, -1)) do
+  local status = redis.call('HGET', 'rq:job:' .. id, 'status')
+  if status ~= 'queued' then lies[#lies + 1] = id .. ' is listed as waiting, and ' .. tostring(status) end
+end
+for _, member in ipairs(redis.call('ZRANGE', 'rq:wip:' .. ARGV[1], 0, -1)) do
+  local id, exec = string.match(member, '^(.*):(.*)$')
+  local job = redis.call('HMGET', 'rq:job:' .. id, 'status', 'exec')
+  if job[1] ~= 'started' or job[2] ~= exec then
+    lies[#lies + 1] = id .. ' is listed as running, and ' .. tostring(job[1])
+  end
+end
+return lies
+"""
 QUIET_S = {False: 12.0, True: 60.0}
 SETTINGS = {
     "scripted_step_ms": 20,
@@ -33,28 +53,34 @@ SETTINGS = {
 
 
 async def campaign(
-    scenarios: list[Scenario], *, code: Path, seed: int, release: bool, folder: Path
+    scenarios: list[Scenario], *, engine: str, code: Path, seed: int, release: bool, folder: Path
 ) -> tuple[Verdict, dict[str, Verdict]]:
-    site = Site(folder, code, model="scripted", workers=4, settings=SETTINGS)
+    if engine == "scripted":
+        site = Site(folder, code, model="scripted", workers=4, settings=SETTINGS)
+    else:
+        site = Site(folder, code, model="penstock-tiny", workers=torch_script.WORKERS, settings=torch_script.SETTINGS)
     total, by_name = Verdict(), dict[str, Verdict]()
     try:
         await site.start()
+        script = await torch_script.undisturbed(site) if engine != "scripted" else []
+        watching = asyncio.create_task(watch_rq(site, total))
         for scenario in scenarios:
             began = time.monotonic()
-            verdict = await play(site, scenario, seed=seed, release=release)
+            verdict = await play(site, scenario, seed=seed, release=release, script=script)
             by_name[scenario.name] = verdict
             total.add(verdict)
             click.echo(summary(scenario.name, scenario.what, verdict, time.monotonic() - began))
         await asyncio.sleep(QUIET_S[release])
         total.blame("I6", await asyncio.to_thread(lambda: list(leftovers(site))))
+        watching.cancel()
     finally:
         await site.stop()
     return total, by_name
 
 
-async def play(site: Site, scenario: Scenario, *, seed: int, release: bool) -> Verdict:
+async def play(site: Site, scenario: Scenario, *, seed: int, release: bool, script: Sequence[Asked]) -> Verdict:
     rng = random.Random(f"{seed} {scenario.name}")
-    load = Load(site, seed=rng.getrandbits(30), clients=scenario.clients, tokens=scenario.tokens)
+    load = Load(site, seed=rng.getrandbits(30), clients=scenario.clients, tokens=scenario.tokens, script=script)
     act = Act(site=site, load=load, rng=rng, rounds=scenario.rounds[release], long=release)
     load.start()
     await asyncio.sleep(WARM_S)
@@ -71,6 +97,15 @@ async def play(site: Site, scenario: Scenario, *, seed: int, release: bool) -> V
     return verdict
 
 
+async def watch_rq(site: Site, total: Verdict) -> None:
+    """Compare, in one go, what `rq info` counts with the jobs themselves."""
+    while True:
+        with suppress(redis.RedisError):
+            lies: Any = await asyncio.to_thread(site.client.eval, RQ_LIES, 0, site.model)
+            total.blame("RQ", lies)
+        await asyncio.sleep(0.5)
+
+
 def forget(site: Site) -> None:
     """The jobs of a scenario, so that the next one is judged by its own."""
     for pattern in ("rq:job:*", "penstock:log:*", "penstock:previous:*", "rq:results:*", "rq:f*ed:*", "rq:canceled:*"):
@@ -81,21 +116,25 @@ def forget(site: Site) -> None:
 @click.command()
 @click.option("--release", is_flag=True, help="The long form: 3,000 jobs hit, a million tokens.")
 @click.option("--only", multiple=True, help="These faults only, like F1; repeatable.")
+@click.option("--engine", type=click.Choice(["scripted", "builtin"]), default="scripted", show_default=True)
 @click.option("--seed", type=int, default=2026, show_default=True)
 @click.option("--code", type=click.Path(path_type=Path), default=ROOT, help="The Penstock to break.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the verdict here, as JSON.")
 @click.option("--keep", is_flag=True, help="Keep logs and data.")
-def main(release: bool, only: tuple[str, ...], seed: int, code: Path, out: Path | None, keep: bool) -> None:
+def main(
+    release: bool, only: tuple[str, ...], engine: str, seed: int, code: Path, out: Path | None, keep: bool
+) -> None:
     """Break everything, then judge. Exit status 1 when an invariant does not hold."""
-    chosen = [scenario for scenario in SCENARIOS if not only or scenario.name in only]
+    scenarios = SCENARIOS if engine == "scripted" else TORCH_SCENARIOS
+    chosen = [scenario for scenario in scenarios if not only or scenario.name in only]
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     total, by_name = asyncio.run(
-        campaign(chosen, code=code.resolve(), seed=seed, release=release, folder=folder / "site")
+        campaign(chosen, engine=engine, code=code.resolve(), seed=seed, release=release, folder=folder / "site")
     )
     if not keep and not total.violations:
         shutil.rmtree(folder, ignore_errors=True)
-    click.echo(bars(total, seconds=time.monotonic() - began, seed=seed))
+    click.echo(bars(total, seconds=time.monotonic() - began, seed=seed, release=release))
     if out:
         told = {name: asdict(verdict) for name, verdict in by_name.items()}
         out.write_text(json.dumps({"seed": seed, "release": release, "total": asdict(total), "faults": told}, indent=1))

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.chaos.http import ask
-from bench.chaos.judge import Mercy, Verdict, pauses_across
+from bench.chaos.judge import Mercy, Verdict, pauses_across, percentile
 from bench.chaos.load import Load
 from bench.chaos.site import Process, Site
-from bench.chaos.story import Way
+from bench.chaos.story import Story, Way
 
 TOLD = Mercy(lost=True)
 STRICT = Mercy()
+STAYING = {Way.PLAIN: 1, Way.RESUME: 1, Way.RETRY: 1, Way.WHOLE: 1}
 
 
 @dataclass(slots=True)
@@ -30,6 +31,7 @@ class Act:
     long: bool
     marks: list[tuple[str, float, float, set[str] | None]] = field(default_factory=list)
     hit: set[str] = field(default_factory=set)
+    ratios: dict[str, float] = field(default_factory=dict)
 
     def strike(self, only: set[str] | None = None) -> float:
         """Now: every job that runs is hit, or those only."""
@@ -60,6 +62,7 @@ class Act:
             stories = [s for s in self.load.stories if only is None or s.job_id in only]
             verdict.pauses.setdefault(kind, []).extend(pauses_across(stories, begin, end))
         verdict.hit = len(self.hit)
+        verdict.ratios |= self.ratios
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,13 +264,66 @@ async def operator_flushes(act: Act) -> None:
 
 
 async def overload(act: Act) -> None:
-    """Three times as many clients as before, for a while."""
+    """Three times as many clients as before, for a while; then as before."""
+    normal = await _waits([act.load.stories], 20 if act.long else 6)
     more = Load(act.site, seed=act.rng.getrandbits(30), clients=120, tokens=100)
     more.start()
     act.strike()
-    await asyncio.sleep(60 if act.long else 10)
+    await asyncio.sleep(120 if act.long else 8)
     await more.ended()
+    await asyncio.sleep(40 if act.long else 2)
+    after = await _waits([act.load.stories], 20 if act.long else 6)
+    act.ratios["p99 TTFT after overload"] = after / normal
     act.load.stories += more.stories
+
+
+async def flood(act: Act) -> None:
+    """Five tenants keep all slots busy; then one of them sends eight times as much."""
+    rng = act.rng
+    fair = [
+        Load(act.site, seed=rng.getrandbits(30), clients=16, tokens=40, ways={Way.PLAIN: 1}, tenant=f"tenant-{n}")
+        for n in range(5)
+    ]
+    for load in fair:
+        load.start()
+    await asyncio.sleep(3)
+    others = [load.stories for load in fair[:4]]
+    seconds = 60 if act.long else 6
+    before = await _waits(others, seconds)
+    more = Load(act.site, seed=rng.getrandbits(30), clients=112, tokens=40, ways={Way.PLAIN: 1}, tenant="tenant-4")
+    more.start()
+    act.strike()
+    await asyncio.sleep(3)
+    during = await _waits(others, seconds)
+    act.ratios["p99 TTFT of others in a flood"] = during / before
+    await asyncio.gather(*[load.ended() for load in [*fair, more]])
+    for load in [*fair, more]:
+        act.load.stories += load.stories
+
+
+async def _waits(lists: list[list[Story]], seconds: float) -> float:
+    """The 99th percentile of the time to first text, of what begins from now on for so long."""
+    begin = time.monotonic()
+    await asyncio.sleep(seconds)
+    end = time.monotonic()
+    await asyncio.sleep(3)
+    return percentile([s.waited for each in lists for s in each if begin < s.began < end and s.waited], 0.99)
+
+
+async def recomputing(act: Act) -> None:
+    """How many tokens were computed that no log holds: kills, six a minute, and nobody who leaves."""
+    act.site.count_tokens(begin=True)
+    counted = Load(act.site, seed=act.rng.getrandbits(30), clients=40, tokens=150, ways=STAYING)
+    counted.start()
+    act.load.stories = counted.stories
+    await asyncio.sleep(1.5)
+    for _ in range(act.rounds):
+        act.strike()
+        act.victim().send(signal.SIGKILL)
+        await asyncio.sleep(10)
+    await counted.ended()
+    logged = sum(story.tokens * story.n for story in counted.stories if story.complete)
+    act.ratios["tokens computed for each that is kept"] = act.site.count_tokens() / max(logged, 1)
 
 
 async def duplicates(act: Act) -> None:
@@ -278,7 +334,7 @@ async def duplicates(act: Act) -> None:
         await act.pause(0.0, 0.5)
         await asyncio.wait([first, act.load.add(twin)])
         if story.job_ids != twin.job_ids:
-            twin.clean_nothing += 1  # two jobs for one key
+            twin.wrongs.append("two jobs for one key")
 
     for _ in range(act.rounds):
         act.strike()
@@ -311,6 +367,16 @@ SCENARIOS = [
     Scenario(name="F14", what="operator trims and deletes entries", run=operator_cuts, rounds=(2, 20)),
     Scenario(name="F14b", what="operator flushes", run=operator_flushes, mercy=TOLD, rounds=(1, 3)),
     Scenario(name="F15", what="three times the load", run=overload, rounds=(1, 2)),
+    Scenario(name="flood", what="one tenant sends eight times as much", run=flood, rounds=(1, 1), clients=0),
+    Scenario(name="I10", what="kills, and tokens counted", run=recomputing, rounds=(1, 12), clients=0),
     Scenario(name="F16", what="the same request twice", run=duplicates, rounds=(2, 30)),
     Scenario(name="F17", what="cancel as the job ends", run=cancels, rounds=(2, 30)),
+]
+
+# With the built-in model, whose steps cost what they cost: fewer at a time.
+TORCH_SCENARIOS = [
+    Scenario(name="F1", what="worker SIGKILL", run=worker_killed, rounds=(2, 20), clients=8),
+    Scenario(name="F2", what="worker SIGSTOP for two leases", run=worker_frozen, rounds=(1, 4), clients=8),
+    Scenario(name="F3", what="worker SIGTERM, again, SIGKILL", run=worker_told_to_stop, rounds=(1, 9), clients=8),
+    Scenario(name="F8", what="Redis SIGKILL, down 1, 5, 30 s", run=redis_killed, rounds=(1, 4), clients=8),
 ]

@@ -21,7 +21,7 @@ DEADLINE_S = 65.0  # of a story: no fault lasts longer than half of it
 
 @dataclass(slots=True)
 class Verdict:
-    """`violations` by invariant. `pauses` by kind of fault, in seconds."""
+    """`violations` by invariant. `pauses` by kind of fault, in seconds. `ratios`: of what has a bar as one."""
 
     violations: dict[str, list[str]] = field(default_factory=dict)
     jobs: int = 0
@@ -30,6 +30,7 @@ class Verdict:
     stories: int = 0
     ends: dict[str, int] = field(default_factory=dict)
     pauses: dict[str, list[float]] = field(default_factory=dict)
+    ratios: dict[str, float] = field(default_factory=dict)
 
     def blame(self, invariant: str, found: Iterable[str]) -> None:
         for text in found:
@@ -40,6 +41,7 @@ class Verdict:
             self.blame(invariant, found)
         for kind, pauses in other.pauses.items():
             self.pauses.setdefault(kind, []).extend(pauses)
+        self.ratios |= other.ratios
         for end, count in other.ends.items():
             self.ends[end] = self.ends.get(end, 0) + count
         self.jobs, self.hit = self.jobs + other.jobs, self.hit + other.hit
@@ -64,6 +66,7 @@ def judge(site: Site, stories: Sequence[Story], mercy: Mercy) -> Verdict:
         end = story.ends[-1] if story.ends else story.problem or "left"
         verdict.ends[end] = verdict.ends.get(end, 0) + 1
         verdict.blame("I1", _accepted_and_lost(story, jobs, mercy))
+        verdict.blame("I1", (f"{story.name} ({story.job_id}): {wrong}" for wrong in story.wrongs))
         verdict.blame("I2", wrong_texts(story))
         verdict.blame("I3", _ended_badly(story))
         verdict.blame("I4", _ended_late(story, mercy))
@@ -167,7 +170,8 @@ def _wrong_log(job_id: str, job: dict[str, Any], told: Story | None) -> Iterator
     """No writer but the owner: every log is the right answer, once."""
     if told is None:
         return
-    expected, texts = right_answer(told.content, told.tokens), dict[int, str]()
+    expected = right_answer(told.content, told.tokens) if told.right is None else told.right
+    texts = dict[int, str]()
     for event in job["log"]:
         if event[0] == "d":
             texts[event[1]] = texts.get(event[1], "") + event[2]

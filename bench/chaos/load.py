@@ -4,6 +4,9 @@ import asyncio
 import functools
 import random
 from collections.abc import Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Any
 
 from bench.chaos.site import Site
 from bench.chaos.story import Story, Teller, Way
@@ -23,11 +26,34 @@ def right_answer(content: str, tokens: int) -> str:
     return tokenizer.decode([scripted_token(sequence, position) for position in range(tokens)])
 
 
-class Load:
-    """`clients` stories at a time, each of `tokens` tokens or up to half more; seeded."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A request and its right answer. `more`: of its body."""
 
-    def __init__(self, site: Site, *, seed: int, clients: int, tokens: int, ways: dict[Way, int] | None = None) -> None:
+    content: str
+    tokens: int
+    right: str
+    more: dict[str, Any]
+
+
+class Load:
+    """`clients` stories at a time, each of `tokens` tokens or up to half more; seeded. `script`: what may be asked
+    instead, with the right answers."""
+
+    def __init__(
+        self,
+        site: Site,
+        *,
+        seed: int,
+        clients: int,
+        tokens: int,
+        ways: dict[Way, int] | None = None,
+        tenant: str = "load",
+        script: Seq[Asked] = (),
+    ) -> None:
         self._rng = random.Random(seed)
+        self._tenant = tenant
+        self._script = script
         self._seed = seed
         self._clients = clients
         self._tokens = tokens
@@ -69,7 +95,17 @@ class Load:
             "tokens": tokens,
             "n": rng.choice([1, 1, 1, 2, 3]) if chosen is not Way.PLAIN else 1,
             "leave_after": rng.randint(1, tokens),
+            "tenant": self._tenant,
         }
+        if self._script:
+            asked = rng.choice(self._script)
+            given |= {
+                "content": asked.content,
+                "tokens": asked.tokens,
+                "right": asked.right,
+                "more": asked.more,
+                "n": 1,
+            }
         return Story(**{**given, **changes})  # type: ignore[arg-type]
 
     def open(self) -> list[Story]:
@@ -95,7 +131,7 @@ class Load:
 
 def wrong_texts(story: Story) -> Iterator[str]:
     """Everything that the client read and should not have."""
-    expected = right_answer(story.content, story.tokens)
+    expected = right_answer(story.content, story.tokens) if story.right is None else story.right
     said = [{choice: story.text(choice) for choice in story.texts}, *story.partials]
     for texts in said:
         for choice, text in texts.items():
@@ -106,5 +142,5 @@ def wrong_texts(story: Story) -> Iterator[str]:
         for choice in range(story.n):
             if story.text(choice) != expected:
                 yield f"{story.name} choice {choice} is complete with {len(story.text(choice))} of {len(expected)}"
-            if story.finishes.get(choice) != "length":
+            if story.finishes.get(choice) not in ("length", "stop"):
                 yield f"{story.name} choice {choice} has no finish reason"

@@ -49,17 +49,17 @@ MUTANTS = [
         under=("F1",),
     ),
     Mutant(
-        name="published, never logged",
+        name="the end is published, never logged",
         file="shared/queue.lua",
-        old="for i = have - first + 1, #events do redis.call('RPUSH', log, events[i]) end",
-        new="for i = have - first + 1, #events do if i % 7 > 0 then redis.call('RPUSH', log, events[i]) end end",
+        old="  close(model, id, status, iso, tonumber(ttl_s))\n  correct",
+        new="  redis.call('RPOP', log_key(id))\n  close(model, id, status, iso, tonumber(ttl_s))\n  correct",
         under=("F1",),
     ),
     Mutant(
         name="pub/sub only, the log is never read",
         file="api/relay.py",
-        old="            if silent:\n                await self._refill(silent)",
-        new="            del silent",
+        old="        self._metrics.refills.inc(len(streams))\n",
+        new="        await asyncio.sleep(RETRY_S)\n        return\n",
         under=("F9", "F8"),
     ),
     Mutant(

@@ -18,7 +18,24 @@ from cli.embedded_redis import EmbeddedRedis, free_port
 
 READY_S = 60.0
 LOOK_S = 0.1
-SKEW = "import os, time\n_real = time.time\ntime.time = lambda: _real() + float(os.environ.get('CHAOS_SKEW_S', 0))\n"
+# Runs before a process's own code: a wrong clock, and a count of every token that the engine makes.
+SITECUSTOMIZE = """
+import os, sys, time
+real = time.time
+skew_s = float(os.environ.get("CHAOS_SKEW_S", 0))
+if skew_s:
+    time.time = lambda: real() + skew_s
+if os.environ.get("CHAOS_COUNT"):
+    sys.path.insert(0, os.environ["CHAOS_CODE"])
+    from workers.engine.scripted import ScriptedEngine
+    counted = os.open(os.environ["CHAOS_COUNT"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    step = ScriptedEngine.step
+    def counting(self, batch):
+        sampled = step(self, batch)
+        os.write(counted, b"%d\\n" % len(sampled))
+        return sampled
+    ScriptedEngine.step = counting
+"""
 
 
 class Process:
@@ -67,11 +84,12 @@ class Site:
         self.apis: list[tuple[Process, str]] = []
         self.base_fds: dict[int, int] = {}
         self._code = code
+        self._counted = 0
         self._settings = {f"PENSTOCK_{name.upper()}": str(value) for name, value in settings.items()}
         self._redis_client: redis.Redis | None = None
         self._keeper: asyncio.Task[None] | None = None
         (folder / "skew").mkdir(parents=True)
-        (folder / "skew" / "sitecustomize.py").write_text(SKEW)
+        (folder / "skew" / "sitecustomize.py").write_text(SITECUSTOMIZE)
 
     async def start(self, *, apis: int = 2) -> None:
         self.redis.start()
@@ -122,7 +140,15 @@ class Site:
 
     def skewed(self, seconds: float) -> dict[str, str]:
         """The environment of a process whose clock is wrong by that."""
-        return {"PYTHONPATH": str(self.folder / "skew"), "CHAOS_SKEW_S": str(seconds)}
+        return {"CHAOS_SKEW_S": str(seconds)}
+
+    def count_tokens(self, *, begin: bool = False) -> int:
+        """That the scripted engines of all workers, dead ones too, have made since the beginning of the count."""
+        counts = self.folder / "counts"
+        total = sum(map(int, counts.read_text().split())) if counts.exists() else 0
+        if begin:
+            self._counted = total
+        return total - self._counted
 
     def alive_workers(self) -> int:
         pids = {str(worker.pid) for worker in self.live_workers()}
@@ -147,6 +173,9 @@ class Site:
 
     def _spawn(self, arguments: list[str], environment: Mapping[str, str], log: str) -> Process:
         shared = {"PENSTOCK_REDIS_URL": self.proxy.url, "PENSTOCK_LOG_LEVEL": "WARNING", "OMP_NUM_THREADS": "1"}
+        shared |= {"PYTHONPATH": str(self.folder / "skew"), "CHAOS_CODE": str(self._code)}
+        if arguments[0] == "worker" and self.model == "scripted":
+            shared["CHAOS_COUNT"] = str(self.folder / "counts")
         given = {**shared, **self._settings, **environment}
         return Process(arguments, code=self._code, environment=given, log=self.folder / log)
 

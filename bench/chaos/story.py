@@ -37,6 +37,8 @@ class Story:
     tenant: str = "load"
     leave_after: int = 0
     headers: dict[str, str] = field(default_factory=dict)
+    more: dict[str, Any] = field(default_factory=dict)
+    right: str | None = None  # the answer, where the scripted engine does not say it
     expects: frozenset[str] = frozenset()  # codes with which it is right to fail
     began: float = 0.0
     accepted: float = 0.0
@@ -53,6 +55,7 @@ class Story:
     broken: int = 0
     clean_nothing: int = 0
     frames_after_end: int = 0
+    wrongs: list[str] = field(default_factory=list)  # what else it saw that must not be
 
     @property
     def complete(self) -> bool:
@@ -60,6 +63,12 @@ class Story:
 
     def text(self, choice: int) -> str:
         return "".join(text for _, text in self.texts.get(choice, []))
+
+    @property
+    def waited(self) -> float | None:
+        """Seconds to the first text."""
+        times = self.times()
+        return times[0] - self.began if times else None
 
     def times(self) -> list[float]:
         return sorted(when for pieces in self.texts.values() for when, _ in pieces)
@@ -129,7 +138,7 @@ class Teller:
     def _body(self, story: Story) -> dict[str, Any]:
         messages = [{"role": "user", "content": story.content}]
         body = {"model": self._model, "messages": messages, "max_tokens": story.tokens, "temperature": 0}
-        return body | {"stream": story.way is not Way.WHOLE, "n": story.n}
+        return body | story.more | {"stream": story.way is not Way.WHOLE, "n": story.n}
 
     async def _listen(self, story: Story, answer: Answer) -> bool:
         story.statuses.append(answer.status)
@@ -202,7 +211,11 @@ class Teller:
         base = self._rng.choice(self._bases())
         headers = {"authorization": f"Bearer {story.tenant}"}
         try:
-            (await ask(f"{base}/v1/jobs/{story.job_id}/cancel", headers=headers)).close()
+            said = await ask(f"{base}/v1/jobs/{story.job_id}/cancel", headers=headers)
+            told = json.loads(await said.body())
+            said.close()
         except Broken:
             return True
+        if said.status == 200 and told["status"] not in ("canceled", "finished", "failed"):
+            story.wrongs.append(f"cancelled, and the job is {told['status']}")
         return await self._stream(story, answer)

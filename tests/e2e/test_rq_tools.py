@@ -96,6 +96,8 @@ def test_rq_requeue_runs_failed_jobs_again(slow: Stack) -> None:
 
     assert "Requeueing 2 jobs" in said
     eventually("both failed again", lambda: "jobs: 0 finished, 4 failed" in rq(slow, "info"))
+    failed: Any = slow.redis.zrange("rq:failed:scripted", 0, -1)
+    assert "both wrote the same" in penstock(slow, "compare", failed[0].decode())
     assert "0, 0 executing, 0 finished, 2 failed" in rq(slow, "info")
 
 
@@ -129,7 +131,7 @@ def test_jobs_are_listed_shown_followed_cancelled_and_replayed(slow: Stack) -> N
     eventually("failed again", lambda: "2 failed" in rq(slow, "info").split("jobs:")[1])
     assert f"replayed as  {replayed}" in penstock(slow, "show", listed["failed"])
     assert f"replay of    {listed['failed']}" in penstock(slow, "show", replayed)
-    assert "wrote the same" in penstock(slow, "compare", replayed)
+    assert "both wrote the same" in penstock(slow, "compare", replayed)
     history = penstock(slow, "show", replayed)
     assert [line.split()[2] for line in history.splitlines() if line.startswith("history")] == [
         "queued",
