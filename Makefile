@@ -1,5 +1,6 @@
 # make up      everything on this machine: Redis, the API and workers, ready to use
 # make test    the whole test suite, with real Redis and real processes
+# make chaos   faults under load, and a verdict
 # make check   what CI runs: format, lint, types, import contracts, sizes, tests
 #
 # make up takes WORKERS=2 MODEL=<folder or hub id> PORT=8001 REDIS_URL=redis://...; TORCH=cuda installs torch for a GPU.
@@ -20,7 +21,7 @@ else
 INSTALL_TORCH = $(BIN)/python -m pip install $(LOCKED) torch==$(TORCH_VERSION)
 endif
 
-.PHONY: up test check format lint types contracts sizes lock clean
+.PHONY: up test chaos check format lint types contracts sizes lock clean
 
 up: .venv/.ready
 	@exec $(BIN)/penstock up --workers $(WORKERS) $(if $(MODEL),--model '$(MODEL)') $(if $(PORT),--port $(PORT)) \
@@ -28,6 +29,9 @@ up: .venv/.ready
 
 test: .venv/.ready-dev
 	$(BIN)/pytest
+
+chaos: .venv/.ready-dev
+	$(BIN)/python -m bench.chaos
 
 check: .venv/.ready-dev format lint types contracts sizes test
 

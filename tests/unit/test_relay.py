@@ -83,6 +83,19 @@ def test_nothing_follows_the_last_event() -> None:
     assert opened.ready() == []
 
 
+def test_an_answer_that_was_made_again_otherwise_ends_with_an_error() -> None:
+    opened = stream()
+    opened.hear(EVENTS[:5], 0)
+    opened.ready()
+
+    opened.hear([delta(3), delta(4, "other"), delta(5)], 0)
+
+    (last,) = opened.ready()
+    assert isinstance(last, Finished)
+    assert isinstance(last.outcome, Failed)
+    assert last.outcome.code == "job_lost"
+
+
 @pytest.fixture
 async def house() -> AsyncIterator[tuple[Relay, MemoryQueue]]:
     queue = MemoryQueue(lambda: 0)
@@ -135,3 +148,23 @@ async def test_leaving_early_cancels_and_leaving_at_the_end_does_not(house: tupl
 
     states = [found.state for found in await queue.read([(left.id, 0), (ended.id, 0)])]
     assert states == [State.CANCELED, State.FINISHED]
+
+
+async def test_a_job_outlives_its_last_reader_by_its_grace_only(house: tuple[Relay, MemoryQueue]) -> None:
+    relay, queue = house
+    jobs = {grace_ms: make_job(grace_ms=grace_ms) for grace_ms in (0, 60_000, None)}
+    for job in jobs.values():
+        with relay.open(job) as opened:
+            await queue.enqueue(job, subscriber="api", bounds=Bounds(jobs_max=9))
+            relay.accept(opened)
+    back = make_job(grace_ms=100)
+    with relay.open(back) as opened:
+        await queue.enqueue(back, subscriber="api", bounds=Bounds(jobs_max=9))
+        relay.accept(opened)
+    with relay.open(back) as again:
+        relay.accept(again, logged=True)
+        await asyncio.sleep(0.2)
+        states = {job.id: found.state for job in (*jobs.values(), back) for found in await queue.read([(job.id, 0)])}
+
+    assert states[jobs[0].id] is State.CANCELED
+    assert states[jobs[60_000].id] is states[jobs[None].id] is states[back.id] is State.QUEUED

@@ -3,11 +3,11 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
-from shared.events import Completed, Delta, Event, Expired, Failed, Finished, Outcome
+from shared.events import Completed, Deadline, Delta, Event, Expired, Failed, Finished, Outcome
 from shared.job import Job, ModelInfo
 from shared.lifecycle import State
 from shared.memory import MemoryQueue
@@ -265,3 +265,50 @@ async def test_stopped_twice_it_does_not_wait_for_the_drain(queue: MemoryQueue) 
     await asyncio.wait_for(running, 3)
     (page,) = await queue.read([(job.id, 0)])
     assert page.state is State.STARTED
+
+
+async def test_a_worker_restores_the_end_of_a_log_that_the_queue_lost(queue: MemoryQueue) -> None:
+    undisturbed = await submit(queue, make_job(max_tokens=15))
+    job = make_job(max_tokens=15)
+    async with working(make_worker(queue, step_ms=5)):
+        await outcome_of(queue, undisturbed)
+        await submit(queue, job)
+        await heard(queue, job, seq=8)
+        del queue._records[job.id].log[3:]
+        assert isinstance(await outcome_of(queue, job), Completed)
+
+    log = await log_of(queue, job)
+    assert [event.seq for event in log] == list(range(len(log)))
+    assert text_of(log) == text_of(await log_of(queue, undisturbed))
+
+
+async def test_a_job_over_its_run_deadline_ends_and_frees_its_slot(queue: MemoryQueue) -> None:
+    job = await submit(queue, make_job(run_ms=50, max_tokens=900))
+    after = await submit(queue, make_job(max_tokens=3))
+    async with working(make_worker(queue, step_ms=10, sequences_max=1)):
+        assert await outcome_of(queue, job) == Expired(deadline=Deadline.RUN)
+        assert isinstance(await outcome_of(queue, after), Completed)
+
+    assert len(await log_of(queue, job)) > 1
+
+
+async def test_who_is_alone_is_computed_alone_until_it_has_a_token(queue: MemoryQueue, clock: Clock) -> None:
+    class Watching(ScriptedEngine):
+        batches: ClassVar[list[list[str]]] = []
+
+        def step(self, batch: Batch) -> list[Sampled]:
+            self.batches.append([row.sequence.job_id for row in batch.rows])
+            return super().step(batch)
+
+    suspect = await submit(queue, make_job(max_tokens=5))
+    for worker in "ab":
+        assert await queue.claim("m", worker=worker, limit=1)
+        clock.now_ms += 10_000
+    innocent = await submit(queue, make_job(max_tokens=15))
+    async with working(make_worker(queue, step_ms=2, engine=Watching)):
+        for job in (suspect, innocent):
+            assert isinstance(await outcome_of(queue, job), Completed)
+
+    first = next(batch for batch in Watching.batches if suspect.id in batch)
+    assert first == [suspect.id]
+    assert any({suspect.id, innocent.id} == set(batch) for batch in Watching.batches)

@@ -1,0 +1,62 @@
+"""The campaign's own eyes: it sees what is wrong, and its planted bugs still fit the code."""
+
+from pathlib import Path
+
+import pytest
+
+from bench.chaos.judge import Mercy, _ended_badly, _ended_late, pauses_across, percentile
+from bench.chaos.load import right_answer, wrong_texts
+from bench.chaos.mutants import MUTANTS, Mutant, planted
+from bench.chaos.story import Story, Way
+
+
+def story(text: str = "", *, tokens: int = 5, way: Way = Way.PLAIN, ends: tuple[str, ...] = ()) -> Story:
+    told = Story(name="s", way=way, content="question", tokens=tokens, ends=list(ends))
+    told.texts = {0: [(float(at), f" {word}") for at, word in enumerate(text.split())]}
+    return told
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_every_planted_bug_still_fits_the_code(mutant: Mutant, tmp_path: Path) -> None:
+    code = planted(mutant, tmp_path)
+
+    assert mutant.new in (code / mutant.file).read_text(encoding="utf-8")
+
+
+def test_there_are_enough_planted_bugs() -> None:
+    assert len({mutant.name for mutant in MUTANTS}) >= 12
+
+
+def test_a_wrong_a_missing_and_a_doubled_token_are_seen() -> None:
+    words = right_answer("question", 5).split()
+    right, missing, doubled = " ".join(words), " ".join(words[:2] + words[3:]), " ".join(words[:2] + words[1:])
+
+    complete = story(right, ends=("done",))
+    complete.finishes = {0: "length"}
+    assert list(wrong_texts(complete)) == []
+    assert list(wrong_texts(story(" ".join(words[:3])))) == []
+    for wrong in (missing, doubled, right + " t1"):
+        assert list(wrong_texts(story(wrong)))
+    assert list(wrong_texts(story(missing[:-8], ends=("done",))))  # complete, and too short
+
+
+def test_silence_and_bad_ends_are_seen() -> None:
+    twice, quiet = story(ends=("done", "done")), story()
+    quiet.clean_nothing = 1
+    silent = story()
+    silent.problem = "silence"
+    failed = story(ends=("error:engine_error",))
+
+    assert list(_ended_badly(twice))
+    assert list(_ended_badly(quiet))
+    assert list(_ended_late(silent, Mercy()))
+    assert list(_ended_late(failed, Mercy()))
+    assert not list(_ended_late(failed, Mercy(failures=frozenset({"engine_error"}))))
+
+
+def test_a_pause_counts_from_the_fault_on() -> None:
+    told = story("a b c")
+    told.texts = {0: [(0.0, "a"), (1.0, "b"), (6.0, "c")]}
+
+    assert pauses_across([told], 2.0, 3.0) == [4.0]
+    assert percentile([1.0, 2.0, 3.0, 4.0], 0.5) == 3.0
