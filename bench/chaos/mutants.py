@@ -87,9 +87,8 @@ MUTANTS = [
     Mutant(
         name="leases by the worker's clock",
         file="shared/redis_queue.py",
-        old='"claim", model, worker, token, iso_now(), self._lease_ms, limit, self._attempts_max',
-        new='"claim", model, worker, token, iso_now(), self._lease_ms + (time.time() - time.clock_gettime(0)) * 1000, '
-        "limit, self._attempts_max",
+        old="iso_now(), self._worker_ttl_s, self._lease_ms,",
+        new="iso_now(), self._worker_ttl_s, self._lease_ms + (time.time() - time.clock_gettime(0)) * 1000,",
         under=("F13",),
     ),
     Mutant(
