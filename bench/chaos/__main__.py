@@ -18,7 +18,8 @@ import click
 import redis
 
 from bench.chaos import torch_script
-from bench.chaos.faults import SCENARIOS, TORCH_SCENARIOS, Act, Scenario
+from bench.chaos.act import Act
+from bench.chaos.faults import SCENARIOS, TORCH_SCENARIOS, Scenario
 from bench.chaos.judge import Verdict, judge, leftovers
 from bench.chaos.load import Asked, Load
 from bench.chaos.report import bars, summary, timeline

@@ -2,67 +2,21 @@
 
 import asyncio
 import os
-import random
 import signal
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from bench.chaos.act import Act
 from bench.chaos.http import ask
-from bench.chaos.judge import Mercy, Verdict, pauses_across, percentile
+from bench.chaos.judge import Mercy, percentile
 from bench.chaos.load import Load
-from bench.chaos.site import Process, Site
 from bench.chaos.story import Story, Way
 
 TOLD = Mercy(lost=True)
 STRICT = Mercy()
 STAYING = {Way.PLAIN: 1, Way.RESUME: 1, Way.RETRY: 1, Way.WHOLE: 1}
-
-
-@dataclass(slots=True)
-class Act:
-    """`rounds`: how often a fault strikes. `marks`: (kind, from, to, job ids or None for all)."""
-
-    site: Site
-    load: Load
-    rng: random.Random
-    rounds: int
-    long: bool
-    marks: list[tuple[str, float, float, set[str] | None]] = field(default_factory=list)
-    hit: set[str] = field(default_factory=set)
-    ratios: dict[str, float] = field(default_factory=dict)
-
-    def strike(self, only: set[str] | None = None) -> float:
-        """Now: every job that runs is hit, or those only."""
-        self.hit |= only if only is not None else {s.job_id for s in self.load.open() if s.job_id}
-        return time.monotonic()
-
-    def mark(self, kind: str, begin: float, seconds: float, only: set[str] | None = None) -> None:
-        self.marks.append((kind, begin, begin + seconds, only))
-
-    async def pause(self, least: float, most: float) -> None:
-        await asyncio.sleep(self.rng.uniform(least, most))
-
-    def victim(self) -> Process:
-        return self.rng.choice(self.site.live_workers())
-
-    async def jobs_of(self, worker: Process) -> set[str]:
-        return await asyncio.to_thread(self._jobs_of, worker)
-
-    def _jobs_of(self, worker: Process) -> set[str]:
-        client = self.site.client
-        names = [key for key in client.scan_iter("rq:worker:*") if client.hget(key, "pid") == str(worker.pid)]
-        owners = {name.removeprefix("rq:worker:") for name in names}
-        open_ids = [story.job_id for story in self.load.open() if story.job_id]
-        return {job_id for job_id in open_ids if client.hget(f"rq:job:{job_id}", "worker_name") in owners}
-
-    def measure(self, verdict: Verdict) -> None:
-        for kind, begin, end, only in self.marks:
-            stories = [s for s in self.load.stories if only is None or s.job_id in only]
-            verdict.pauses.setdefault(kind, []).extend(pauses_across(stories, begin, end))
-        verdict.hit = len(self.hit)
-        verdict.ratios |= self.ratios
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,8 +89,11 @@ async def api_dies(act: Act) -> None:
         api, _ = act.rng.choice([pair for pair in act.site.apis if pair[0].alive])
         act.strike()
         if number % 2:
+            hasty = {"headers": {"x-penstock-grace-s": "0.5"}, "silence_s": 1.5, "n": 1}
+            told = [act.load.add(act.load.story(Way.RESUME, **hasty)) for _ in range(10)]
+            await act.pause(0.5, 1.0)
             api.send(signal.SIGSTOP)
-            await act.pause(3.0, 5.0)
+            await asyncio.wait(told, timeout=act.rng.uniform(2.5, 4.0))
             api.send(signal.SIGCONT)
         else:
             api.send(signal.SIGKILL)
@@ -169,6 +126,7 @@ async def redis_killed(act: Act) -> None:
         await asyncio.to_thread(act.site.redis.start)
         act.mark("redis is back", time.monotonic(), 1.9)
         await act.pause(2.0, 3.0)
+    await act.muster()
 
 
 async def redis_drops_and_stalls(act: Act) -> None:
@@ -182,6 +140,7 @@ async def redis_drops_and_stalls(act: Act) -> None:
         act.strike()
         await asyncio.to_thread(act.site.client.execute_command, *ways[number % len(ways)])
         await act.pause(2.5, 3.5)
+    await act.muster()
 
 
 async def redis_full(act: Act) -> None:
@@ -228,6 +187,7 @@ async def network_breaks(act: Act) -> None:
                 await act.pause(1.0, 2.0)
         proxy.delay_s, proxy.split = 0.0, False
         await act.pause(1.0, 2.0)
+    await act.muster()
 
 
 async def clock_wrong(act: Act) -> None:

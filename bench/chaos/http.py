@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+SILENCE_S = 100.0
+
 
 class Broken(Exception):
     """The connection ended before the answer did."""
@@ -19,18 +21,23 @@ class Answer:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
 
-    async def body(self) -> bytes:
-        return b"".join([piece async for piece in self.pieces()])
+    async def body(self, silence_s: float = SILENCE_S) -> bytes:
+        return b"".join([piece async for piece in self.pieces(silence_s)])
 
-    async def pieces(self) -> AsyncIterator[bytes]:
-        """As they arrive. Raises Broken unless the body ends as HTTP says it must."""
+    async def pieces(self, silence_s: float = SILENCE_S) -> AsyncIterator[bytes]:
+        """As they arrive. Raises Broken unless the body ends as HTTP says it must, or after such a silence."""
+
+        async def read(count: int | None = None) -> bytes:
+            async with asyncio.timeout(silence_s):
+                return await (self.reader.readuntil(b"\r\n") if count is None else self.reader.readexactly(count))
+
         try:
             if self.headers.get("transfer-encoding") == "chunked":
-                while size := int(await self.reader.readuntil(b"\r\n"), 16):
-                    yield (await self.reader.readexactly(size + 2))[:-2]
-                await self.reader.readexactly(2)
+                while size := int(await read(), 16):
+                    yield (await read(size + 2))[:-2]
+                await read(2)
             elif length := int(self.headers.get("content-length", 0)):
-                yield await self.reader.readexactly(length)
+                yield await read(length)
         except (asyncio.IncompleteReadError, OSError, ValueError) as error:
             raise Broken(str(error)) from error
 

@@ -74,6 +74,8 @@ def judge(site: Site, stories: Sequence[Story], mercy: Mercy) -> Verdict:
     for job_id, job in jobs.items():
         verdict.blame("I1", _not_terminal_once(job_id, job, mercy))
         verdict.blame("I8", _wrong_log(job_id, job, told.get(job_id)))
+        if job.get("status") in set(map(str, TERMINAL)):
+            verdict.blame("I6", (f"{key} of an ended job has no lifetime" for key in job["lasting"]))
         verdict.blame("I7", _badly_failed(job_id, job, jobs))
     return verdict
 
@@ -88,6 +90,7 @@ def dump(site: Site) -> dict[str, dict[str, Any]]:
         fields["log"] = [orjson.loads(row) for row in rows]
         results: Any = client.xlen(f"rq:results:{job_id}")
         fields["results"] = results
+        fields["lasting"] = [each for each in (key, f"penstock:log:{job_id}") if client.ttl(each) == -1]
         found[job_id] = fields
     return found
 

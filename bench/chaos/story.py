@@ -11,7 +11,7 @@ from bench.chaos.http import Answer, Broken, ask
 
 PATIENCE_S = 90.0
 RETRY_S = 0.2
-SILENCE_S = 30.0  # an API that is frozen says nothing; the client goes elsewhere
+ANSWER_S = 40.0  # for the head of an answer: an API that is frozen says nothing, and the client goes elsewhere
 
 
 class Way(StrEnum):
@@ -37,6 +37,7 @@ class Story:
     tenant: str = "load"
     leave_after: int = 0
     headers: dict[str, str] = field(default_factory=dict)
+    silence_s: float = PATIENCE_S  # after which it goes elsewhere
     more: dict[str, Any] = field(default_factory=dict)
     right: str | None = None  # the answer, where the scripted engine does not say it
     expects: frozenset[str] = frozenset()  # codes with which it is right to fail
@@ -99,12 +100,9 @@ class Teller:
         """Whether that was the end."""
         answer: Answer | None = None
         try:
-            async with asyncio.timeout(SILENCE_S if story.way is not Way.PLAIN else PATIENCE_S):
-                answer = await self._ask(story)
-                return await self._listen(story, answer)
-        except (Broken, TimeoutError) as error:
-            if isinstance(error, TimeoutError) and asyncio.current_task().cancelling():  # type: ignore[union-attr]
-                raise
+            answer = await self._answer(story)
+            return await self._listen(story, answer)
+        except Broken:
             if story.ends:
                 return True  # after an error frame the body must not end cleanly
             story.broken += 1
@@ -115,6 +113,12 @@ class Teller:
         finally:
             if answer:
                 answer.close()
+
+    async def _answer(self, story: Story) -> Answer:
+        try:
+            return await asyncio.wait_for(self._ask(story), ANSWER_S)
+        except TimeoutError as error:
+            raise Broken("no answer") from error
 
     async def _ask(self, story: Story) -> Answer:
         bases = self._bases()
@@ -127,7 +131,7 @@ class Teller:
                 headers["last-event-id"] = str(story.last_id)
             return await ask(f"{base}/v1/jobs/{story.job_id}/events", method="GET", headers=headers)
         if story.way is Way.RESUME:
-            headers |= {"x-penstock-event-ids": "true", "x-penstock-grace-s": "60"}
+            headers = {"x-penstock-event-ids": "true", "x-penstock-grace-s": "60"} | headers
         if story.way in (Way.RETRY, Way.WHOLE, Way.RESUME):
             headers["idempotency-key"] = story.name
         if story.texts:
@@ -171,7 +175,7 @@ class Teller:
 
     async def _stream(self, story: Story, answer: Answer) -> bool:
         rest = b""
-        async for piece in answer.pieces():
+        async for piece in answer.pieces(story.silence_s):
             *frames, rest = (rest + piece).split(b"\n\n")  # an event counts when its blank line is there
             for frame in frames:
                 for line in frame.split(b"\n"):

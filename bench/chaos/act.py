@@ -1,0 +1,76 @@
+"""One fault being played: what it strikes, and what is noted of it."""
+
+import asyncio
+import random
+import time
+from dataclasses import dataclass, field
+
+from bench.chaos.judge import Verdict, pauses_across
+from bench.chaos.load import Load
+from bench.chaos.site import Process, Site
+from bench.chaos.story import Way
+
+
+@dataclass(slots=True)
+class Act:
+    """`rounds`: how often a fault strikes. `marks`: (kind, from, to, job ids or None for all)."""
+
+    site: Site
+    load: Load
+    rng: random.Random
+    rounds: int
+    long: bool
+    marks: list[tuple[str, float, float, set[str] | None]] = field(default_factory=list)
+    hit: set[str] = field(default_factory=set)
+    ratios: dict[str, float] = field(default_factory=dict)
+    wrongs: list[str] = field(default_factory=list)
+
+    def strike(self, only: set[str] | None = None) -> float:
+        """Now: every job that runs is hit, or those only."""
+        self.hit |= only if only is not None else {s.job_id for s in self.load.open() if s.job_id}
+        return time.monotonic()
+
+    def mark(self, kind: str, begin: float, seconds: float, only: set[str] | None = None) -> None:
+        self.marks.append((kind, begin, begin + seconds, only))
+
+    async def pause(self, least: float, most: float) -> None:
+        await asyncio.sleep(self.rng.uniform(least, most))
+
+    def victim(self) -> Process:
+        return self.rng.choice(self.site.live_workers())
+
+    async def jobs_of(self, worker: Process) -> set[str]:
+        return await asyncio.to_thread(self._jobs_of, worker)
+
+    def _jobs_of(self, worker: Process) -> set[str]:
+        client = self.site.client
+        names = [key for key in client.scan_iter("rq:worker:*") if client.hget(key, "pid") == str(worker.pid)]
+        owners = {name.removeprefix("rq:worker:") for name in names}
+        open_ids = [story.job_id for story in self.load.open() if story.job_id]
+        return {job_id for job_id in open_ids if client.hget(f"rq:job:{job_id}", "worker_name") in owners}
+
+    async def muster(self) -> None:
+        """Whether every worker takes work: as many jobs as they have room for, all at once."""
+        crowd = [self.load.add(self.load.story(Way.PLAIN, tokens=100)) for _ in range(16 * self.site.workers_max)]
+        wanted, busy = {str(worker.pid) for worker in self.site.live_workers()}, set[str]()
+        for _ in range(40):
+            busy |= await asyncio.to_thread(self._busy)
+            if wanted <= busy:
+                break
+            await asyncio.sleep(0.1)
+        else:
+            self.wrongs.append(f"{len(wanted - busy)} of {len(wanted)} workers take no work any more")
+        await asyncio.wait(crowd)
+
+    def _busy(self) -> set[str]:
+        client = self.site.client
+        found = [client.hmget(key, ["state", "pid"]) for key in client.scan_iter("rq:worker:*")]
+        return {str(pid) for state, pid in found if state == "busy"}
+
+    def measure(self, verdict: Verdict) -> None:
+        for kind, begin, end, only in self.marks:
+            stories = [s for s in self.load.stories if only is None or s.job_id in only]
+            verdict.pauses.setdefault(kind, []).extend(pauses_across(stories, begin, end))
+        verdict.hit = len(self.hit)
+        verdict.ratios |= self.ratios
+        verdict.blame("I4", self.wrongs)
