@@ -116,7 +116,7 @@ class Teller:
 
     async def _answer(self, story: Story) -> Answer:
         try:
-            return await asyncio.wait_for(self._ask(story), ANSWER_S)
+            return await asyncio.wait_for(self._ask(story), min(ANSWER_S, story.silence_s))
         except TimeoutError as error:
             raise Broken("no answer") from error
 
