@@ -80,7 +80,7 @@ async def _enter(
         job = replace(job, id=accepted.job_id, created_ms=accepted.created_ms)
         stream = opened.enter_context(house.relay.open(job))
     house.relay.accept(stream, logged=accepted.attached)
-    headers = {"x-penstock-job-id": job.id, "x-penstock-queue-position": str(accepted.ahead)}
+    headers = {"x-penstock-job-id": job.id, "x-penstock-queue-position": str(accepted.ahead + 1)}
     return job, stream, headers
 
 

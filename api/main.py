@@ -4,6 +4,7 @@ import logging
 
 from api.app import make_app
 from api.server import ApiServer, allow_many_connections
+from api.terms import weights
 from shared.checkup import confirmation, require_healthy
 from shared.redis_client import connect
 from shared.settings import Settings
@@ -14,6 +15,7 @@ log = logging.getLogger(__name__)
 
 async def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT. Raises SettingsError when it cannot start."""
+    weights(settings)  # said now, not by the first request
     bound = listen(settings.host, settings.port, setting="PENSTOCK_PORT")
     client = connect(settings.redis_url)
     for warning in await require_healthy(client, settings):

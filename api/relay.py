@@ -49,10 +49,8 @@ class JobStream:
     def accept(self, now: float, *, logged: bool) -> None:
         """The job is enqueued, or may be: its log counts, and leaving counts. `logged`: it was there before."""
         self.accepted = True
-        if logged:
-            self.behind = True
-        else:
-            self.expires_at = now + self._patience_s + EXPIRY_GRACE_S
+        self.behind = logged
+        self.expires_at = now + self._patience_s + EXPIRY_GRACE_S
 
     def overdue(self, now: float) -> Deadline | None:
         """The deadline that has passed: no worker runs that would say so."""

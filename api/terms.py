@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
-from shared.errors import InvalidRequest
+from shared.errors import InvalidRequest, SettingsError
 from shared.job import Priority
 from shared.queue import Idempotency
 from shared.settings import Settings
@@ -54,10 +54,12 @@ def tenant_of(request: Request) -> str:
 
 
 def weights(settings: Settings) -> dict[str, float]:
-    """Of the tenants that have another than 1."""
+    """Of the tenants that have another than 1. Raises SettingsError."""
     found = {}
     for part in filter(None, re.split(r"[,\s]+", settings.tenant_weights)):
         name, _, weight = part.partition("=")
+        if not re.fullmatch(r"\d+(\.\d+)?", weight) or not float(weight):
+            raise SettingsError(f"PENSTOCK_TENANT_WEIGHTS: {part!r} is not TENANT=WEIGHT, with a weight above 0")
         found[name] = float(weight)
     return found
 

@@ -21,6 +21,7 @@ class View:
     created_ms: int
     tenant: str
     grace_ms: int | None
+    patience_ms: int
     run_ms: int
     made: int
     shown: int
@@ -45,7 +46,7 @@ class View:
             request={"prompts": [""] * self.prompts, "echo": self.echo},
             sampling=Sampling(seed=0, n=self.made),
             created_ms=self.created_ms,
-            patience_ms=0,
+            patience_ms=self.patience_ms,
             run_ms=self.run_ms,
             grace_ms=self.grace_ms,
         )
@@ -67,6 +68,7 @@ def view_of(job: Job, *, include_usage: bool = False, shown: int | None = None, 
         created_ms=job.created_ms,
         tenant=job.tenant,
         grace_ms=job.grace_ms,
+        patience_ms=job.patience_ms,
         run_ms=job.run_ms,
         made=job.sampling.n,
         shown=job.sampling.n if shown is None else shown,

@@ -69,6 +69,20 @@ def soak() -> None:
     save(figure, "soak")
 
 
+def resume() -> None:
+    """One stream's tokens over time, across what happens to those who make it."""
+    records: dict[str, dict[str, Any]] = load("resume")
+    figure, panes = plt.subplots(1, len(records), figsize=(9, 2.6), sharey=True, layout="constrained")
+    for pane, (name, record) in zip(panes, records.items(), strict=True):
+        pane.plot(record["seconds"], range(1, len(record["seconds"]) + 1), color=OURS, linewidth=1.2)
+        pane.axvline(0, color="#b04a3a", linewidth=0.8, linestyle="--")
+        pane.set_title(name, fontsize=9)
+        pane.set_xlabel("seconds from then on")
+        pane.set_xlim(-1.5, 6)
+    panes[0].set_ylabel("tokens that the client has")
+    save(figure, "resume")
+
+
 def bars(
     pane: Any, where: Sequence[float], cells: Sequence[Sequence[float]], *, horizontal: bool = False, **looks: Any
 ) -> None:
@@ -98,5 +112,5 @@ def save(figure: Any, name: str) -> None:
 
 if __name__ == "__main__":
     mpl.rcParams |= {"svg.hashsalt": "penstock", "font.size": 8}
-    for plot in (servers, engine, soak):
+    for plot in (servers, engine, soak, resume):
         plot()

@@ -22,7 +22,6 @@ class JobRecord:
     model: str
     state: State
     attempts: int
-    replays: int
     enqueued_at: str
     started_at: str
     ended_at: str
@@ -95,7 +94,6 @@ class Ledger:
             model=text.get("origin", ""),
             state=State(text["status"]),
             attempts=int(text.get("attempt", 0)),
-            replays=int(text.get("replays", 0)),
             enqueued_at=text.get("enqueued_at", ""),
             started_at=text.get("started_at", ""),
             ended_at=text.get("ended_at", ""),

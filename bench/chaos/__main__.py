@@ -42,7 +42,7 @@ for _, member in ipairs(redis.call('ZRANGE', 'rq:wip:' .. ARGV[1], 0, -1)) do
 end
 return lies
 """
-QUIET_S = {False: 12.0, True: 60.0}
+QUIET_S = {False: 11.0, True: 60.0}
 SETTINGS = {
     "scripted_step_ms": 20,
     "scripted_tokens": 10**6,
@@ -81,7 +81,9 @@ async def campaign(
 
 async def play(site: Site, scenario: Scenario, *, seed: int, release: bool, script: Sequence[Asked]) -> Verdict:
     rng = random.Random(f"{seed} {scenario.name}")
-    load = Load(site, seed=rng.getrandbits(30), clients=scenario.clients, tokens=scenario.tokens, script=script)
+    load = Load(
+        site, seed=rng.getrandbits(30), clients=scenario.clients, tokens=scenario.tokens[release], script=script
+    )
     act = Act(site=site, load=load, rng=rng, rounds=scenario.rounds[release], long=release)
     load.start()
     await asyncio.sleep(WARM_S)
