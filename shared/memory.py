@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from shared.errors import IdempotencyKeyReused, QueueFull
-from shared.events import Cancelled, Completed, Deadline, Event, Finished, Started
+from shared.events import Cancelled, Completed, Deadline, Event, Finished
 from shared.job import Job
 from shared.lifecycle import TERMINAL, Move, State, after, settling
 from shared.line import Line
@@ -28,6 +28,7 @@ class _Record:
     lease_ms: float = 0
     deadline_ms: float | None = None
     alone: bool = False
+    moved: bool = False  # since its last claim
     replayed_as: str = ""
 
 
@@ -109,10 +110,11 @@ class MemoryQueue:
                 refused[write.delivery.job.id] = LOST
             elif not self._log(record, write.events):
                 refused[write.delivery.job.id] = len(record.log)
-            elif record.alone and not (len(record.log) == 1 and isinstance(record.log[0], Started)):
-                record.alone = False
-                record.attempt -= 1
-                self._suspects.pop(record.worker, None)
+            elif len(record.log) > 1:
+                record.moved = True
+                if record.alone:
+                    record.alone = False
+                    self._suspects.pop(record.worker, None)
         return refused
 
     async def settle(self, write: Write, *, worker: str) -> int:
@@ -227,7 +229,9 @@ class MemoryQueue:
 
     def _reclaim(self, record: _Record, worker: str) -> Delivery | None:
         suspect = self._suspects.get(record.worker) if record.exec else None
-        attempt = record.attempt + (1 if suspect in (None, record.job.id) else 0)
+        attempt = 2 if record.moved and record.exec else record.attempt + 1
+        if suspect not in (None, record.job.id):
+            attempt = min(attempt, record.attempt)
         if attempt == self._attempts_max and attempt > 1 and worker in self._suspects:
             return None
         return self._start(record, Move.RECLAIM, worker, attempt)
@@ -240,6 +244,7 @@ class MemoryQueue:
         record.lease_ms = now + self._lease_ms
         if record.deadline_ms is None and record.job.run_ms:
             record.deadline_ms = now + record.job.run_ms
+        record.moved = False
         record.alone = attempt == self._attempts_max and attempt > 1
         if record.alone:
             self._suspects[worker] = record.job.id

@@ -52,7 +52,7 @@ local function add_entry(model, id)
   if old then redis.call('XDEL', stream_key(model), old) end
   local sid = redis.call('XADD', stream_key(model), '*', 'j', id)
   redis.call('HSET', job, 'sid', sid, 'attempt', 0)
-  redis.call('HDEL', job, 'exec', 'ended_at', 'deadline_ms', 'alone')
+  redis.call('HDEL', job, 'exec', 'ended_at', 'deadline_ms', 'alone', 'moved')
   redis.call('PERSIST', job)                       -- RQ's requeue leaves the failed job's lifetime running
   if redis.call('EXISTS', log_key(id)) == 1 then
     redis.call('RENAME', log_key(id), previous_key(id))
@@ -116,11 +116,14 @@ local function publish(outbox)
   end
 end
 
--- A job that ran alone has got on: its worker may run others again, and it has one more attempt.
-local function acquit(id, worker)
-  redis.call('HDEL', job_key(id), 'alone')
-  redis.call('HINCRBY', job_key(id), 'attempt', -1)
-  redis.call('DEL', suspect_key(worker))
+-- A job has got on since its last claim: should its worker die now, that is no more its fault than any other's. If it
+-- ran alone, its worker may run others again.
+local function acquit(id, alone, worker)
+  redis.call('HSET', job_key(id), 'moved', 1)
+  if alone then
+    redis.call('HDEL', job_key(id), 'alone')
+    redis.call('DEL', suspect_key(worker))
+  end
 end
 
 -- Close a job: its entry, its lease, its registry, its lifetime. Only failed jobs keep what the user sent, since only
@@ -132,7 +135,7 @@ local function close(model, id, status, iso, ttl_s)
   if h[2] then redis.call('ZREM', started_key(model), id .. ':' .. h[2]) end
   if h[4] then redis.call('DEL', suspect_key(h[5])) end
   redis.call('ZREM', leases_key(model), id)
-  redis.call('HDEL', job, 'sid', 'exec', 'alone')
+  redis.call('HDEL', job, 'sid', 'exec', 'alone', 'moved')
   redis.call('HSET', job, 'status', status, 'ended_at', iso)
   if status ~= 'failed' then redis.call('HDEL', job, 'payload') end
   if status == 'finished' and (h[3] or '') ~= '' then ttl_s = math.max(ttl_s, IDEMPOTENCY_TTL_S) end
@@ -246,6 +249,7 @@ local function start(claim, id, attempt)
   else
     redis.call('HDEL', job, 'alone')
   end
+  redis.call('HDEL', job, 'moved')
   note(job, 'claimed by ' .. claim.worker .. ', attempt ' .. attempt)
   return id
 end
@@ -263,18 +267,18 @@ local function forget(model, id, status)
   end
 end
 
--- Take over a job whose lease has run out. A job on its last attempt runs alone, one at a time on a worker: if it kills
--- its worker again, the others that were there did not.
+-- Take over a job whose lease has run out. Attempts count those in which it did not get on; on the last one it runs
+-- alone, one at a time on a worker: if it kills its worker again, the others that were there did not.
 local function reclaim(claim, id)
-  local h = redis.call('HMGET', job_key(id), 'status', 'exec', 'attempt', 'worker_name')
+  local h = redis.call('HMGET', job_key(id), 'status', 'exec', 'attempt', 'worker_name', 'moved')
   if h[1] ~= 'started' then
     redis.call('ZREM', leases_key(claim.model), id)
     forget(claim.model, id, h[1])
     return nil
   end
-  local attempt = tonumber(h[3] or 0) + 1
+  local attempt = (h[5] and h[2]) and 2 or tonumber(h[3] or 0) + 1
   local suspect = h[2] and redis.call('GET', suspect_key(h[4]))
-  if suspect and suspect ~= id then attempt = attempt - 1 end
+  if suspect and suspect ~= id then attempt = math.min(attempt, tonumber(h[3])) end
   if attempt == claim.attempts_max and attempt > 1 and redis.call('EXISTS', suspect_key(claim.worker)) == 1 then
     return nil
   end
@@ -352,13 +356,13 @@ function verbs.append()
     local events = {}
     for k = 1, count do events[k] = ARGV[i + 3 + k] end
     i = i + 4 + count
-    local h = redis.call('HMGET', job_key(id), 'exec', 'status', 'subscribers', 'alone', 'worker_name')
+    local h = redis.call('HMGET', job_key(id), 'exec', 'status', 'subscribers', 'moved', 'alone', 'worker_name')
     if h[1] ~= exec or h[2] ~= 'started' then
       refused[#refused + 1] = { id, -1 }
     elseif not append_events(id, h[3], first, events, outbox) then
       refused[#refused + 1] = { id, redis.call('LLEN', log_key(id)) }
-    elseif h[4] and first + count > 1 then         -- more than its opening
-      acquit(id, h[5])
+    elseif not h[4] and first + count > 1 then     -- more than its opening
+      acquit(id, h[5], h[6])
     end
   end
   publish(outbox)

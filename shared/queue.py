@@ -41,9 +41,9 @@ class Accepted:
 class Delivery:
     """A job in a worker's hands. `exec` is the token of this claim: without it nothing is written for the job.
 
-    `attempt` counts claims from 1; `log` holds the events that earlier attempts have written; `late` names a deadline
-    that has passed already; `left_ms` is what remains of the run deadline. `alone`: workers died of this job or beside
-    it, so it must be computed by itself until it gets on.
+    `attempt` counts claims from 1, and from 2 again once the job has got on; `log` holds the events that earlier ones
+    have written; `late` names a deadline that has passed already; `left_ms` is what remains of the run deadline.
+    `alone`: workers died of this job or beside it, so it must be computed by itself until it gets on.
     """
 
     job: Job

@@ -424,6 +424,18 @@ async def test_on_its_last_attempt_a_job_is_alone_and_its_neighbours_are_acquitt
     assert sum(delivery.alone for delivery in after.values()) <= 1
 
 
+async def test_a_job_that_gets_on_may_lose_any_number_of_workers(house: House) -> None:
+    await house.queue.enqueue(make_job(), bounds=TEN)
+    for number in range(5):
+        (delivery,) = await house.queue.claim("m", worker=f"w{number}", limit=1)
+        assert delivery.attempt <= 2
+        assert not delivery.alone
+        first = len(delivery.log)
+        opening = [started()] if first == 0 else []
+        await house.queue.append([write(delivery, *opening, delta(first + len(opening)))])
+        await house.let_leases_run_out()
+
+
 async def test_a_gap_in_a_settlement_is_refused(house: House) -> None:
     await house.queue.enqueue(make_job(), bounds=TEN)
     (delivery,) = await house.queue.claim("m", worker="a", limit=1)
