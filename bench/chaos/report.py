@@ -43,7 +43,7 @@ def summary(name: str, what: str, verdict: Verdict, seconds: float) -> str:
 
 
 def bars(total: Verdict, *, seconds: float, seed: int, release: bool) -> str:
-    """The table of invariants. Pauses and ratios count in the long form: a few samples beside other work prove nothing."""
+    """The table of invariants. Pauses and ratios count in the long form only: a few samples prove nothing."""
     for name, ratio in total.ratios.items():
         invariant, bar = RATIOS[name]
         if ratio > bar and release:
