@@ -221,7 +221,7 @@ function verbs.attach(id, channel)
   return subscribe(id, channel) or ''
 end
 
--- What a claim answers for a job: {id, sid, attempt, payload, log, late, milliseconds left to run, alone}
+-- What a claim answers for a job: {id, attempt, payload, log, late, milliseconds left to run, alone}
 local function delivery(id)
   local job, now = job_key(id), now_ms()
   local h = redis.call('HMGET', job, 'sid', 'attempt', 'payload', 'patience_ms', 'deadline_ms', 'alone')
@@ -230,7 +230,7 @@ local function delivery(id)
   if h[2] == '1' and waited > tonumber(h[4] or 0) then late = 'queue' end
   local left = h[5] and h[5] - now or ''
   if left ~= '' and left <= 0 then late = 'run' end
-  return { id, h[1], tonumber(h[2]), h[3] or '', redis.call('LRANGE', log_key(id), 0, -1), late, left, h[6] and 1 or 0 }
+  return { id, tonumber(h[2]), h[3] or '', redis.call('LRANGE', log_key(id), 0, -1), late, left, h[6] and 1 or 0 }
 end
 
 local function start(claim, id, attempt)

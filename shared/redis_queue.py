@@ -222,7 +222,7 @@ class RedisQueue:
 
     async def _delivery(self, model: str, worker: str, token: str, row: list[Any]) -> Delivery | None:
         """What a claim answered; a job that cannot be read fails at once and keeps its raw bytes."""
-        job_id, _, attempt, payload, log, late, left_ms, alone = row
+        job_id, attempt, payload, log, late, left_ms, alone = row
         try:
             return Delivery(
                 job=decode_job(payload),
