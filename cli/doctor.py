@@ -52,7 +52,7 @@ async def _model(seat: Desk, name: str) -> list[Finding]:
     info = await seat.directory.model(name)
     failed = len(await seat.ledger.ids(name, State.FAILED, limit=1000))
     running = await seat.client.zcard(keys.registry(State.STARTED, name))
-    counts = f"{info.workers} workers, {info.waiting} waiting, {running} running, {failed} failed"
+    counts = f"workers {info.workers}, waiting {info.waiting}, running {running}, failed {failed}"
     idle = info.waiting and not info.workers
     found = [Finding(Level.WARNING if idle else Level.GOOD, f"{name}: {counts}")]
     if info.paused:

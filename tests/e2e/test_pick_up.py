@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from cli.embedded_redis import EmbeddedRedis
-from tests.e2e.harness import Stack, eventually, running_stack
+from tests.e2e.harness import Stack, eventually, running_stack, text_of
 from tests.e2e.test_faults import ask
 
 TOKENS = 60
@@ -29,7 +29,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     server.start()
     try:
         with running_stack(
-            folder, server, "scripted", scripted_step_ms=10, admin_key="operator", sequences_max=4
+            folder, server, "scripted", scripted_step_ms=10, admin_key="operator", sequences_max=4, keep_alive_s=0.2
         ) as stack:
             yield stack
     finally:
@@ -122,6 +122,19 @@ def undisturbed(stack: Stack) -> Frames:
 def test_every_event_has_its_number_when_asked_for(undisturbed: Frames) -> None:
     assert undisturbed.ids == list(range(TOKENS + 2))
     assert undisturbed.done
+
+
+def test_the_openai_client_reads_numbered_events_and_keep_alives(stack: Stack, undisturbed: Frames) -> None:
+    httpx.post(f"{stack.base}/admin/models/scripted/pause", headers=ADMIN)
+    with ThreadPoolExecutor(1) as pool:
+        request: Any = {name: value for name, value in body().items() if name != "stream"}
+        headers = {"x-penstock-event-ids": "true", "Idempotency-Key": "numbered"}
+        create = stack.client().chat.completions.create
+        reading = pool.submit(lambda: text_of(create(**request, stream=True, extra_headers=headers)))
+        time.sleep(1.5)  # the headers go out after a second, then keep-alives
+        httpx.post(f"{stack.base}/admin/models/scripted/resume", headers=ADMIN)
+
+        assert reading.result() == undisturbed.text
 
 
 @pytest.mark.parametrize("way", ["Last-Event-ID", "starting_after"])
