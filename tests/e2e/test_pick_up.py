@@ -2,6 +2,7 @@
 
 import json
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,26 +13,30 @@ from typing import Any
 import httpx
 import pytest
 
-from cli.embedded_redis import EmbeddedRedis
+from cli.embedded_redis import EmbeddedRedis, find_binary, free_port
 from tests.e2e.harness import Stack, eventually, running_stack, text_of
 from tests.e2e.test_faults import ask
 
 TOKENS = 60
+SETTINGS: Any = {
+    "scripted_step_ms": 10,
+    "scripted_tokens": 100_000,
+    "sequences_max": 4,
+    "admin_key": "operator",
+    "keep_alive_s": 0.2,
+    "drain_s": 1,
+}
 ADMIN = {"authorization": "Bearer operator"}
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    from cli.embedded_redis import find_binary, free_port
-
     folder = tmp_path_factory.mktemp("pick-up")
     server = EmbeddedRedis(folder / "redis", binary=find_binary(), port=free_port())
     server.start()
     try:
-        with running_stack(
-            folder, server, "scripted", scripted_step_ms=10, admin_key="operator", sequences_max=4, keep_alive_s=0.2
-        ) as stack:
-            yield stack
+        with running_stack(folder, server, "scripted", **SETTINGS) as running:
+            yield running
     finally:
         server.stop()
 
@@ -178,6 +183,22 @@ def test_a_client_goes_on_elsewhere_when_its_api_is_killed_or_frozen(
         assert first.text + second.text == undisturbed.text
         assert state(stack, first.job_id) == "finished"
         api.kill()
+
+
+def test_an_api_that_stops_cuts_long_streams_and_cancels_none(stack: Stack, other: str) -> None:
+    api, base = stack.start_api()
+    request = body(max_tokens=400)
+    headers = {"x-penstock-event-ids": "true"}
+    with httpx.stream("POST", f"{base}/v1/chat/completions", json=request, headers=headers, timeout=60) as response:
+        threading.Timer(0.3, api.terminate).start()
+        first = Frames().read(response)
+    api.popen.wait(timeout=10)
+
+    second = pick_up(other, first.job_id, headers={"Last-Event-ID": str(first.last_id)})
+
+    assert not first.done
+    assert first.ids + second.ids == list(range(402))
+    assert second.done
 
 
 def test_a_job_outlives_its_client_by_its_grace(stack: Stack) -> None:
