@@ -89,7 +89,7 @@ async def api_dies(act: Act) -> None:
         api, _ = act.rng.choice([pair for pair in act.site.apis if pair[0].alive])
         act.strike()
         if number % 2:
-            hasty = {"headers": {"x-penstock-grace-s": "0.5"}, "silence_s": 1.0, "n": 1, "tokens": 400}
+            hasty = {"headers": {"x-penstock-grace-s": "2"}, "silence_s": 1.0, "n": 1, "tokens": 500}
             told = [act.load.add(act.load.story(Way.RESUME, **hasty)) for _ in range(10)]
             await act.pause(0.5, 1.0)
             api.send(signal.SIGSTOP)

@@ -44,6 +44,7 @@ class Story:
     began: float = 0.0
     accepted: float = 0.0
     ended: float = 0.0
+    base: str = ""  # where it asked last; the next time it goes elsewhere
     job_id: str = ""
     job_ids: list[str] = field(default_factory=list)
     last_id: int = -1
@@ -124,7 +125,8 @@ class Teller:
         bases = self._bases()
         if not bases:
             raise Broken("no API runs")
-        base = self._rng.choice(bases)
+        base = self._rng.choice([base for base in bases if base != story.base] or bases)
+        story.base = base
         headers = {"authorization": f"Bearer {story.tenant}", **story.headers}
         if story.way is Way.RESUME and story.job_id:
             if story.last_id >= 0:
