@@ -1,7 +1,11 @@
-"""Verdicts in words."""
+"""Verdicts in words; `python -m bench.chaos.report FILE` prints one that was written by `--out` as tables."""
 
+import json
 import re
+import sys
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import redis
 
@@ -79,3 +83,25 @@ def timeline(site: Site, text: str) -> str:
             at, _, what = line.partition(" ")
             lines.append(f"      {datetime.fromtimestamp(int(at) / 1000, UTC):%H:%M:%S.%f} {what}")
     return "\n".join(lines)
+
+
+def markdown(told: dict[str, Any]) -> str:
+    """The tables of bench/README.md."""
+    lines = ["| fault | jobs | hit | tokens read | ends | violations |", "|---|---|---|---|---|---|"]
+    for name, verdict in [*told["faults"].items(), ("all", told["total"])]:
+        ends = ", ".join(f"{end.removeprefix('error:')} {n}" for end, n in sorted(verdict["ends"].items()))
+        found = sum(map(len, verdict["violations"].values()))
+        numbers = f"{verdict['jobs']:,} | {verdict['hit']:,} | {verdict['tokens']:,}"
+        lines.append(f"| {name} | {numbers} | {ends} | {found} |")
+    lines += ["", "| pause | streams | p50 | p99 | longest | bar for p99 |", "|---|---|---|---|---|---|"]
+    for kind, values in told["total"]["pauses"].items():
+        row = f"{median(values):.2f} s | {percentile(values, 0.99):.2f} s | {max(values):.2f} s"
+        lines.append(f"| {kind} | {len(values)} | {row} | {BARS_S.get(kind, '-')} |")
+    if told["total"]["ratios"]:
+        lines += ["", "| ratio | measured | bar |", "|---|---|---|"]
+        lines += [f"| {name} | {ratio:.3f} | {RATIOS[name][1]} |" for name, ratio in told["total"]["ratios"].items()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(markdown(json.loads(Path(sys.argv[1]).read_text())) + "\n")
