@@ -119,6 +119,8 @@ class Worker:
                 await self._room.wait()
                 continue
             claimed = await self._claim(served, room)
+            # A job that comes again was lost before we heard of it: what was made of it here no longer counts.
+            self._drop([known for d in claimed if (known := self._held.get(d.job.id))])
             # Held before any is encoded: encoding may take longer than a lease.
             self._held |= {delivery.job.id: delivery for delivery in claimed}
             for delivery in claimed:
@@ -227,7 +229,7 @@ class Worker:
     def _lose(self, write: Write) -> None:
         wasted = sum(len(event.token_ids) for event in write.events if isinstance(event, Delta))
         self._metrics.wasted.labels(write.delivery.job.model).inc(wasted)
-        self._drop([write.delivery.job.id])
+        self._drop([write.delivery])
 
     def _from(self, length: int, write: Write) -> Write:
         """The same and what was written before it, from the end of its log on."""
@@ -265,9 +267,10 @@ class Worker:
             if not self.alive:
                 raise EngineBroken("an engine hangs or has ended; only a new process helps")
             try:
-                lost = await self._queue.renew(list(self._held.values()), worker=self.name)
+                held = list(self._held.values())
+                lost = set(await self._queue.renew(held, worker=self.name))
                 self._renewed_at = asyncio.get_running_loop().time()
-                self._drop(lost)
+                self._drop([delivery for delivery in held if delivery.job.id in lost])
                 await self._announce()
             except QueueUnavailable as error:
                 await self._redis_is_away("renew", error)
@@ -277,19 +280,19 @@ class Worker:
 
     async def _obey_drops(self) -> None:
         async for job_id in self._channel.dropped(self.name):
-            self._drop([job_id])
+            if delivery := self._held.get(job_id):
+                self._drop([delivery])
 
     def _holds(self, delivery: Delivery) -> bool:
         return self._held.get(delivery.job.id) is delivery
 
-    def _drop(self, job_ids: Sequence[str]) -> None:
-        """Give up jobs that are no longer ours; their slots are free before the next step."""
-        for job_id in job_ids:
-            if turn := self._turns.get(job_id):
-                self._served[turn.delivery.job.model].stepper.drop(turn)
-            if delivery := self._held.get(job_id):
-                self._metrics.lost.labels(delivery.job.model).inc()
-                self._forget(delivery)
+    def _drop(self, deliveries: Sequence[Delivery]) -> None:
+        """Give up what is no longer ours; its slots are free before the next step."""
+        for delivery in filter(self._holds, deliveries):
+            if turn := self._turns.get(delivery.job.id):
+                self._served[delivery.job.model].stepper.drop(turn)
+            self._metrics.lost.labels(delivery.job.model).inc()
+            self._forget(delivery)
 
     def _forget(self, delivery: Delivery) -> None:
         if self._holds(delivery):

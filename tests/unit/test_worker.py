@@ -312,3 +312,27 @@ async def test_who_is_alone_is_computed_alone_until_it_has_a_token(queue: Memory
     first = next(batch for batch in Watching.batches if suspect.id in batch)
     assert first == [suspect.id]
     assert any({suspect.id, innocent.id} == set(batch) for batch in Watching.batches)
+
+
+async def test_a_worker_that_gets_its_own_job_again_goes_on_as_anybody_would(queue: MemoryQueue) -> None:
+    """Redis lost its heartbeats, and the end of the log with them; later it loses more."""
+    undisturbed = await submit(queue, make_job(max_tokens=15))
+    job = make_job(max_tokens=15)
+    async with working(make_worker(queue, step_ms=10, heartbeat_ms=10_000, lease_ms=20_000)):
+        await outcome_of(queue, undisturbed)
+        await submit(queue, job)
+        await heard(queue, job, seq=6)
+        record = queue._records[job.id]
+        first = record.exec
+        del record.log[4:]
+        record.lease_ms = float("-inf")
+        async for _ in queue.listen(job.id):
+            if record.exec != first and len(record.log) >= 7:
+                break
+        del record.log[5:]
+        assert isinstance(await outcome_of(queue, job), Completed)
+
+    assert record.exec == ""
+    log = await log_of(queue, job)
+    assert [event.seq for event in log] == list(range(len(log)))
+    assert text_of(log) == text_of(await log_of(queue, undisturbed))
