@@ -57,9 +57,9 @@ class Proxy:
                     await asyncio.sleep(self.delay_s)
                 if answers and self.mute:
                     continue
-                if writer.is_closing():
-                    return
                 for start in range(0, len(data), PIECE if self.split else len(data)):
+                    if writer.is_closing():
+                        return
                     writer.write(data[start : start + (PIECE if self.split else len(data))])
                     if self.split:
                         await asyncio.sleep(0)
