@@ -14,7 +14,7 @@ HEALTH = ("/health/", "/metrics")
 
 
 class RequestFrame:
-    """`x-request-id`, `openai-processing-ms`, and one count for each answer."""
+    """`x-request-id`, `openai-processing-ms`, and one count for each answer and each refusal."""
 
     def __init__(self, app: ASGIApp, *, metrics: ApiMetrics) -> None:
         self._app = app
@@ -33,6 +33,8 @@ class RequestFrame:
                 headers["x-request-id"] = request_id
                 headers["openai-processing-ms"] = str(int((time.monotonic() - began) * 1000))
                 self._count(scope, message["status"])
+                if reason := headers.get("x-penstock-dropped-reason"):
+                    self._metrics.refused.labels(reason).inc()
             await send(message)
 
         await self._app(scope, receive, framed)

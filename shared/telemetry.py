@@ -65,7 +65,9 @@ class ApiMetrics:
         self.refills = Counter(
             "penstock_log_reads", "streams checked against their log after a gap or a silence", registry=registry
         )
-        self.refused = Counter("penstock_refused_requests", "requests not accepted", ["code"], registry=registry)
+        self.refused = Counter(
+            "penstock_refused_requests", "requests dropped, by reason", ["reason"], registry=registry
+        )
 
     def page(self) -> bytes:
         return generate_latest(self.registry)

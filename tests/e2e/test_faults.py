@@ -209,6 +209,7 @@ def test_a_full_queue_answers_429_with_a_computed_retry_after(tmp_path: Path, ow
         assert response.status_code == 429
         assert response.json()["error"]["code"] == "queue_full"
         assert 1 <= int(response.headers["retry-after"]) <= 120
+        assert metric(stack.base, "penstock_refused_requests_total") == 1
         for reader in readers:
             reader.join(timeout=60)
             assert reader.error is None
