@@ -1,5 +1,5 @@
-"""Whether Redis has memory for more jobs. Asked once a second, so that a request costs nothing: jobs that run must
-always be able to write, so new ones stop before memory does."""
+"""How Redis is. Asked once a second, so that a request costs nothing: jobs that run must always be able to write, so
+new ones stop before memory does; and after a restart its file is mended."""
 
 import asyncio
 import logging
@@ -7,6 +7,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from shared.checkup import mend
 from shared.errors import QueueFull, QueueUnavailable
 from shared.redis_client import memory_share, translated
 
@@ -20,6 +21,7 @@ class Pressure:
         self._redis = client
         self._share_max = share_max
         self.share = 0.0
+        self._mended = ""  # the start of Redis that has been seen to
 
     def check(self) -> None:
         """Raise QueueFull while Redis is short of memory."""
@@ -36,8 +38,11 @@ class Pressure:
         while True:
             try:
                 with translated():
-                    info: Any = await self._redis.info("memory")
+                    info: Any = await self._redis.info()
                 self.share = memory_share(info)
+                if info["run_id"] != self._mended:
+                    await mend(self._redis, info)
+                    self._mended = info["run_id"]
             except QueueUnavailable as error:
-                log.warning("memory of redis unknown", extra={"error": str(error)})
+                log.warning("redis cannot be asked how it is", extra={"error": str(error)})
             await asyncio.sleep(PAUSE_S)

@@ -1,5 +1,6 @@
 """Whether a Redis can be trusted with jobs: what a process looks at before it starts, and `penstock doctor` prints."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -8,13 +9,16 @@ from typing import Any
 import redis.exceptions
 from redis.asyncio import Redis
 
+from shared import keys
 from shared.errors import SettingsError
-from shared.redis_client import memory_share
+from shared.redis_client import memory_share, translated
 from shared.settings import Settings
 
+log = logging.getLogger(__name__)
 OLDEST = (6, 2)
 WAITAOF_SINCE = (7, 2)
 CONFIRM_MS = 2000
+MENDED_S = 86400
 
 
 class Level(StrEnum):
@@ -55,6 +59,23 @@ async def confirmation(client: Redis, settings: Settings) -> tuple[Any, ...]:
     if settings.durability == "safe" and info["appendfsync"] != "always":
         return ("WAITAOF", 1, 0, CONFIRM_MS)
     return ()
+
+
+async def mend(client: Redis, info: dict[str, Any]) -> None:
+    """Have Redis write its append-only file anew, once for each of its starts; call it after each. Raises
+    QueueUnavailable.
+
+    When its machine dies in the middle of writing a transaction, Redis (6.2 and 7.0 were seen to) leaves the beginning
+    of it in the file, does not apply it, and writes on: the next start applies that half before what follows. A job's
+    log would then hold a token twice."""
+    if not info.get("aof_enabled"):
+        return
+    with translated():
+        if await client.set(keys.mended(info["run_id"]), 1, nx=True, ex=MENDED_S):
+            try:
+                await client.bgrewriteaof()
+            except redis.exceptions.ResponseError as error:  # it does so already, or a managed server does not let us
+                log.info("redis does not rewrite its file", extra={"error": str(error)})
 
 
 async def _info(client: Redis, settings: Settings) -> dict[str, Any]:

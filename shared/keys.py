@@ -26,6 +26,7 @@
 | penstock:suspect:{worker}  | string  | queue.lua         | the job that this worker now runs alone      | until it gets on; 1 h at most |
 | penstock:idempotency:{key} | string  | queue.lua         | `job fingerprint created_ms`                 | 24 h |
 | penstock:paused:{model}    | string  | redis_queue       | nothing new is claimed of this model         | the operator's |
+| penstock:mended:{start}    | string  | checkup           | since this start Redis's file was rewritten  | 1 day |
 | penstock:log:{job}         | list    | queue.lua         | the job's events, by number                  | 7 days at most; then the job's lifetime |
 | penstock:previous:{job}    | list    | queue.lua         | the log before `rq requeue`                  | 7 days |
 | penstock:models            | set     | directory         | names of models ever served                  | cleaned by every reader |
@@ -95,6 +96,10 @@ def leases(model: str) -> str:
 
 def paused(model: str) -> str:
     return _BY_NAME["paused"] + model
+
+
+def mended(run_id: str) -> str:
+    return f"penstock:mended:{run_id}"
 
 
 def registry(state: str, model: str) -> str:

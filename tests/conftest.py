@@ -19,7 +19,7 @@ if importlib.util.find_spec("triton") and not Path("/dev/nvidia0").exists():
 SERVERS = ["embedded", "system"]
 
 
-def _binary(kind: str) -> Path:
+def binary_of(kind: str) -> Path:
     if kind == "embedded":
         return find_binary()
     found = shutil.which("redis-server")
@@ -40,7 +40,7 @@ def server_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerOf]:
 
     def start(kind: str) -> EmbeddedRedis:
         if kind not in running:
-            running[kind] = EmbeddedRedis(tmp_path_factory.mktemp(kind), binary=_binary(kind), port=free_port())
+            running[kind] = EmbeddedRedis(tmp_path_factory.mktemp(kind), binary=binary_of(kind), port=free_port())
             running[kind].start()
         return running[kind]
 
