@@ -313,7 +313,13 @@ async def cancels(act: Act) -> None:
 SCENARIOS = [
     Scenario(name="F1", what="worker SIGKILL", run=worker_killed, rounds=(3, 60)),
     Scenario(name="F2", what="worker SIGSTOP for two leases", run=worker_frozen, rounds=(1, 10)),
-    Scenario(name="F3", what="worker SIGTERM, again, SIGKILL in the drain", run=worker_told_to_stop, rounds=(3, 20)),
+    Scenario(
+        name="F3",
+        what="worker SIGTERM, again, SIGKILL in the drain",
+        run=worker_told_to_stop,
+        rounds=(3, 20),
+        clients=24,
+    ),
     Scenario(name="F4", what="engine raises, finds no memory, hangs", run=engine_fails, rounds=(3, 12)),
     Scenario(name="F5", what="poison job", run=poison, rounds=(1, 5)),
     Scenario(name="F6", what="API SIGKILL, SIGSTOP", run=api_dies, rounds=(2, 12)),
