@@ -12,6 +12,7 @@ from api.schemas.chat import ChatCompletionRequest, Message
 from api.schemas.completion import CompletionRequest
 from api.schemas.embedding import EmbeddingRequest
 from api.schemas.sampling import GenerationRequest
+from api.schemas.tools import tools_request
 from api.terms import Terms, weights
 from shared.directory import Directory
 from shared.errors import InvalidRequest
@@ -39,7 +40,12 @@ class Admission:
             Kind.CHAT,
             terms,
             tier=body.service_tier,
-            request={"messages": [_message(message) for message in body.messages]},
+            request={
+                "messages": [_message(message) for message in body.messages],
+                **tools_request(body.tools, body.tool_choice, body.parallel_tool_calls),
+                **({"effort": body.reasoning_effort} if body.reasoning_effort else {}),
+                **({"template": body.chat_template_kwargs} if body.chat_template_kwargs else {}),
+            },
             sampling=self._sampling(
                 body,
                 n=body.n or 1,
@@ -171,8 +177,10 @@ def _grammar(body: GenerationRequest) -> Grammar | None:
     return Grammar(kind=GrammarKind.LARK, text=wanted.grammar or "", param="structured_outputs.grammar")
 
 
-def _message(message: Message) -> dict[str, str]:
+def _message(message: Message) -> dict[str, Any]:
     """Templates know no developer role; OpenAI defines it as the system role of newer models."""
     role = "system" if message.role == "developer" else message.role
-    named = {"name": message.name} if message.name else {}
-    return {"role": role, "content": message.text, **named}
+    kept = message.model_dump(
+        include={"name", "reasoning_content", "tool_calls", "tool_call_id"}, exclude_none=True, exclude_defaults=False
+    )
+    return {"role": role, "content": message.text, **kept}

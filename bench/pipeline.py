@@ -57,7 +57,7 @@ def direct_first_ms(cell: Cell) -> float:
     scheduler = Scheduler(limits)
     began = time.perf_counter()
     for index in range(cell.streams):
-        prompt = engine.tokenizer.encode_chat(MESSAGES)
+        prompt = engine.tokenizer.chat({"messages": MESSAGES}).ids
         choosing = Choosing(seed=index, temperature=0, top_p=1, top_k=0)
         scheduler.add(Sequence(job_id=str(index), choice=0, prompt=prompt, choosing=choosing))
     batch = scheduler.next_batch()

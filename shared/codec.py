@@ -1,7 +1,8 @@
 """Bytes to and from jobs and events: the only place that knows how they look in Redis. JSON, never pickle.
 
 Version rule: a reader accepts its own version and refuses any other by name. Events are compact arrays, because one
-is written for every token: `["d", choice, text, [ids]]`, then the finish reason and the logprobs where there are any.
+is written for every token: `["d", choice, text, [ids]]`, then the finish reason, the logprobs, the reasoning and the
+tool calls, as far as there are any.
 A token's bytes travel as a string of as many characters, a vector as base64 of its little-endian single precision
 numbers.
 """
@@ -17,6 +18,7 @@ import orjson
 
 from shared.errors import DecodeError
 from shared.events import (
+    CallPart,
     Cancelled,
     Completed,
     Deadline,
@@ -64,12 +66,8 @@ def decode_job(data: bytes) -> Job:
 def encode_event(event: Event) -> bytes:
     """The event without its number, which is its place in the log."""
     match event:
-        case Delta(finish_reason=None, logprobs=()):
-            return orjson.dumps(["d", event.choice, event.text, event.token_ids])
         case Delta():
-            wire = ["d", event.choice, event.text, event.token_ids, event.finish_reason]
-            rows = [_row_to_wire(each) for each in event.logprobs]
-            return orjson.dumps([*wire, rows] if rows else wire)
+            return orjson.dumps(["d", event.choice, event.text, event.token_ids, *_rest_to_wire(event)])
         case Echoed():
             return orjson.dumps(["p", event.prompt, event.text, [_row_to_wire(each) for each in event.logprobs]])
         case Started():
@@ -102,6 +100,8 @@ def event_from_wire(seq: int, wire: list[Any]) -> Event:
                     token_ids=tuple(ids),
                     finish_reason=FinishReason(reason) if reason else None,
                     logprobs=tuple(map(_row_from_wire, rest[0])) if rest else (),
+                    reasoning=rest[1] if len(rest) > 1 else "",
+                    calls=tuple(CallPart(*part) for part in rest[2]) if len(rest) > 2 else (),
                 )
             case ["p", prompt, text, rows]:
                 return Echoed(seq=seq, prompt=prompt, text=text, logprobs=tuple(map(_row_from_wire, rows)))
@@ -130,6 +130,15 @@ def _little(numbers: "array[float]") -> "array[float]":
     if sys.byteorder == "big":
         numbers.byteswap()
     return numbers
+
+
+def _rest_to_wire(event: Delta) -> list[Any]:
+    """What most tokens have nothing of, up to the last that this one has."""
+    if event.calls or event.reasoning or event.logprobs:
+        rows = [_row_to_wire(each) for each in event.logprobs]
+        rest = [event.finish_reason, rows, event.reasoning, event.calls]
+        return rest if event.calls else rest[:3] if event.reasoning else rest[:2]
+    return [event.finish_reason] if event.finish_reason else []
 
 
 def _row_to_wire(row: Logprobs) -> list[tuple[str, float]]:

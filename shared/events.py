@@ -8,6 +8,7 @@ from typing import NamedTuple
 class FinishReason(StrEnum):
     STOP = "stop"
     LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
 
 
 class Likelihood(NamedTuple):
@@ -24,13 +25,25 @@ class Logprobs(NamedTuple):
     top: tuple[Likelihood, ...]
 
 
+class CallPart(NamedTuple):
+    """More of a tool call of a choice, by its place among the choice's calls: first its id and name, then the text of
+    its arguments, which is JSON when all of it has come."""
+
+    call: int
+    id: str
+    name: str
+    arguments: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Token counts over all choices; the prompt is counted once. `cached_tokens` of it needed no computing."""
+    """Token counts over all choices; the prompt is counted once. `cached_tokens` of it needed no computing;
+    `reasoning_tokens` of the completion were spent before the answer."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +70,7 @@ class Delta:
     """New tokens of one choice and the text they release, which may be empty (half a character, a possible stop).
 
     `choice` counts all choices of all prompts. `logprobs`: where the job asks for them, one for each token; in a chat
-    not for the one that ends the answer.
+    not for the one that ends the answer. `reasoning` and `calls`: what a chat's answer has beside its text.
     """
 
     seq: int
@@ -66,6 +79,8 @@ class Delta:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     logprobs: tuple[Logprobs, ...] = ()
+    reasoning: str = ""
+    calls: tuple[CallPart, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -74,9 +74,11 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One accepted request. `request` is what the worker encodes: a chat's messages; a
-    completion's prompts (texts or token ids), whether to echo them, and with which logprobs; an embedding's inputs,
-    dimensions and truncation.
+    """One accepted request. `request` is what the worker encodes. Of a chat: its messages, the tools that may be
+    called, which of them (`tool_choice`: auto, required or a tool's name), whether several at once (`parallel`), how
+    much to reason (`effort`) and what else its template is told (`template`), as far as they were given. Of a
+    completion: its prompts (texts or token ids), whether to echo them, and with which logprobs. Of an embedding: its
+    inputs, dimensions and truncation.
 
     `patience_ms` is the queue deadline: how long the job may wait, from each time it is queued; `run_ms` the run
     deadline: how long it may take from its first claim to its end. `tenant`: for whom, and `weight`: their share
@@ -109,7 +111,8 @@ class Job:
         """Before a tokenizer has seen it: four characters a token, as texts in English have."""
         texts = self.request.get("prompts") or self.request.get("inputs")
         if texts is None:
-            texts = [message["content"] for message in self.request["messages"]]
+            texts = [str(message) for message in self.request["messages"]]
+            texts.append(str(self.request.get("tools", "")))
         return sum(len(text) // 4 + 1 if isinstance(text, str) else len(text) for text in texts)
 
     @property

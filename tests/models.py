@@ -2,12 +2,13 @@
 
 import random
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from workers.engine.base import Engine
 from workers.models import BUILTIN
@@ -43,6 +44,22 @@ def random_model(
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (folder / name).write_bytes((BUILTIN / name).read_bytes())
     return model
+
+
+CALLING_TEMPLATE = """{% for tool in tools or [] %}{{ tool | tojson }} SIGN
+{% endfor %}{% for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content or '' }}{% for c in m.tool_calls or [] %}{{ c.function.name }}({{ c.function.arguments.city }}){{ c.id }}
+{% endfor %}<|im_end|>{% endfor %}<|im_start|>assistant
+"""
+
+
+def calling_model(folder: Path, sign: str, marks: Seq[str]) -> None:
+    """Random weights, with a template that holds `sign`, and with `marks` as tokens of their own."""
+    tokenizer = AutoTokenizer.from_pretrained(BUILTIN)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(marks)}, replace_extra_special_tokens=False)
+    random_model(folder, "LlamaConfig", {"vocab_size": len(tokenizer), "max_position_embeddings": 2048})
+    tokenizer.chat_template = CALLING_TEMPLATE.replace("SIGN", sign)
+    tokenizer.save_pretrained(folder)
 
 
 def prompts(count: int = 6) -> list[list[int]]:

@@ -7,7 +7,8 @@ from shared.errors import ContextLengthExceeded, InvalidRequest
 from shared.events import Completed, Delta, Echoed, Event, FinishReason, Likelihood, Logprobs, Usage
 from shared.job import Job, Kind, Sampling
 from shared.queue import Delivery
-from workers.engine.base import Defaults, Engine
+from workers.engine.base import Chat, Defaults, Engine, plain_chat
+from workers.replies.base import Parts
 from workers.sequence import Choosing, Sampled, Sequence
 from workers.transcript import Transcript
 from workers.turn import Turn, known
@@ -17,11 +18,20 @@ Number = TypeVar("Number", int, float)
 
 
 class Prompt(NamedTuple):
-    """`tokens_max`: of each answer to it. `echo`: what comes back of it before them, if anything."""
+    """`tokens_max`: of each answer to it. `chat`: how one is read. `echo`: what comes back of the prompt before them,
+    if anything."""
 
     ids: list[int]
     tokens_max: int
+    chat: Chat
     echo: str | None = None
+
+
+class Said(NamedTuple):
+    """What a token adds to an answer."""
+
+    parts: Parts
+    reason: FinishReason | None
 
 
 class Generation(Turn):
@@ -44,15 +54,17 @@ class Generation(Turn):
         self._token_bytes = engine.tokenizer.token_bytes
         self._echoed = {event.prompt for event in delivery.log if isinstance(event, Echoed)}
         choices = range(len(self._prompts) * self._n)
-        self._transcripts = [self._transcript(engine, choice) for choice in choices]
+        self._transcripts = [self._transcript(choice) for choice in choices]
+        self._replies = [self._prompt(choice).chat.reply(f"{job.id} {choice}") for choice in choices]
+        self._reasoned = 0  # tokens
         self.sequences = [self._sequence(engine, choice) for choice in choices]
         self._open = set(choices)
         self._replay_log()
 
-    def _transcript(self, engine: Engine, choice: int) -> Transcript:
-        tokens_max = self._prompt(choice).tokens_max
+    def _transcript(self, choice: int) -> Transcript:
+        prompt = self._prompt(choice)
         stop = self.delivery.job.sampling.stop
-        return Transcript(engine.tokenizer.decode, ends=self._ends, stop=stop, tokens_max=tokens_max)
+        return Transcript(prompt.chat.decode, ends=self._ends, stop=stop, tokens_max=prompt.tokens_max)
 
     def _sequence(self, engine: Engine, choice: int) -> Sequence:
         job, draw = self.delivery.job, choice % self._n
@@ -67,7 +79,7 @@ class Generation(Turn):
             choosing=choosing,
             salt=job.cache_salt.encode(),
             adapter=job.model if job.model in engine.adapters else "",
-            constraint=engine.tokenizer.constraint(job.sampling.grammar) if job.sampling.grammar else None,
+            constraint=self._prompt(choice).chat.constraint(),
         )
 
     def _prompt(self, choice: int) -> Prompt:
@@ -92,27 +104,34 @@ class Generation(Turn):
     def completed(self) -> Completed:
         completion = sum(min(each.made, self._prompt(each.choice).tokens_max) for each in self.sequences)
         cached = sum(min(each.cached or 0, each.prompt_length) for each in self.sequences if each.draw == 0)
-        usage = Usage(prompt_tokens=self.prompt_tokens, completion_tokens=completion, cached_tokens=cached)
+        usage = Usage(
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=completion,
+            cached_tokens=cached,
+            reasoning_tokens=self._reasoned,
+        )
         return Completed(usage=usage)
 
     def advance(self, sequence: Sequence, new: Sampled) -> list[Event]:
         """The events of one new token: a Delta, and Finished when it was the last of the last choice."""
         events = self._echo(sequence.choice // self._n) if sequence.choosing.scores is not None else []
         if self._prompt(sequence.choice).tokens_max:
-            text, reason = self._take(sequence, new.token)
+            parts, reason = self._take(sequence, new.token)
             ids: tuple[int, ...] = (new.token,)
             logprobs = self._logprobs(sequence, new)
         else:
-            text, reason, ids, logprobs = "", FinishReason.LENGTH, (), ()  # only the prompt was wanted
+            parts, reason, ids, logprobs = Parts(), FinishReason.LENGTH, (), ()  # only the prompt was wanted
         if reason is not None:
             self._open.discard(sequence.choice)
         delta = Delta(
             seq=self.number(),
             choice=sequence.choice,
-            text=text,
+            text=parts.text,
             token_ids=ids,
             finish_reason=reason,
             logprobs=logprobs,
+            reasoning=parts.reasoning,
+            calls=parts.calls,
         )
         return [*events, delta, *self.closing()]
 
@@ -128,14 +147,21 @@ class Generation(Turn):
             logprobs = tuple(self._likelihood(scored[at]) for at in range(len(prompt.ids)))
         return [Echoed(seq=self.number(), prompt=index, text=prompt.echo or "", logprobs=logprobs)]
 
-    def _take(self, sequence: Sequence, token: int) -> tuple[str, FinishReason | None]:
+    def _take(self, sequence: Sequence, token: int) -> Said:
         transcript, constraint = self._transcripts[sequence.choice], sequence.constraint
+        reply = self._replies[sequence.choice]
         text, reason = transcript.push(token)
         if constraint and token not in sequence.choosing.banned:
             constraint.accept(token)
             if reason is None and constraint.ended:
-                return text + transcript.end(), FinishReason.STOP
-        return text, reason
+                text, reason = text + transcript.end(), FinishReason.STOP
+        parts = reply.push(text, reason)
+        self._reasoned += reply.reasoning
+        if reason is None and reply.enough:
+            reason = FinishReason.STOP
+        if reason is FinishReason.STOP and reply.called:
+            reason = FinishReason.TOOL_CALLS
+        return Said(parts, reason)
 
     def _logprobs(self, sequence: Sequence, new: Sampled) -> tuple[Logprobs, ...]:
         ends = self.delivery.job.kind is Kind.CHAT and new.token in self._ends
@@ -160,10 +186,10 @@ class Generation(Turn):
 
 def _prompts(job: Job, engine: Engine) -> list[Prompt]:
     """A chat is one prompt; a completion may have several, each a text or token ids."""
-    context, max_tokens = engine.limits.context_length, job.sampling.max_tokens
+    context, max_tokens, grammar = engine.limits.context_length, job.sampling.max_tokens, job.sampling.grammar
     if job.kind is Kind.CHAT:
-        ids = engine.tokenizer.encode_chat(job.request["messages"])
-        return [Prompt(ids, budget(len(ids), max_tokens, context, param="messages"))]
+        chat = engine.tokenizer.chat(job.request, grammar)
+        return [Prompt(chat.ids, budget(len(chat.ids), max_tokens, context, param="messages"), chat)]
     prompts = []
     for item in job.request["prompts"]:
         ids = (
@@ -174,7 +200,8 @@ def _prompts(job: Job, engine: Engine) -> list[Prompt]:
         if not ids:
             raise InvalidRequest("'prompt' holds a text of no tokens.", param="prompt")
         echo = (item if isinstance(item, str) else engine.tokenizer.decode(ids)) if job.request["echo"] else None
-        prompts.append(Prompt(ids, budget(len(ids), max_tokens, context, param="prompt"), echo))
+        tokens_max = budget(len(ids), max_tokens, context, param="prompt")
+        prompts.append(Prompt(ids, tokens_max, plain_chat(ids, engine.tokenizer, grammar), echo))
     return prompts
 
 

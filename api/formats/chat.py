@@ -1,13 +1,13 @@
 """Events of a chat job in the shapes of the OpenAI API: chunks of a stream, or one whole completion."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import orjson
 
 from api.formats.common import head, usage_object
 from api.sse import DONE, frame
-from shared.events import Completed, Delta, Event, Finished, Likelihood, Logprobs, Started, Usage
+from shared.events import CallPart, Completed, Delta, Event, Finished, Likelihood, Logprobs, Started, Usage
 from shared.job import Job
 
 
@@ -32,22 +32,32 @@ class ChatChunks:
             case Started():
                 for choice in self._choices:
                     yield self._chunk(choice, {"role": "assistant", "content": "", "refusal": None}, None)
-            case Delta():
-                if event.logprobs:
-                    logprobs = {"content": [_logprobs(each) for each in event.logprobs], "refusal": None}
-                    yield self._chunk(event.choice, {"content": event.text}, None, logprobs)
-                elif event.text:
+            case Delta(reasoning="", calls=(), logprobs=()):
+                if event.text:
                     index = str(event.choice).encode()
                     text = orjson.dumps(event.text)
                     yield self._before_index + index + self._before_text + text + self._after_text
                 if event.finish_reason:
                     yield self._chunk(event.choice, {}, event.finish_reason)
+            case Delta():
+                yield from self._rich(event)
             case Finished(outcome=Completed(usage=usage)):
                 if self._include_usage:
                     yield frame(self._head | {"choices": [], "usage": usage_object(usage)})
                 yield DONE
             case Finished():
                 return
+
+    def _rich(self, event: Delta) -> Iterable[bytes]:
+        """Reasoning, text and calls, in the order in which they come."""
+        if event.reasoning:
+            yield self._chunk(event.choice, {"reasoning_content": event.reasoning}, None)
+        if event.text or event.logprobs:
+            yield self._chunk(event.choice, {"content": event.text}, None, logprobs_object(event.logprobs))
+        if event.calls:
+            yield self._chunk(event.choice, {"tool_calls": [_call_delta(part) for part in event.calls]}, None)
+        if event.finish_reason:
+            yield self._chunk(event.choice, {}, event.finish_reason)
 
     def _chunk(
         self, choice: int, delta: dict[str, Any], reason: str | None, logprobs: dict[str, Any] | None = None
@@ -56,33 +66,75 @@ class ChatChunks:
         return self._before_index[: -len(b'{"index":')] + orjson.dumps(body) + b"]}\n\n"
 
 
+class Message:
+    """One choice as it grows."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self._texts: list[str] = []
+        self._reasoning: list[str] = []
+        self._calls: list[dict[str, Any]] = []
+        self._logprobs: list[Logprobs] = []
+
+    def add(self, event: Delta) -> None:
+        self._texts.append(event.text)
+        self._reasoning.append(event.reasoning)
+        self._logprobs += event.logprobs
+        self.reason = event.finish_reason or self.reason
+        for part in event.calls:
+            if part.name:
+                self._calls.append(_call(part))
+            else:
+                self._calls[part.call]["function"]["arguments"] += part.arguments
+
+    def body(self) -> dict[str, Any]:
+        text = "".join(self._texts)
+        message = {"role": "assistant", "content": None if self._calls and not text else text, "refusal": None}
+        if reasoning := "".join(self._reasoning):
+            message["reasoning_content"] = reasoning
+        return message | ({"tool_calls": self._calls} if self._calls else {})
+
+    def logprobs(self) -> dict[str, Any]:
+        return logprobs_object(self._logprobs) or {"content": [], "refusal": None}
+
+
 class WholeChat:
     """Collects one chat completion."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._texts: list[list[str]] = [[] for _ in range(job.sampling.n)]
-        self._reasons: list[str | None] = [None] * job.sampling.n
-        self._logprobs: list[list[dict[str, Any]]] = [[] for _ in range(job.sampling.n)]
+        self._messages = [Message() for _ in range(job.sampling.n)]
 
     def add(self, event: Event) -> None:
         if isinstance(event, Delta):
-            self._texts[event.choice].append(event.text)
-            self._logprobs[event.choice] += [_logprobs(each) for each in event.logprobs]
-            self._reasons[event.choice] = event.finish_reason or self._reasons[event.choice]
+            self._messages[event.choice].add(event)
 
     def body(self, usage: Usage) -> dict[str, Any]:
-        asked = self._job.sampling.logprobs
         choices = [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": "".join(texts), "refusal": None},
-                "logprobs": None if asked is None else {"content": self._logprobs[index], "refusal": None},
-                "finish_reason": reason,
+                "message": message.body(),
+                "logprobs": None if self._job.sampling.logprobs is None else message.logprobs(),
+                "finish_reason": message.reason,
             }
-            for index, (texts, reason) in enumerate(zip(self._texts, self._reasons, strict=True))
+            for index, message in enumerate(self._messages)
         ]
         return head(self._job, "chat.completion") | {"choices": choices, "usage": usage_object(usage)}
+
+
+def logprobs_object(logprobs: Sequence[Logprobs]) -> dict[str, Any] | None:
+    return {"content": [_logprobs(each) for each in logprobs], "refusal": None} if logprobs else None
+
+
+def _call(part: CallPart) -> dict[str, Any]:
+    return {"id": part.id, "type": "function", "function": {"name": part.name, "arguments": part.arguments}}
+
+
+def _call_delta(part: CallPart) -> dict[str, Any]:
+    """The first part of a call says which it is."""
+    if part.name:
+        return {"index": part.call, **_call(part)}
+    return {"index": part.call, "function": {"arguments": part.arguments}}
 
 
 def _logprobs(logprobs: Logprobs) -> dict[str, Any]:

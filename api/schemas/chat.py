@@ -1,11 +1,12 @@
 """The body of `POST /v1/chat/completions`. What is not supported is refused by name, never dropped in silence."""
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from api.schemas.base import Strict
 from api.schemas.sampling import GenerationRequest
+from api.schemas.tools import TOOLS_MAX, ToolCall, ToolChoice, Tools
 from shared.errors import InvalidRequest
 
 
@@ -14,41 +15,69 @@ class TextPart(Strict):
     text: str
 
 
+class RefusalPart(Strict):
+    type: Literal["refusal"]
+    refusal: str
+
+    @property
+    def text(self) -> str:
+        return self.refusal
+
+
+Part = Annotated[TextPart | RefusalPart, Field(discriminator="type")]
+
+
 class Message(Strict):
+    """What an earlier answer had may come back as it was, `reasoning_content` too; nulls as well."""
+
+    EMPTY: ClassVar[tuple[str, ...]] = ("annotations", "audio", "function_call")
+
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart]
+    content: str | list[Part] | None = None
     name: str | None = None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCall] | None = Field(None, max_length=TOOLS_MAX)
+    tool_call_id: str | None = Field(None, min_length=1, max_length=256)
 
     @model_validator(mode="before")
     @classmethod
     def _refuse_unsupported(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            for param in ("tool_calls", "function_call", "audio", "refusal"):
-                if data.pop(param, None):
-                    raise InvalidRequest(f"'messages[].{param}' is not supported here.", param=f"messages.{param}")
-            _refuse_media(data.get("content"))
-        return data
+        if not isinstance(data, dict):
+            return data
+        for param in cls.EMPTY:
+            if data.get(param):
+                raise InvalidRequest(f"'messages[].{param}' is not supported here.", param=f"messages.{param}")
+        _refuse_media(data.get("content"))
+        return {param: value for param, value in data.items() if param not in cls.EMPTY}
+
+    @model_validator(mode="after")
+    def _fits_its_role(self) -> "Message":
+        if self.content is None and not (self.role == "assistant" and (self.tool_calls or self.refusal)):
+            raise ValueError("'content' may be null only beside 'tool_calls'")
+        if self.role != "assistant" and (self.tool_calls or self.reasoning_content or self.refusal):
+            raise ValueError(f"'tool_calls', 'reasoning_content' and 'refusal' do not belong to the role {self.role}")
+        if (self.role == "tool") != (self.tool_call_id is not None):
+            raise ValueError("'tool_call_id' belongs to the role tool")
+        return self
 
     @property
-    def text(self) -> str:
+    def text(self) -> str | None:
+        if self.content is None:
+            return self.refusal
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
 class ChatCompletionRequest(GenerationRequest):
     NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = {
         "audio": (),
-        "chat_template_kwargs": ({},),
         "function_call": ("none",),
         "functions": ([],),
         "metadata": ({},),
         "modalities": (["text"],),
-        "parallel_tool_calls": (True, False),
         "prediction": (),
-        "reasoning_effort": ("none",),
         "skip_special_tokens": (True,),
         "store": (False,),
-        "tool_choice": ("none", "auto"),
-        "tools": ([],),
         "verbosity": ("medium",),
         "web_search_options": (),
     }
@@ -58,6 +87,12 @@ class ChatCompletionRequest(GenerationRequest):
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    # An extension of vLLM's: more for the model's chat template, like enable_thinking.
+    chat_template_kwargs: dict[str, Any] | None = Field(None, max_length=64)
     # These identify the caller; they cannot change an answer.
     safety_identifier: str | None = Field(None, max_length=512)
     prompt_cache_key: str | None = Field(None, max_length=512)
@@ -72,5 +107,5 @@ class ChatCompletionRequest(GenerationRequest):
 def _refuse_media(content: Any) -> None:
     for part in content if isinstance(content, list) else []:
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in ("text", None):
+        if kind not in ("text", "refusal", None):
             raise InvalidRequest(f"'messages' may not hold content of type '{kind}' here.", param="messages.content")

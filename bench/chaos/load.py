@@ -21,7 +21,7 @@ GREEDY = Choosing(seed=0, temperature=0, top_p=1, top_k=0)
 def right_answer(content: str, tokens: int) -> str:
     """What the scripted engine says, computed here and not there."""
     tokenizer = ScriptedTokenizer()
-    prompt = tokenizer.encode_chat([{"role": "user", "content": content}])
+    prompt = tokenizer.chat({"messages": [{"role": "user", "content": content}]}).ids
     sequence = Sequence(job_id="", choice=0, prompt=prompt, choosing=GREEDY)
     return tokenizer.decode([scripted_token(sequence, position) for position in range(tokens)])
 

@@ -57,7 +57,7 @@ def judge(world: World) -> None:
 
 @functools.cache
 def answer(content: str, tokens: int) -> list[int]:
-    prompt = ScriptedTokenizer().encode_chat([{"role": "user", "content": content}])
+    prompt = ScriptedTokenizer().chat({"messages": [{"role": "user", "content": content}]}).ids
     sequence = Sequence(job_id="", choice=0, prompt=prompt, choosing=Choosing(seed=0, temperature=0, top_p=1, top_k=0))
     return [scripted_token(sequence, position) for position in range(tokens)]
 

@@ -48,7 +48,12 @@ def test_the_built_in_model_loads_like_any_folder() -> None:
     engine = load_engine(spec, load_settings())
 
     assert (spec.name, engine.kind, engine.limits.context_length) == ("penstock-tiny", "batched", 2048)
-    assert engine.tokenizer.decode(engine.tokenizer.encode_chat([{"role": "user", "content": "é🙂"}])).count("🙂") == 1
+    assert (
+        engine.tokenizer.decode(engine.tokenizer.chat({"messages": [{"role": "user", "content": "é🙂"}]}).ids).count(
+            "🙂"
+        )
+        == 1
+    )
     assert (BUILTIN / "model.safetensors").stat().st_size < 8_000_000
 
 
@@ -71,7 +76,7 @@ def test_a_template_that_refuses_is_the_clients_error() -> None:
     tokenizer._tokenizer.chat_template = "{{ raise_exception('no such role') }}"
 
     with pytest.raises(InvalidRequest, match="no such role"):
-        engine.tokenizer.encode_chat([{"role": "user", "content": "x"}])
+        engine.tokenizer.chat({"messages": [{"role": "user", "content": "x"}]})
 
 
 def test_a_containers_memory_limit_counts(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def answers(engine: Engine, questions: list[str]) -> list[str]:
     texts: dict[Sequence, str] = {}
     transcripts: dict[Sequence, Transcript] = {}
     for question in questions:
-        prompt = tokenizer.encode_chat([{"role": "user", "content": question}])
+        prompt = tokenizer.chat({"messages": [{"role": "user", "content": question}]}).ids
         sequence = Sequence(job_id=question, choice=0, prompt=prompt, choosing=greedy)
         texts[sequence] = ""
         transcripts[sequence] = Transcript(tokenizer.decode, ends=tokenizer.ends, stop=(), tokens_max=400)

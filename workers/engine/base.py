@@ -1,6 +1,6 @@
 """What every engine is. An engine computes steps; it knows nothing of jobs, text, Redis or HTTP."""
 
-from collections.abc import Container
+from collections.abc import Callable, Container, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from shared.errors import EngineError
 from shared.job import Grammar
 from workers.limits import Limits
+from workers.replies.base import PlainReply, Reply
 from workers.scheduler import Batch
 from workers.sequence import Constraint, Sampled, Sequence
 
@@ -30,11 +31,23 @@ class EngineBroken(EngineError):
     """The device or the library is in a state from which only a new process recovers."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chat:
+    """`ids` of the whole prompt; `decode` of an answer's, with the marks that `reply` reads. `reply` makes the reader
+    of one answer, given a seed for the ids in it; `constraint` what it must keep to."""
+
+    ids: list[int]
+    decode: Callable[[Seq[int]], str]
+    reply: Callable[[str], Reply]
+    constraint: Callable[[], Constraint | None]
+
+
 class Tokenizer(Protocol):
     ends: frozenset[int]
 
-    def encode_chat(self, messages: Seq[dict[str, Any]]) -> list[int]:
-        """Ids of the whole prompt; raise InvalidRequest when the model's template refuses the messages."""
+    def chat(self, request: Mapping[str, Any], wanted: Grammar | None = None) -> Chat:
+        """Raises InvalidRequest, which names the parameter, when the model's template refuses the request, or the model
+        cannot do what it asks for."""
 
     def encode_text(self, text: str, tokens_max: int | None = None) -> list[int]:
         """Ids of a text by itself, with the special tokens that belong around it, cut to `tokens_max`."""
@@ -47,6 +60,16 @@ class Tokenizer(Protocol):
 
     def constraint(self, grammar: Grammar) -> Constraint:
         """For a new answer; raises InvalidRequest for a grammar that cannot be used here."""
+
+
+def plain_chat(ids: list[int], tokenizer: Tokenizer, wanted: Grammar | None) -> Chat:
+    """One whose answers are nothing but text."""
+    return Chat(
+        ids=ids,
+        decode=tokenizer.decode,
+        reply=lambda seed: PlainReply(),
+        constraint=lambda: tokenizer.constraint(wanted) if wanted else None,
+    )
 
 
 class Embedder(Protocol):

@@ -1,14 +1,19 @@
 """A tokenizer of transformers as our engines' tokenizer."""
 
 import re
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
+from functools import partial
 from typing import Any
-
-from jinja2.exceptions import TemplateError
 
 from shared.errors import InvalidRequest
 from shared.job import Grammar
-from workers.engine.grammar import Grammars
+from workers.engine.base import Chat, plain_chat
+from workers.engine.chat_template import ChatTemplate
+from workers.engine.grammar import Grammars, Reasoning
+from workers.replies.dialect import dialect_of, thinking_of
+from workers.replies.marked import MarkedReply, response_template
+from workers.replies.tools import Tools, grammar_for, tools_of
 from workers.sequence import Constraint
 
 HALF = "\ufffd"
@@ -24,21 +29,41 @@ class ChatTokenizer:
         self._tokenizer = tokenizer
         self._bytes: dict[int, bytes] = {}
         self._before = tokenizer.encode("a", add_special_tokens=False)  # tokenizers may strip what begins a text
+        self._template = ChatTemplate(tokenizer)
+        self._dialect = dialect_of(self._template.text)
+        self._thinking = thinking_of(self._template.text, self._token_of)
+        self._own = getattr(tokenizer, "response_template", None) if self._dialect is None else None
 
-    def encode_chat(self, messages: Seq[dict[str, Any]]) -> list[int]:
-        if not self._tokenizer.chat_template:
-            lines = [f"{message['role']}: {message['content']}" for message in messages]
-            plain: list[int] = self._tokenizer.encode("\n".join([*lines, "assistant:"]))
-            return plain
-        try:
-            ids: list[int] = self._tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=True, tokenize=True, return_dict=False
+    def chat(self, request: Mapping[str, Any], wanted: Grammar | None = None) -> Chat:
+        tools = tools_of(request)
+        if tools:
+            self._require_tools(tools)
+        prompt = self._template.render(request, reasons=self._thinking is not None)
+        ids = self._template.encode(prompt)
+        if not (tools or self._thinking or self._own):
+            return plain_chat(ids, self, wanted)
+        begun = bool(self._thinking and prompt.text.rstrip().endswith(self._thinking.opening))
+        hidden = frozenset(self._tokenizer.all_special_ids) - self._shown(tools)
+        dialect = self._dialect if tools else None
+        grammar = grammar_for(tools, dialect, wanted, self._token_of) if tools and dialect else wanted
+
+        def reply(seed: str) -> MarkedReply:
+            if self._own:
+                return MarkedReply(self._own, seed=seed, tools=request.get("tools"), prompt=prompt.text)
+            return MarkedReply(
+                response_template(self._thinking, dialect),
+                seed=seed,
+                reader=partial(dialect.reader, tools.schemas) if tools and dialect else None,
+                parallel=bool(tools and tools.parallel),
+                opened=self._thinking.opening if self._thinking and begun else "",
             )
-        except TemplateError as error:
-            raise InvalidRequest(
-                f"The model's chat template refuses these messages: {error}", param="messages"
-            ) from error
-        return ids
+
+        return Chat(
+            ids=ids,
+            decode=lambda answer: self._decode([id_ for id_ in answer if id_ not in hidden]),
+            reply=reply,
+            constraint=lambda: self._grammars.constraint(grammar, self._reasoning(begun)) if grammar else None,
+        )
 
     def encode_text(self, text: str, tokens_max: int | None = None) -> list[int]:
         ids: list[int] = self._tokenizer(
@@ -63,6 +88,34 @@ class ChatTokenizer:
     def decode(self, ids: Seq[int]) -> str:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
+
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        return text
+
+    def _require_tools(self, tools: Tools) -> None:
+        if self._dialect is None and "tool_calls" not in (self._own or {}).get("fields", {}):
+            raise InvalidRequest("This model's chat template teaches no calling of tools.", param="tools")
+        if self._dialect is None and tools.forced:
+            raise InvalidRequest("This model cannot be made to call a tool: 'auto' only.", param="tool_choice")
+
+    def _shown(self, tools: Tools | None) -> frozenset[int]:
+        """Special tokens that are read, not hidden."""
+        if self._own:
+            return frozenset(self._tokenizer.all_special_ids)
+        marks = (self._thinking or ()) + (self._dialect.marks if tools and self._dialect else ())
+        return frozenset(token for mark in marks if (token := self._token_of(mark)) is not None)
+
+    def _reasoning(self, begun: bool) -> Reasoning | None:
+        if self._thinking is None:
+            return None
+        added = self._tokenizer.get_added_vocab()
+        return Reasoning(added[self._thinking.opening], added[self._thinking.closing], begun)
+
+    def _token_of(self, mark: str) -> int | None:
+        """Of a mark that is one token of its own."""
+        token = self._tokenizer.get_added_vocab().get(mark)
+        return None if token is None else int(token)
 
 
 def _part_of_a_character(raw: str) -> bytes:

@@ -8,7 +8,7 @@ import functools
 import os
 from collections import OrderedDict
 from collections.abc import Sequence as Seq
-from typing import Any
+from typing import Any, NamedTuple
 
 import llguidance
 import llguidance.hf
@@ -18,24 +18,45 @@ import torch
 
 from shared.errors import EngineError, InvalidRequest
 from shared.job import Grammar, GrammarKind
+from workers.replies.lark import WHITESPACE
 
 COMPILED_MAX = 64
 GRAMMAR_BYTES_MAX = 200_000
-WHITESPACE = {"whitespace_pattern": r"[\x20\x0A\x09]{0,40}"}  # room to indent, but not to go on for ever
+
+
+class Reasoning(NamedTuple):
+    """The tokens around it, and whether it has begun before the first token."""
+
+    opening: int
+    closing: int
+    begun: bool
 
 
 class GrammarState:
-    """A `Constraint`. Its state is what has been said: accepting the logged tokens again restores it."""
+    """A `Constraint`. Its state is what has been said: accepting the logged tokens again restores it. Reasoning keeps
+    to no grammar; what follows does."""
 
-    def __init__(self, matcher: llguidance.LLMatcher) -> None:
+    def __init__(self, matcher: llguidance.LLMatcher, reasoning: Reasoning | None = None) -> None:
         self.matcher = matcher
+        self.free = bool(reasoning and reasoning.begun)
+        self._reasoning = reasoning
+        self._first = True
 
     @property
     def ended(self) -> bool:
         """Nothing but the end may follow."""
-        return bool(self.matcher.is_stopped())
+        return not self.free and bool(self.matcher.is_stopped())
+
+    @property
+    def opening(self) -> int | None:
+        """The token that may begin reasoning now, though no grammar has it."""
+        return self._reasoning.opening if self._reasoning and self._first else None
 
     def accept(self, token: int) -> None:
+        opening, self._first = self.opening, False
+        if self.free or token == opening:
+            self.free = not (self._reasoning and token == self._reasoning.closing)
+            return
         if not self.matcher.consume_token(token):
             raise EngineError(f"the answer left its grammar: {self.matcher.get_error()}")
 
@@ -48,14 +69,14 @@ class Grammars:
         self._compiler: Any = None
         self._compiled: OrderedDict[Grammar, llguidance.LLMatcher] = OrderedDict()
 
-    def constraint(self, grammar: Grammar) -> GrammarState:
+    def constraint(self, grammar: Grammar, reasoning: Reasoning | None = None) -> GrammarState:
         """Raises InvalidRequest, in the compiler's words, for a grammar that cannot be used."""
         matcher = self._compiled.get(grammar) or self._compile(grammar)
         self._compiled[grammar] = matcher
         self._compiled.move_to_end(grammar)
         if len(self._compiled) > COMPILED_MAX:
             self._compiled.popitem(last=False)
-        return GrammarState(matcher.deep_copy())
+        return GrammarState(matcher.deep_copy(), reasoning)
 
     def _compile(self, grammar: Grammar) -> llguidance.LLMatcher:
         if len(grammar.text) > GRAMMAR_BYTES_MAX:
@@ -82,12 +103,18 @@ class Grammars:
 def forbid(constraints: Seq[GrammarState], vocabulary: int) -> torch.Tensor:
     """Bool [constraints, vocabulary]: tokens that may not come next. Computed on all cores."""
     bits = llguidance.numpy.allocate_token_bitmask(len(constraints), vocabulary)
-    rows = [(constraint.matcher, row) for row, constraint in enumerate(constraints)]
-    llguidance.numpy.fill_next_token_bitmask_par(_executor(), rows, bits)
+    rows = [(constraint.matcher, row) for row, constraint in enumerate(constraints) if not constraint.free]
+    if rows:
+        llguidance.numpy.fill_next_token_bitmask_par(_executor(), rows, bits)
     for constraint in constraints:
         if constraint.matcher.is_error():
             raise EngineError(f"the grammar costs too much: {constraint.matcher.get_error().splitlines()[0]}")
     allowed = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little")[:, :vocabulary]
+    for row, constraint in enumerate(constraints):
+        if constraint.free:
+            allowed[row] = 1
+        elif constraint.opening is not None:
+            allowed[row, constraint.opening] = 1
     return torch.from_numpy(allowed == 0)
 
 

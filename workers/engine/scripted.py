@@ -11,13 +11,13 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
 from typing import Any
 
 from shared.errors import EngineError, InvalidRequest
 from shared.job import Grammar
-from workers.engine.base import Defaults, OutOfMemory
+from workers.engine.base import Chat, Defaults, OutOfMemory, plain_chat
 from workers.limits import Limits
 from workers.scheduler import Batch
 from workers.sequence import Constraint, Sampled, Sequence
@@ -32,8 +32,11 @@ FAULT = re.compile("fault:(" + "|".join(FAULTS) + r")@(\d{1,5})")
 class ScriptedTokenizer:
     ends = frozenset({END})
 
-    def encode_chat(self, messages: Seq[dict[str, Any]]) -> list[int]:
-        return self.encode_text(" ".join(f"{message['role']} {message['content']}" for message in messages))
+    def chat(self, request: Mapping[str, Any], wanted: Grammar | None = None) -> Chat:
+        if request.get("tools"):
+            raise InvalidRequest("'tools': the scripted engine calls none.", param="tools")
+        lines = " ".join(f"{message['role']} {message['content']}" for message in request["messages"])
+        return plain_chat(self.encode_text(lines), self, wanted)
 
     def encode_text(self, text: str, tokens_max: int | None = None) -> list[int]:
         """A word is a token."""
