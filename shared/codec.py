@@ -136,7 +136,7 @@ def _rest_to_wire(event: Delta) -> list[Any]:
     """What most tokens have nothing of, up to the last that this one has."""
     if event.calls or event.reasoning or event.logprobs:
         rows = [_row_to_wire(each) for each in event.logprobs]
-        rest = [event.finish_reason, rows, event.reasoning, event.calls]
+        rest = [event.finish_reason, rows, event.reasoning, [tuple(part) for part in event.calls]]
         return rest if event.calls else rest[:3] if event.reasoning else rest[:2]
     return [event.finish_reason] if event.finish_reason else []
 

@@ -13,6 +13,7 @@ from shared import errors, keys, lifecycle, rq_view
 from shared.codec import decode_event, decode_job, encode_event, encode_job
 from shared.errors import DecodeError, SettingsError
 from shared.events import (
+    CallPart,
     Cancelled,
     Completed,
     Delta,
@@ -41,6 +42,8 @@ EVENTS: list[Event] = [
     Delta(seq=2, choice=1, text="", token_ids=(3,), finish_reason=FinishReason.LENGTH),
     Echoed(seq=1, prompt=2, text="a b", logprobs=(Logprobs(Likelihood(b"a", 0.0), ()), LOGPROBS)),
     Delta(seq=2, choice=0, text="", token_ids=(3,), logprobs=(LOGPROBS,)),
+    Delta(seq=2, choice=0, text="", token_ids=(3,), reasoning="Hm"),
+    Delta(seq=2, choice=0, text="a", token_ids=(3,), calls=(CallPart(0, "call_1", "f", "{"), CallPart(0, "", "", "}"))),
     Embedded(seq=1, index=7, vector=(0.5, -0.25, 2.0**-30)),
     Finished(seq=3, outcome=Completed(usage=Usage(prompt_tokens=3, completion_tokens=3))),
     Finished(seq=3, outcome=Failed(code="engine_error", message="m", param="p")),

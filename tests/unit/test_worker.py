@@ -300,11 +300,11 @@ async def test_who_is_alone_is_computed_alone_until_it_has_a_token(queue: Memory
             self.batches.append([row.sequence.job_id for row in batch.rows])
             return super().step(batch)
 
-    suspect = await submit(queue, make_job(max_tokens=5))
+    suspect = await submit(queue, make_job(max_tokens=100))
     for worker in "ab":
         assert await queue.claim("m", worker=worker, limit=1)
         clock.now_ms += 10_000
-    innocent = await submit(queue, make_job(max_tokens=15))
+    innocent = await submit(queue, make_job(max_tokens=100))
     async with working(make_worker(queue, step_ms=2, engine=Watching)):
         for job in (suspect, innocent):
             assert isinstance(await outcome_of(queue, job), Completed)
