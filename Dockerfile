@@ -48,7 +48,7 @@ LABEL org.opencontainers.image.title="Penstock" \
       org.opencontainers.image.licenses="Apache-2.0"
 RUN apt-get update && apt-get install -y --no-install-recommends tini && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --create-home penstock \
-    && install -d -o 10001 -g 10001 /models
+    && install -d -o 10001 -g 10001 /models /files
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1
 USER 10001
 WORKDIR /home/penstock
@@ -56,7 +56,8 @@ ENTRYPOINT ["tini", "--", "penstock"]
 
 FROM base AS api
 COPY --from=api-builder /opt/venv /opt/venv
-ENV PENSTOCK_HOST=0.0.0.0
+ENV PENSTOCK_HOST=0.0.0.0 PENSTOCK_FILES=/files TMPDIR=/files
+VOLUME /files
 EXPOSE 8000
 HEALTHCHECK --interval=5s --timeout=3s --start-period=20s \
   CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health/ready', timeout=2)"]

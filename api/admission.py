@@ -4,14 +4,17 @@ import json
 import math
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from api.auth import Caller, require_use
 from api.schemas.base import listed
 from api.schemas.chat import ChatCompletionRequest, Message
 from api.schemas.completion import CompletionRequest
 from api.schemas.embedding import EmbeddingRequest
+from api.schemas.rerank import RerankRequest
 from api.schemas.sampling import GenerationRequest
+from api.schemas.tokens import Counted, DetokenizeRequest
 from api.schemas.tools import tools_request
 from api.terms import Terms, weights
 from shared.directory import Directory
@@ -40,12 +43,12 @@ class Admission:
             Kind.CHAT,
             terms,
             tier=body.service_tier,
-            request={
-                "messages": [_message(message) for message in body.messages],
-                **tools_request(body.tools, body.tool_choice, body.parallel_tool_calls),
-                **({"effort": body.reasoning_effort} if body.reasoning_effort else {}),
-                **({"template": body.chat_template_kwargs} if body.chat_template_kwargs else {}),
-            },
+            request=_conversation(
+                body.messages,
+                tools_request(body.tools, body.tool_choice, body.parallel_tool_calls),
+                body.chat_template_kwargs,
+                body.reasoning_effort,
+            ),
             sampling=self._sampling(
                 body,
                 n=body.n or 1,
@@ -98,12 +101,42 @@ class Admission:
             user=body.user,
         )
 
+    async def ranking(self, body: RerankRequest, terms: Terms) -> Job:
+        """Raise NotFound; accept nothing yet. The query is the first input."""
+        return await self._job(
+            "rank",
+            body.model,
+            Kind.EMBEDDING,
+            terms,
+            request={
+                "inputs": [body.query, *body.texts],
+                "dimensions": None,
+                "truncate": body.truncate_prompt_tokens,
+            },
+            sampling=Sampling(seed=0),
+            user=body.user,
+        )
+
+    async def tokens(self, body: Counted, terms: Terms, *, texts: bool = False) -> Job:
+        """Raise InvalidRequest or NotFound; accept nothing yet."""
+        request: dict[str, Any] = {"special": body.add_special_tokens, "texts": texts}
+        if body.messages is None:
+            request["prompt"] = body.prompt
+        else:
+            request |= _conversation(body.messages, tools_request(body.tools, None, None), body.chat_template_kwargs)
+        return await self._job("tok", body.model, Kind.TOKENS, terms, request=request, sampling=Sampling(seed=0))
+
+    async def text_of(self, body: DetokenizeRequest, terms: Terms) -> Job:
+        """Raise NotFound; accept nothing yet."""
+        request = {"tokens": body.tokens}
+        return await self._job("tok", body.model, Kind.TOKENS, terms, request=request, sampling=Sampling(seed=0))
+
     async def _job(
         self, prefix: str, model: str, kind: Kind, terms: Terms, *, tier: str | None = None, **fields: Any
     ) -> Job:
-        await self._require_model(model)
+        await self._require_model(model, terms.caller)
         settings = self._settings
-        priority = terms.priority or TIERS.get(tier or "") or Priority(settings.default_priority)
+        priority = self._priority(terms, tier)
         return Job(
             id=f"{prefix}-{secrets.token_hex(16)}",
             model=model,
@@ -112,11 +145,18 @@ class Admission:
             patience_ms=int(1000 * (terms.queue_deadline_s or settings.queue_deadline(priority))),
             run_ms=int(1000 * (terms.run_deadline_s or settings.run_deadline(priority))),
             priority=priority,
-            tenant=terms.tenant,
-            weight=self._weights.get(terms.tenant, 1.0),
+            tenant=terms.caller.tenant,
+            weight=terms.caller.key.weight if terms.caller.key else self._weights.get(terms.caller.tenant, 1.0),
             grace_ms=self._grace_ms(terms),
             **fields,
         )
+
+    def _priority(self, terms: Terms, tier: str | None) -> Priority:
+        """As asked for, but not above the key's own class."""
+        asked = terms.priority or TIERS.get(tier or "")
+        if (key := terms.caller.key) is None:
+            return asked or Priority(self._settings.default_priority)
+        return max(asked or key.priority, key.priority, key=lambda priority: priority.rank)
 
     def _grace_ms(self, terms: Terms) -> int | None:
         """A client that may ask again gets time to do so."""
@@ -151,7 +191,8 @@ class Admission:
             grammar=_grammar(body),
         )
 
-    async def _require_model(self, name: str) -> None:
+    async def _require_model(self, name: str, caller: Caller) -> None:
+        require_use(caller, name)
         now = self._clock()
         if self._known.get(name, 0) < now:
             await self._directory.model(name)
@@ -175,6 +216,18 @@ def _grammar(body: GenerationRequest) -> Grammar | None:
         rule = "start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in wanted.choice)
         return Grammar(kind=GrammarKind.LARK, text=rule, param="structured_outputs.choice")
     return Grammar(kind=GrammarKind.LARK, text=wanted.grammar or "", param="structured_outputs.grammar")
+
+
+def _conversation(
+    messages: Sequence[Message],
+    tools: dict[str, Any],
+    template: dict[str, Any] | None,
+    effort: str | None = None,
+) -> dict[str, Any]:
+    """A chat's request, with nothing in it that was not given."""
+    about = {"template": template, "effort": effort}
+    given = {name: value for name, value in about.items() if value}
+    return {"messages": [_message(message) for message in messages], **tools, **given}
 
 
 def _message(message: Message) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import signal
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -13,11 +14,29 @@ from starlette.middleware.cors import CORSMiddleware
 
 from api import problems
 from api.admission import Admission
+from api.auth import LIMIT_HEADERS, Authentication, Gate, keys_required
+from api.batch import BatchStore
+from api.batch_runner import BatchRunner
+from api.files import FileStore
 from api.house import House
 from api.middleware import BodyLimit, RequestFrame
 from api.pressure import Pressure
 from api.relay import Relay
-from api.routes import admin, chat, completions, embeddings, health, jobs, models
+from api.routes import (
+    admin,
+    batches,
+    billing,
+    chat,
+    completions,
+    embeddings,
+    files,
+    health,
+    jobs,
+    models,
+    rerank,
+    tokens,
+)
+from shared.api_key import KeyRing
 from shared.directory import Directory
 from shared.ledger import Ledger
 from shared.redis_channel import RedisChannel
@@ -28,6 +47,7 @@ from shared.tasks import end
 from shared.telemetry import ApiMetrics
 
 log = logging.getLogger(__name__)
+ROUTES = (chat, completions, embeddings, rerank, tokens, models, files, batches, jobs, billing, admin, health)
 
 
 def make_app(settings: Settings, confirm: tuple[Any, ...] = ()) -> FastAPI:
@@ -40,25 +60,27 @@ def make_app(settings: Settings, confirm: tuple[Any, ...] = ()) -> FastAPI:
         app.state.house = house
         relaying = asyncio.create_task(house.relay.run())
         relaying.add_done_callback(_stop_if_failed)
-        weighing = asyncio.create_task(house.pressure.run())
+        runner = BatchRunner(house, folder=Path(settings.files), at_once=settings.batch_requests)
+        background = [asyncio.create_task(work) for work in (house.pressure.run(), runner.run())]
         yield
         await house.relay.close()
         await asyncio.wait([relaying])
-        await end([weighing])
+        await end(background)
         await house.redis.aclose()
 
     app = FastAPI(title="Penstock", version="0.1.0", lifespan=lifespan)
     problems.install(app)
-    for route in (chat, completions, embeddings, models, jobs, admin, health):
+    for route in ROUTES:
         app.include_router(route.router)
-    app.add_middleware(BodyLimit, bytes_max=settings.body_bytes_max)
+    app.add_middleware(BodyLimit, bytes_max=settings.body_bytes_max, file_bytes_max=settings.file_bytes_max)
+    app.add_middleware(Authentication)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=[origin.strip() for origin in settings.cors_origins.split(",")],
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "x-penstock-job-id", "retry-after"],
+            expose_headers=["x-request-id", "x-penstock-job-id", "retry-after", *LIMIT_HEADERS],
         )
     app.add_middleware(RequestFrame, metrics=metrics)
     return app
@@ -74,7 +96,7 @@ def _stop_if_failed(relaying: asyncio.Task[None]) -> None:
 def _furnish(settings: Settings, metrics: ApiMetrics, confirm: tuple[Any, ...]) -> House:
     client = connect(settings.redis_url)
     queue = RedisQueue(client, job_ttl_s=settings.job_ttl_s, failed_ttl_s=settings.failed_ttl_s, confirm=confirm)
-    directory = Directory(client)
+    directory, ring = Directory(client), KeyRing(client)
     relay = Relay(
         f"api-{uuid.uuid4().hex[:12]}",
         queue=queue,
@@ -91,6 +113,10 @@ def _furnish(settings: Settings, metrics: ApiMetrics, confirm: tuple[Any, ...]) 
         pressure=Pressure(client, share_max=settings.redis_memory_share),
         ledger=Ledger(client),
         admission=Admission(directory, settings),
+        files=FileStore(Path(settings.files), client),
+        batches=BatchStore(client, owner=relay.name),
+        keys=ring,
+        gate=Gate(ring, required=keys_required(settings)),
         directory=directory,
         metrics=metrics,
     )

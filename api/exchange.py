@@ -3,7 +3,7 @@ what happens to it, and let go of it when the client leaves. The same for every 
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -12,6 +12,7 @@ import orjson
 from fastapi import Request
 from fastapi.responses import Response
 
+from api.auth import limit_headers
 from api.formats.common import Answer, Chunks, Numbered
 from api.house import House
 from api.problems import Refused, problem_of_outcome
@@ -19,6 +20,7 @@ from api.relay import JobStream
 from api.sse import EventStream, StreamBroken, error_frame
 from api.terms import Terms
 from api.view import View
+from api.work import Work
 from shared.errors import QueueUnavailable
 from shared.events import Completed, Delta, Event, Finished, Started, Usage
 from shared.job import Job
@@ -28,23 +30,21 @@ from shared.tasks import end
 CLIENT_LEFT = 499  # nobody reads it; the access counts do
 
 
-async def whole(
-    house: House, job: Job, view: View, terms: Terms, make: Callable[[Job], Answer], request: Request
-) -> Response:
+async def whole(house: House, work: Work, terms: Terms, request: Request) -> Response:
     with ExitStack() as opened:
-        job, events, headers = await _enter(house, job, view, terms, opened)
-        body = await _until_left(request, _collect(house, events, make(job)))
+        job, events, headers = await enter(house, work, terms, opened)
+        body = await _until_left(request, collect(house, events, work.answer(job)))
         if body is None:
             return Response(status_code=CLIENT_LEFT)
         return Response(orjson.dumps(body), media_type="application/json", headers=headers)
 
 
-async def stream(house: House, job: Job, view: View, terms: Terms, began: float) -> Response:
+async def stream(house: House, work: Work, terms: Terms, began: float) -> Response:
     """`began`: when the request came, by the monotonic clock."""
     with ExitStack() as opened:
-        job, events, headers = await _enter(house, job, view, terms, opened)
+        job, events, headers = await enter(house, work, terms, opened)
         first = await _early(house, events)
-        chunks = replace(view, created_ms=job.created_ms).chunks(job.id)
+        chunks = replace(work.view, created_ms=job.created_ms).chunks(job.id)
         numbered = Numbered(chunks) if terms.event_ids else chunks
         blocks = _blocks(house, events, first, numbered, began)
         return EventStream(blocks, house.settings, opened=opened.pop_all(), headers=headers)
@@ -61,16 +61,20 @@ async def pick_up(house: House, job_id: str, view: View, *, after: int) -> Respo
         return EventStream(blocks, house.settings, opened=opened.pop_all(), headers={"x-penstock-job-id": job_id})
 
 
-async def _enter(
-    house: House, job: Job, view: View, terms: Terms, opened: ExitStack
-) -> tuple[Job, JobStream, dict[str, str]]:
+async def enter(house: House, work: Work, terms: Terms, opened: ExitStack) -> tuple[Job, JobStream, dict[str, str]]:
     """The job that answers the request, its events, and what the client is told of it."""
+    job = work.job
     bounds = Bounds(jobs_max=house.settings.queue_jobs_max, tokens_max=house.settings.queue_tokens_max)
     house.pressure.check()
     stream = opened.enter_context(house.relay.open(job))
     try:
         accepted = await house.queue.enqueue(
-            job, bounds=bounds, subscriber=house.relay.name, idempotency=terms.idempotency, view=view.encode()
+            job,
+            bounds=bounds,
+            subscriber=house.relay.name,
+            idempotency=terms.idempotency,
+            allowance=house.gate.allowance(terms.caller, paced=terms.paced),
+            view=work.view.encode(),
         )
     except QueueUnavailable:
         house.relay.accept(stream)  # perhaps only the answer is lost, not the job: leaving it takes it back
@@ -81,7 +85,7 @@ async def _enter(
         stream = opened.enter_context(house.relay.open(job))
     house.relay.accept(stream, logged=accepted.attached)
     headers = {"x-penstock-job-id": job.id, "x-penstock-queue-position": str(accepted.ahead + 1)}
-    return job, stream, headers
+    return job, stream, headers | limit_headers(terms.caller.key, accepted.left)
 
 
 async def _early(house: House, stream: JobStream) -> list[Event]:
@@ -117,7 +121,7 @@ async def _blocks(
         raise StreamBroken
 
 
-async def _collect(house: House, stream: JobStream, answer: Answer) -> dict[str, Any]:
+async def collect(house: House, stream: JobStream, answer: Answer) -> dict[str, Any]:
     while True:
         events = await house.relay.take(stream)
         for event in events:

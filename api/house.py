@@ -6,8 +6,12 @@ from fastapi import Request
 from redis.asyncio import Redis
 
 from api.admission import Admission
+from api.auth import Gate
+from api.batch import BatchStore
+from api.files import FileStore
 from api.pressure import Pressure
 from api.relay import Relay
+from shared.api_key import KeyRing
 from shared.directory import Directory
 from shared.ledger import Ledger
 from shared.queue import JobQueue
@@ -24,6 +28,10 @@ class House:
     pressure: Pressure
     ledger: Ledger
     admission: Admission
+    files: FileStore
+    batches: BatchStore
+    keys: KeyRing
+    gate: Gate
     directory: Directory
     metrics: ApiMetrics
 

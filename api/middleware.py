@@ -10,6 +10,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.problems import Problem
 from shared.telemetry import ApiMetrics
 
+UPLOAD = "/v1/files"
+FORM_BYTES = 100_000  # for what a form has beside the file
 HEALTH = ("/health/", "/metrics")
 
 
@@ -46,20 +48,23 @@ class RequestFrame:
 
 
 class BodyLimit:
-    """Refuses a body over `bytes_max` before it is read whole: by its declared length, or as it arrives."""
+    """Refuses a body over `bytes_max` before it is read whole: by its declared length, or as it arrives. Uploads of
+    files may be larger."""
 
-    def __init__(self, app: ASGIApp, *, bytes_max: int) -> None:
+    def __init__(self, app: ASGIApp, *, bytes_max: int, file_bytes_max: int) -> None:
         self._app = app
         self._bytes_max = bytes_max
-        self._message = f"The request body is larger than {bytes_max} bytes."
+        self._upload_max = file_bytes_max + FORM_BYTES
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        bytes_max = self._upload_max if scope["path"] == UPLOAD else self._bytes_max
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-        if not declared.isdigit() or int(declared) > self._bytes_max:
-            await self._refuse(scope, receive, send)
+        message_max = f"The request body is larger than {bytes_max} bytes."
+        if not declared.isdigit() or int(declared) > bytes_max:
+            await Problem(code="request_too_large", message=message_max).response()(scope, receive, send)
             return
         seen = 0
 
@@ -67,11 +72,8 @@ class BodyLimit:
             nonlocal seen
             message = await receive()
             seen += len(message.get("body", b""))
-            if seen > self._bytes_max:
-                raise HTTPException(413, self._message)
+            if seen > bytes_max:
+                raise HTTPException(413, message_max)
             return message
 
         await self._app(scope, bounded, send)
-
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await Problem(code="request_too_large", message=self._message).response()(scope, receive, send)

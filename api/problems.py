@@ -6,6 +6,7 @@ from typing import Any, assert_never
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from shared import errors
@@ -14,7 +15,8 @@ from shared.events import Cancelled, Completed, Deadline, Expired, Failed, Outco
 # The status of every code that an outcome or an error can carry. Clients retry 408, 409, 429 and 5xx.
 STATUS = {
     "invalid_request": 400,
-    "unauthorized": 401,
+    "invalid_api_key": 401,
+    "permission_denied": 403,
     "context_length_exceeded": 400,
     "model_not_found": 404,
     "not_found": 404,
@@ -23,6 +25,8 @@ STATUS = {
     "cancelled": 409,
     "request_too_large": 413,
     "idempotency_key_reused": 422,
+    "rate_limit_exceeded": 429,
+    "insufficient_quota": 429,
     "queue_full": 429,
     "queue_tokens_full": 429,
     "deadline_unreachable": 429,
@@ -34,7 +38,14 @@ STATUS = {
     "redis_unavailable": 503,
 }
 DROPPED = frozenset({408, 413, 429, 503})  # not done, though nothing is wrong with the request
-TYPES = {404: "invalid_request_error", 408: "timeout_error", 429: "rate_limit_error"}
+RETRY_AFTER_MAX_S = 120  # clients do not obey a longer one
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "invalid_request_error",
+    408: "timeout_error",
+    429: "rate_limit_error",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +97,13 @@ def problem_of(error: errors.PenstockError) -> Problem:
                 "retry_after_s": error.retry_after_s,
             }
             return Problem(code=error.reason, message=str(error), headers=headers, more=more)
+        case errors.LimitReached(limit="quota"):
+            return Problem(code="insufficient_quota", message=str(error), headers={"x-should-retry": "false"})
+        case errors.LimitReached():
+            headers = {"retry-after": str(min(max(error.retry_after_s, 1), RETRY_AFTER_MAX_S))}
+            return Problem(code="rate_limit_exceeded", message=str(error), headers=headers)
+        case errors.Forbidden():
+            return Problem(code="permission_denied", message=str(error), param=error.param)
         case errors.IdempotencyKeyReused():
             return Problem(code="idempotency_key_reused", message=str(error), param="Idempotency-Key")
         case errors.QueueUnavailable():
@@ -126,7 +144,7 @@ def install(app: FastAPI) -> None:
 
     async def invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return _validation_problem(error).response()
+        return validation_problem(error).response()
 
     async def routing(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
@@ -142,11 +160,12 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, unexpected)
 
 
-def _validation_problem(error: RequestValidationError) -> Problem:
+def validation_problem(error: RequestValidationError | ValidationError) -> Problem:
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return Problem(code="invalid_request", message="The body is not valid JSON.")
-    param = ".".join(str(part) for part in first["loc"][1:]) or None
+    place = first["loc"][1:] if isinstance(error, RequestValidationError) else first["loc"]  # FastAPI says "body" first
+    param = ".".join(str(part) for part in place) or None
     if first["type"] == "extra_forbidden":
         return Problem(code="invalid_request", message=f"Unknown parameter: '{param}'.", param=param)
     if first["type"] == "missing":

@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from shared.settings import Settings
 
 SEND_BUFFER_BYTES = 128 * 1024
+BODY_PART_BYTES = 1 << 20  # less than this in `request_timeout_s` is too slow
 LEAVE_S = 0.5  # before the end of the graceful stop, whoever still streams is cut off by us, not by itself
 TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
@@ -27,6 +28,7 @@ def bounded(settings: Settings) -> type[HttpToolsProtocol]:
             super().connection_made(transport)
             self._head_bytes = 0
             self._head_complete = False
+            self._body_bytes = 0
             self._arriving: asyncio.TimerHandle | None = self._wait_for_request()
             if connection := transport.get_extra_info("socket"):
                 _notice_death(connection, settings.send_timeout_s)
@@ -37,15 +39,25 @@ def bounded(settings: Settings) -> type[HttpToolsProtocol]:
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            if not self._head_complete:
+            if self._head_complete:
+                self._progress(len(data))
+            else:
                 self._head_bytes += len(data)
                 if self._head_bytes > settings.header_bytes_max and not self.transport.is_closing():
                     self.transport.write(TOO_LARGE)
                     self.transport.close()
 
+        def _progress(self, received: int) -> None:
+            """A large body gets the same time again for each part of it."""
+            self._body_bytes += received
+            if self._arriving and self._body_bytes >= BODY_PART_BYTES:
+                self._body_bytes = 0
+                self._arriving.cancel()
+                self._arriving = self._wait_for_request()
+
         def on_message_begin(self) -> None:
             super().on_message_begin()
-            self._head_bytes, self._head_complete = 0, False
+            self._head_bytes, self._head_complete, self._body_bytes = 0, False, 0
             self._arriving = self._arriving or self._wait_for_request()
 
         def on_headers_complete(self) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
+from api.auth import Caller, caller_of
 from shared.errors import InvalidRequest, SettingsError
 from shared.job import Priority
 from shared.queue import Idempotency
@@ -16,7 +17,6 @@ from shared.settings import Settings
 PREFIX = "x-penstock-"
 KEY_MAX = 255
 SECONDS_MAX = 7 * 86400
-ANONYMOUS = "anonymous"
 FOREVER = "forever"
 
 
@@ -24,33 +24,28 @@ FOREVER = "forever"
 class Terms:
     """None is the default of the job's class; `grace_s` infinite means that leaving does not cancel."""
 
-    tenant: str
+    caller: Caller
     priority: Priority | None = None
     queue_deadline_s: float | None = None
     run_deadline_s: float | None = None
     grace_s: float | None = None
     idempotency: Idempotency | None = None
     event_ids: bool = False
+    paced: bool = True  # by the key's limits a minute and at a time
 
 
 async def terms_of(request: Request) -> Terms:
     """Raises InvalidRequest, which names the header."""
-    tenant = tenant_of(request)
+    caller = caller_of(request)
     return Terms(
-        tenant=tenant,
+        caller=caller,
         priority=_priority(request),
         queue_deadline_s=_seconds(request, "queue-deadline-s", least=0.001),
         run_deadline_s=_seconds(request, "run-deadline-s", least=0.001),
         grace_s=math.inf if _header(request, "grace-s") == FOREVER else _seconds(request, "grace-s", least=0),
-        idempotency=await _idempotency(request, tenant),
+        idempotency=await _idempotency(request, caller.tenant),
         event_ids=_flag(request, "event-ids"),
     )
-
-
-def tenant_of(request: Request) -> str:
-    """Who asks: a digest of their key, since keys are written nowhere."""
-    key = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
-    return f"key-{hashlib.sha256(key.encode()).hexdigest()[:12]}" if key else ANONYMOUS
 
 
 def weights(settings: Settings) -> dict[str, float]:

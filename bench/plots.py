@@ -79,6 +79,7 @@ def resume() -> None:
         pane.set_title(name, fontsize=9)
         pane.set_xlabel("seconds from then on")
         pane.set_xlim(-1.5, 6)
+        pane.set_ylim(0, 800)
     panes[0].set_ylabel("tokens that the client has")
     save(figure, "resume")
 

@@ -8,6 +8,7 @@ import click
 
 from cli.doctor import doctor
 from cli.jobs import jobs
+from cli.keys import keys
 from cli.models import models
 from cli.where import DATA
 from shared.errors import PenstockError
@@ -99,6 +100,7 @@ def chat(url: str, model: str | None, api_key: str) -> None:
 
 
 main.add_command(jobs)
+main.add_command(keys)
 main.add_command(models)
 main.add_command(doctor)
 

@@ -77,6 +77,7 @@ def _children(asked: Sequence[str], workers: int, data: Path, url: str, settings
     threads = max(1, (os.cpu_count() or 1) // max(workers, 1))
     shared = {
         "PENSTOCK_REDIS_URL": url,
+        "PENSTOCK_FILES": settings.files if "files" in settings.model_fields_set else str(data / "files"),
         "PENSTOCK_DRAIN_S": str(min(settings.drain_s, STOP_S - 2)),
         "PENSTOCK_HOST": settings.host,
         "PENSTOCK_PORT": str(settings.port),

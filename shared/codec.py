@@ -34,6 +34,7 @@ from shared.events import (
     Logprobs,
     Outcome,
     Started,
+    Tokenized,
     Usage,
 )
 from shared.job import Grammar, GrammarKind, Job, Kind, Priority, Sampling
@@ -74,6 +75,8 @@ def encode_event(event: Event) -> bytes:
             return orjson.dumps(["s", event.prompt_tokens])
         case Embedded():
             return orjson.dumps(["v", event.index, vector_to_base64(event.vector)])
+        case Tokenized():
+            return orjson.dumps(["t", event.token_ids, event.texts])
         case Finished():
             return orjson.dumps(["f", _outcome_to_wire(event.outcome)])
         case _:
@@ -109,6 +112,8 @@ def event_from_wire(seq: int, wire: list[Any]) -> Event:
                 return Started(seq=seq, prompt_tokens=prompt_tokens)
             case ["v", index, vector]:
                 return Embedded(seq=seq, index=index, vector=_vector_from_base64(vector))
+            case ["t", ids, texts]:
+                return Tokenized(seq=seq, token_ids=tuple(ids), texts=tuple(texts))
             case ["f", outcome]:
                 return Finished(seq=seq, outcome=_outcome_from_wire(outcome))
             case _:

@@ -6,6 +6,8 @@
     │   └── ContextLengthExceeded
     ├── NotFound                 no such model, job or route
     ├── QueueFull                the model's queue has no room; says why and when to try again
+    ├── LimitReached             an API key has used what it may; says which limit, and when to try again
+    ├── Forbidden                the key may not do this
     ├── IdempotencyKeyReused     the key came before, with another body
     ├── QueueUnavailable         Redis does not answer, or refuses writes
     ├── DecodeError              bytes from Redis are not what this version writes
@@ -52,6 +54,21 @@ class QueueFull(PenstockError):
         self.position = position
         self.wait_s = wait_s
         self.retry_after_s = retry_after_s
+
+
+class LimitReached(PenstockError):
+    """`limit`: limit_requests, limit_tokens or limit_jobs, which pass, or quota, which holds for the month."""
+
+    def __init__(self, message: str, *, limit: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.limit = limit
+        self.retry_after_s = retry_after_s
+
+
+class Forbidden(PenstockError):
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class IdempotencyKeyReused(PenstockError):

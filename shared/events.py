@@ -93,6 +93,15 @@ class Embedded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tokenized:
+    """The tokens of a text, with the text of each where that was asked for; or the text of tokens, and no ids."""
+
+    seq: int
+    token_ids: tuple[int, ...]
+    texts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Completed:
     usage: Usage
 
@@ -135,4 +144,4 @@ class Finished:
     outcome: Outcome
 
 
-Event = Started | Echoed | Delta | Embedded | Finished
+Event = Started | Echoed | Delta | Embedded | Tokenized | Finished

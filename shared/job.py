@@ -11,6 +11,7 @@ class Kind(StrEnum):
     CHAT = "chat"
     COMPLETION = "completion"
     EMBEDDING = "embedding"
+    TOKENS = "tokens"
 
 
 class Priority(StrEnum):
@@ -78,7 +79,8 @@ class Job:
     called, which of them (`tool_choice`: auto, required or a tool's name), whether several at once (`parallel`), how
     much to reason (`effort`) and what else its template is told (`template`), as far as they were given. Of a
     completion: its prompts (texts or token ids), whether to echo them, and with which logprobs. Of an embedding: its
-    inputs, dimensions and truncation.
+    inputs, dimensions and truncation. Of a question about tokens: the `prompt` or `messages` to split (`special`:
+    with the tokens that belong around it; `texts`: each token's too), or the `tokens` to write out.
 
     `patience_ms` is the queue deadline: how long the job may wait, from each time it is queued; `run_ms` the run
     deadline: how long it may take from its first claim to its end. `tenant`: for whom, and `weight`: their share
@@ -109,6 +111,8 @@ class Job:
     @property
     def prompt_tokens_about(self) -> int:
         """Before a tokenizer has seen it: four characters a token, as texts in English have."""
+        if self.kind is Kind.TOKENS:
+            return 1
         texts = self.request.get("prompts") or self.request.get("inputs")
         if texts is None:
             texts = [str(message) for message in self.request["messages"]]
@@ -116,9 +120,11 @@ class Job:
         return sum(len(text) // 4 + 1 if isinstance(text, str) else len(text) for text in texts)
 
     @property
-    def output_tokens_max(self) -> int:
-        """Of all its sequences; 0 when it sets no limit."""
-        return 0 if self.kind is Kind.EMBEDDING else (self.sampling.max_tokens or 0) * self.width
+    def output_tokens_max(self) -> int | None:
+        """Of all its sequences; None when it sets no limit."""
+        if self.kind not in (Kind.CHAT, Kind.COMPLETION):
+            return 0
+        return None if self.sampling.max_tokens is None else self.sampling.max_tokens * self.width
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,20 @@
 | penstock:suspect:{worker}  | string  | queue.lua         | the job that this worker now runs alone      | until it gets on; 1 h at most |
 | penstock:idempotency:{key} | string  | queue.lua         | `job fingerprint created_ms`                 | 24 h |
 | penstock:paused:{model}    | string  | redis_queue       | nothing new is claimed of this model         | the operator's |
+| penstock:key:{key}         | hash    | api_key           | an API key: its limits and its salted digest | until revoked |
+| penstock:keys              | set     | api_key           | ids of API keys                              | the deployment's |
+| penstock:keys:salt         | string  | api_key           | what ids of keys are made with               | the deployment's |
+| penstock:bucket:{key}      | hash    | limits.lua        | requests and tokens that are left a minute   | 10 minutes |
+| penstock:holding:{key}     | zset    | limits.lua        | the key's jobs, by when they are over at last | the longest job's |
+| penstock:usage:{key}:{month} | string | limits.lua       | tokens used                                  | 70 days |
+| penstock:file:{file}       | hash    | api.files         | what is known of an uploaded or written file | until deleted or expired |
+| penstock:files:{tenant}    | zset    | api.files         | ids of files by when they came               | while it has members |
+| penstock:files-expiring    | zset    | api.files         | `tenant file` by when it expires             | while it has members |
+| penstock:batch:{batch}     | string  | api.batch         | a batch, as JSON                             | 30 days after its end |
+| penstock:batches:{tenant}  | zset    | api.batch         | ids of batches by when they came             | the deployment's |
+| penstock:batches           | set     | api.batch         | ids of batches that have not ended           | while it has members |
+| penstock:batch-lease:{batch} | string | api.batch        | the API process that works on it             | 10 s |
+| penstock:batch-cancel:{batch} | string | api.batch       | it is to be cancelled                        | 30 days |
 | penstock:mended:{start}    | string  | checkup           | since this start Redis's file was rewritten  | 1 day |
 | penstock:log:{job}         | list    | queue.lua         | the job's events, by number                  | 7 days at most; then the job's lifetime |
 | penstock:previous:{job}    | list    | queue.lua         | the log before `rq requeue`                  | 7 days |
@@ -39,6 +53,10 @@ QUEUES = "rq:queues"
 SUSPENDED = "rq:suspended"
 WORKERS = "rq:workers"
 MODELS = "penstock:models"
+API_KEYS = "penstock:keys"
+FILES_EXPIRING = "penstock:files-expiring"
+BATCHES = "penstock:batches"
+API_KEY_SALT = "penstock:keys:salt"
 
 _BY_NAME = {
     "job": "rq:job:",
@@ -63,6 +81,9 @@ _BY_NAME = {
     "log": "penstock:log:",
     "previous": "penstock:previous:",
     "control": "penstock:control:",
+    "bucket": "penstock:bucket:",
+    "holding": "penstock:holding:",
+    "usage": "penstock:usage:",
 }
 
 
@@ -96,6 +117,38 @@ def leases(model: str) -> str:
 
 def paused(model: str) -> str:
     return _BY_NAME["paused"] + model
+
+
+def api_key(key_id: str) -> str:
+    return f"penstock:key:{key_id}"
+
+
+def usage(key_id: str, month: str) -> str:
+    return f"{_BY_NAME['usage']}{key_id}:{month}"
+
+
+def file(file_id: str) -> str:
+    return f"penstock:file:{file_id}"
+
+
+def files_of(tenant: str) -> str:
+    return f"penstock:files:{tenant}"
+
+
+def batch(batch_id: str) -> str:
+    return f"penstock:batch:{batch_id}"
+
+
+def batches_of(tenant: str) -> str:
+    return f"penstock:batches:{tenant}"
+
+
+def batch_lease(batch_id: str) -> str:
+    return f"penstock:batch-lease:{batch_id}"
+
+
+def batch_cancel(batch_id: str) -> str:
+    return f"penstock:batch-cancel:{batch_id}"
 
 
 def mended(run_id: str) -> str:

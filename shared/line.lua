@@ -130,10 +130,11 @@ local function note_output(model, tokens)
   redis.call('HSET', rate_key(model), 'output', tostring(old and (0.95 * old + 0.05 * tokens) or tokens))
 end
 
--- Tokens that a job will take, as far as can be told: those of its prompt, and an answer as long as usual.
+-- Tokens that a job will take, as far as can be told: those of its prompt, and an answer as long as usual, but not
+-- longer than `output_max`; -1 for no limit.
 local function cost_of(model, prompt_tokens, output_max)
   local usual = tonumber(redis.call('HGET', rate_key(model), 'output') or OUTPUT_GUESS)
-  local output = output_max > 0 and math.min(output_max, math.max(usual, 16)) or usual
+  local output = output_max < 0 and usual or math.min(output_max, math.max(usual, 16))
   return math.max(1, math.floor(prompt_tokens + output))
 end
 

@@ -10,7 +10,7 @@ from shared.events import Cancelled, Completed, Deadline, Event, Finished
 from shared.job import Job
 from shared.lifecycle import TERMINAL, Move, State, after, settling
 from shared.line import Line
-from shared.queue import LOST, SETTLED, Accepted, Bounds, Delivery, Idempotency, Page, Write, finished
+from shared.queue import LOST, SETTLED, Accepted, Allowance, Bounds, Delivery, Idempotency, Page, Write, finished
 
 NEWCOMER_SHARE = 5
 
@@ -33,7 +33,7 @@ class _Record:
 
 
 class MemoryQueue:
-    """`clock_ms` is passed in, so that a test can let leases run out without waiting."""
+    """`clock_ms` is passed in, so that a test can let leases run out without waiting. Allowances are Redis's alone."""
 
     def __init__(self, clock_ms: Callable[[], float], *, lease_ms: int = 3000, attempts_max: int = 3) -> None:
         self._clock_ms = clock_ms
@@ -57,6 +57,7 @@ class MemoryQueue:
         bounds: Bounds,
         subscriber: str = "",
         idempotency: Idempotency | None = None,
+        allowance: Allowance | None = None,
         view: str = "",
     ) -> Accepted:
         line = self._line(job.model)
@@ -286,4 +287,4 @@ class MemoryQueue:
 
 
 def _cost(job: Job) -> int:
-    return job.prompt_tokens_about + (job.output_tokens_max or 256)
+    return job.prompt_tokens_about + (256 if job.output_tokens_max is None else job.output_tokens_max)

@@ -135,6 +135,7 @@ local function close(model, id, status, iso, ttl_s)
   if h[2] then redis.call('ZREM', started_key(model), id .. ':' .. h[2]) end
   if h[4] then redis.call('DEL', suspect_key(h[5])) end
   redis.call('ZREM', leases_key(model), id)
+  let_go(id)
   redis.call('HDEL', job, 'sid', 'exec', 'alone', 'moved')
   redis.call('HSET', job, 'status', status, 'ended_at', iso)
   if status ~= 'failed' then redis.call('HDEL', job, 'payload') end
@@ -154,6 +155,7 @@ end
 local function correct(model, id, tokens)
   local place = place_of(job_key(id))
   charge_both(model, place, tokens - place.cost)
+  correct_limits(id, math.floor(tokens - place.cost))
   note_rate(model, tokens)
 end
 
@@ -193,7 +195,7 @@ local function earlier(key)
 end
 
 -- enqueue model id jobs_max tokens_max (field value)* -> {ok|duplicate|attached|reused|<refusal>, jobs ahead, wait in
--- milliseconds, job, created_ms}
+-- milliseconds, job, created_ms, and of the key's limits: requests and tokens left, milliseconds until they are full}
 function verbs.enqueue(model, id, jobs_max, tokens_max)
   local fields = fields_from(6)
   local place = { class = tonumber(fields.class), tenant = fields.tenant }
@@ -206,6 +208,8 @@ function verbs.enqueue(model, id, jobs_max, tokens_max)
     return { 'attached', 0, 0, before[1], before[3] }
   end
   place.cost = cost_of(model, tonumber(fields.prompt_tokens), tonumber(fields.output_max))
+  local limit, limit_ms = over_limit(fields, place.cost)
+  if limit ~= '' then return { limit, 0, limit_ms, id, fields.created_ms } end
   local reason = refusal(model, place, tonumber(jobs_max), tonumber(tokens_max), tonumber(fields.patience_ms))
   if reason ~= '' then return { reason, jobs, wait, id, fields.created_ms } end
   accept(model, id, fields, 6)
@@ -213,7 +217,7 @@ function verbs.enqueue(model, id, jobs_max, tokens_max)
     local known = id .. ' ' .. fields.fingerprint .. ' ' .. fields.created_ms
     redis.call('SET', idempotency_key(fields.idempotency), known, 'EX', IDEMPOTENCY_TTL_S)
   end
-  return { 'ok', jobs, wait, id, fields.created_ms }
+  return { 'ok', jobs, wait, id, fields.created_ms, take_limits(id, fields, place.cost) }
 end
 
 -- attach id channel -> the job's state; '' when there is no such job. Its events are published there, too.
@@ -451,6 +455,7 @@ local function cancel(id, iso, ttl_s, event, who)
   if status == 'queued' then
     redis.call('LREM', queue_key(model), 1, id)
     step_out(model, id, h[3] or '')
+    correct_limits(id, -place_of(job_key(id)).cost)
     close(model, id, 'canceled', iso, ttl_s)
   else
     close(model, id, 'canceled', iso, ttl_s)

@@ -26,15 +26,38 @@ class Idempotency:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Allowance:
+    """What the job's tenant may use, 0 for no limit: requests and tokens a minute, jobs at a time, and
+    `month_tokens` in `month`."""
+
+    requests: int = 0
+    tokens: int = 0
+    jobs: int = 0
+    month_tokens: int = 0
+    month: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """Of an allowance: requests and tokens, and in how many seconds they will be all there again."""
+
+    requests: int
+    tokens: int
+    requests_reset_s: float
+    tokens_reset_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Accepted:
     """`job_id` and `created_ms` are those of an earlier job if the request came before (`attached`). `ahead`: jobs of
-    its class and above that wait; `wait_s`: for how long, as far as can be told, or 0."""
+    its class and above that wait; `wait_s`: for how long, as far as can be told, or 0. `left`: of the allowance."""
 
     job_id: str
     created_ms: int
     ahead: int = 0
     wait_s: float = 0
     attached: bool = False
+    left: Left | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,10 +108,11 @@ class JobQueue(Protocol):
         bounds: Bounds,
         subscriber: str = "",
         idempotency: Idempotency | None = None,
+        allowance: Allowance | None = None,
         view: str = "",
     ) -> Accepted:
         """Accept the job, or find the one that the idempotency key made before; its events go to `subscriber`, too.
-        `view` is kept with the job. Raises QueueFull or IdempotencyKeyReused."""
+        `view` is kept with the job. Raises QueueFull, LimitReached or IdempotencyKeyReused."""
 
     async def attach(self, job_id: str, *, subscriber: str) -> State | None:
         """Send the job's further events to `subscriber`, too; return its state, None when there is no such job."""

@@ -1,6 +1,7 @@
 """The queue in Redis: encodes the arguments of `queue.lua` and decodes what it answers. No decision is made here."""
 
 import itertools
+import math
 import random
 import time
 import uuid
@@ -14,17 +15,17 @@ from redis.asyncio import Redis
 
 from shared import keys, rq_view
 from shared.codec import decode_event, decode_job, encode_event, encode_job
-from shared.errors import DecodeError, IdempotencyKeyReused, QueueFull, QueueUnavailable
+from shared.errors import DecodeError, IdempotencyKeyReused, LimitReached, QueueFull, QueueUnavailable
 from shared.events import Cancelled, Completed, Deadline, Expired, Failed, Finished, Outcome
 from shared.job import Job, Kind, Priority
 from shared.lifecycle import State, after, settling
-from shared.queue import LOST, SETTLED, Accepted, Bounds, Delivery, Idempotency, Write, finished
+from shared.queue import LOST, SETTLED, Accepted, Allowance, Bounds, Delivery, Idempotency, Left, Write, finished
 from shared.redis_client import translated
 
 HERE = Path(__file__).parent
 CLASSES = ", ".join(f"[{priority.rank}] = {priority.weight}" for priority in Priority)
 SCRIPT = f"local CLASS_WEIGHT = {{ {CLASSES} }}\n{keys.lua_prelude()}" + "".join(
-    (HERE / name).read_text(encoding="utf-8") for name in ("line.lua", "queue.lua")
+    (HERE / name).read_text(encoding="utf-8") for name in ("line.lua", "limits.lua", "queue.lua")
 )
 RETRY_AFTER_S = (1, 120)
 JITTER = 0.25  # so that those refused together do not come back together
@@ -33,6 +34,12 @@ REFUSALS = {
     "queue_full": "{ahead} jobs are waiting for model {model}, which is as many as may.",
     "queue_tokens_full": "The jobs that wait for model {model} are as large together as they may be.",
     "deadline_unreachable": "The job would wait about {wait_s:.0f} s for {model}, longer than its queue deadline.",
+}
+LIMITS = {
+    "limit_requests": "The key's limit of {0.requests} requests a minute is reached.",
+    "limit_tokens": "The key's limit of {0.tokens} tokens a minute is reached.",
+    "limit_jobs": "The key has {0.jobs} jobs at a time already, which is as many as it may.",
+    "quota": "The key's {0.month_tokens} tokens of this month are used up.",
 }
 # Failures by the request's own fault: running it again would end alike, so they are kept like any ended job.
 FRUITLESS = frozenset({"invalid_request", "context_length_exceeded"})
@@ -76,6 +83,7 @@ class RedisQueue:
         bounds: Bounds,
         subscriber: str = "",
         idempotency: Idempotency | None = None,
+        allowance: Allowance | None = None,
         view: str = "",
     ) -> Accepted:
         fields = self._fields(job) | {
@@ -83,12 +91,15 @@ class RedisQueue:
             "idempotency": idempotency.key if idempotency else "",
             "fingerprint": idempotency.fingerprint if idempotency else "",
             "view": view,
+            **_limits(allowance),
         }
         flat = itertools.chain.from_iterable(fields.items())
         answer = await self._call_confirmed("enqueue", job.model, job.id, bounds.jobs_max, bounds.tokens_max, *flat)
         verdict, ahead, wait_s = answer[0].decode(), int(answer[1]), int(answer[2]) / 1000
         if verdict == "reused":
             raise IdempotencyKeyReused("This Idempotency-Key came before with another body.")
+        if verdict in LIMITS:
+            raise LimitReached(LIMITS[verdict].format(allowance), limit=verdict, retry_after_s=math.ceil(wait_s))
         if verdict in REFUSALS:
             raise QueueFull(
                 REFUSALS[verdict].format(ahead=ahead, model=job.model, wait_s=wait_s),
@@ -103,6 +114,7 @@ class RedisQueue:
             ahead=ahead,
             wait_s=wait_s,
             attached=verdict == "attached",
+            left=_left(answer[5:]) if allowance else None,
         )
 
     async def attach(self, job_id: str, *, subscriber: str) -> State | None:
@@ -195,15 +207,15 @@ class RedisQueue:
             "tenant": job.tenant,
             "weight": job.weight,
             "prompt_tokens": job.prompt_tokens_about,
-            "output_max": job.output_tokens_max,
+            "output_max": -1 if job.output_tokens_max is None else job.output_tokens_max,
             "patience_ms": job.patience_ms,
             "run_ms": job.run_ms,
         }
 
     def _ttl_s(self, job: Job, outcome: Outcome) -> int:
         match outcome:
-            case Completed() if job.kind is Kind.EMBEDDING:
-                return min(self._job_ttl_s, VECTORS_TTL_S)  # vectors are large and asked for once
+            case Completed() if job.kind in (Kind.EMBEDDING, Kind.TOKENS):
+                return min(self._job_ttl_s, VECTORS_TTL_S)  # large, and asked for once
             case Failed(code=code) if code not in FRUITLESS:
                 return self._failed_ttl_s
             case Expired():
@@ -258,6 +270,22 @@ class RedisQueue:
 
 
 CANCELLED = encode_event(Finished(seq=0, outcome=Cancelled()))
+
+
+def _limits(allowance: Allowance | None) -> dict[str, str]:
+    if allowance is None:
+        return {}
+    limits = f"{allowance.requests} {allowance.tokens} {allowance.jobs} {allowance.month_tokens}"
+    return {"limits": limits, "month": allowance.month}
+
+
+def _left(answer: list[int]) -> Left | None:
+    """None for a job that was there before."""
+    if not answer:
+        return None
+    requests, tokens, requests_ms, tokens_ms = answer
+    reset = {"requests_reset_s": requests_ms / 1000, "tokens_reset_s": tokens_ms / 1000}
+    return Left(requests=requests, tokens=tokens, **reset)
 
 
 def retry_after_s(wait_s: float) -> int:

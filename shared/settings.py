@@ -40,6 +40,11 @@ class Settings(BaseSettings):
         pattern="^(fast|safe|durable)$",
         description="before a job is accepted: fast asks for nothing, safe for it on disk, durable on a replica",
     )
+    keys: str = Field(
+        "auto",
+        pattern="^(auto|required|off)$",
+        description="API keys: required, off, or auto, which requires them unless the API listens on loopback only",
+    )
     admin_key: str = Field("", description="bearer token of /admin; empty for no /admin")
     lease_ms: int = Field(3000, ge=500, description="silence after which a worker's jobs are taken over")
     heartbeat_ms: int = Field(1000, ge=100, description="how often a worker renews its leases")
@@ -51,6 +56,10 @@ class Settings(BaseSettings):
     request_timeout_s: float = Field(60, gt=0, description="for a request to arrive whole")
     send_timeout_s: float = Field(120, gt=0, description="for a client to take what is sent, before it counts as gone")
     body_bytes_max: int = Field(4_000_000, ge=1000, description="largest request body")
+    files: str = Field(".penstock/files", description="folder of uploaded files, the same for every API process")
+    file_bytes_max: int = Field(200_000_000, ge=1000, description="largest uploaded file")
+    file_ttl_s: int = Field(30 * 86400, ge=0, description="lifetime of files that ask for none; 0 for ever")
+    batch_requests: int = Field(64, ge=1, description="requests of one batch that are jobs at a time")
     choices_max: int = Field(16, ge=1, description="largest n of a request")
     first_event_ms: int = Field(
         1000, ge=0, description="longest wait for the first token before the headers of a stream go out"

@@ -238,6 +238,7 @@ class Stepper:
         self._prefill.inc(sum(row.count for row in batch.rows if not row.decoding))
 
     def _add(self, turn: Turn) -> None:
+        """One that is done already leaves nothing to compute."""
         match turn:
             case Embedding():
                 self._passages.add(turn)

@@ -22,6 +22,7 @@ from workers.generation import Generation
 from workers.models import Loaded
 from workers.outbox import Outbox, Update
 from workers.stepper import Stepper
+from workers.tokenization import Tokenization
 from workers.turn import Turn
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ TURNS: dict[Kind, Callable[[Delivery, Engine], Turn]] = {
     Kind.CHAT: Generation,
     Kind.COMPLETION: Generation,
     Kind.EMBEDDING: Embedding,
+    Kind.TOKENS: Tokenization,
 }
 
 

@@ -2,14 +2,18 @@
 no such thing."""
 
 import hmac
+import time
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 
 from api.house import House, house_of
+from api.json_route import JsonRoute
 from api.problems import Problem, Refused
 from api.routes.jobs import job_object
-from api.schemas.admin import ReplayRequest
+from api.schemas.admin import KeyLimits, NewKey, ReplayRequest
+from shared.api_key import ApiKey
 from shared.errors import NotFound
 from shared.lifecycle import State
 from shared.replay import Filter, Replayer
@@ -22,10 +26,10 @@ async def _operator(request: Request, house: Annotated[House, Depends(house_of)]
         raise NotFound("There is no such route here.")
     given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
     if not hmac.compare_digest(given.encode(), house.settings.admin_key.encode()):
-        raise Refused(Problem(code="unauthorized", message="/admin needs PENSTOCK_ADMIN_KEY as bearer token."))
+        raise Refused(Problem(code="invalid_api_key", message="/admin needs PENSTOCK_ADMIN_KEY as bearer token."))
 
 
-router = APIRouter(prefix="/admin", dependencies=[Depends(_operator)])
+router = APIRouter(prefix="/admin", route_class=JsonRoute, dependencies=[Depends(_operator)])
 InHouse = Annotated[House, Depends(house_of)]
 
 
@@ -79,6 +83,41 @@ async def replay_jobs(body: ReplayRequest, house: InHouse) -> dict[str, Any]:
         "object": "list",
         "data": [each.body() async for each in replayer.replay(found, rate_per_s=body.rate_per_s)],
     }
+
+
+@router.post("/keys")
+async def create_key(body: NewKey, house: InHouse) -> dict[str, Any]:
+    """A new API key. Its secret is in this answer and nowhere else."""
+    limits = body.changes(time.time())
+    secret = limits.pop("secret", "")
+    key, secret = await house.keys.create(limits.pop("name"), secret=secret, **limits)
+    return await _key_object(house, key) | {"secret": secret}
+
+
+@router.get("/keys")
+async def list_keys(house: InHouse) -> dict[str, Any]:
+    return {"object": "list", "data": [await _key_object(house, key) for key in await house.keys.list()]}
+
+
+@router.get("/keys/{key_id}")
+async def show_key(key_id: str, house: InHouse) -> dict[str, Any]:
+    return await _key_object(house, await house.keys.get(key_id))
+
+
+@router.patch("/keys/{key_id}")
+async def change_key(key_id: str, body: KeyLimits, house: InHouse) -> dict[str, Any]:
+    """What is given changes, the rest stays. It counts for requests from two seconds later on."""
+    return await _key_object(house, await house.keys.change(key_id, **body.changes(time.time())))
+
+
+@router.delete("/keys/{key_id}")
+async def revoke_key(key_id: str, house: InHouse) -> dict[str, Any]:
+    await house.keys.revoke(key_id)
+    return {"id": key_id, "object": "api_key.deleted", "deleted": True}
+
+
+async def _key_object(house: House, key: ApiKey) -> dict[str, Any]:
+    return {"object": "api_key", **asdict(key), "tokens_this_month": await house.keys.used(key.id)}
 
 
 @router.post("/models/{name:path}/pause")

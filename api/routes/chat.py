@@ -7,13 +7,13 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from api.exchange import stream, whole
-from api.formats.chat import WholeChat
 from api.house import House, house_of
+from api.json_route import JsonRoute
 from api.schemas.chat import ChatCompletionRequest
 from api.terms import Terms, terms_of
-from api.view import view_of
+from api.work import chat_work
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/chat/completions", response_model=None)
@@ -25,8 +25,5 @@ async def create_chat_completion(
 ) -> Response:
     """A chat completion, streamed or whole. The job is cancelled when the client leaves, after its grace."""
     began = time.monotonic()
-    job = await house.admission.chat(body, terms)
-    view = view_of(job, include_usage=bool(body.stream_options and body.stream_options.include_usage))
-    if not body.stream:
-        return await whole(house, job, view, terms, WholeChat, request)
-    return await stream(house, job, view, terms, began)
+    work = await chat_work(house.admission, body, terms)
+    return await (stream(house, work, terms, began) if body.stream else whole(house, work, terms, request))

@@ -7,13 +7,13 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from api.exchange import stream, whole
-from api.formats.completion import WholeCompletion
 from api.house import House, house_of
+from api.json_route import JsonRoute
 from api.schemas.completion import CompletionRequest
 from api.terms import Terms, terms_of
-from api.view import view_of
+from api.work import completion_work
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/completions", response_model=None)
@@ -26,9 +26,5 @@ async def create_completion(
     """Text that goes on where each prompt ends, streamed or whole. The job is cancelled when the client leaves, after
     its grace."""
     began = time.monotonic()
-    job = await house.admission.completion(body, terms)
-    include_usage = bool(body.stream_options and body.stream_options.include_usage)
-    view = view_of(job, include_usage=include_usage, shown=body.n or 1, logprobs=body.logprobs is not None)
-    if not body.stream:
-        return await whole(house, job, view, terms, lambda answered: WholeCompletion(answered, view.form), request)
-    return await stream(house, job, view, terms, began)
+    work = await completion_work(house.admission, body, terms)
+    return await (stream(house, work, terms, began) if body.stream else whole(house, work, terms, request))

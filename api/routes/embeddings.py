@@ -6,13 +6,13 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from api.exchange import whole
-from api.formats.embedding import EmbeddingList
 from api.house import House, house_of
+from api.json_route import JsonRoute
 from api.schemas.embedding import EmbeddingRequest
 from api.terms import Terms, terms_of
-from api.view import view_of
+from api.work import embedding_work
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/embeddings", response_model=None)
@@ -23,6 +23,4 @@ async def create_embeddings(
     house: Annotated[House, Depends(house_of)],
 ) -> Response:
     """A vector of unit length for each input. The job is cancelled when the client leaves, after its grace."""
-    job = await house.admission.embedding(body, terms)
-    base64 = body.encoding_format == "base64"
-    return await whole(house, job, view_of(job), terms, lambda made: EmbeddingList(made, base64=base64), request)
+    return await whole(house, await embedding_work(house.admission, body, terms), terms, request)

@@ -5,9 +5,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import Response
 
+from api.auth import caller_of
 from api.exchange import pick_up
 from api.house import House, house_of
-from api.terms import tenant_of
 from api.view import View, decode_view
 from shared.errors import InvalidRequest, NotFound
 from shared.ledger import JobRecord
@@ -66,7 +66,7 @@ async def _mine(house: House, job_id: str, request: Request) -> tuple[JobRecord,
     record = await house.ledger.record(job_id)
     if record.view:
         view = decode_view(record.view)
-        if view.tenant == tenant_of(request):
+        if view.tenant == caller_of(request).tenant:
             return record, view
     raise NotFound(f"There is no job {job_id}.")
 

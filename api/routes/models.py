@@ -2,8 +2,9 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
 
+from api.auth import caller_of, may_use, require_use
 from api.house import House, house_of
 from shared.job import ModelInfo
 
@@ -11,12 +12,15 @@ router = APIRouter()
 
 
 @router.get("/v1/models")
-async def list_models(house: Annotated[House, Depends(house_of)]) -> dict[str, Any]:
-    return {"object": "list", "data": [_model(info) for info in await house.directory.models()]}
+async def list_models(request: Request, house: Annotated[House, Depends(house_of)]) -> dict[str, Any]:
+    """Those that the key may use."""
+    found = [info for info in await house.directory.models() if may_use(caller_of(request), info.name)]
+    return {"object": "list", "data": [_model(info) for info in found]}
 
 
 @router.get("/v1/models/{name:path}")
-async def retrieve_model(name: str, house: Annotated[House, Depends(house_of)]) -> dict[str, Any]:
+async def retrieve_model(name: str, request: Request, house: Annotated[House, Depends(house_of)]) -> dict[str, Any]:
+    require_use(caller_of(request), name)
     return _model(await house.directory.model(name))
 
 

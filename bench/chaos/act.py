@@ -49,6 +49,16 @@ class Act:
         open_ids = [story.job_id for story in self.load.open() if story.job_id]
         return {job_id for job_id in open_ids if client.hget(f"rq:job:{job_id}", "worker_name") in owners}
 
+    async def staffed(self) -> None:
+        """Wait until every worker serves, those that take the place of dead ones too."""
+        client, site = self.site.client, self.site
+
+        def complete() -> bool:
+            live, known = site.live_workers(), [client.hget(key, "pid") for key in client.scan_iter("rq:worker:*")]
+            return len(live) == site.workers_max and {str(worker.pid) for worker in live} <= set(known)
+
+        await site.until(complete, "every worker serves", seconds=60)
+
     async def muster(self) -> None:
         """Whether every worker takes work: as many jobs as they have room for, all at once."""
         crowd = [self.load.add(self.load.story(Way.PLAIN, tokens=100)) for _ in range(16 * self.site.workers_max)]

@@ -32,6 +32,7 @@ class Scenario:
 
 async def worker_killed(act: Act) -> None:
     for _ in range(act.rounds):
+        await act.staffed()
         worker = act.victim()
         jobs = await act.jobs_of(worker)
         began = act.strike(jobs)
@@ -54,6 +55,7 @@ async def worker_frozen(act: Act) -> None:
 
 async def worker_told_to_stop(act: Act) -> None:
     for number in range(act.rounds):
+        await act.staffed()
         worker = act.victim()
         jobs = await act.jobs_of(worker)
         began = act.strike(jobs)
@@ -271,15 +273,15 @@ async def _waits(lists: list[list[Story]], seconds: float) -> float:
 
 
 async def recomputing(act: Act) -> None:
-    """How many tokens were computed that no log holds: kills, six a minute, and nobody who leaves."""
+    """How many tokens were computed that no log holds: kills and stops, six a minute, and nobody who leaves."""
     act.site.count_tokens(begin=True)
     counted = Load(act.site, seed=act.rng.getrandbits(30), clients=40, tokens=150, ways=STAYING)
     counted.start()
     act.load.stories = counted.stories
     await asyncio.sleep(1.5)
-    for _ in range(act.rounds):
+    for number in range(act.rounds):
         act.strike()
-        act.victim().send(signal.SIGKILL)
+        act.victim().send((signal.SIGKILL, signal.SIGTERM)[number % 2])
         await asyncio.sleep(10 if act.long else 4)
     await counted.ended()
     logged = sum(story.tokens * story.n for story in counted.stories if story.complete)
@@ -319,6 +321,7 @@ SCENARIOS = [
         run=worker_told_to_stop,
         rounds=(3, 20),
         clients=24,
+        tokens=(250, 250),  # longer than the drain, so that there is something to hand over
     ),
     Scenario(name="F4", what="engine raises, finds no memory, hangs", run=engine_fails, rounds=(3, 12)),
     Scenario(name="F5", what="poison job", run=poison, rounds=(1, 5)),
@@ -334,7 +337,7 @@ SCENARIOS = [
     Scenario(name="F14b", what="operator flushes", run=operator_flushes, mercy=TOLD, rounds=(1, 2)),
     Scenario(name="F15", what="three times the load", run=overload, rounds=(1, 2)),
     Scenario(name="flood", what="one tenant sends eight times as much", run=flood, rounds=(1, 1), clients=0),
-    Scenario(name="I10", what="kills, and tokens counted", run=recomputing, rounds=(1, 6), clients=0),
+    Scenario(name="I10", what="kills, stops, and tokens counted", run=recomputing, rounds=(2, 6), clients=0),
     Scenario(name="F16", what="the same request twice", run=duplicates, rounds=(1, 20)),
     Scenario(name="F17", what="cancel as the job ends", run=cancels, rounds=(1, 12)),
 ]

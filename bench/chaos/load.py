@@ -99,6 +99,7 @@ class Load:
         }
         if self._script:
             asked = rng.choice(self._script)
+            changes.pop("tokens", None)  # what is right is right for so many and no more
             given |= {
                 "content": asked.content,
                 "tokens": asked.tokens,

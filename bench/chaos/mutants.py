@@ -103,7 +103,7 @@ MUTANTS = [
         file="shared/queue.lua",
         old="note(job, 'released by ' .. worker)",
         new="redis.call('DEL', log_key(id))",
-        under=("F3",),
+        under=("I10",),
     ),
     Mutant(
         name="released jobs are forgotten",

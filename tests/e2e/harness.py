@@ -117,7 +117,8 @@ class Stack:
 
     def client(self, **options: Any) -> openai.OpenAI:
         """Closed with the stack."""
-        client = openai.OpenAI(base_url=f"{self.base}/v1", api_key="none", max_retries=0, timeout=60, **options)
+        usual: dict[str, Any] = {"base_url": f"{self.base}/v1", "api_key": "none", "max_retries": 0, "timeout": 60}
+        client = openai.OpenAI(**(usual | options))
         self._clients.append(client)
         return client
 

@@ -30,7 +30,7 @@ from shared.events import (
     Usage,
 )
 from shared.lifecycle import TABLE, TERMINAL, IllegalMove, Move, State
-from shared.redis_queue import REFUSALS, retry_after_s
+from shared.redis_queue import LIMITS, REFUSALS, retry_after_s
 from shared.settings import Settings, load_settings
 from tests.factories import make_job
 
@@ -141,6 +141,8 @@ def test_every_error_has_a_status() -> None:
         errors.ContextLengthExceeded("x"),
         errors.NotFound("x"),
         *[errors.QueueFull("x", reason=r, position=1, wait_s=2, retry_after_s=3) for r in (*REFUSALS, "redis_memory")],
+        *[errors.LimitReached("x", limit=limit, retry_after_s=500) for limit in LIMITS],
+        errors.Forbidden("x", param="model"),
         errors.IdempotencyKeyReused("x"),
         errors.QueueUnavailable("x"),
         errors.DecodeError("x"),

@@ -1,9 +1,13 @@
 """What a person writes: shares of tenants, ages, rates."""
 
+from typing import get_args
+
 import click
 import pytest
 
+from api.schemas.batch import BatchRequest
 from api.terms import weights
+from api.work import BATCHED
 from cli.amounts import Age, Rate
 from shared.errors import SettingsError
 from shared.settings import load_settings
@@ -34,3 +38,7 @@ def test_a_rate_is_a_second(text: str, rate: float) -> None:
 def test_other_amounts_are_refused(kind: click.ParamType[float]) -> None:
     with pytest.raises(click.BadParameter, match="yesterday"):
         kind.convert("yesterday", None, None)
+
+
+def test_every_endpoint_that_a_batch_may_name_can_be_done() -> None:
+    assert set(get_args(BatchRequest.model_fields["endpoint"].annotation)) == set(BATCHED)

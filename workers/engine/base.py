@@ -49,7 +49,7 @@ class Tokenizer(Protocol):
         """Raises InvalidRequest, which names the parameter, when the model's template refuses the request, or the model
         cannot do what it asks for."""
 
-    def encode_text(self, text: str, tokens_max: int | None = None) -> list[int]:
+    def encode_text(self, text: str, tokens_max: int | None = None, *, special: bool = True) -> list[int]:
         """Ids of a text by itself, with the special tokens that belong around it, cut to `tokens_max`."""
 
     def decode(self, ids: Seq[int]) -> str:

@@ -65,9 +65,9 @@ class ChatTokenizer:
             constraint=lambda: self._grammars.constraint(grammar, self._reasoning(begun)) if grammar else None,
         )
 
-    def encode_text(self, text: str, tokens_max: int | None = None) -> list[int]:
+    def encode_text(self, text: str, tokens_max: int | None = None, *, special: bool = True) -> list[int]:
         ids: list[int] = self._tokenizer(
-            text, truncation=tokens_max is not None, max_length=tokens_max, verbose=False
+            text, truncation=tokens_max is not None, max_length=tokens_max, add_special_tokens=special, verbose=False
         ).input_ids
         return ids
 

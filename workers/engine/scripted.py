@@ -38,7 +38,7 @@ class ScriptedTokenizer:
         lines = " ".join(f"{message['role']} {message['content']}" for message in request["messages"])
         return plain_chat(self.encode_text(lines), self, wanted)
 
-    def encode_text(self, text: str, tokens_max: int | None = None) -> list[int]:
+    def encode_text(self, text: str, tokens_max: int | None = None, *, special: bool = True) -> list[int]:
         """A word is a token."""
         return [self._token(word) for word in text.split()[:tokens_max]]
 

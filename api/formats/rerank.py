@@ -1,0 +1,36 @@
+"""From vectors to documents, the nearest to the query first."""
+
+from typing import Any
+
+from shared.events import Embedded, Event, Usage
+from shared.job import Job
+
+
+class Ranking:
+    """The first vector is the query's; all are of unit length, so that their product is the cosine."""
+
+    def __init__(self, job: Job, texts: list[str], *, top_n: int | None, with_texts: bool) -> None:
+        self._job = job
+        self._texts = texts
+        self._top_n = top_n
+        self._with_texts = with_texts
+        self._vectors: dict[int, tuple[float, ...]] = {}
+
+    def add(self, event: Event) -> None:
+        if isinstance(event, Embedded):
+            self._vectors[event.index] = event.vector
+
+    def body(self, usage: Usage) -> dict[str, Any]:
+        query = self._vectors[0]
+        scores = [
+            sum(a * b for a, b in zip(query, self._vectors[index + 1], strict=True))
+            for index in range(len(self._texts))
+        ]
+        ranked = sorted(range(len(scores)), key=lambda index: -scores[index])[: self._top_n]
+        results = [
+            {"index": index, "relevance_score": scores[index]}
+            | ({"document": {"text": self._texts[index]}} if self._with_texts else {})
+            for index in ranked
+        ]
+        used = {"prompt_tokens": usage.prompt_tokens, "total_tokens": usage.prompt_tokens}
+        return {"id": self._job.id, "object": "list", "model": self._job.model, "results": results, "usage": used}

@@ -1,0 +1,57 @@
+"""From events to what the token endpoints answer."""
+
+from typing import Any
+
+from shared.events import Event, Tokenized, Usage
+from shared.job import Job
+
+
+class _Told:
+    def __init__(self, job: Job) -> None:
+        self._model = job.model
+        self._ids: tuple[int, ...] = ()
+        self._texts: tuple[str, ...] = ()
+
+    def add(self, event: Event) -> None:
+        if isinstance(event, Tokenized):
+            self._ids, self._texts = event.token_ids, event.texts
+
+
+class TokenList(_Told):
+    """As vLLM answers `/tokenize`."""
+
+    def __init__(self, job: Job, *, context_length: int) -> None:
+        super().__init__(job)
+        self._context_length = context_length
+        self._with_texts = bool(job.request["texts"])
+
+    def body(self, usage: Usage) -> dict[str, Any]:
+        return {
+            "object": "tokens",
+            "model": self._model,
+            "count": len(self._ids),
+            "max_model_len": self._context_length,
+            "tokens": self._ids,
+            "token_strs": self._texts if self._with_texts else None,
+        }
+
+
+class TokenCount(_Told):
+    def __init__(self, job: Job, *, context_length: int, max_tokens: int) -> None:
+        super().__init__(job)
+        self._context_length = context_length
+        self._max_tokens = max_tokens
+
+    def body(self, usage: Usage) -> dict[str, Any]:
+        return {
+            "object": "token_count",
+            "model": self._model,
+            "count": len(self._ids),
+            "context_length": self._context_length,
+            "fits": len(self._ids) + self._max_tokens <= self._context_length,
+        }
+
+
+class DetokenizedText(_Told):
+    def body(self, usage: Usage) -> dict[str, Any]:
+        return {"object": "text", "model": self._model, "prompt": "".join(self._texts)}

@@ -1,0 +1,82 @@
+"""`/v1/batches`: many requests from a file, done when there is room. Only for the key whose batches they are."""
+
+import secrets
+import time
+from contextlib import suppress
+from dataclasses import replace
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request
+
+from api.auth import caller_of
+from api.batch import Batch, Status
+from api.formats.listing import listing, page_of
+from api.house import House, house_of
+from api.json_route import JsonRoute
+from api.schemas.batch import BatchRequest
+from shared.errors import InvalidRequest, NotFound
+
+router = APIRouter(route_class=JsonRoute)
+InHouse = Annotated[House, Depends(house_of)]
+
+
+@router.post("/v1/batches")
+async def create_batch(body: BatchRequest, request: Request, house: InHouse) -> dict[str, Any]:
+    """Start a batch over a file of requests."""
+    caller = caller_of(request)
+    record = await house.files.record(body.input_file_id, tenant=caller.tenant)
+    if record.purpose != "batch":
+        raise InvalidRequest("'input_file_id' is not a file for batches.", param="input_file_id")
+    batch = Batch(
+        id=f"batch_{secrets.token_hex(12)}",
+        tenant=caller.tenant,
+        key=caller.key.id if caller.key else "",
+        endpoint=body.endpoint,
+        input_file_id=body.input_file_id,
+        window_s=int(body.completion_window[:-1]) * 3600,
+        status=Status.VALIDATING,
+        at={Status.VALIDATING: int(time.time())},
+        metadata=body.metadata or {},
+        output_lifetime_s=body.output_expires_after.seconds if body.output_expires_after else house.settings.file_ttl_s,
+    )
+    await house.batches.create(batch)
+    return batch.body()
+
+
+@router.get("/v1/batches")
+async def list_batches(
+    request: Request,
+    house: InHouse,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> dict[str, Any]:
+    """The newest first."""
+    tenant = caller_of(request).tenant
+    wanted, more = page_of(await house.batches.ids(tenant), after=after, limit=limit)
+    found = []
+    for batch_id in wanted:
+        with suppress(NotFound):
+            found.append(await _look(house, batch_id, tenant))
+    return listing(found, more=more)
+
+
+@router.get("/v1/batches/{batch_id}")
+async def retrieve_batch(batch_id: str, request: Request, house: InHouse) -> dict[str, Any]:
+    return await _look(house, batch_id, caller_of(request).tenant)
+
+
+@router.post("/v1/batches/{batch_id}/cancel")
+async def cancel_batch(batch_id: str, request: Request, house: InHouse) -> dict[str, Any]:
+    """What is done stays; what waits or runs is cancelled. One that has ended stays as it is."""
+    tenant = caller_of(request).tenant
+    batch = await house.batches.get(batch_id, tenant=tenant)
+    if not batch.status.ended:
+        await house.batches.ask_to_cancel(batch_id)
+    return await _look(house, batch_id, tenant)
+
+
+async def _look(house: House, batch_id: str, tenant: str) -> dict[str, Any]:
+    batch = await house.batches.get(batch_id, tenant=tenant)
+    if not batch.status.ended and await house.batches.to_cancel(batch_id):
+        batch = replace(batch, status=Status.CANCELLING)
+    return batch.body()

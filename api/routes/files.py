@@ -1,0 +1,85 @@
+"""`/v1/files`: upload, list, read, delete. Only for the key whose files they are."""
+
+from contextlib import suppress
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Form, Query, Request, UploadFile
+from fastapi.responses import FileResponse
+
+from api.auth import caller_of
+from api.files import FileRecord
+from api.formats.listing import listing, page_of
+from api.house import House, house_of
+from shared.errors import InvalidRequest, NotFound
+
+router = APIRouter()
+InHouse = Annotated[House, Depends(house_of)]
+LIFETIME_S = (3600, 30 * 86400)
+NAME_MAX = 255
+
+
+@router.post("/v1/files")
+async def create_file(
+    request: Request,
+    house: InHouse,
+    file: UploadFile,
+    purpose: Annotated[Literal["batch", "user_data"], Form()],
+    expires_anchor: Annotated[Literal["created_at"] | None, Form(alias="expires_after[anchor]")] = None,
+    expires_s: Annotated[int | None, Form(alias="expires_after[seconds]", ge=LIFETIME_S[0], le=LIFETIME_S[1])] = None,
+) -> dict[str, Any]:
+    """Upload a file; for a batch, lines of JSON."""
+    if (expires_anchor is None) != (expires_s is None):
+        raise InvalidRequest("'expires_after' has an anchor and seconds.", param="expires_after")
+    lifetime_s = house.settings.file_ttl_s if expires_s is None else expires_s
+    record = await house.files.create(
+        file.file,
+        tenant=caller_of(request).tenant,
+        filename=(file.filename or "file")[-NAME_MAX:],
+        purpose=purpose,
+        lifetime_s=lifetime_s,
+    )
+    return record.body()
+
+
+@router.get("/v1/files")
+async def list_files(
+    request: Request,
+    house: InHouse,
+    purpose: str | None = None,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+    order: Literal["asc", "desc"] = "desc",
+) -> dict[str, Any]:
+    """The newest first."""
+    tenant = caller_of(request).tenant
+    ids = await house.files.ids(tenant)
+    wanted, more = page_of(ids if order == "desc" else ids[::-1], after=after, limit=limit)
+    found = []
+    for file_id in wanted:
+        with suppress(NotFound):
+            found.append(await house.files.record(file_id, tenant=tenant))
+    return listing([record.body() for record in found if purpose in (None, record.purpose)], more=more)
+
+
+async def _mine(file_id: str, request: Request, house: InHouse) -> FileRecord:
+    return await house.files.record(file_id, tenant=caller_of(request).tenant)
+
+
+Mine = Annotated[FileRecord, Depends(_mine)]
+
+
+@router.get("/v1/files/{file_id}")
+async def retrieve_file(record: Mine) -> dict[str, Any]:
+    return record.body()
+
+
+@router.get("/v1/files/{file_id}/content", response_class=FileResponse)
+async def retrieve_file_content(record: Mine, house: InHouse) -> FileResponse:
+    """The bytes, as they were uploaded."""
+    return FileResponse(house.files.path(record.id), media_type="application/octet-stream")
+
+
+@router.delete("/v1/files/{file_id}")
+async def delete_file(record: Mine, house: InHouse) -> dict[str, Any]:
+    await house.files.delete(record.id, tenant=record.tenant)
+    return {"id": record.id, "object": "file", "deleted": True}

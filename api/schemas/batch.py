@@ -1,0 +1,26 @@
+"""The body of `POST /v1/batches`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from api.schemas.base import Strict
+
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+]
+
+
+class OutputExpiresAfter(Strict):
+    anchor: Literal["created_at"]
+    seconds: int = Field(ge=3600, le=30 * 86400)
+
+
+class BatchRequest(Strict):
+    """`completion_window`: hours, like 24h; OpenAI knows no other."""
+
+    input_file_id: str = Field(min_length=1, max_length=200)
+    endpoint: Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
+    completion_window: str = Field(pattern=r"^[1-9]\d{0,2}h$")
+    metadata: Metadata | None = None
+    output_expires_after: OutputExpiresAfter | None = None

@@ -1,0 +1,45 @@
+"""The bodies of `POST /v1/tokenize`, `/v1/detokenize` and `/v1/token_count`."""
+
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from api.schemas.base import Strict
+from api.schemas.chat import Message
+from api.schemas.tools import Tools
+
+TOKENS_MAX = 1_000_000
+
+
+class Counted(Strict):
+    """`prompt` or `messages`, as a completion or a chat would have them."""
+
+    model: str = Field(min_length=1, max_length=200)
+    prompt: str | None = None
+    messages: list[Message] | None = Field(None, min_length=1)
+    tools: Tools | None = None
+    chat_template_kwargs: dict[str, Any] | None = Field(None, max_length=64)
+    add_special_tokens: bool = True
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> "Counted":
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("exactly one of prompt and messages")
+        if self.prompt is not None and (self.tools or self.chat_template_kwargs):
+            raise ValueError("'tools' and 'chat_template_kwargs' go with 'messages'")
+        return self
+
+
+class TokenizeRequest(Counted):
+    return_token_strs: bool = False
+
+
+class TokenCountRequest(Counted):
+    """`max_tokens`: of an answer that shall fit, too."""
+
+    max_tokens: int = Field(0, ge=0)
+
+
+class DetokenizeRequest(Strict):
+    model: str = Field(min_length=1, max_length=200)
+    tokens: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=TOKENS_MAX)]

@@ -1,0 +1,179 @@
+"""What a key may use, as Redis counts it: taken when a job is accepted, corrected when it ends."""
+
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from shared import keys
+from shared.api_key import KeyRing
+from shared.errors import InvalidRequest, LimitReached, NotFound, QueueFull
+from shared.events import Completed, Finished, Started, Usage
+from shared.job import Job
+from shared.queue import Allowance, Bounds
+from shared.redis_queue import RedisQueue
+from tests.factories import make_job, write
+
+MONTH = "2026-11"
+BOUNDS = Bounds(jobs_max=100)
+TENANT = "key-1"
+
+
+@pytest.fixture
+def queue(client: Redis) -> RedisQueue:
+    return RedisQueue(client)
+
+
+def job(**more: Any) -> Job:
+    return make_job(tenant=TENANT, max_tokens=50, **more)
+
+
+async def submit(queue: RedisQueue, job: Job, bounds: Bounds = BOUNDS, **limits: int) -> Any:
+    return await queue.enqueue(job, bounds=bounds, allowance=Allowance(month=MONTH, **limits))
+
+
+async def used(client: Redis) -> int:
+    return int(await client.get(keys.usage(TENANT, MONTH)) or 0)
+
+
+async def run(queue: RedisQueue, *, tokens: int) -> None:
+    """Claim the next job and complete it."""
+    (delivery,) = await queue.claim("m", worker="w", limit=1)
+    usage = Usage(prompt_tokens=1, completion_tokens=tokens - 1)
+    events = (Started(seq=0, prompt_tokens=1), Finished(seq=1, outcome=Completed(usage=usage)))
+    await queue.settle(write(delivery, *events), worker="w")
+
+
+async def test_requests_of_a_minute_run_out(queue: RedisQueue) -> None:
+    first = await submit(queue, job(), requests=2)
+    await submit(queue, job(), requests=2)
+
+    with pytest.raises(LimitReached) as refused:
+        await submit(queue, job(), requests=2)
+
+    assert first.left.requests == 1
+    assert first.left.requests_reset_s == pytest.approx(30, abs=1)
+    assert refused.value.limit == "limit_requests"
+    assert 28 <= refused.value.retry_after_s <= 30
+
+
+async def test_a_job_without_an_allowance_is_counted_nowhere(queue: RedisQueue, client: Redis) -> None:
+    accepted = await queue.enqueue(job(), bounds=BOUNDS)
+    await run(queue, tokens=10)
+
+    assert accepted.left is None
+    assert not [key async for key in client.scan_iter("penstock:[buh][uso][cal]*:key-*")]
+
+
+async def test_tokens_are_corrected_by_what_the_job_took(queue: RedisQueue, client: Redis) -> None:
+    accepted = await submit(queue, job(), tokens=1000)
+    guessed = 1000 - accepted.left.tokens
+    assert guessed > 50
+
+    await run(queue, tokens=20)
+
+    assert await used(client) == 20
+    later = await submit(queue, job(), tokens=1000)
+    assert later.left.tokens >= 1000 - 20 - guessed
+
+
+async def test_a_job_larger_than_the_bucket_gets_a_full_one_and_empties_it(queue: RedisQueue) -> None:
+    accepted = await submit(queue, make_job(tenant=TENANT, max_tokens=5000), tokens=100)
+
+    assert accepted.left.tokens == 0
+    with pytest.raises(LimitReached, match="100 tokens a minute"):
+        await submit(queue, job(), tokens=100)
+
+
+async def test_jobs_at_a_time_are_leases_that_end_with_the_job(queue: RedisQueue, client: Redis) -> None:
+    await submit(queue, job(), jobs=1)
+    with pytest.raises(LimitReached) as refused:
+        await submit(queue, job(), jobs=1)
+    assert refused.value.limit == "limit_jobs"
+    assert 0 < await client.pttl(f"penstock:holding:{TENANT}") <= 60_000
+
+    await run(queue, tokens=5)
+
+    await submit(queue, job(), jobs=1)
+
+
+async def test_a_lost_job_holds_its_place_no_longer_than_its_deadlines(queue: RedisQueue, client: Redis) -> None:
+    lost = job(patience_ms=1, run_ms=1)
+    await submit(queue, lost, jobs=1)
+    await client.delete(keys.job(lost.id))
+    await client.zadd(f"penstock:holding:{TENANT}", {lost.id: 1})
+
+    await submit(queue, job(), jobs=1)
+
+
+async def test_what_is_cancelled_while_it_waits_costs_nothing(queue: RedisQueue, client: Redis) -> None:
+    waiting = job()
+    await submit(queue, waiting, tokens=1000, jobs=1)
+
+    await queue.cancel(waiting.id)
+
+    assert await used(client) == 0
+    assert (await submit(queue, job(), tokens=1000, jobs=1)).left.tokens > 800
+
+
+async def test_a_refusal_for_another_reason_takes_nothing(queue: RedisQueue, client: Redis) -> None:
+    await queue.enqueue(make_job(tenant="other"), bounds=BOUNDS)
+    for _ in range(3):
+        with pytest.raises(QueueFull):
+            await submit(queue, job(), Bounds(jobs_max=1, tokens_max=1), requests=1, tokens=1000, jobs=1)
+
+    assert await used(client) == 0
+    assert (await submit(queue, job(), requests=1, tokens=1000, jobs=1)).left.requests == 0
+
+
+async def test_a_months_tokens_are_a_budget(queue: RedisQueue, client: Redis) -> None:
+    await submit(queue, job(), month_tokens=100)
+    await run(queue, tokens=60)
+
+    with pytest.raises(LimitReached) as refused:
+        await submit(queue, job(), month_tokens=100)
+
+    assert refused.value.limit == "quota"
+    assert await used(client) == 60
+
+
+async def test_a_key_is_known_by_its_secret_and_stored_as_a_digest(client: Redis) -> None:
+    ring = KeyRing(client)
+    key, secret = await ring.create("team", requests_per_minute=5, models=("a", "b"))
+
+    assert await ring.authenticate(secret) == key
+    assert await KeyRing(client).authenticate(secret) == key
+    assert await ring.authenticate(secret + "x") is None
+    stored = [str(await client.hgetall(name)) async for name in client.scan_iter("penstock:key:*")]
+    assert len(stored) == 1
+    assert secret not in stored[0]
+    assert secret.removeprefix("sk-penstock-") not in stored[0]
+
+
+async def test_a_key_expires_and_is_changed_and_revoked(client: Redis) -> None:
+    now = 1000.0
+    ring = KeyRing(client, clock=lambda: now)
+    key, secret = await ring.create("team", expires_s=1010)
+    assert await ring.authenticate(secret)
+
+    now = 1010.0
+    assert await ring.authenticate(secret) is None
+
+    changed = await ring.change(key.id, expires_s=0, weight=2.5)
+    assert await ring.authenticate(secret) == changed
+    await ring.revoke(key.id)
+    assert await ring.authenticate(secret) is None
+    assert await ring.list() == []
+    with pytest.raises(NotFound):
+        await ring.revoke(key.id)
+
+
+async def test_a_secret_that_clients_have_already_becomes_a_key_once(client: Redis) -> None:
+    ring = KeyRing(client)
+
+    _, secret = await ring.create("moved here", secret="the-key-of-fastchat")
+
+    assert secret == "the-key-of-fastchat"
+    assert await ring.authenticate(secret)
+    with pytest.raises(InvalidRequest):
+        await ring.create("again", secret=secret)

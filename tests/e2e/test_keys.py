@@ -1,0 +1,190 @@
+"""Keys as clients and operators meet them: nothing without one, nothing of anybody else's, and limits that say so."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from cli.embedded_redis import EmbeddedRedis, find_binary, free_port
+from tests.e2e.harness import Stack, eventually, running_stack
+
+ASK: dict[str, Any] = {"model": "scripted", "messages": [{"role": "user", "content": "x"}], "max_tokens": 5}
+ADMIN = {"authorization": "Bearer admin-of-this-test"}
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    folder = tmp_path_factory.mktemp("guarded")
+    server = EmbeddedRedis(folder / "redis", binary=find_binary(), port=free_port())
+    server.start()
+    settings: dict[str, Any] = {"keys": "required", "admin_key": "admin-of-this-test", "scripted_step_ms": 5}
+    try:
+        with running_stack(folder, server, "scripted", **settings) as stack:
+            yield stack
+    finally:
+        server.stop()
+
+
+def keys(stack: Stack, *arguments: str, **options: Any) -> str:
+    command = [sys.executable, "-m", "cli", "keys", "--redis-url", stack.server.url, *arguments]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, **options)
+    return str(done.stdout).strip()
+
+
+def client(stack: Stack, *limits: str) -> openai.OpenAI:
+    """Of a new key."""
+    return stack.client(api_key=keys(stack, "create", "of a test", *limits))
+
+
+def test_no_route_lets_anybody_in_without_a_key(guarded: Stack) -> None:
+    paths = httpx.get(f"{guarded.base}/openapi.json").json()["paths"]
+    guarded_paths = [(path, method) for path, methods in paths.items() if path.startswith("/v1") for method in methods]
+    assert len(guarded_paths) > 6
+
+    for path, method in [*guarded_paths, ("/v1/no/such/route", "get")]:
+        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic eDp5"}):
+            answer = httpx.request(method, guarded.base + path, headers=headers)
+            assert answer.status_code == 401, path
+            assert answer.json()["error"]["code"] == "invalid_api_key"
+
+
+def test_health_and_documentation_need_none(guarded: Stack) -> None:
+    for path in ("/health/live", "/health/ready", "/metrics", "/openapi.json"):
+        assert httpx.get(guarded.base + path).status_code == 200
+
+
+def test_a_key_lets_its_holder_in_until_it_is_revoked(guarded: Stack) -> None:
+    secret = keys(guarded, "create", "team a")
+    allowed = guarded.client(api_key=secret)
+    assert allowed.chat.completions.create(**ASK).usage
+
+    (line,) = [line for line in keys(guarded, "list").splitlines() if "team a" in line]
+    keys(guarded, "revoke", line.split()[0])
+
+    eventually("it is unknown", lambda: _refused(allowed))
+
+
+def test_a_key_that_has_expired_is_unknown(guarded: Stack) -> None:
+    short = client(guarded, "--expires", "1s")
+
+    eventually("it is unknown", lambda: _refused(short))
+
+
+def test_a_key_that_clients_have_already_is_read_from_the_input(guarded: Stack) -> None:
+    assert keys(guarded, "create", "old", "--secret", "-", input="sk-of-another-server\n") == "sk-of-another-server"
+
+    assert guarded.client(api_key="sk-of-another-server").models.list().data
+
+
+def test_models_of_others_are_forbidden_and_not_listed(guarded: Stack) -> None:
+    other = client(guarded, "--model", "another")
+
+    with pytest.raises(openai.PermissionDeniedError) as refused:
+        other.chat.completions.create(**ASK)
+
+    assert (refused.value.code, refused.value.param) == ("permission_denied", "model")
+    assert other.models.list().data == []
+    with pytest.raises(openai.PermissionDeniedError):
+        other.models.retrieve("scripted")
+
+
+def test_requests_over_the_limit_are_refused_with_the_time_to_wait(guarded: Stack) -> None:
+    limited = client(guarded, "--requests-per-minute", "2", "--tokens-per-minute", "100000")
+
+    first = limited.chat.completions.with_raw_response.create(**ASK)
+    limited.completions.create(model="scripted", prompt="x", max_tokens=2)
+    with pytest.raises(openai.RateLimitError) as refused:
+        limited.embeddings.create(model="scripted", input="x")
+
+    assert first.headers["x-ratelimit-limit-requests"] == "2"
+    assert first.headers["x-ratelimit-remaining-requests"] == "1"
+    assert 0 < int(first.headers["x-ratelimit-remaining-tokens"]) < 100_000
+    assert first.headers["x-ratelimit-reset-requests"].endswith("s")
+    assert refused.value.code == "rate_limit_exceeded"
+    assert 1 <= int(refused.value.response.headers["retry-after"]) <= 30
+
+
+def test_jobs_at_a_time(guarded: Stack) -> None:
+    single = client(guarded, "--concurrent-jobs", "1")
+    running = single.chat.completions.create(**(ASK | {"max_tokens": 100_000}), stream=True)
+    next(iter(running))
+    with pytest.raises(openai.RateLimitError):
+        single.chat.completions.create(**ASK)
+
+    running.close()
+
+    eventually("the place is free", lambda: not _refused(single, openai.RateLimitError))
+
+
+def test_a_budget_that_is_used_up_is_not_tried_again(guarded: Stack) -> None:
+    poor = client(guarded, "--tokens-per-month", "8")
+
+    with pytest.raises(openai.RateLimitError) as refused:
+        poor.chat.completions.create(**ASK)
+
+    assert refused.value.code == "insufficient_quota"
+    assert refused.value.response.headers["x-should-retry"] == "false"
+
+
+def test_a_key_of_a_lower_class_cannot_ask_for_more(guarded: Stack) -> None:
+    low = client(guarded, "--priority", "batch", "--weight", "2.5")
+
+    answer = low.chat.completions.with_raw_response.create(**ASK, extra_headers={"x-penstock-priority": "interactive"})
+
+    job: Any = guarded.redis.hgetall(f"rq:job:{answer.headers['x-penstock-job-id']}")
+    assert job[b"class"] == b"2"
+    assert job[b"weight"] == b"2.5"
+
+
+def test_jobs_are_visible_to_their_key_only(guarded: Stack) -> None:
+    mine, theirs = client(guarded), client(guarded)
+    job_id = mine.chat.completions.with_raw_response.create(**ASK).headers["x-penstock-job-id"]
+
+    for path in (f"/jobs/{job_id}", f"/jobs/{job_id}/events"):
+        assert mine.get(path, cast_to=httpx.Response).status_code == 200
+        with pytest.raises(openai.NotFoundError):
+            theirs.get(path, cast_to=httpx.Response)
+
+
+def test_chat_clients_see_what_is_used_and_what_is_left(guarded: Stack) -> None:
+    secret = keys(guarded, "create", "of a chat client", "--tokens-per-month", "5000000")
+    guarded.client(api_key=secret).chat.completions.create(**ASK)
+    headers = {"authorization": f"Bearer {secret}"}
+
+    used = httpx.get(f"{guarded.base}/dashboard/billing/usage?start_date=2026-11-01", headers=headers).json()
+    limit = httpx.get(f"{guarded.base}/v1/dashboard/billing/subscription", headers=headers).json()
+
+    assert 0 < used["total_usage"] < 1
+    assert limit["hard_limit_usd"] == 5
+    assert httpx.get(f"{guarded.base}/dashboard/billing/usage").status_code == 401
+
+
+def test_an_operator_keeps_keys_over_http(guarded: Stack) -> None:
+    with httpx.Client(base_url=f"{guarded.base}/admin", headers=ADMIN) as admin:
+        made = admin.post("/keys", json={"name": "by http", "models": ["scripted"], "requests_per_minute": 100}).json()
+        guarded.client(api_key=made["secret"]).chat.completions.create(**ASK)
+        changed = admin.patch(f"/keys/{made['id']}", json={"priority": "interactive"}).json()
+        listed = [key for key in admin.get("/keys").json()["data"] if key["id"] == made["id"]]
+
+        assert changed["requests_per_minute"] == 100
+        assert listed[0]["priority"] == "interactive"
+        assert listed[0]["tokens_this_month"] > 5
+        assert "secret" not in listed[0]
+        assert "digest" not in listed[0]
+        assert admin.delete(f"/keys/{made['id']}").json()["deleted"]
+        assert admin.get(f"/keys/{made['id']}").status_code == 404
+        assert admin.post("/keys", json={"name": "x", "requests_per_minute": -1}).status_code == 400
+        assert admin.post("/keys", json={"name": "x", "secret": made["secret"]}).status_code == 200
+    assert httpx.get(f"{guarded.base}/admin/keys").status_code == 401
+
+
+def _refused(client: openai.OpenAI, kind: type[openai.APIStatusError] = openai.AuthenticationError) -> bool:
+    try:
+        client.chat.completions.create(**ASK)
+    except kind:
+        return True
+    return False

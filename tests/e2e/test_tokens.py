@@ -1,0 +1,88 @@
+"""What a text is in tokens, what tokens are as text, and which document is nearest, as a worker of the model says."""
+
+from typing import Any
+
+import httpx
+import pytest
+from transformers import AutoTokenizer
+
+from tests.e2e.conftest import BUILTIN
+from tests.e2e.harness import Stack
+from workers.models import BUILTIN as FOLDER
+
+TEXT = "Hello, what is 3 + 4? 你好 🦊"
+CHAT = [{"role": "user", "content": "Hello!"}]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return AutoTokenizer.from_pretrained(FOLDER)
+
+
+def ask(stack: Stack, path: str, **body: Any) -> httpx.Response:
+    return httpx.post(f"{stack.base}/v1/{path}", json={"model": BUILTIN, **body}, timeout=30)
+
+
+def test_a_text_becomes_its_tokens_and_they_the_text(builtin: Stack, tokenizer: Any) -> None:
+    split = ask(builtin, "tokenize", prompt=TEXT, return_token_strs=True).json()
+
+    assert split["tokens"] == tokenizer(TEXT).input_ids
+    assert split["count"] == len(split["tokens"]) == len(split["token_strs"])
+    assert split["max_model_len"] == 2048
+    assert ask(builtin, "detokenize", tokens=split["tokens"]).json()["prompt"] == TEXT
+
+
+def test_special_tokens_are_left_out_when_told_so(builtin: Stack, tokenizer: Any) -> None:
+    split = ask(builtin, "tokenize", prompt=TEXT, add_special_tokens=False).json()
+
+    assert split["tokens"] == tokenizer(TEXT, add_special_tokens=False).input_ids
+    assert split["token_strs"] is None
+
+
+def test_a_chat_counts_as_its_template_writes_it(builtin: Stack) -> None:
+    usage = builtin.client().chat.completions.create(model=BUILTIN, messages=CHAT, max_tokens=1).usage  # type: ignore[arg-type]
+    counted = ask(builtin, "token_count", messages=CHAT, max_tokens=2000).json()
+
+    assert usage
+    assert counted["count"] == usage.prompt_tokens
+    assert counted["fits"] is True
+    assert ask(builtin, "token_count", messages=CHAT, max_tokens=2048).json()["fits"] is False
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("tokenize", {}, None),
+        ("tokenize", {"prompt": "x", "messages": CHAT}, None),
+        ("tokenize", {"prompt": "x", "tools": []}, None),
+        ("detokenize", {"tokens": [5000]}, "tokens"),
+        ("detokenize", {"tokens": [-1]}, "tokens.0"),
+        ("token_count", {"messages": []}, "messages"),
+        ("rerank", {"query": "x", "documents": []}, "documents"),
+        ("rerank", {"query": "x", "documents": ["a"], "top_n": 0}, "top_n"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_by_name(
+    builtin: Stack, path: str, body: dict[str, Any], param: str | None
+) -> None:
+    if path == "tokenize" and "tools" in body:
+        body = body | {"tools": [{"type": "function", "function": {"name": "f"}}]}
+    answer = ask(builtin, path, **body)
+
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == param
+
+
+def test_documents_are_ranked_by_how_near_they_are(builtin: Stack) -> None:
+    documents = ["The capital of France is Paris.", "Hello! How can I help you today?", "One two three."]
+
+    ranked = ask(builtin, "rerank", query="Hello! How can I help you today?", documents=documents, top_n=2).json()
+
+    first, second = ranked["results"]
+    assert first["index"] == 1
+    assert first["relevance_score"] == pytest.approx(1, abs=1e-3)
+    assert first["document"] == {"text": documents[1]}
+    assert second["relevance_score"] < first["relevance_score"]
+    assert ranked["usage"]["total_tokens"] > 10
+    plain = ask(builtin, "rerank", query="x", documents=[{"text": "y"}], return_documents=False).json()
+    assert "document" not in plain["results"][0]

@@ -1,0 +1,87 @@
+"""docs/api.md, from the code that it describes: `python -m tools.api_table > docs/api.md`."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel
+
+from api.schemas.batch import BatchRequest
+from api.schemas.chat import ChatCompletionRequest
+from api.schemas.completion import CompletionRequest
+from api.schemas.embedding import EmbeddingRequest
+from api.schemas.rerank import RerankRequest
+from api.schemas.tokens import DetokenizeRequest, TokenCountRequest, TokenizeRequest
+
+ENDPOINTS: dict[str, type[BaseModel]] = {
+    "POST /v1/chat/completions": ChatCompletionRequest,
+    "POST /v1/completions": CompletionRequest,
+    "POST /v1/embeddings": EmbeddingRequest,
+    "POST /v1/rerank": RerankRequest,
+    "POST /v1/tokenize": TokenizeRequest,
+    "POST /v1/token_count": TokenCountRequest,
+    "POST /v1/detokenize": DetokenizeRequest,
+    "POST /v1/batches": BatchRequest,
+}
+IDENTIFYING = {"user", "safety_identifier", "prompt_cache_key"}
+HEAD = """# What the API takes, field by field
+
+Made from the code by `python -m tools.api_table > docs/api.md`; a test compares them. **Honoured**: it does what its
+definition says. **Accepted**: it identifies the caller and cannot change an answer. **Refused**: a 400 that names the
+parameter, unless it has a value at which it changes nothing. A field that is not listed is refused as unknown.
+"""
+BOUNDS = {
+    "minimum": "at least {}",
+    "exclusiveMinimum": "more than {}",
+    "maximum": "at most {}",
+    "exclusiveMaximum": "less than {}",
+    "minLength": "at least {} characters",
+    "maxLength": "at most {} characters",
+    "minItems": "at least {}",
+    "maxItems": "at most {}",
+    "maxProperties": "at most {}",
+    "pattern": "`{}`",
+}
+
+
+def main() -> None:
+    print(HEAD)
+    print("\n".join(line for name, model in ENDPOINTS.items() for line in _section(name, model)), end="")
+
+
+def _section(name: str, model: type[BaseModel]) -> Iterator[str]:
+    yield f"## {name}\n"
+    yield "| field | | what it may be |\n|---|---|---|"
+    schema = model.model_json_schema()
+    required = set(schema.get("required", ()))
+    for field, about in schema["properties"].items():
+        effect = "accepted" if field in IDENTIFYING else "honoured"
+        needed = " (required)" if field in required else ""
+        yield f"| `{field}` | {effect} | {_words(about, schema.get('$defs', {}))}{needed} |"
+    for field, values in sorted(getattr(model, "NEUTRAL", {}).items()):
+        neutral = ", ".join(f"`{json.dumps(value)}`" for value in values)
+        yield f"| `{field}` | refused | {f'unless {neutral}' if values else ''} |"
+    yield "\n"
+
+
+def _words(about: dict[str, Any], definitions: dict[str, Any]) -> str:
+    if "$ref" in about:
+        name = about["$ref"].rpartition("/")[2]
+        fields = definitions[name].get("properties")
+        return "{" + ", ".join(fields) + "}" if fields else _words(definitions[name], definitions)
+    if options := about.get("anyOf") or about.get("oneOf"):
+        words = [_words(option, definitions) for option in options if option.get("type") != "null"]
+        return " or ".join(dict.fromkeys(words))
+    if "enum" in about:
+        return ", ".join(f"`{value}`" for value in about["enum"])
+    if "const" in about:
+        return f"`{json.dumps(about['const'])}`"
+    kind = str(about.get("type", "anything"))
+    if kind == "array" and about.get("items"):
+        kind = f"list of {_words(about['items'], definitions)}"
+    bounds = [text.format(about[name]) for name, text in BOUNDS.items() if name in about]
+    return ", ".join([kind, *bounds]).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    main()
