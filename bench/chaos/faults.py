@@ -275,7 +275,7 @@ async def _waits(lists: list[list[Story]], seconds: float) -> float:
 async def recomputing(act: Act) -> None:
     """How many tokens were computed that no log holds: kills and stops, six a minute, and nobody who leaves."""
     act.site.count_tokens(begin=True)
-    counted = Load(act.site, seed=act.rng.getrandbits(30), clients=40, tokens=150, ways=STAYING)
+    counted = Load(act.site, seed=act.rng.getrandbits(30), clients=40, tokens=300, ways=STAYING)
     counted.start()
     act.load.stories = counted.stories
     await asyncio.sleep(1.5)
