@@ -22,6 +22,7 @@ from api.house import House
 from api.middleware import BodyLimit, RequestFrame
 from api.pressure import Pressure
 from api.relay import Relay
+from api.responses import ResponseStore
 from api.routes import (
     admin,
     batches,
@@ -34,8 +35,11 @@ from api.routes import (
     jobs,
     models,
     rerank,
+    responses,
+    stored_chats,
     tokens,
 )
+from api.stored_chats import ChatStore
 from shared.api_key import KeyRing
 from shared.directory import Directory
 from shared.ledger import Ledger
@@ -47,7 +51,22 @@ from shared.tasks import end
 from shared.telemetry import ApiMetrics
 
 log = logging.getLogger(__name__)
-ROUTES = (chat, completions, embeddings, rerank, tokens, models, files, batches, jobs, billing, admin, health)
+ROUTES = (
+    chat,
+    stored_chats,
+    completions,
+    responses,
+    embeddings,
+    rerank,
+    tokens,
+    models,
+    files,
+    batches,
+    jobs,
+    billing,
+    admin,
+    health,
+)
 
 
 def make_app(settings: Settings, confirm: tuple[Any, ...] = ()) -> FastAPI:
@@ -97,10 +116,11 @@ def _furnish(settings: Settings, metrics: ApiMetrics, confirm: tuple[Any, ...]) 
     client = connect(settings.redis_url)
     queue = RedisQueue(client, job_ttl_s=settings.job_ttl_s, failed_ttl_s=settings.failed_ttl_s, confirm=confirm)
     directory, ring = Directory(client), KeyRing(client)
+    channel = RedisChannel(client)
     relay = Relay(
         f"api-{uuid.uuid4().hex[:12]}",
         queue=queue,
-        channel=RedisChannel(client),
+        channel=channel,
         silence_ms=settings.silence_ms,
         buffer_max=settings.stream_buffer_max,
         metrics=metrics,
@@ -113,6 +133,9 @@ def _furnish(settings: Settings, metrics: ApiMetrics, confirm: tuple[Any, ...]) 
         pressure=Pressure(client, share_max=settings.redis_memory_share),
         ledger=Ledger(client),
         admission=Admission(directory, settings),
+        channel=channel,
+        responses=ResponseStore(client, ttl_s=settings.response_ttl_s),
+        chats=ChatStore(client, ttl_s=settings.response_ttl_s),
         files=FileStore(Path(settings.files), client),
         batches=BatchStore(client, owner=relay.name),
         keys=ring,

@@ -19,7 +19,6 @@ from api.problems import Refused, problem_of_outcome
 from api.relay import JobStream
 from api.sse import EventStream, StreamBroken, error_frame
 from api.terms import Terms
-from api.view import View
 from api.work import Work
 from shared.errors import QueueUnavailable
 from shared.events import Completed, Delta, Event, Finished, Started, Usage
@@ -44,21 +43,27 @@ async def stream(house: House, work: Work, terms: Terms, began: float) -> Respon
     with ExitStack() as opened:
         job, events, headers = await enter(house, work, terms, opened)
         first = await _early(house, events)
-        chunks = replace(work.view, created_ms=job.created_ms).chunks(job.id)
+        chunks = work.frames(job)
         numbered = Numbered(chunks) if terms.event_ids else chunks
         blocks = _blocks(house, events, first, numbered, began)
         return EventStream(blocks, house.settings, opened=opened.pop_all(), headers=headers)
 
 
-async def pick_up(house: House, job_id: str, view: View, *, after: int) -> Response:
-    """The frames of a job from the event after `after` on."""
+async def submit(house: House, work: Work, terms: Terms) -> dict[str, str]:
+    """Enqueue it for nobody to wait for; what the client is told of it."""
     with ExitStack() as opened:
-        events = opened.enter_context(house.relay.open(view.job(job_id)))
-        await house.queue.attach(job_id, subscriber=house.relay.name)
+        _, _, headers = await enter(house, work, terms, opened)
+        return headers
+
+
+async def pick_up(house: House, job: Job, chunks: Chunks) -> Response:
+    """The frames of a job that is there already. `job`: as much of it as the relay needs."""
+    with ExitStack() as opened:
+        events = opened.enter_context(house.relay.open(job))
+        await house.queue.attach(job.id, subscriber=house.relay.name)
         house.relay.accept(events, logged=True)
-        chunks = Numbered(view.chunks(job_id), after=after)
         blocks = _blocks(house, events, [], chunks, time.monotonic())
-        return EventStream(blocks, house.settings, opened=opened.pop_all(), headers={"x-penstock-job-id": job_id})
+        return EventStream(blocks, house.settings, opened=opened.pop_all(), headers={"x-penstock-job-id": job.id})
 
 
 async def enter(house: House, work: Work, terms: Terms, opened: ExitStack) -> tuple[Job, JobStream, dict[str, str]]:
@@ -106,6 +111,8 @@ async def _blocks(
 ) -> AsyncIterator[bytes]:
     """The body of a stream."""
     told = False
+    if block := chunks.opening():
+        yield block
     events = first or await house.relay.take(stream)
     while True:
         if not told and any(isinstance(event, Delta) and event.text for event in events):
@@ -116,7 +123,7 @@ async def _blocks(
         if isinstance(events[-1], Finished):
             break
         events = await house.relay.take(stream)
-    if problem := problem_of_outcome(events[-1].outcome):
+    if (problem := problem_of_outcome(events[-1].outcome)) and not chunks.tells_failure:
         yield error_frame(problem)
         raise StreamBroken
 

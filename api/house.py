@@ -11,10 +11,12 @@ from api.batch import BatchStore
 from api.files import FileStore
 from api.pressure import Pressure
 from api.relay import Relay
+from api.responses import ResponseStore
+from api.stored_chats import ChatStore
 from shared.api_key import KeyRing
 from shared.directory import Directory
 from shared.ledger import Ledger
-from shared.queue import JobQueue
+from shared.queue import JobChannel, JobQueue
 from shared.settings import Settings
 from shared.telemetry import ApiMetrics
 
@@ -28,6 +30,9 @@ class House:
     pressure: Pressure
     ledger: Ledger
     admission: Admission
+    channel: JobChannel
+    responses: ResponseStore
+    chats: ChatStore
     files: FileStore
     batches: BatchStore
     keys: KeyRing

@@ -38,6 +38,7 @@ STATUS = {
     "redis_unavailable": 503,
 }
 DROPPED = frozenset({408, 413, 429, 503})  # not done, though nothing is wrong with the request
+BRANCHES = frozenset({"str", "int", "float", "bool", "constrained-str"})
 RETRY_AFTER_MAX_S = 120  # clients do not obey a longer one
 TYPES = {
     401: "authentication_error",
@@ -161,11 +162,14 @@ def install(app: FastAPI) -> None:
 
 
 def validation_problem(error: RequestValidationError | ValidationError) -> Problem:
-    first = error.errors()[0]
+    """Of several errors the one that looked deepest: a value that may be of several types fails as each of them."""
+    first = max(error.errors(), key=lambda each: len(_place(each["loc"])))
     if first["type"] == "json_invalid":
         return Problem(code="invalid_request", message="The body is not valid JSON.")
-    place = first["loc"][1:] if isinstance(error, RequestValidationError) else first["loc"]  # FastAPI says "body" first
-    param = ".".join(str(part) for part in place) or None
+    place = _place(first["loc"])
+    if isinstance(error, RequestValidationError):
+        place = place[1:]  # FastAPI says where in the request it looked
+    param = ".".join(place) or None
     if first["type"] == "extra_forbidden":
         return Problem(code="invalid_request", message=f"Unknown parameter: '{param}'.", param=param)
     if first["type"] == "missing":
@@ -173,6 +177,11 @@ def validation_problem(error: RequestValidationError | ValidationError) -> Probl
     name = f"'{param}'" if param else "the body"
     reason = first["msg"].removeprefix("Value error, ")
     return Problem(code="invalid_request", message=f"Invalid value for {name}: {reason}.", param=param)
+
+
+def _place(loc: tuple[int | str, ...]) -> list[str]:
+    """Without the types that pydantic tried."""
+    return [str(part) for part in loc if isinstance(part, int) or not (part in BRANCHES or "[" in part)]
 
 
 def _routing_problem(error: HTTPException) -> Problem:

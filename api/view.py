@@ -44,7 +44,7 @@ class View:
             model=self.model,
             kind=self.kind,
             request={"prompts": [""] * self.prompts, "echo": self.echo},
-            sampling=Sampling(seed=0, n=self.made),
+            sampling=Sampling(seed=0, n=self.made, logprobs=0 if self.logprobs else None),
             created_ms=self.created_ms,
             patience_ms=self.patience_ms,
             run_ms=self.run_ms,

@@ -1,36 +1,47 @@
 """From a valid body to the job that does it, what shapes its events, and what its whole answer is collected in: one
 function for each endpoint, whoever calls it."""
 
+import secrets
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from api.admission import Admission
 from api.formats.chat import WholeChat
-from api.formats.common import Answer
+from api.formats.common import Answer, Chunks
 from api.formats.completion import WholeCompletion
 from api.formats.embedding import EmbeddingList
+from api.formats.response import Builder, ResponseChunks, WholeResponse
+from api.responses import ResponseRecord, chat_of, record_of
 from api.schemas.chat import ChatCompletionRequest
 from api.schemas.completion import CompletionRequest
 from api.schemas.embedding import EmbeddingRequest
+from api.schemas.response import ResponseRequest
 from api.terms import Terms
 from api.view import View, view_of
+from shared.errors import InvalidRequest
 from shared.job import Job
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """`answer` makes what collects it, given the job that is really done, which may be an earlier one."""
+    """`answer` makes what collects it, given the job that is really done, which may be an earlier one; `chunks` what
+    frames its stream, where that is not the view's way."""
 
     job: Job
     view: View
     answer: Callable[[Job], Answer]
+    chunks: Callable[[Job], Chunks] | None = None
+
+    def frames(self, job: Job) -> Chunks:
+        return self.chunks(job) if self.chunks else replace(self.view, created_ms=job.created_ms).chunks(job.id)
 
 
-async def chat_work(admission: Admission, body: ChatCompletionRequest, terms: Terms) -> Work:
-    """Raises InvalidRequest, NotFound or Forbidden; nothing is accepted yet. So do the others."""
-    job = await admission.chat(body, terms)
-    return Work(job, view_of(job, include_usage=_usage(body)), WholeChat)
+async def chat_work(admission: Admission, body: ChatCompletionRequest, terms: Terms, *, keep_s: int = 0) -> Work:
+    """Raises InvalidRequest, NotFound or Forbidden; nothing is accepted yet. So do the others. `keep_s`: how long one
+    is kept that is stored."""
+    job = replace(await admission.chat(body, terms), keep_s=keep_s if body.store else 0)
+    return Work(job, view_of(job, include_usage=_usage(body), logprobs=bool(body.logprobs)), WholeChat)
 
 
 async def completion_work(admission: Admission, body: CompletionRequest, terms: Terms) -> Work:
@@ -44,6 +55,26 @@ async def embedding_work(admission: Admission, body: EmbeddingRequest, terms: Te
     return Work(job, view_of(job), lambda made: EmbeddingList(made, base64=body.encoding_format == "base64"))
 
 
+async def response_work(
+    admission: Admission, body: ResponseRequest, terms: Terms, record: ResponseRecord | None = None, keep_s: int = 0
+) -> Work:
+    """`record`: what is kept of the request, and the conversation that it goes on with; without one it stands alone."""
+    if record is None:
+        if body.previous_response_id or body.background:
+            param = "background" if body.background else "previous_response_id"
+            raise InvalidRequest(f"A response of a batch has no '{param}'.", param=param)
+        record = record_of(body, f"resp_{secrets.token_hex(16)}", terms.caller.tenant, ())
+    job = await admission.chat(chat_of(body, record.items), terms)
+    job = replace(job, id=record.id, keep_s=keep_s, grace_ms=None if record.background else job.grace_ms)
+
+    def builder(made: Job) -> Builder:
+        return Builder(made.id, record.head, created_s=record.created_s)
+
+    return Work(
+        job, view_of(job), lambda made: WholeResponse(builder(made)), chunks=lambda made: ResponseChunks(builder(made))
+    )
+
+
 def _usage(body: ChatCompletionRequest | CompletionRequest) -> bool:
     return bool(body.stream_options and body.stream_options.include_usage)
 
@@ -53,4 +84,5 @@ BATCHED: dict[str, tuple[type[Any], Callable[[Admission, Any, Terms], Awaitable[
     "/v1/chat/completions": (ChatCompletionRequest, chat_work),
     "/v1/completions": (CompletionRequest, completion_work),
     "/v1/embeddings": (EmbeddingRequest, embedding_work),
+    "/v1/responses": (ResponseRequest, response_work),
 }

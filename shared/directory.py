@@ -60,6 +60,7 @@ class Directory:
             context_length=int(fields[b"context_length"]),
             created_s=int(fields[b"created_s"]),
             parent=fields.get(b"parent", b"").decode(),
+            capabilities=tuple(fields.get(b"capabilities", b"").decode().split()),
             workers=alive,
             waiting=waiting,
             paused=bool(paused),
@@ -67,4 +68,9 @@ class Directory:
 
 
 def _fields(info: ModelInfo) -> dict[Any, Any]:
-    return {"engine": info.engine, "context_length": info.context_length, "parent": info.parent}
+    return {
+        "engine": info.engine,
+        "context_length": info.context_length,
+        "parent": info.parent,
+        "capabilities": " ".join(info.capabilities),
+    }

@@ -84,8 +84,9 @@ class Job:
 
     `patience_ms` is the queue deadline: how long the job may wait, from each time it is queued; `run_ms` the run
     deadline: how long it may take from its first claim to its end. `tenant`: for whom, and `weight`: their share
-    beside other tenants. `grace_ms`: how long it goes on when nobody reads it any more; None for ever. `cache_salt`:
-    prompts share what was computed for them only with prompts of the same salt.
+    beside other tenants. `grace_ms`: how long it goes on when nobody reads it any more; None for ever. `keep_s`: how
+    long it is kept after its end, if that is longer than usual. `cache_salt`: prompts share what was computed for them
+    only with prompts of the same salt.
     """
 
     id: str
@@ -100,6 +101,7 @@ class Job:
     tenant: str = ""
     weight: float = 1.0
     grace_ms: int | None = 0
+    keep_s: int = 0
     user: str | None = None
     cache_salt: str = ""
 
@@ -130,13 +132,14 @@ class Job:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
     """What a worker says of a model it serves. `engine` is batched, stepwise, embedding or scripted. `parent`: of an
-    adapter, the model that it adapts."""
+    adapter, the model that it adapts. `capabilities`: what may be asked of it."""
 
     name: str
     engine: str
     context_length: int
     created_s: int
     parent: str = ""
+    capabilities: tuple[str, ...] = ()
     workers: int = 0
     waiting: int = 0
     paused: bool = False

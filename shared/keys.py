@@ -32,6 +32,9 @@
 | penstock:bucket:{key}      | hash    | limits.lua        | requests and tokens that are left a minute   | 10 minutes |
 | penstock:holding:{key}     | zset    | limits.lua        | the key's jobs, by when they are over at last | the longest job's |
 | penstock:usage:{key}:{month} | string | limits.lua       | tokens used                                  | 70 days |
+| penstock:chat:{job}        | string  | api.stored_chats  | what was asked of a stored chat, as JSON     | as long as a response |
+| penstock:chats:{tenant}    | zset    | api.stored_chats  | ids of stored chats by when they came        | as long as the last of them |
+| penstock:response:{response} | string | api.responses   | what was asked of a response, as JSON        | the response's lifetime |
 | penstock:file:{file}       | hash    | api.files         | what is known of an uploaded or written file | until deleted or expired |
 | penstock:files:{tenant}    | zset    | api.files         | ids of files by when they came               | while it has members |
 | penstock:files-expiring    | zset    | api.files         | `tenant file` by when it expires             | while it has members |
@@ -125,6 +128,18 @@ def api_key(key_id: str) -> str:
 
 def usage(key_id: str, month: str) -> str:
     return f"{_BY_NAME['usage']}{key_id}:{month}"
+
+
+def chat(job_id: str) -> str:
+    return f"penstock:chat:{job_id}"
+
+
+def chats_of(tenant: str) -> str:
+    return f"penstock:chats:{tenant}"
+
+
+def response(response_id: str) -> str:
+    return f"penstock:response:{response_id}"
 
 
 def file(file_id: str) -> str:

@@ -210,6 +210,7 @@ class RedisQueue:
             "output_max": -1 if job.output_tokens_max is None else job.output_tokens_max,
             "patience_ms": job.patience_ms,
             "run_ms": job.run_ms,
+            "keep_s": job.keep_s,
         }
 
     def _ttl_s(self, job: Job, outcome: Outcome) -> int:

@@ -11,11 +11,13 @@ from api.schemas.chat import ChatCompletionRequest
 from api.schemas.completion import CompletionRequest
 from api.schemas.embedding import EmbeddingRequest
 from api.schemas.rerank import RerankRequest
+from api.schemas.response import ResponseRequest
 from api.schemas.tokens import DetokenizeRequest, TokenCountRequest, TokenizeRequest
 
 ENDPOINTS: dict[str, type[BaseModel]] = {
     "POST /v1/chat/completions": ChatCompletionRequest,
     "POST /v1/completions": CompletionRequest,
+    "POST /v1/responses": ResponseRequest,
     "POST /v1/embeddings": EmbeddingRequest,
     "POST /v1/rerank": RerankRequest,
     "POST /v1/tokenize": TokenizeRequest,

@@ -1,5 +1,5 @@
-"""From the name of a model to a loaded engine: `SOURCE` or `NAME=SOURCE`, where a source is `builtin`, `scripted`, a
-local folder or a hub id."""
+"""From the name of a model to a loaded engine: `SOURCE`, `NAME=SOURCE` or `NAME,NAME=SOURCE`, where a source is
+`builtin`, `scripted`, a local folder or a hub id."""
 
 import asyncio
 import re
@@ -23,11 +23,12 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """`adapters`: name and source of each."""
+    """`adapters`: name and source of each. `aliases`: further names of the same."""
 
     name: str
     source: str
     adapters: tuple[tuple[str, str], ...] = ()
+    aliases: tuple[str, ...] = ()
 
 
 def parse_specs(models: Seq[str], adapters: Seq[str] = ()) -> list[ModelSpec]:
@@ -37,8 +38,8 @@ def parse_specs(models: Seq[str], adapters: Seq[str] = ()) -> list[ModelSpec]:
     for text in adapters:
         name, source, base = _adapter(text, list(specs))
         specs[base] = replace(specs[base], adapters=(*specs[base].adapters, (name, source)))
-    names = [name for spec in specs.values() for name in (spec.name, *dict(spec.adapters))]
-    if len(set(names)) < len(models) + len(adapters):
+    names = [name for spec in specs.values() for name in (spec.name, *spec.aliases, *dict(spec.adapters))]
+    if len(specs) < len(models) or len(set(names)) < len(names):
         raise SettingsError(f"MODEL: two have the same name: {', '.join(names)}")
     return list(specs.values())
 
@@ -62,9 +63,10 @@ def _model(text: str) -> ModelSpec:
     folder = Path(source)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise SettingsError(f"MODEL: {folder} is a folder without a config.json, not a Hugging Face model")
-    name = name or (folder.resolve().name if folder.is_dir() else source)
-    _require_name("MODEL", name)
-    return ModelSpec(name, source)
+    names = name.split(",") if name else [folder.resolve().name if folder.is_dir() else source]
+    for each in names:
+        _require_name("MODEL", each)
+    return ModelSpec(names[0], source, aliases=tuple(names[1:]))
 
 
 def _folder(what: str, source: str) -> str:
@@ -101,9 +103,25 @@ async def load(spec: ModelSpec, settings: Settings) -> Loaded:
         engine=engine.kind,
         context_length=engine.limits.context_length,
         created_s=int(time.time()),
+        capabilities=_capabilities(engine),
     )
+    aliases = [replace(info, name=name) for name in spec.aliases]
     adapted = [replace(info, name=name, parent=spec.name) for name, _ in spec.adapters]
-    return Loaded([info, *adapted], engine, thread)
+    return Loaded([info, *aliases, *adapted], engine, thread)
+
+
+def _capabilities(engine: Engine) -> tuple[str, ...]:
+    writes = engine.kind != "embedding"
+    able = {
+        "chat": writes,
+        "completions": writes,
+        "tools": "tools" in engine.tokenizer.abilities,
+        "reasoning": "reasoning" in engine.tokenizer.abilities,
+        "structured_outputs": engine.kind in ("batched", "stepwise"),
+        "embeddings": engine.embedder is not None,
+        "rerank": engine.embedder is not None,
+    }
+    return tuple(name for name, can in able.items() if can)
 
 
 def load_engine(spec: ModelSpec, settings: Settings) -> Engine:

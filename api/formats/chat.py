@@ -14,6 +14,8 @@ from shared.job import Job
 class ChatChunks:
     """Formats the frames of one stream. What every frame shares is encoded once."""
 
+    tells_failure = False
+
     def __init__(self, job: Job, *, include_usage: bool) -> None:
         self._choices = range(job.sampling.n)
         self._head = head(job, "chat.completion.chunk")
@@ -22,6 +24,9 @@ class ChatChunks:
         self._before_index = b"data: " + shared + b',"choices":[{"index":'
         self._before_text = b',"delta":{"content":'
         self._after_text = b'},"logprobs":null,"finish_reason":null}]}\n\n'
+
+    def opening(self) -> bytes:
+        return b""
 
     def block(self, events: Iterable[Event]) -> bytes:
         """All frames of these events; what only the log needs has none."""
@@ -138,9 +143,9 @@ def _call_delta(part: CallPart) -> dict[str, Any]:
 
 
 def _logprobs(logprobs: Logprobs) -> dict[str, Any]:
-    return _likelihood(logprobs.chosen) | {"top_logprobs": [_likelihood(each) for each in logprobs.top]}
+    return likelihood_object(logprobs.chosen) | {"top_logprobs": [likelihood_object(each) for each in logprobs.top]}
 
 
-def _likelihood(likelihood: Likelihood) -> dict[str, Any]:
+def likelihood_object(likelihood: Likelihood) -> dict[str, Any]:
     token = likelihood.token
     return {"token": token.decode(errors="replace"), "logprob": likelihood.logprob, "bytes": list(token)}

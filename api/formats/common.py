@@ -18,7 +18,13 @@ class Answer(Protocol):
 
 
 class Chunks(Protocol):
-    """What turns events into the frames of a stream."""
+    """What turns events into the frames of a stream. `tells_failure`: one of them says that the job failed; else the
+    stream is broken off with an error."""
+
+    tells_failure: bool
+
+    def opening(self) -> bytes:
+        """Frames before any event."""
 
     def block(self, events: Iterable[Event]) -> bytes:
         """All frames of these events; what only the log needs has none."""
@@ -29,8 +35,12 @@ class Numbered:
     passed over."""
 
     def __init__(self, chunks: Chunks, *, after: int = -1) -> None:
+        self.tells_failure = chunks.tells_failure
         self._chunks = chunks
         self._after = after
+
+    def opening(self) -> bytes:
+        return self._chunks.opening()
 
     def block(self, events: Iterable[Event]) -> bytes:
         return b"".join(self._numbered(event) for event in events)

@@ -112,11 +112,16 @@ class _Choices:
 class CompletionChunks:
     """Formats the frames of one stream."""
 
+    tells_failure = False
+
     def __init__(self, job: Job, form: Form, *, include_usage: bool) -> None:
         self._head = head(job, "text_completion")
         self._form = form
         self._include_usage = include_usage
         self._choices = _Choices(job)
+
+    def opening(self) -> bytes:
+        return b""
 
     def block(self, events: Iterable[Event]) -> bytes:
         return b"".join(part for event in events for part in self._frames(event))

@@ -7,6 +7,7 @@ from fastapi.responses import Response
 
 from api.auth import caller_of
 from api.exchange import pick_up
+from api.formats.common import Numbered
 from api.house import House, house_of
 from api.view import View, decode_view
 from shared.errors import InvalidRequest, NotFound
@@ -34,7 +35,7 @@ async def stream_job_events(
     event with its `id`: while it waits, runs, and as long as it is kept."""
     _, view = await _mine(house, job_id, request)
     after = _event_number(last_event_id) if starting_after is None else starting_after
-    return await pick_up(house, job_id, view, after=after)
+    return await pick_up(house, view.job(job_id), Numbered(view.chunks(job_id), after=after))
 
 
 @router.post("/v1/jobs/{job_id}/cancel", response_model=None)

@@ -33,6 +33,7 @@ def _model(info: ModelInfo) -> dict[str, Any]:
         "owned_by": "penstock",
         "parent": info.parent or None,
         "context_length": info.context_length,
+        "capabilities": info.capabilities,
         "engine": info.engine,
         "workers": info.workers,
         "waiting_jobs": info.waiting,

@@ -1,14 +1,10 @@
 """The body of `POST /v1/batches`."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from api.schemas.base import Strict
-
-Metadata = Annotated[
-    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
-]
+from api.schemas.base import Metadata, Strict
 
 
 class OutputExpiresAfter(Strict):
@@ -20,7 +16,7 @@ class BatchRequest(Strict):
     """`completion_window`: hours, like 24h; OpenAI knows no other."""
 
     input_file_id: str = Field(min_length=1, max_length=200)
-    endpoint: Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
+    endpoint: Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
     completion_window: str = Field(pattern=r"^[1-9]\d{0,2}h$")
     metadata: Metadata | None = None
     output_expires_after: OutputExpiresAfter | None = None

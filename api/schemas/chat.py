@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from api.schemas.base import Strict
+from api.schemas.base import Metadata, Strict
 from api.schemas.sampling import GenerationRequest
 from api.schemas.tools import TOOLS_MAX, ToolCall, ToolChoice, Tools
 from shared.errors import InvalidRequest
@@ -73,14 +73,12 @@ class ChatCompletionRequest(GenerationRequest):
         "audio": (),
         "function_call": ("none",),
         "functions": ([],),
-        "metadata": ({},),
         "modalities": (["text"],),
         "moderation": (),
         "prediction": (),
         "prompt_cache_options": (),
         "prompt_cache_retention": ("in_memory", "in-memory"),
         "skip_special_tokens": (True,),
-        "store": (False,),
         "verbosity": ("medium",),
         "web_search_options": (),
     }
@@ -90,6 +88,8 @@ class ChatCompletionRequest(GenerationRequest):
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
+    store: bool | None = None
+    metadata: Metadata | None = None
     tools: Tools | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
@@ -104,6 +104,12 @@ class ChatCompletionRequest(GenerationRequest):
     def _top_logprobs_need_logprobs(self) -> "ChatCompletionRequest":
         if self.top_logprobs and not self.logprobs:
             raise InvalidRequest("'top_logprobs' is only allowed with 'logprobs': true.", param="top_logprobs")
+        return self
+
+    @model_validator(mode="after")
+    def _metadata_need_a_store(self) -> "ChatCompletionRequest":
+        if self.metadata and not self.store:
+            raise InvalidRequest("'metadata' is only allowed with 'store': true.", param="metadata")
         return self
 
 

@@ -72,7 +72,8 @@ class Stack:
         self.server = server
         self.port = free_port()
         self.base = f"http://127.0.0.1:{self.port}"
-        shared = {"redis_url": server.url, "port": self.port, "heartbeat_ms": 300, "lease_ms": 1000, **settings}
+        usual = {"redis_url": server.url, "port": self.port, "heartbeat_ms": 300, "lease_ms": 1000}
+        shared = {**usual, "files": folder / "files", **settings}
         self._environment = {f"PENSTOCK_{name.upper()}": str(value) for name, value in shared.items()}
         self._environment |= {"OMP_NUM_THREADS": "1"}
         self.workers: list[Process] = []

@@ -3,6 +3,7 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -12,7 +13,7 @@ from tests.e2e.conftest import BUILTIN
 from tests.e2e.harness import Stack, eventually, running_stack
 from workers.models import BUILTIN as FOLDER
 
-QUESTION = [{"role": "user", "content": "Tell me a story about a fox."}]
+QUESTION: list[Any] = [{"role": "user", "content": "Tell me a story about a fox."}]
 
 
 def make_adapter(folder: Path, seed: int) -> Path:
@@ -33,7 +34,7 @@ def make_adapter(folder: Path, seed: int) -> Path:
 
 
 def tell(stack: Stack, model: str) -> str:
-    answer = stack.client().chat.completions.create(model=model, messages=QUESTION, temperature=0, max_tokens=200)  # type: ignore[arg-type]
+    answer = stack.client().chat.completions.create(model=model, messages=QUESTION, temperature=0, max_tokens=200)
     return answer.choices[0].message.content or ""
 
 
@@ -54,3 +55,16 @@ def test_adapters_and_their_base_answer_side_by_side_and_survive_a_kill(
             busy = eventually("a busy worker", lambda: [w for w in stack.workers if stack.worker_running(w)])
             busy[0].kill()
             assert [(name, text.result()) for name, text in together] == [(name, alone[name]) for name in names * 4]
+
+
+def test_a_model_answers_to_all_its_names(tmp_path: Path, own_redis: EmbeddedRedis) -> None:
+    with running_stack(tmp_path, own_redis, "gpt-4o-mini,small=scripted") as stack:
+        assert [model.id for model in stack.client().models.list()] == ["gpt-4o-mini", "small"]
+        told = {
+            stack.client()
+            .chat.completions.create(model=name, messages=QUESTION, temperature=0, max_tokens=5)
+            .choices[0]
+            .message.content
+            for name in ("gpt-4o-mini", "small")
+        }
+        assert len(told) == 1

@@ -132,7 +132,11 @@ def test_each_line_is_answered_in_order_or_says_why_not(house: Stack) -> None:
 
 @pytest.mark.parametrize(
     ("endpoint", "body"),
-    [("/v1/completions", {"prompt": "x", "max_tokens": 3}), ("/v1/embeddings", {"input": ["x", "y"]})],
+    [
+        ("/v1/completions", {"prompt": "x", "max_tokens": 3}),
+        ("/v1/embeddings", {"input": ["x", "y"]}),
+        ("/v1/responses", {"input": "x", "max_output_tokens": 3}),
+    ],
 )
 def test_other_endpoints_are_batched_too(house: Stack, endpoint: Any, body: dict[str, Any]) -> None:
     client = house.client()

@@ -348,7 +348,7 @@ def test_a_prompt_that_does_not_fit_is_400_even_when_streaming(builtin: Stack, s
 
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
-    [("GET", "/v1/nowhere", 404, "not_found"), ("GET", "/v1/chat/completions", 405, "method_not_allowed")],
+    [("GET", "/v1/nowhere", 404, "not_found"), ("PUT", "/v1/chat/completions", 405, "method_not_allowed")],
 )
 def test_every_error_has_the_one_shape(scripted: Stack, method: str, path: str, status: int, code: str) -> None:
     response = httpx.request(method, scripted.base + path)
@@ -401,6 +401,7 @@ def test_models_are_listed_with_what_they_can_do(builtin: Stack) -> None:
     assert BUILTIN in [model.id for model in client.models.list()]
     model = client.models.retrieve(BUILTIN).model_dump()
     assert model["context_length"] == 2048
+    assert model["capabilities"] == ["chat", "completions", "structured_outputs", "embeddings", "rerank"]
     assert model["engine"] == "batched"
     assert model["workers"] >= 1
 

@@ -1,6 +1,7 @@
 """`penstock up`, `penstock chat`, and the oldest openai client that we promise to serve."""
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -208,12 +209,16 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(scripted: Stack, tmp_path: Pat
         assert chat.wait(timeout=10) == 0
 
 
-def test_the_readmes_client_runs_as_it_stands(builtin: Stack) -> None:
+def test_the_readmes_client_runs_as_it_stands(builtin: Stack, tmp_path: Path) -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    (snippet,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    snippets = "\n".join(re.findall(r"```python\n(.*?)```", readme, re.DOTALL))
+    body = {"model": "penstock-tiny", "messages": [{"role": "user", "content": "Hello!"}]}
+    row = {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
 
     done = subprocess.run(
-        [sys.executable, "-c", snippet.replace("http://127.0.0.1:8000", builtin.base)],
+        [sys.executable, "-c", snippets.replace("http://127.0.0.1:8000", builtin.base)],
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,

@@ -50,6 +50,10 @@ def chats(caller: Stack) -> Any:
     return caller.client().chat.completions
 
 
+def test_the_model_says_that_it_calls_tools(caller: Stack) -> None:
+    assert "tools" in caller.client().models.retrieve(MODEL).model_dump()["capabilities"]
+
+
 def test_a_whole_answer_calls(chats: Any) -> None:
     answer = chats.create(
         model=MODEL, messages=QUESTION, tools=TOOLS, tool_choice="required", parallel_tool_calls=False

@@ -8,18 +8,21 @@ from typing import Any
 import pytest
 from openai.types import batch_create_params, completion_create_params, embedding_create_params
 from openai.types.chat import completion_create_params as chat_create_params
+from openai.types.responses import response_create_params
 from pydantic import BaseModel
 
 from api.schemas.batch import BatchRequest
 from api.schemas.chat import ChatCompletionRequest
 from api.schemas.completion import CompletionRequest
 from api.schemas.embedding import EmbeddingRequest
+from api.schemas.response import ResponseRequest
 
 ROOT = Path(__file__).parents[2]
 CLIENTS: list[tuple[Any, type[BaseModel]]] = [
     (chat_create_params.CompletionCreateParamsStreaming, ChatCompletionRequest),
     (completion_create_params.CompletionCreateParamsStreaming, CompletionRequest),
     (embedding_create_params.EmbeddingCreateParams, EmbeddingRequest),
+    (response_create_params.ResponseCreateParamsStreaming, ResponseRequest),
     (batch_create_params.BatchCreateParams, BatchRequest),
 ]
 

@@ -43,7 +43,10 @@ class Chat:
 
 
 class Tokenizer(Protocol):
+    """`abilities`: what the model was taught beside writing: tools, reasoning."""
+
     ends: frozenset[int]
+    abilities: frozenset[str]
 
     def chat(self, request: Mapping[str, Any], wanted: Grammar | None = None) -> Chat:
         """Raises InvalidRequest, which names the parameter, when the model's template refuses the request, or the model

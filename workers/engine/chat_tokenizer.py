@@ -33,6 +33,8 @@ class ChatTokenizer:
         self._dialect = dialect_of(self._template.text)
         self._thinking = thinking_of(self._template.text, self._token_of)
         self._own = getattr(tokenizer, "response_template", None) if self._dialect is None else None
+        taught = {"tools": self._calls_tools, "reasoning": self._thinking is not None}
+        self.abilities = frozenset(name for name, can in taught.items() if can)
 
     def chat(self, request: Mapping[str, Any], wanted: Grammar | None = None) -> Chat:
         tools = tools_of(request)
@@ -93,8 +95,12 @@ class ChatTokenizer:
         text: str = self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         return text
 
+    @property
+    def _calls_tools(self) -> bool:
+        return self._dialect is not None or "tool_calls" in (self._own or {}).get("fields", {})
+
     def _require_tools(self, tools: Tools) -> None:
-        if self._dialect is None and "tool_calls" not in (self._own or {}).get("fields", {}):
+        if not self._calls_tools:
             raise InvalidRequest("This model's chat template teaches no calling of tools.", param="tools")
         if self._dialect is None and tools.forced:
             raise InvalidRequest("This model cannot be made to call a tool: 'auto' only.", param="tool_choice")

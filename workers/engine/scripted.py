@@ -31,6 +31,7 @@ FAULT = re.compile("fault:(" + "|".join(FAULTS) + r")@(\d{1,5})")
 
 class ScriptedTokenizer:
     ends = frozenset({END})
+    abilities: frozenset[str] = frozenset()
 
     def chat(self, request: Mapping[str, Any], wanted: Grammar | None = None) -> Chat:
         if request.get("tools"):

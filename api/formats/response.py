@@ -1,0 +1,208 @@
+"""From a chat job's events to a response: its output items as they grow, and the events that tell of them. The same log
+gives the same events with the same numbers, whenever it is read."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import orjson
+
+from api.formats.chat import likelihood_object
+from api.problems import problem_of_outcome
+from shared.events import (
+    CallPart,
+    Cancelled,
+    Completed,
+    Delta,
+    Event,
+    Finished,
+    FinishReason,
+    Logprobs,
+    Outcome,
+    Started,
+    Usage,
+)
+
+Told = dict[str, Any]
+
+
+class Builder:
+    """`head`: what the response repeats of its request. `take` returns what is to be told, without numbers."""
+
+    def __init__(self, response_id: str, head: dict[str, Any], *, created_s: int, status: str = "queued") -> None:
+        self._head = {"id": response_id, "object": "response", "created_at": created_s, **head}
+        self._base = response_id.partition("_")[2]
+        self._output: list[dict[str, Any]] = []
+        self._open = ""  # the kind of the last item, while it grows
+        self._reason: FinishReason | None = None
+        self._usage: Usage | None = None
+        self._error: dict[str, Any] | None = None
+        self.status = status
+
+    def opening(self) -> Iterator[Told]:
+        yield {"type": "response.created", "response": self.body()}
+
+    def take(self, event: Event) -> Iterator[Told]:
+        match event:
+            case Started():
+                self.status = "in_progress"
+                yield {"type": "response.in_progress", "response": self.body()}
+            case Delta():
+                yield from self._grow(event)
+            case Finished(outcome=outcome):
+                yield from self._finish(outcome)
+
+    def body(self) -> dict[str, Any]:
+        incomplete = {"reason": "max_output_tokens"} if self.status == "incomplete" else None
+        return self._head | {
+            "status": self.status,
+            "error": self._error,
+            "incomplete_details": incomplete,
+            "output": [dict(item) for item in self._output],
+            "usage": _usage(self._usage) if self._usage else None,
+        }
+
+    def _grow(self, event: Delta) -> Iterator[Told]:
+        if event.reasoning:
+            yield from self._ensure("reasoning")
+            yield self._text_delta("response.reasoning_text.delta", event.reasoning)
+        if event.text:
+            yield from self._ensure("message")
+            part = self._output[-1]["content"][0]
+            part["logprobs"] += [_flat(each) for each in event.logprobs]
+            told = [_flat(each) for each in event.logprobs]
+            yield self._text_delta("response.output_text.delta", event.text) | {"logprobs": told}
+        for part in event.calls:
+            yield from self._call(part)
+        if event.finish_reason:
+            self._reason = event.finish_reason
+
+    def _text_delta(self, kind: str, text: str) -> Told:
+        self._output[-1]["content"][0]["text"] += text
+        return {"type": kind, **self._place(), "content_index": 0, "delta": text}
+
+    def _ensure(self, kind: str) -> Iterator[Told]:
+        """An open item of this kind is the last one."""
+        if self._open == kind:
+            return
+        yield from self._close("completed")
+        self._open = kind
+        name = {"message": "msg", "reasoning": "rs"}[kind]
+        item: dict[str, Any] = {"id": f"{name}_{self._base}_{len(self._output)}", "type": kind, "status": "in_progress"}
+        if kind == "message":
+            part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+            item |= {"role": "assistant", "content": []}
+        else:
+            part = {"type": "reasoning_text", "text": ""}
+            item |= {"summary": [], "content": []}
+        self._output.append(item)
+        yield {"type": "response.output_item.added", "output_index": len(self._output) - 1, "item": dict(item)}
+        item["content"] = [part]
+        yield {"type": "response.content_part.added", **self._place(), "content_index": 0, "part": dict(part)}
+
+    def _call(self, part: CallPart) -> Iterator[Told]:
+        if part.name:
+            yield from self._close("completed")
+            self._open = "function_call"
+            item = {
+                "id": f"fc_{self._base}_{len(self._output)}",
+                "type": "function_call",
+                "status": "in_progress",
+                "call_id": part.id,
+                "name": part.name,
+                "arguments": "",
+            }
+            self._output.append(item)
+            yield {"type": "response.output_item.added", "output_index": len(self._output) - 1, "item": dict(item)}
+        if part.arguments:
+            self._output[-1]["arguments"] += part.arguments
+            yield {"type": "response.function_call_arguments.delta", **self._place(), "delta": part.arguments}
+
+    def _close(self, status: str) -> Iterator[Told]:
+        """The open item is over."""
+        if not self._open:
+            return
+        item, self_open, self._open = self._output[-1], self._open, ""
+        item["status"] = status
+        if self_open == "function_call":
+            done = {"name": item["name"], "arguments": item["arguments"]}
+            yield {"type": "response.function_call_arguments.done", **self._place(), **done}
+        else:
+            part = item["content"][0]
+            kind = "output_text" if self_open == "message" else "reasoning_text"
+            told = {"logprobs": part["logprobs"]} if self_open == "message" else {}
+            place = {**self._place(), "content_index": 0}
+            yield {"type": f"response.{kind}.done", **place, "text": part["text"], **told}
+            yield {"type": "response.content_part.done", **place, "part": dict(part)}
+        yield {"type": "response.output_item.done", "output_index": len(self._output) - 1, "item": dict(item)}
+
+    def _finish(self, outcome: Outcome) -> Iterator[Told]:
+        cut = not isinstance(outcome, Completed) or self._reason is FinishReason.LENGTH
+        yield from self._close("incomplete" if cut else "completed")
+        match outcome:
+            case Completed(usage=usage):
+                self._usage = usage
+                self.status = "incomplete" if cut else "completed"
+            case Cancelled():
+                self.status = "cancelled"
+            case _:
+                self.status = "failed"
+                problem = problem_of_outcome(outcome)
+                assert problem
+                self._error = {"code": "server_error", "message": problem.message}
+        kind = "failed" if self.status == "cancelled" else self.status  # clients know no event for it
+        yield {"type": f"response.{kind}", "response": self.body()}
+
+    def _place(self) -> dict[str, Any]:
+        return {"item_id": self._output[-1]["id"], "output_index": len(self._output) - 1}
+
+
+class ResponseChunks:
+    """Formats the frames of one stream, those after number `after`."""
+
+    tells_failure = True
+
+    def __init__(self, builder: Builder, *, after: int = -1) -> None:
+        self._builder = builder
+        self._after = after
+        self._number = 0
+
+    def opening(self) -> bytes:
+        return b"".join(self._frames(self._builder.opening()))
+
+    def block(self, events: Iterable[Event]) -> bytes:
+        return b"".join(frame for event in events for frame in self._frames(self._builder.take(event)))
+
+    def _frames(self, told: Iterable[Told]) -> Iterator[bytes]:
+        for each in told:
+            number, self._number = self._number, self._number + 1
+            if number > self._after:
+                data = orjson.dumps(each | {"sequence_number": number})
+                yield b"event: " + each["type"].encode() + b"\ndata: " + data + b"\n\n"
+
+
+class WholeResponse:
+    """Collects one response."""
+
+    def __init__(self, builder: Builder) -> None:
+        self._builder = builder
+
+    def add(self, event: Event) -> None:
+        for _ in self._builder.take(event):
+            pass
+
+    def body(self, usage: Usage) -> dict[str, Any]:
+        return self._builder.body()
+
+
+def _flat(logprobs: Logprobs) -> dict[str, Any]:
+    return likelihood_object(logprobs.chosen) | {"top_logprobs": [likelihood_object(each) for each in logprobs.top]}
+
+
+def _usage(usage: Usage) -> dict[str, Any]:
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
+        "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    }

@@ -1,0 +1,147 @@
+"""`/v1/responses`: create, stream, look at, pick up, cancel and delete. Only for the key whose responses they are."""
+
+import secrets
+import time
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import JSONResponse, Response
+
+from api.auth import caller_of
+from api.exchange import pick_up, stream, submit, whole
+from api.formats.listing import listing, page_of
+from api.formats.response import Builder, ResponseChunks
+from api.house import House, house_of
+from api.json_route import JsonRoute
+from api.responses import ResponseRecord, record_of
+from api.schemas.response import ResponseRequest
+from api.terms import Terms, terms_of
+from api.view import decode_view
+from api.work import response_work
+from shared.errors import InvalidRequest, NotFound
+from shared.events import Failed, Finished
+from shared.lifecycle import TERMINAL
+
+router = APIRouter(route_class=JsonRoute)
+InHouse = Annotated[House, Depends(house_of)]
+GONE = Failed(code="job_lost", message="The job of this response is no longer known.")
+
+
+@router.post("/v1/responses", response_model=None)
+async def create_response(
+    body: ResponseRequest, request: Request, terms: Annotated[Terms, Depends(terms_of)], house: InHouse
+) -> Response:
+    """A response, whole, streamed or in the background. One in the background goes on when its client leaves."""
+    began = time.monotonic()
+    record = record_of(body, f"resp_{secrets.token_hex(16)}", terms.caller.tenant, await _before(body, house, request))
+    stored = body.store is not False
+    keep_s = house.settings.response_ttl_s if stored else 0
+    work = await response_work(house.admission, body, terms, record, keep_s)
+    if stored:
+        await house.responses.save(record)
+    if body.stream:
+        return await stream(house, work, terms, began)
+    if record.background:
+        headers = await submit(house, work, terms)
+        return JSONResponse(_builder(record, record.id).body(), headers=headers)
+    return await whole(house, work, terms, request)
+
+
+async def _mine(response_id: str, request: Request, house: InHouse) -> ResponseRecord:
+    return await house.responses.get(response_id, tenant=caller_of(request).tenant)
+
+
+Mine = Annotated[ResponseRecord, Depends(_mine)]
+
+
+@router.get("/v1/responses/{response_id}", response_model=None)
+async def retrieve_response(
+    record: Mine,
+    house: InHouse,
+    stream: bool = False,
+    starting_after: Annotated[int | None, Query(ge=-1)] = None,
+    include: Annotated[list[str] | None, Query()] = None,
+    include_obfuscation: bool = False,
+) -> Response:
+    """As it is now; or all its events from the one after `starting_after` on, until it ends."""
+    if starting_after is not None and not stream:
+        raise InvalidRequest("'starting_after' goes with 'stream': true.", param="starting_after")
+    if include_obfuscation:
+        raise InvalidRequest("'include_obfuscation' is not supported here.", param="include_obfuscation")
+    if not stream:
+        return JSONResponse(await _now(house, record))
+    found = await house.ledger.record(record.id)
+    job = decode_view(found.view).job(record.id)
+    after = -1 if starting_after is None else starting_after
+    return await pick_up(house, job, ResponseChunks(_builder(record, record.id), after=after))
+
+
+@router.post("/v1/responses/{response_id}/cancel")
+async def cancel_response(record: Mine, house: InHouse) -> dict[str, Any]:
+    """One that has ended stays as it is."""
+    await house.queue.cancel(record.id, by="request")
+    return await _now(house, record)
+
+
+@router.delete("/v1/responses/{response_id}")
+async def delete_response(record: Mine, house: InHouse) -> dict[str, Any]:
+    """It is cancelled if it still runs, and forgotten."""
+    await house.queue.cancel(record.id, by="request")
+    await house.responses.delete(record.id)
+    return {"id": record.id, "object": "response.deleted", "deleted": True}
+
+
+@router.get("/v1/responses/{response_id}/input_items")
+async def list_input_items(
+    record: Mine,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Literal["asc", "desc"] = "desc",
+) -> dict[str, Any]:
+    """What the request brought; the last first, as OpenAI has it."""
+    items = {item["id"]: item for item in record.own_items()}
+    ids = list(items)[:: 1 if order == "asc" else -1]
+    wanted, more = page_of(ids, after=after, limit=limit)
+    return listing([_listed(items[item_id]) for item_id in wanted], more=more)
+
+
+async def _before(body: ResponseRequest, house: House, request: Request) -> list[dict[str, Any]]:
+    """The conversation that the request goes on with. Raises InvalidRequest while its last answer is not there."""
+    if body.previous_response_id is None:
+        return []
+    try:
+        record = await _mine(body.previous_response_id, request, house)
+    except NotFound as error:
+        raise NotFound(str(error), param="previous_response_id") from error
+    now = await _now(house, record)
+    if now["status"] not in ("completed", "incomplete"):
+        message = f"The previous response is {now['status']}; only one with an answer can be gone on with."
+        raise InvalidRequest(message, param="previous_response_id")
+    return [*record.items, *now["output"]]
+
+
+async def _now(house: House, record: ResponseRecord) -> dict[str, Any]:
+    """From the job's log; a job that ended without a last event, by another tool's hand, has failed."""
+    (page,) = await house.channel.read([(record.id, 0)])
+    builder = _builder(record, record.id)
+    for event in page.events:
+        for _ in builder.take(event):
+            pass
+    over = page.state is None or page.state in TERMINAL
+    if over and not (page.events and isinstance(page.events[-1], Finished)):
+        for _ in builder.take(Finished(seq=len(page.events), outcome=GONE)):
+            pass
+    return builder.body()
+
+
+def _builder(record: ResponseRecord, response_id: str) -> Builder:
+    return Builder(response_id, record.head, created_s=record.created_s)
+
+
+def _listed(item: dict[str, Any]) -> dict[str, Any]:
+    """A text as the part that it is short for."""
+    if item["type"] == "message" and isinstance(item["content"], str):
+        kind = "output_text" if item["role"] == "assistant" else "input_text"
+        part = {"type": kind, "text": item["content"]}
+        return item | {"content": [part | {"annotations": []} if kind == "output_text" else part]}
+    return item

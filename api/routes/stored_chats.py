@@ -1,0 +1,107 @@
+"""`/v1/chat/completions/{id}`: chat completions that were asked to be stored. Only for the key whose they are."""
+
+from contextlib import suppress
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Query, Request
+
+from api.auth import caller_of
+from api.formats.chat import WholeChat
+from api.formats.listing import listing, page_of
+from api.house import House, house_of
+from api.json_route import JsonRoute
+from api.schemas.base import Metadata, Strict
+from api.stored_chats import StoredChat
+from api.view import decode_view
+from shared.errors import NotFound
+from shared.events import Completed, Finished
+
+router = APIRouter(route_class=JsonRoute)
+InHouse = Annotated[House, Depends(house_of)]
+
+
+class MetadataUpdate(Strict):
+    metadata: Metadata
+
+
+async def _mine(completion_id: str, request: Request, house: InHouse) -> StoredChat:
+    return await house.chats.get(completion_id, tenant=caller_of(request).tenant)
+
+
+Mine = Annotated[StoredChat, Depends(_mine)]
+
+
+@router.get("/v1/chat/completions")
+async def list_chat_completions(
+    request: Request,
+    house: InHouse,
+    model: str | None = None,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Literal["asc", "desc"] = "asc",
+) -> dict[str, Any]:
+    """Those that are done, with `metadata[KEY]=VALUE` only those that have it."""
+    tenant = caller_of(request).tenant
+    wanted = {
+        name[len("metadata[") : -1]: value
+        for name, value in request.query_params.items()
+        if name.startswith("metadata[") and name.endswith("]")
+    }
+    ids = await house.chats.ids(tenant)
+    found = []
+    for chat_id in ids if order == "asc" else ids[::-1]:
+        with suppress(NotFound):
+            chat = await house.chats.get(chat_id, tenant=tenant)
+            if model in (None, chat.model) and wanted.items() <= chat.metadata.items():
+                found.append(chat)
+    page, more = page_of([chat.id for chat in found], after=after, limit=limit)
+    bodies = []
+    for chat in found:
+        with suppress(NotFound):
+            if chat.id in page:
+                bodies.append(await _body(house, chat))
+    return listing(bodies, more=more)
+
+
+@router.get("/v1/chat/completions/{completion_id}")
+async def retrieve_chat_completion(chat: Mine, house: InHouse) -> dict[str, Any]:
+    return await _body(house, chat)
+
+
+@router.post("/v1/chat/completions/{completion_id}")
+async def update_chat_completion(body: MetadataUpdate, chat: Mine, house: InHouse) -> dict[str, Any]:
+    changed = replace(chat, metadata=body.metadata)
+    await house.chats.save(changed)
+    return await _body(house, changed)
+
+
+@router.delete("/v1/chat/completions/{completion_id}")
+async def delete_chat_completion(chat: Mine, house: InHouse) -> dict[str, Any]:
+    await house.chats.delete(chat)
+    return {"id": chat.id, "object": "chat.completion.deleted", "deleted": True}
+
+
+@router.get("/v1/chat/completions/{completion_id}/messages")
+async def list_chat_messages(
+    chat: Mine,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Literal["asc", "desc"] = "asc",
+) -> dict[str, Any]:
+    """What was asked."""
+    messages = {f"{chat.id}-{at}": message for at, message in enumerate(chat.messages)}
+    page, more = page_of(list(messages)[:: 1 if order == "asc" else -1], after=after, limit=limit)
+    return listing([{"id": message_id, **messages[message_id]} for message_id in page], more=more)
+
+
+async def _body(house: House, chat: StoredChat) -> dict[str, Any]:
+    """Raises NotFound for one that is not done."""
+    (page,) = await house.channel.read([(chat.id, 0)])
+    last = page.events[-1] if page.events else None
+    if not isinstance(last, Finished) or not isinstance(last.outcome, Completed):
+        raise NotFound(f"The chat completion {chat.id} is not done.", param="completion_id")
+    answer = WholeChat(decode_view(chat.view).job(chat.id))
+    for event in page.events:
+        answer.add(event)
+    return answer.body(last.outcome.usage) | {"metadata": chat.metadata}
