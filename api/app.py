@@ -20,6 +20,7 @@ from api.batch_runner import BatchRunner
 from api.files import FileStore
 from api.house import House
 from api.middleware import BodyLimit, RequestFrame
+from api.notifier import Notifier
 from api.pressure import Pressure
 from api.relay import Relay
 from api.responses import ResponseStore
@@ -38,8 +39,10 @@ from api.routes import (
     responses,
     stored_chats,
     tokens,
+    webhooks,
 )
 from api.stored_chats import ChatStore
+from api.webhooks import Webhooks
 from shared.api_key import KeyRing
 from shared.directory import Directory
 from shared.ledger import Ledger
@@ -62,6 +65,7 @@ ROUTES = (
     models,
     files,
     batches,
+    webhooks,
     jobs,
     billing,
     admin,
@@ -80,7 +84,9 @@ def make_app(settings: Settings, confirm: tuple[Any, ...] = ()) -> FastAPI:
         relaying = asyncio.create_task(house.relay.run())
         relaying.add_done_callback(_stop_if_failed)
         runner = BatchRunner(house, folder=Path(settings.files), at_once=settings.batch_requests)
-        background = [asyncio.create_task(work) for work in (house.pressure.run(), runner.run())]
+        notifier = Notifier(house.redis, webhooks=house.webhooks, channel=house.channel)
+        forever = (house.pressure.run(), runner.run(), notifier.run())
+        background = [asyncio.create_task(work) for work in forever]
         yield
         await house.relay.close()
         await asyncio.wait([relaying])
@@ -134,6 +140,7 @@ def _furnish(settings: Settings, metrics: ApiMetrics, confirm: tuple[Any, ...]) 
         ledger=Ledger(client),
         admission=Admission(directory, settings),
         channel=channel,
+        webhooks=Webhooks(client, private=settings.webhook_private),
         responses=ResponseStore(client, ttl_s=settings.response_ttl_s),
         chats=ChatStore(client, ttl_s=settings.response_ttl_s),
         files=FileStore(Path(settings.files), client),

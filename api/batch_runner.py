@@ -108,10 +108,10 @@ class BatchRunner:
             await self._files.record(batch.input_file_id, tenant=batch.tenant)
         except NotFound as error:
             gone = {"code": "file_not_found", "line": None, "message": str(error), "param": "input_file_id"}
-            return await self._store.move(batch, Status.FAILED, errors=[gone])
+            return await self._end(batch, Status.FAILED, errors=[gone])
         checked = await asyncio.to_thread(check, self._files.path(batch.input_file_id), batch.endpoint)
         if checked.errors:
-            return await self._store.move(batch, Status.FAILED, errors=checked.errors)
+            return await self._end(batch, Status.FAILED, errors=checked.errors)
         return await self._store.move(batch, Status.IN_PROGRESS, total=checked.total)
 
     async def _carry_on(self, batch: Batch) -> None:
@@ -240,8 +240,13 @@ class BatchRunner:
                     )
                 made[f"{name}_file_id"] = record.id
             whole.unlink(missing_ok=True)
-        await self._store.move(batch, into, **made)
+        await self._end(batch, into, **made)
         parts.remove()
+
+    async def _end(self, batch: Batch, status: Status, **changes: Any) -> Batch:
+        """Told before it is done: told again, it is the same."""
+        await self._house.webhooks.notify(batch.tenant, f"batch.{status}", batch.id)
+        return await self._store.move(batch, status, **changes)
 
 
 def _counted(batch: Batch, parts: Parts) -> Batch:

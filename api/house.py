@@ -13,6 +13,7 @@ from api.pressure import Pressure
 from api.relay import Relay
 from api.responses import ResponseStore
 from api.stored_chats import ChatStore
+from api.webhooks import Webhooks
 from shared.api_key import KeyRing
 from shared.directory import Directory
 from shared.ledger import Ledger
@@ -31,6 +32,7 @@ class House:
     ledger: Ledger
     admission: Admission
     channel: JobChannel
+    webhooks: Webhooks
     responses: ResponseStore
     chats: ChatStore
     files: FileStore

@@ -65,7 +65,9 @@ async def response_work(
             raise InvalidRequest(f"A response of a batch has no '{param}'.", param=param)
         record = record_of(body, f"resp_{secrets.token_hex(16)}", terms.caller.tenant, ())
     job = await admission.chat(chat_of(body, record.items), terms)
-    job = replace(job, id=record.id, keep_s=keep_s, grace_ms=None if record.background else job.grace_ms)
+    job = replace(job, id=record.id, keep_s=keep_s)
+    if record.background:
+        job = replace(job, grace_ms=None, notify=True)
 
     def builder(made: Job) -> Builder:
         return Builder(made.id, record.head, created_s=record.created_s)

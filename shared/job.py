@@ -85,8 +85,8 @@ class Job:
     `patience_ms` is the queue deadline: how long the job may wait, from each time it is queued; `run_ms` the run
     deadline: how long it may take from its first claim to its end. `tenant`: for whom, and `weight`: their share
     beside other tenants. `grace_ms`: how long it goes on when nobody reads it any more; None for ever. `keep_s`: how
-    long it is kept after its end, if that is longer than usual. `cache_salt`: prompts share what was computed for them
-    only with prompts of the same salt.
+    long it is kept after its end, if that is longer than usual. `notify`: whoever sends webhooks hears of its end.
+    `cache_salt`: prompts share what was computed for them only with prompts of the same salt.
     """
 
     id: str
@@ -102,6 +102,7 @@ class Job:
     weight: float = 1.0
     grace_ms: int | None = 0
     keep_s: int = 0
+    notify: bool = False
     user: str | None = None
     cache_salt: str = ""
 

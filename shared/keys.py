@@ -34,6 +34,10 @@
 | penstock:usage:{key}:{month} | string | limits.lua       | tokens used                                  | 70 days |
 | penstock:chat:{job}        | string  | api.stored_chats  | what was asked of a stored chat, as JSON     | as long as a response |
 | penstock:chats:{tenant}    | zset    | api.stored_chats  | ids of stored chats by when they came        | as long as the last of them |
+| penstock:webhooks:{tenant} | hash    | api.webhooks      | endpoints by id, as JSON                     | until removed |
+| penstock:notices           | list    | queue.lua         | `job tenant` that ended and is to be told    | while it has entries |
+| penstock:delivery:{delivery} | string | api.webhooks     | what is told to an endpoint, as JSON         | 2 days |
+| penstock:deliveries        | zset    | api.webhooks      | deliveries by when they are tried next       | while it has members |
 | penstock:response:{response} | string | api.responses   | what was asked of a response, as JSON        | the response's lifetime |
 | penstock:file:{file}       | hash    | api.files         | what is known of an uploaded or written file | until deleted or expired |
 | penstock:files:{tenant}    | zset    | api.files         | ids of files by when they came               | while it has members |
@@ -59,6 +63,8 @@ MODELS = "penstock:models"
 API_KEYS = "penstock:keys"
 FILES_EXPIRING = "penstock:files-expiring"
 BATCHES = "penstock:batches"
+NOTICES = "penstock:notices"
+DELIVERIES = "penstock:deliveries"
 API_KEY_SALT = "penstock:keys:salt"
 
 _BY_NAME = {
@@ -138,6 +144,14 @@ def chats_of(tenant: str) -> str:
     return f"penstock:chats:{tenant}"
 
 
+def webhooks_of(tenant: str) -> str:
+    return f"penstock:webhooks:{tenant}"
+
+
+def delivery(delivery_id: str) -> str:
+    return f"penstock:delivery:{delivery_id}"
+
+
 def response(response_id: str) -> str:
     return f"penstock:response:{response_id}"
 
@@ -198,5 +212,5 @@ def control_channel(worker_name: str) -> str:
 def lua_prelude() -> str:
     """Lua functions `job_key(id)`, `queue_key(model)`, .. and constants, so that no name is written twice."""
     functions = [f"local function {name}_key(x) return '{prefix}' .. x end" for name, prefix in _BY_NAME.items()]
-    constants = [f"local QUEUES, SUSPENDED = '{QUEUES}', '{SUSPENDED}'"]
+    constants = [f"local QUEUES, SUSPENDED, NOTICES = '{QUEUES}', '{SUSPENDED}', '{NOTICES}'"]
     return "\n".join([*constants, *functions, ""])

@@ -130,7 +130,7 @@ end
 -- they can run again.
 local function close(model, id, status, iso, ttl_s)
   local job = job_key(id)
-  local h = redis.call('HMGET', job, 'sid', 'exec', 'idempotency', 'alone', 'worker_name', 'keep_s')
+  local h = redis.call('HMGET', job, 'sid', 'exec', 'idempotency', 'alone', 'worker_name', 'keep_s', 'notify', 'tenant')
   if h[1] then drop_entry(model, h[1]) end
   if h[2] then redis.call('ZREM', started_key(model), id .. ':' .. h[2]) end
   if h[4] then redis.call('DEL', suspect_key(h[5])) end
@@ -141,6 +141,7 @@ local function close(model, id, status, iso, ttl_s)
   if status ~= 'failed' then redis.call('HDEL', job, 'payload') end
   if status == 'finished' and (h[3] or '') ~= '' then ttl_s = math.max(ttl_s, IDEMPOTENCY_TTL_S) end
   ttl_s = math.max(ttl_s, tonumber(h[6] or 0))
+  if h[7] == '1' then redis.call('RPUSH', NOTICES, id .. ' ' .. h[8]) end
   local registry = ({ finished = finished_key, failed = failed_key, canceled = canceled_key })[status](model)
   local now_s = math.floor(now_ms() / 1000)
   redis.call('ZREMRANGEBYSCORE', registry, '-inf', now_s)

@@ -211,6 +211,7 @@ class RedisQueue:
             "patience_ms": job.patience_ms,
             "run_ms": job.run_ms,
             "keep_s": job.keep_s,
+            "notify": int(job.notify),
         }
 
     def _ttl_s(self, job: Job, outcome: Outcome) -> int:

@@ -57,6 +57,7 @@ class Settings(BaseSettings):
     send_timeout_s: float = Field(120, gt=0, description="for a client to take what is sent, before it counts as gone")
     body_bytes_max: int = Field(4_000_000, ge=1000, description="largest request body")
     response_ttl_s: int = Field(86400, ge=1, le=7 * 86400, description="lifetime of stored responses and chats")
+    webhook_private: bool = Field(False, description="webhooks may go to private addresses, and without TLS")
     files: str = Field(".penstock/files", description="folder of uploaded files, the same for every API process")
     file_bytes_max: int = Field(200_000_000, ge=1000, description="largest uploaded file")
     file_ttl_s: int = Field(30 * 86400, ge=0, description="lifetime of files that ask for none; 0 for ever")

@@ -1,0 +1,274 @@
+"""Who wants to be told when a response or a batch has ended, and the telling: signed as Standard Webhooks are, tried
+again with growing pauses, and never sent to where only this network can reach.
+
+What is to be told lies in Redis before anybody tries, so that no death of an API loses it; a receiver may hear twice,
+with the same id.
+"""
+
+import asyncio
+import base64
+import hmac
+import ipaddress
+import json
+import logging
+import secrets
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+from redis.asyncio import Redis
+
+from shared import keys
+from shared.errors import InvalidRequest, NotFound, QueueUnavailable
+from shared.redis_client import translated
+
+log = logging.getLogger(__name__)
+EVENTS = (
+    *(f"response.{end}" for end in ("completed", "failed", "cancelled", "incomplete")),
+    *(f"batch.{end}" for end in ("completed", "failed", "expired", "cancelled")),
+)
+PAUSES_S = (5, 30, 120, 600, 3600, 3 * 3600, 8 * 3600)  # after each attempt in vain
+LIFETIME_S = 2 * 86400  # of a delivery, whatever becomes of it
+ROTATION_S = 86400
+LEASE_S = 60
+LOOK_S = 1.0
+AT_ONCE = 20
+TIMEOUT_S = 10.0
+TAKE = """
+local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, ARGV[3])
+for _, id in ipairs(due) do redis.call('ZADD', KEYS[1], ARGV[2], id) end
+return due
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """`events`: which it wants. `old_secret` signs as well until `old_until_s`, so that receivers can change theirs."""
+
+    id: str
+    tenant: str
+    url: str
+    events: list[str]
+    secret: str
+    created_s: int
+    old_secret: str = ""
+    old_until_s: int = 0
+
+    def body(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": "webhook_endpoint",
+            "url": self.url,
+            "events": self.events,
+            "created_at": self.created_s,
+        }
+
+    def signature(self, event_id: str, at_s: int, payload: str) -> str:
+        """As many as there are secrets, with spaces between."""
+        known = [self.secret, *([self.old_secret] if at_s < self.old_until_s else [])]
+        return " ".join(f"v1,{_signed(secret, f'{event_id}.{at_s}.{payload}')}" for secret in known)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    id: str
+    tenant: str
+    endpoint: str
+    event: str
+    payload: str
+    attempts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a receiver answered, or why it could not be asked."""
+
+    status: int | None = None
+    error: str | None = None
+
+    @property
+    def good(self) -> bool:
+        return self.status is not None and 200 <= self.status < 300
+
+
+class Webhooks:
+    """`private`: receivers may be in this network, and need no TLS."""
+
+    def __init__(self, client: Redis, *, private: bool, clock: Callable[[], float] = time.time) -> None:
+        self._redis = client
+        self._private = private
+        self._clock = clock
+        self._take = client.register_script(TAKE)
+
+    async def add(self, tenant: str, url: str, events: Sequence[str]) -> Endpoint:
+        """Raises InvalidRequest for a URL where nothing may be sent."""
+        await self.require_reachable(url)
+        made = Endpoint(
+            id=f"we_{secrets.token_hex(12)}",
+            tenant=tenant,
+            url=url,
+            events=list(events) or list(EVENTS),
+            secret=_secret(),
+            created_s=int(self._clock()),
+        )
+        await self._save(made)
+        return made
+
+    async def rotate(self, endpoint: Endpoint) -> Endpoint:
+        """A new secret; the old one signs along for a day."""
+        until = int(self._clock()) + ROTATION_S
+        made = replace(endpoint, secret=_secret(), old_secret=endpoint.secret, old_until_s=until)
+        await self._save(made)
+        return made
+
+    async def list(self, tenant: str) -> list[Endpoint]:
+        with translated():
+            found: Any = await self._redis.hgetall(keys.webhooks_of(tenant))
+        return sorted((Endpoint(**json.loads(each)) for each in found.values()), key=lambda each: each.created_s)
+
+    async def get(self, endpoint_id: str, *, tenant: str) -> Endpoint:
+        """Raises NotFound."""
+        with translated():
+            found: Any = await self._redis.hget(keys.webhooks_of(tenant), endpoint_id)
+        if found is None:
+            raise NotFound(f"There is no webhook endpoint {endpoint_id}.", param="endpoint_id")
+        return Endpoint(**json.loads(found))
+
+    async def remove(self, endpoint: Endpoint) -> None:
+        with translated():
+            await self._redis.hdel(keys.webhooks_of(endpoint.tenant), endpoint.id)
+
+    async def notify(self, tenant: str, event: str, about_id: str) -> None:
+        """Tell every endpoint of the tenant that wants to know; told again, it is the same delivery."""
+        for endpoint in await self.list(tenant):
+            if event in endpoint.events:
+                await self._enqueue(endpoint, event, about_id)
+
+    async def run_due(self) -> None:
+        """Try what is due now."""
+        now = self._clock()
+        with translated():
+            due: Any = await self._take(keys=[keys.DELIVERIES], args=[now, now + LEASE_S, AT_ONCE])
+        await asyncio.gather(*[self._attempt(delivery_id.decode()) for delivery_id in due])
+
+    async def send(self, endpoint: Endpoint, event_id: str, payload: str) -> Result:
+        """Once. Redirects are not followed: they could lead anywhere."""
+        at_s = int(self._clock())
+        headers = {
+            "content-type": "application/json",
+            "user-agent": "Penstock",
+            "webhook-id": event_id,
+            "webhook-timestamp": str(at_s),
+            "webhook-signature": endpoint.signature(event_id, at_s, payload),
+        }
+        try:
+            address = await self.require_reachable(endpoint.url)
+            return await _post(endpoint.url, address, headers, payload)
+        except (InvalidRequest, httpx.HTTPError, OSError) as error:
+            return Result(error=str(error) or type(error).__name__)
+
+    async def require_reachable(self, url: str) -> str:
+        """The address to connect to, looked up now, so that a name cannot mean another one afterwards. Raises
+        InvalidRequest."""
+        try:
+            parts = urlsplit(url)
+            port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
+        except ValueError as error:
+            raise InvalidRequest(f"'url' cannot be read: {error}.", param="url") from error
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
+            raise InvalidRequest("'url' is http(s)://host/path, without a user.", param="url")
+        if parts.scheme == "http" and not self._private:
+            raise InvalidRequest("'url' must be https.", param="url")
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise InvalidRequest(f"'url' names a host that is not found: {parts.hostname}.", param="url") from error
+        addresses = [str(entry[4][0]) for entry in found]
+        if not self._private and not all(ipaddress.ip_address(address).is_global for address in addresses):
+            raise InvalidRequest("'url' leads into a private network.", param="url")
+        return addresses[0]
+
+    async def _enqueue(self, endpoint: Endpoint, event: str, about_id: str) -> None:
+        now = int(self._clock())
+        delivery_id = f"{about_id}-{endpoint.id}"
+        made = Delivery(
+            id=delivery_id,
+            tenant=endpoint.tenant,
+            endpoint=endpoint.id,
+            event=f"evt_{about_id}",
+            payload=payload_of(f"evt_{about_id}", event, about_id, now),
+        )
+        with translated():
+            if await self._redis.set(keys.delivery(delivery_id), json.dumps(asdict(made)), nx=True, ex=LIFETIME_S):
+                await self._redis.zadd(keys.DELIVERIES, {delivery_id: now})
+
+    async def _attempt(self, delivery_id: str) -> None:
+        try:
+            with translated():
+                found: Any = await self._redis.get(keys.delivery(delivery_id))
+            if found is None:
+                await self._drop(delivery_id)
+                return
+            delivery = Delivery(**json.loads(found))
+            endpoint = await self.get(delivery.endpoint, tenant=delivery.tenant)
+            result = await self.send(endpoint, delivery.event, delivery.payload)
+            await (self._drop(delivery_id) if result.good else self._postpone(delivery, result))
+        except NotFound:
+            await self._drop(delivery_id)
+        except QueueUnavailable as error:
+            log.warning("a webhook waits for redis", extra={"delivery": delivery_id, "error": str(error)})
+
+    async def _postpone(self, delivery: Delivery, result: Result) -> None:
+        log.info("webhook not taken", extra={"delivery": delivery.id, "status": result.status, "error": result.error})
+        if delivery.attempts >= len(PAUSES_S):
+            await self._drop(delivery.id)
+            return
+        due = self._clock() + PAUSES_S[delivery.attempts]
+        tried = replace(delivery, attempts=delivery.attempts + 1)
+        with translated():
+            await self._redis.set(keys.delivery(delivery.id), json.dumps(asdict(tried)), keepttl=True)
+            await self._redis.zadd(keys.DELIVERIES, {delivery.id: due})
+
+    async def _drop(self, delivery_id: str) -> None:
+        """Done, or given up. What was told stays known for a while, so that nothing is told twice."""
+        with translated():
+            await self._redis.zrem(keys.DELIVERIES, delivery_id)
+
+    async def _save(self, endpoint: Endpoint) -> None:
+        with translated():
+            await self._redis.hset(keys.webhooks_of(endpoint.tenant), endpoint.id, json.dumps(asdict(endpoint)))
+
+
+def payload_of(event_id: str, event: str, about_id: str, at_s: int) -> str:
+    return json.dumps({"id": event_id, "object": "event", "created_at": at_s, "type": event, "data": {"id": about_id}})
+
+
+async def _post(url: str, address: str, headers: dict[str, str], payload: str) -> Result:
+    parts = urlsplit(url)
+    host = f"[{address}]" if ":" in address else address
+    netloc = host if parts.port is None else f"{host}:{parts.port}"
+    headers["host"] = parts.netloc
+    async with httpx.AsyncClient(timeout=TIMEOUT_S, follow_redirects=False, trust_env=False) as client:
+        request = client.build_request(
+            "POST",
+            parts._replace(netloc=netloc).geturl(),
+            content=payload,
+            headers=headers,
+            extensions={"sni_hostname": parts.hostname},
+        )
+        response = await client.send(request, stream=True)
+        await response.aclose()
+    return Result(status=response.status_code)
+
+
+def _secret() -> str:
+    return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
+
+
+def _signed(secret: str, text: str) -> str:
+    key = base64.b64decode(secret.removeprefix("whsec_"))
+    return base64.b64encode(hmac.digest(key, text.encode(), "sha256")).decode()
