@@ -14,6 +14,7 @@ from shared.errors import NotFound
 from shared.redis_client import translated
 
 LIFETIME_S = 30 * 86400  # of what is known of a batch, after its end
+LISTED_S = 90 * 86400  # longer than any window and what is kept after it
 LEASE_S = 10
 
 
@@ -91,7 +92,10 @@ class BatchStore:
         with translated():
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.set(keys.batch(batch.id), _encode(batch))
-                pipe.zadd(keys.batches_of(batch.tenant), {batch.id: batch.at[Status.VALIDATING]})
+                index, now = keys.batches_of(batch.tenant), batch.at[Status.VALIDATING]
+                pipe.zadd(index, {batch.id: now})
+                pipe.zremrangebyscore(index, "-inf", now - LISTED_S)
+                pipe.expire(index, LISTED_S)
                 pipe.sadd(keys.BATCHES, batch.id)
                 await pipe.execute()
 

@@ -181,6 +181,8 @@ class BatchRunner:
                 body = schema.model_validate(line.body)
                 if getattr(body, "stream", None):
                     raise InvalidRequest("A batch streams nothing.", param="stream")
+                if getattr(body, "store", None):
+                    raise InvalidRequest("A batch stores nothing but its output.", param="store")
                 work = await make(self._house.admission, body, terms)
                 answer = await self._answer(replace(work, job=replace(work.job, id=job_id)), terms)
             except ValidationError as error:

@@ -43,7 +43,7 @@
 | penstock:files:{tenant}    | zset    | api.files         | ids of files by when they came               | while it has members |
 | penstock:files-expiring    | zset    | api.files         | `tenant file` by when it expires             | while it has members |
 | penstock:batch:{batch}     | string  | api.batch         | a batch, as JSON                             | 30 days after its end |
-| penstock:batches:{tenant}  | zset    | api.batch         | ids of batches by when they came             | the deployment's |
+| penstock:batches:{tenant}  | zset    | api.batch         | ids of batches by when they came             | 90 days after the last |
 | penstock:batches           | set     | api.batch         | ids of batches that have not ended           | while it has members |
 | penstock:batch-lease:{batch} | string | api.batch        | the API process that works on it             | 10 s |
 | penstock:batch-cancel:{batch} | string | api.batch       | it is to be cancelled                        | 30 days |

@@ -110,12 +110,12 @@ def test_a_file_over_the_limit_is_refused_before_it_is_read(house: Stack) -> Non
 
 def test_each_line_is_answered_in_order_or_says_why_not(house: Stack) -> None:
     client = house.client()
-    rows = [chat(0), chat(1, n=2), chat(2, temperature=9), chat(3, model="no-such"), chat(4, stream=True), chat(5)]
+    rows = [chat(0), chat(1, n=2), chat(2, temperature=9), chat(3, model="no-such"), chat(4, stream=True), chat(5), chat(6, store=True)]
 
     batch = ended(client, start(client, rows).id)
 
     assert batch.status == "completed"
-    assert (batch.request_counts.total, batch.request_counts.completed, batch.request_counts.failed) == (6, 3, 3)
+    assert (batch.request_counts.total, batch.request_counts.completed, batch.request_counts.failed) == (7, 3, 4)
     good = rows_of(client, batch.output_file_id)
     assert [row["custom_id"] for row in good] == ["line-0", "line-1", "line-5"]
     assert [row["response"]["status_code"] for row in good] == [200] * 3
@@ -125,6 +125,7 @@ def test_each_line_is_answered_in_order_or_says_why_not(house: Stack) -> None:
         "line-2": (400, "temperature"),
         "line-3": (404, "model"),
         "line-4": (400, "stream"),
+        "line-6": (400, "store"),
     }
     assert batch.in_progress_at
     assert batch.completed_at

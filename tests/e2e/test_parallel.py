@@ -56,7 +56,7 @@ def tell(stack: Stack, **options: Any) -> Any:
 @pytest.fixture
 def stack(tmp_path: Path, own_redis: EmbeddedRedis) -> Iterator[Stack]:
     made = Stack(tmp_path, own_redis, lease_ms=1000)
-    made.start_api()
+    made.api, made.base = made.start_api(made.port)
     yield made
     made.stop()
 
