@@ -110,7 +110,15 @@ def test_a_file_over_the_limit_is_refused_before_it_is_read(house: Stack) -> Non
 
 def test_each_line_is_answered_in_order_or_says_why_not(house: Stack) -> None:
     client = house.client()
-    rows = [chat(0), chat(1, n=2), chat(2, temperature=9), chat(3, model="no-such"), chat(4, stream=True), chat(5), chat(6, store=True)]
+    rows = [
+        chat(0),
+        chat(1, n=2),
+        chat(2, temperature=9),
+        chat(3, model="no-such"),
+        chat(4, stream=True),
+        chat(5),
+        chat(6, store=True),
+    ]
 
     batch = ended(client, start(client, rows).id)
 
