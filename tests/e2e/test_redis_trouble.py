@@ -182,18 +182,23 @@ def test_a_replica_is_refused_and_what_is_missing_is_said(tmp_path: Path, own_re
 def test_an_operators_knife_in_the_stream_loses_no_job(tmp_path: Path, own_redis: EmbeddedRedis) -> None:
     with running_stack(tmp_path, own_redis, "scripted", sequences_max=2, **LONG) as stack:
         readers = read_all(stack, "scripted", NAMES, max_tokens=60)
-        eventually("two run, two wait", lambda: stack.redis.llen("rq:queue:scripted") == 2)
+        eventually("two run, two wait", lambda: _two_run_two_wait(stack))
 
         stack.redis.xtrim("penstock:stream:scripted", maxlen=0, approximate=False)
 
         expect_all(readers, 60, pause_s=4)
         readers = read_all(stack, "scripted", NAMES, max_tokens=60)
-        eventually("two run, two wait", lambda: stack.redis.llen("rq:queue:scripted") == 2)
+        eventually("two run, two wait", lambda: _two_run_two_wait(stack))
         stack.redis.flushdb()
         for reader in readers:
             reader.join(timeout=20)
             assert getattr(reader.error, "code", None) == "job_lost"
         eventually("serves on", lambda: _status(stack) == 200, seconds=5)
+
+
+def _two_run_two_wait(stack: Stack) -> bool:
+    """All four have come: two that wait while none runs are only the first two."""
+    return stack.running() == 2 and stack.redis.llen("rq:queue:scripted") == 2
 
 
 def test_safe_asks_for_the_disk(tmp_path: Path) -> None:
