@@ -26,7 +26,7 @@ from bench.chaos.report import bars, summary, timeline
 from bench.chaos.site import Site
 
 ROOT = Path(__file__).parents[2]
-WARM_S = 1.5
+WARM_S = 1.0
 RQ_LIES = """
 local lies = {}
 for _, id in ipairs(redis.call('LRANGE', 'rq:queue:' .. ARGV[1], 0, -1)) do
@@ -42,7 +42,7 @@ for _, member in ipairs(redis.call('ZRANGE', 'rq:wip:' .. ARGV[1], 0, -1)) do
 end
 return lies
 """
-QUIET_S = {False: 11.0, True: 60.0}
+QUIET_S = {False: 10.5, True: 60.0}
 SETTINGS = {
     "scripted_step_ms": 20,
     "scripted_tokens": 10**6,

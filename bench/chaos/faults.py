@@ -228,7 +228,7 @@ async def operator_flushes(act: Act) -> None:
 async def overload(act: Act) -> None:
     """Three times as many clients as before, for a while; then as before."""
     normal = await _waits([act.load.stories], 20 if act.long else 3)
-    more = Load(act.site, seed=act.rng.getrandbits(30), clients=120, tokens=100)
+    more = Load(act.site, seed=act.rng.getrandbits(30), clients=120, tokens=100 if act.long else 50)
     more.start()
     act.strike()
     await asyncio.sleep(120 if act.long else 5)
@@ -326,14 +326,14 @@ SCENARIOS = [
     Scenario(name="F4", what="engine raises, finds no memory, hangs", run=engine_fails, rounds=(3, 12)),
     Scenario(name="F5", what="poison job", run=poison, rounds=(1, 5)),
     Scenario(name="F6", what="API SIGKILL, SIGSTOP", run=api_dies, rounds=(2, 12)),
-    Scenario(name="F7", what="a crowd that comes, stops reading and goes", run=clients_misbehave, rounds=(2, 6)),
-    Scenario(name="F8", what="Redis SIGKILL, down 1, 5, 30 s", run=redis_killed, rounds=(2, 10)),
+    Scenario(name="F7", what="a crowd that comes, stops reading and goes", run=clients_misbehave, rounds=(1, 6)),
+    Scenario(name="F8", what="Redis SIGKILL, down 1, 5, 30 s", run=redis_killed, rounds=(1, 10)),
     Scenario(name="F9", what="Redis drops its clients, pauses, stalls", run=redis_drops_and_stalls, rounds=(4, 16)),
-    Scenario(name="F10", what="Redis full", run=redis_full, rounds=(2, 10)),
+    Scenario(name="F10", what="Redis full", run=redis_full, rounds=(1, 10)),
     Scenario(name="F11", what="the tail of Redis's file cut", run=log_tail_cut, mercy=TOLD, rounds=(1, 6)),
     Scenario(name="F12", what="network delays, resets, swallows, splits", run=network_breaks, rounds=(4, 16)),
     Scenario(name="F13", what="clocks an hour off", run=clock_wrong, rounds=(1, 3)),
-    Scenario(name="F14", what="operator trims and deletes entries", run=operator_cuts, rounds=(2, 12)),
+    Scenario(name="F14", what="operator trims and deletes entries", run=operator_cuts, rounds=(1, 12)),
     Scenario(name="F14b", what="operator flushes", run=operator_flushes, mercy=TOLD, rounds=(1, 2)),
     Scenario(name="F15", what="three times the load", run=overload, rounds=(1, 2)),
     Scenario(name="flood", what="one tenant sends eight times as much", run=flood, rounds=(1, 1), clients=0),
