@@ -233,7 +233,5 @@ def _conversation(
 def _message(message: Message) -> dict[str, Any]:
     """Templates know no developer role; OpenAI defines it as the system role of newer models."""
     role = "system" if message.role == "developer" else message.role
-    kept = message.model_dump(
-        include={"name", "reasoning_content", "tool_calls", "tool_call_id"}, exclude_none=True, exclude_defaults=False
-    )
+    kept = message.model_dump(include={"name", "reasoning_content", "tool_calls", "tool_call_id"}, exclude_none=True)
     return {"role": role, "content": message.text, **kept}

@@ -92,7 +92,7 @@ class BatchStore:
         with translated():
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.set(keys.batch(batch.id), _encode(batch))
-                index, now = keys.batches_of(batch.tenant), batch.at[Status.VALIDATING]
+                index, now = keys.batches_of(batch.tenant), self._clock()
                 pipe.zadd(index, {batch.id: now})
                 pipe.zremrangebyscore(index, "-inf", now - LISTED_S)
                 pipe.expire(index, LISTED_S)

@@ -69,7 +69,7 @@ class FileStore:
         with translated():
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.hset(keys.file(file_id), mapping=cast(dict[Any, Any], asdict(record)))
-                pipe.zadd(keys.files_of(tenant), {file_id: now})
+                pipe.zadd(keys.files_of(tenant), {file_id: self._clock()})
                 if lifetime_s:
                     pipe.zadd(keys.FILES_EXPIRING, {f"{tenant} {file_id}": record.expires_s})
                 await pipe.execute()

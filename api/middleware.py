@@ -62,9 +62,9 @@ class BodyLimit:
             return
         bytes_max = self._upload_max if scope["path"] == UPLOAD else self._bytes_max
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-        message_max = f"The request body is larger than {bytes_max} bytes."
+        too_large = f"The request body is larger than {bytes_max} bytes."
         if not declared.isdigit() or int(declared) > bytes_max:
-            await Problem(code="request_too_large", message=message_max).response()(scope, receive, send)
+            await Problem(code="request_too_large", message=too_large).response()(scope, receive, send)
             return
         seen = 0
 
@@ -73,7 +73,7 @@ class BodyLimit:
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > bytes_max:
-                raise HTTPException(413, message_max)
+                raise HTTPException(413, too_large)
             return message
 
         await self._app(scope, bounded, send)

@@ -18,7 +18,7 @@ class StoredChat:
     id: str
     tenant: str
     model: str
-    created_s: int
+    created_ms: int
     metadata: dict[str, str]
     messages: list[dict[str, Any]]
     view: str
@@ -34,8 +34,8 @@ class ChatStore:
         with translated():
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.set(keys.chat(chat.id), json.dumps(asdict(chat)), ex=self._ttl_s)
-                pipe.zadd(index, {chat.id: chat.created_s})
-                pipe.zremrangebyscore(index, "-inf", chat.created_s - self._ttl_s)
+                pipe.zadd(index, {chat.id: chat.created_ms})
+                pipe.zremrangebyscore(index, "-inf", chat.created_ms - self._ttl_s * 1000)
                 pipe.expire(index, self._ttl_s)
                 await pipe.execute()
 

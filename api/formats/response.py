@@ -121,17 +121,16 @@ class Builder:
         """The open item is over."""
         if not self._open:
             return
-        item, self_open, self._open = self._output[-1], self._open, ""
+        item, kind, self._open = self._output[-1], self._open, ""
         item["status"] = status
-        if self_open == "function_call":
+        if kind == "function_call":
             done = {"name": item["name"], "arguments": item["arguments"]}
             yield {"type": "response.function_call_arguments.done", **self._place(), **done}
         else:
             part = item["content"][0]
-            kind = "output_text" if self_open == "message" else "reasoning_text"
-            told = {"logprobs": part["logprobs"]} if self_open == "message" else {}
+            told = {"logprobs": part["logprobs"]} if kind == "message" else {}
             place = {**self._place(), "content_index": 0}
-            yield {"type": f"response.{kind}.done", **place, "text": part["text"], **told}
+            yield {"type": f"response.{part['type']}.done", **place, "text": part["text"], **told}
             yield {"type": "response.content_part.done", **place, "part": dict(part)}
         yield {"type": "response.output_item.done", "output_index": len(self._output) - 1, "item": dict(item)}
 

@@ -37,7 +37,7 @@ def _stored(work: Work, body: ChatCompletionRequest) -> StoredChat:
         id=work.job.id,
         tenant=work.job.tenant,
         model=work.job.model,
-        created_s=work.job.created_ms // 1000,
+        created_ms=work.job.created_ms,
         metadata=body.metadata or {},
         messages=[message.model_dump(exclude_none=True) for message in body.messages],
         view=work.view.encode(),

@@ -1,12 +1,39 @@
 """What all request bodies have in common: no field is unknown, no value is bent into another type."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
+
+from shared.errors import InvalidRequest
 
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Selective(Strict):
+    """`NEUTRAL`: parameters that are not supported, and the values at which they change nothing, so that they can be
+    accepted."""
+
+    NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        for param in data.keys() & cls.NEUTRAL.keys():
+            if data[param] is not None and data[param] not in cls.NEUTRAL[param]:
+                raise InvalidRequest(f"The parameter '{param}' is not supported here yet.", param=param)
+        return {param: value for param, value in data.items() if param not in cls.NEUTRAL}
 
 
 Metadata = Annotated[

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from api.schemas.base import Metadata, Strict
+from api.schemas.base import Metadata, Selective, Strict
 from api.schemas.sampling import StreamOptions
 from api.schemas.tools import NAME, TOOLS_MAX
 from shared.errors import InvalidRequest
@@ -127,7 +127,7 @@ class Reasoning(Strict):
     generate_summary: None = None
 
 
-class ResponseRequest(Strict):
+class ResponseRequest(Selective):
     NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = {
         "access_programs": (),
         "context_management": ([],),
@@ -170,18 +170,10 @@ class ResponseRequest(Strict):
     safety_identifier: str | None = Field(None, max_length=512)
     prompt_cache_key: str | None = Field(None, max_length=512)
 
-    @model_validator(mode="before")
+    @field_validator("input", mode="before")
     @classmethod
-    def _refuse_unsupported(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        for param in data.keys() & cls.NEUTRAL.keys():
-            if data[param] is not None and data[param] not in cls.NEUTRAL[param]:
-                raise InvalidRequest(f"The parameter '{param}' is not supported here yet.", param=param)
-        kept = {param: value for param, value in data.items() if param not in cls.NEUTRAL}
-        if isinstance(kept.get("input"), list):
-            kept["input"] = [_typed(item) for item in kept["input"]]
-        return kept
+    def _each_typed(cls, items: Any) -> Any:
+        return [_typed(item) for item in items] if isinstance(items, list) else items
 
     @model_validator(mode="after")
     def _what_goes_together(self) -> "ResponseRequest":

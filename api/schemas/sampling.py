@@ -1,10 +1,10 @@
 """What chats and completions have in common: how tokens are chosen, and how the answer comes."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from api.schemas.base import Strict
+from api.schemas.base import Selective, Strict
 from shared.errors import InvalidRequest
 
 STOPS_MAX = 16
@@ -52,12 +52,7 @@ class StructuredOutputs(Strict):
         return self
 
 
-class GenerationRequest(Strict):
-    """`NEUTRAL`: parameters that are not supported, and the values at which they change nothing, so that they can be
-    accepted."""
-
-    NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = {}
-
+class GenerationRequest(Selective):
     model: str = Field(min_length=1, max_length=200)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
@@ -81,16 +76,6 @@ class GenerationRequest(Strict):
     service_tier: Literal["auto", "default", "flex", "priority"] | None = None
     # It identifies the caller; it cannot change an answer.
     user: str | None = Field(None, max_length=512)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unsupported(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        for param in data.keys() & cls.NEUTRAL.keys():
-            if data[param] is not None and data[param] not in cls.NEUTRAL[param]:
-                raise InvalidRequest(f"The parameter '{param}' is not supported here yet.", param=param)
-        return {param: value for param, value in data.items() if param not in cls.NEUTRAL}
 
     @field_validator("stop")
     @classmethod

@@ -15,7 +15,7 @@ import httpx
 import openai
 import redis
 
-from cli.embedded_redis import EmbeddedRedis, free_port
+from cli.embedded_redis import EmbeddedRedis, find_binary, free_port
 
 READY_S = 60.0
 
@@ -200,6 +200,18 @@ def running_stack(
         yield stack
     finally:
         stack.stop()
+
+
+@contextmanager
+def running_house(folder: Path, *models: str, workers: int = 1, **settings: Any) -> Iterator[Stack]:
+    """With a Redis of its own: houses that share one would serve each other's jobs."""
+    server = EmbeddedRedis(folder / "redis", binary=find_binary(), port=free_port())
+    server.start()
+    try:
+        with running_stack(folder, server, *models, workers=workers, **settings) as stack:
+            yield stack
+    finally:
+        server.stop()
 
 
 def text_of(stream: Any) -> str:

@@ -11,23 +11,17 @@ import httpx
 import openai
 import pytest
 
-from cli.embedded_redis import EmbeddedRedis, find_binary, free_port
-from tests.e2e.harness import Stack, eventually, running_stack
+from tests.e2e.harness import Stack, eventually, running_house
 
 CHAT: Any = "/v1/chat/completions"
 
 
 @pytest.fixture
 def house(tmp_path: Path) -> Iterator[Stack]:
-    server = EmbeddedRedis(tmp_path / "redis", binary=find_binary(), port=free_port())
-    server.start()
     settings: dict[str, Any] = {"files": tmp_path / "files", "scripted_step_ms": 5, "batch_requests": 8}
     settings["scripted_tokens"] = 1_000_000
-    try:
-        with running_stack(tmp_path, server, "scripted", **settings) as stack:
-            yield stack
-    finally:
-        server.stop()
+    with running_house(tmp_path, "scripted", **settings) as stack:
+        yield stack
 
 
 def chat(number: int, *, tokens: int = 5, **more: Any) -> dict[str, Any]:

@@ -9,8 +9,7 @@ import httpx
 import psutil
 import pytest
 
-from cli.embedded_redis import EmbeddedRedis, find_binary, free_port
-from tests.e2e.harness import Stack, eventually, metric, running_stack
+from tests.e2e.harness import Stack, eventually, metric, running_house
 from tests.e2e.test_faults import ask
 
 CROWD = 1000
@@ -19,14 +18,9 @@ CROWD = 1000
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("bounds")
-    server = EmbeddedRedis(folder / "redis", binary=find_binary(), port=free_port())
-    server.start()
     limits = {"request_timeout_s": 2, "send_timeout_s": 2, "scripted_tokens": 1_000_000}
-    try:
-        with running_stack(folder, server, "scripted", **limits) as running:
-            yield running
-    finally:
-        server.stop()
+    with running_house(folder, "scripted", **limits) as running:
+        yield running
 
 
 def connect(stack: Stack) -> socket.socket:

@@ -9,8 +9,7 @@ import httpx
 import openai
 import pytest
 
-from cli.embedded_redis import EmbeddedRedis, find_binary, free_port
-from tests.e2e.harness import Stack, eventually, running_stack
+from tests.e2e.harness import Stack, eventually, running_house
 
 ASK: dict[str, Any] = {"model": "scripted", "messages": [{"role": "user", "content": "x"}], "max_tokens": 5}
 ADMIN = {"authorization": "Bearer admin-of-this-test"}
@@ -19,14 +18,9 @@ ADMIN = {"authorization": "Bearer admin-of-this-test"}
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("guarded")
-    server = EmbeddedRedis(folder / "redis", binary=find_binary(), port=free_port())
-    server.start()
     settings: dict[str, Any] = {"keys": "required", "admin_key": "admin-of-this-test", "scripted_step_ms": 5}
-    try:
-        with running_stack(folder, server, "scripted", **settings) as stack:
-            yield stack
-    finally:
-        server.stop()
+    with running_house(folder, "scripted", **settings) as stack:
+        yield stack
 
 
 def keys(stack: Stack, *arguments: str, **options: Any) -> str:

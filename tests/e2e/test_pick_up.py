@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from cli.embedded_redis import EmbeddedRedis, find_binary, free_port
-from tests.e2e.harness import Stack, eventually, running_stack, text_of
+from cli.embedded_redis import EmbeddedRedis
+from tests.e2e.harness import Stack, eventually, running_house, running_stack, text_of
 from tests.e2e.test_faults import ask
 
 TOKENS = 60
@@ -26,19 +26,15 @@ SETTINGS: Any = {
     "keep_alive_s": 0.2,
     "drain_s": 1,
 }
+NONE = {"authorization": "Bearer none"}  # as the client says who it is
 ADMIN = {"authorization": "Bearer operator"}
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("pick-up")
-    server = EmbeddedRedis(folder / "redis", binary=find_binary(), port=free_port())
-    server.start()
-    try:
-        with running_stack(folder, server, "scripted", **SETTINGS) as running:
-            yield running
-    finally:
-        server.stop()
+    with running_house(folder, "scripted", **SETTINGS) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -131,15 +127,15 @@ def test_every_event_has_its_number_when_asked_for(undisturbed: Frames) -> None:
 
 def test_the_openai_client_reads_numbered_events_and_keep_alives(stack: Stack, undisturbed: Frames) -> None:
     httpx.post(f"{stack.base}/admin/models/scripted/pause", headers=ADMIN)
-    with ThreadPoolExecutor(1) as pool:
-        request: Any = {name: value for name, value in body().items() if name != "stream"}
-        headers = {"x-penstock-event-ids": "true", "Idempotency-Key": "numbered"}
-        create = stack.client().chat.completions.create
-        reading = pool.submit(lambda: text_of(create(**request, stream=True, extra_headers=headers)))
-        time.sleep(1.5)  # the headers go out after a second, then keep-alives
-        httpx.post(f"{stack.base}/admin/models/scripted/resume", headers=ADMIN)
+    headers = {"x-penstock-event-ids": "true", "Idempotency-Key": "numbered"}
+    stream = stack.client().chat.completions.create(**body(), extra_headers=headers)  # its headers are here
+    waiting: Any = stack.redis.lrange("rq:queue:scripted", 0, 0)
+    # Who begins to read later gets the same comments later.
+    with httpx.stream("GET", f"{stack.base}/v1/jobs/{waiting[0].decode()}/events", headers=NONE) as later:
+        assert next(later.iter_lines()) == ": keep-alive"
+    httpx.post(f"{stack.base}/admin/models/scripted/resume", headers=ADMIN)
 
-        assert reading.result() == undisturbed.text
+    assert text_of(stream) == undisturbed.text
 
 
 @pytest.mark.parametrize("way", ["Last-Event-ID", "starting_after"])

@@ -1,6 +1,5 @@
 """Redis fails over, refuses, fills up, stalls, drops connections: nothing is lost, and nobody waits in silence."""
 
-import shutil
 import subprocess
 import sys
 import threading
@@ -13,6 +12,7 @@ import pytest
 import redis
 
 from cli.embedded_redis import EmbeddedRedis, free_port
+from tests.conftest import binary_of
 from tests.e2e.harness import Stack, eventually, running_stack
 from tests.e2e.test_faults import LONG, ask, expect_whole, read_all
 
@@ -32,10 +32,7 @@ class Sentinels:
     """A primary, a replica and three sentinels of the system's redis-server."""
 
     def __init__(self, folder: Path) -> None:
-        binary = shutil.which("redis-server")
-        if binary is None:
-            pytest.skip("no redis-server on PATH")
-        self.binary = Path(binary)
+        self.binary = binary_of("system")
         self.primary = EmbeddedRedis(folder / "primary", binary=self.binary, port=free_port())
         self.replica = EmbeddedRedis(folder / "replica", binary=self.binary, port=free_port())
         self.primary.start()

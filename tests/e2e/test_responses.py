@@ -10,8 +10,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from cli.embedded_redis import EmbeddedRedis, find_binary, free_port
-from tests.e2e.harness import Stack, eventually, running_stack
+from tests.e2e.harness import Stack, eventually, running_house
 from tests.e2e.test_tools import WEATHER
 from tests.models import calling_model
 from workers.replies.dialect import HERMES
@@ -30,14 +29,9 @@ def caller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The scripted engine, and a model of random weights that calls tools."""
     folder = tmp_path_factory.mktemp("responses")
     calling_model(folder / MODEL, HERMES.sign, HERMES.marks)
-    server = EmbeddedRedis(folder / "redis", binary=find_binary(), port=free_port())
-    server.start()
     settings: dict[str, Any] = {"scripted_step_ms": 10, "scripted_tokens": 100_000}
-    try:
-        with running_stack(folder, server, "scripted", str(folder / MODEL), **settings) as stack:
-            yield stack
-    finally:
-        server.stop()
+    with running_house(folder, "scripted", str(folder / MODEL), **settings) as stack:
+        yield stack
 
 
 @pytest.fixture
@@ -257,10 +251,7 @@ def test_what_cannot_be_done_is_refused_by_name(responses: Any, change: dict[str
 
 
 def test_it_survives_its_worker(tmp_path: Path) -> None:
-    server = EmbeddedRedis(tmp_path / "redis", binary=find_binary(), port=free_port())
-    server.start()
-    settings: dict[str, Any] = {"scripted_step_ms": 10, "scripted_tokens": 100_000}
-    with running_stack(tmp_path, server, "scripted", workers=2, **settings) as stack:
+    with running_house(tmp_path, "scripted", workers=2, scripted_step_ms=10, scripted_tokens=100_000) as stack:
         client = stack.client().responses
         asked: Any = {"model": "scripted", "input": "x", "max_output_tokens": 300, "temperature": 0}
         expected = client.create(**asked).output_text
@@ -273,7 +264,6 @@ def test_it_survives_its_worker(tmp_path: Path) -> None:
 
         assert seen[-1].response.output_text == expected
         assert [event.sequence_number for event in seen] == list(range(len(seen)))
-    server.stop()
 
 
 def test_a_chat_that_is_stored_is_found_again(caller: Stack) -> None:

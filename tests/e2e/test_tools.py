@@ -9,8 +9,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from cli.embedded_redis import EmbeddedRedis, find_binary, free_port
-from tests.e2e.harness import Stack, running_stack
+from tests.e2e.harness import Stack, running_house
 from tests.models import calling_model
 from workers.replies.dialect import HERMES
 
@@ -36,13 +35,8 @@ class Weather(BaseModel):
 def caller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("caller")
     calling_model(folder / MODEL, HERMES.sign, HERMES.marks)
-    server = EmbeddedRedis(folder / "redis", binary=find_binary(), port=free_port())
-    server.start()
-    try:
-        with running_stack(folder, server, str(folder / MODEL)) as stack:
-            yield stack
-    finally:
-        server.stop()
+    with running_house(folder, str(folder / MODEL)) as stack:
+        yield stack
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ import httpx
 import openai
 import pytest
 
-from cli.embedded_redis import EmbeddedRedis, find_binary, free_port
-from tests.e2e.harness import Stack, running_stack
+from tests.e2e.harness import Stack, running_house
 
 
 class Receiver:
@@ -51,14 +50,9 @@ class Receiver:
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("webhooks")
-    server = EmbeddedRedis(folder / "redis", binary=find_binary(), port=free_port())
-    server.start()
     settings: dict[str, Any] = {"webhook_private": True, "scripted_step_ms": 5}
-    try:
-        with running_stack(folder, server, "scripted", **settings) as stack:
-            yield stack
-    finally:
-        server.stop()
+    with running_house(folder, "scripted", **settings) as stack:
+        yield stack
 
 
 @pytest.fixture
