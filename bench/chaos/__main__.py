@@ -26,7 +26,7 @@ from bench.chaos.report import bars, summary, timeline
 from bench.chaos.site import Site
 
 ROOT = Path(__file__).parents[2]
-WARM_S = 1.0
+WARM_S = 0.7
 RQ_LIES = """
 local lies = {}
 for _, id in ipairs(redis.call('LRANGE', 'rq:queue:' .. ARGV[1], 0, -1)) do

@@ -27,7 +27,7 @@ class Scenario:
     mercy: Mercy = STRICT
     rounds: tuple[int, int] = (2, 20)  # in the short and in the release form
     clients: int = 40
-    tokens: tuple[int, int] = (100, 150)
+    tokens: tuple[int, int] = (80, 150)
 
 
 async def worker_killed(act: Act) -> None:
@@ -136,12 +136,12 @@ async def redis_drops_and_stalls(act: Act) -> None:
         ("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"),
         ("CLIENT", "KILL", "TYPE", "pubsub"),
         ("CLIENT", "PAUSE", "2000", "ALL"),
-        ("DEBUG", "SLEEP", "5"),
+        ("DEBUG", "SLEEP", "5" if act.long else "3"),
     ]
     for number in range(act.rounds):
         act.strike()
         await asyncio.to_thread(act.site.client.execute_command, *ways[number % len(ways)])
-        await act.pause(2.5, 3.5)
+        await act.pause(2.0, 3.0)
     await act.muster()
 
 
@@ -174,7 +174,7 @@ async def network_breaks(act: Act) -> None:
         match number % 4:
             case 0:
                 proxy.delay_s = 0.2
-                await act.pause(2.0, 3.0)
+                await act.pause(1.0, 3.0)
             case 1:
                 for _ in range(10):
                     proxy.reset()
@@ -188,7 +188,7 @@ async def network_breaks(act: Act) -> None:
                 proxy.split = True
                 await act.pause(1.0, 2.0)
         proxy.delay_s, proxy.split = 0.0, False
-        await act.pause(1.0, 2.0)
+        await act.pause(0.5, 1.5)
     await act.muster()
 
 
@@ -231,9 +231,9 @@ async def overload(act: Act) -> None:
     more = Load(act.site, seed=act.rng.getrandbits(30), clients=120, tokens=100 if act.long else 50)
     more.start()
     act.strike()
-    await asyncio.sleep(120 if act.long else 5)
+    await asyncio.sleep(120 if act.long else 4)
     await more.ended()
-    await asyncio.sleep(40 if act.long else 2)
+    await asyncio.sleep(40 if act.long else 1.5)
     after = await _waits([act.load.stories], 20 if act.long else 3)
     act.ratios["p99 TTFT after overload"] = after / normal
     act.load.stories += more.stories
@@ -267,22 +267,22 @@ async def _waits(lists: list[list[Story]], seconds: float) -> float:
     """The 99th percentile of the time to first text, of what begins from now on for so long."""
     begin = time.monotonic()
     await asyncio.sleep(seconds)
-    end = time.monotonic()
-    await asyncio.sleep(3)
-    return percentile([s.waited for each in lists for s in each if begin < s.began < end and s.waited], 0.99)
+    begun = [story for each in lists for story in each if story.began > begin and story.way is not Way.WHOLE]
+    await asyncio.gather(*[story.heard.wait() for story in begun])
+    return percentile([story.waited for story in begun if story.waited], 0.99)
 
 
 async def recomputing(act: Act) -> None:
     """How many tokens were computed that no log holds: kills and stops, six a minute, and nobody who leaves."""
     act.site.count_tokens(begin=True)
-    counted = Load(act.site, seed=act.rng.getrandbits(30), clients=40, tokens=300, ways=STAYING)
+    counted = Load(act.site, seed=act.rng.getrandbits(30), clients=40, tokens=300 if act.long else 200, ways=STAYING)
     counted.start()
     act.load.stories = counted.stories
     await asyncio.sleep(1.5)
     for number in range(act.rounds):
         act.strike()
         act.victim().send((signal.SIGKILL, signal.SIGTERM)[number % 2])
-        await asyncio.sleep(10 if act.long else 4)
+        await asyncio.sleep(10 if act.long else 3)
     await counted.ended()
     logged = sum(story.tokens * story.n for story in counted.stories if story.complete)
     act.ratios["tokens computed for each that is kept"] = act.site.count_tokens() / max(logged, 1)

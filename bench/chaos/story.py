@@ -58,6 +58,7 @@ class Story:
     clean_nothing: int = 0
     frames_after_end: int = 0
     wrongs: list[str] = field(default_factory=list)  # what else it saw that must not be
+    heard: asyncio.Event = field(default_factory=asyncio.Event)  # its first text, or that there is none
 
     @property
     def complete(self) -> bool:
@@ -95,6 +96,7 @@ class Teller:
         except TimeoutError:
             story.problem = story.problem or "silence"
         story.ended = time.monotonic()
+        story.heard.set()
         return story
 
     async def _try(self, story: Story) -> bool:
@@ -206,6 +208,7 @@ class Teller:
             index = choice["index"]
             if text := choice["delta"].get("content"):
                 story.texts.setdefault(index, []).append((time.monotonic(), text))
+                story.heard.set()
             if choice["finish_reason"]:
                 story.finishes[index] = choice["finish_reason"]
 
