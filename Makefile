@@ -1,5 +1,6 @@
 # make up      everything on this machine: Redis, the API and workers, ready to use
 # make test    the whole test suite, with real Redis and real processes
+# make clients  openai for Python and Node, LangChain, LlamaIndex, LiteLLM ..: about 2 GB more, and their tests are run too
 # make chaos   faults under load, and a verdict
 # make check   what CI runs: format, lint, types, import contracts, sizes, tests
 #
@@ -21,7 +22,7 @@ else
 INSTALL_TORCH = $(BIN)/python -m pip install $(LOCKED) torch==$(TORCH_VERSION)
 endif
 
-.PHONY: up test chaos check format lint types contracts sizes lock clean
+.PHONY: up test clients chaos check format lint types contracts sizes lock clean
 
 up: .venv/.ready
 	@exec $(BIN)/penstock up --workers $(WORKERS) $(if $(MODEL),--model '$(MODEL)') $(if $(PORT),--port $(PORT)) \
@@ -55,17 +56,29 @@ sizes:
 	$(BIN)/uv pip install --python $(BIN)/python $(LOCKED) -e '.[torch,local,chat]'
 	@touch $@
 
-# The oldest openai client that we promise to serve lives in an environment of its own.
 .venv/.ready-dev: .venv/.ready
 	$(BIN)/uv pip install -q --python $(BIN)/python $(LOCKED) -e '.[torch,local,chat,dev]'
+	@touch $@
+
+# What people use to talk to it, each as they install it: for tests/e2e/test_clients.py.
+clients: .venv/.ready-clients
+
+.venv/.ready-clients: .venv/.ready-dev requirements/clients.txt requirements/aiperf.txt tests/clients/package-lock.json
 	$(BIN)/uv venv -q --clear --python $(BIN)/python .venv/openai-1
 	$(BIN)/uv pip install -q --python .venv/openai-1/bin/python 'openai==1.60.0' 'httpx<0.28'
+	$(BIN)/uv venv -q --clear --python $(BIN)/python .venv/clients
+	$(BIN)/uv pip install -q --python .venv/clients/bin/python -r requirements/clients.txt
+	$(BIN)/uv venv -q --clear --python $(BIN)/python .venv/aiperf
+	$(BIN)/uv pip install -q --python .venv/aiperf/bin/python -r requirements/aiperf.txt
+	npm ci --prefix tests/clients --silent --no-audit --no-fund
 	@touch $@
 
 # Exact versions of everything but torch, which every machine takes from where it has one.
 lock: .venv/.ready-dev
 	$(BIN)/uv pip compile pyproject.toml --all-extras --python-version 3.11 --no-emit-package torch --no-emit-find-links \
 		--no-emit-index-url --no-header --no-annotate -q -o requirements/lock.txt
+	for name in clients aiperf; do $(BIN)/uv pip compile requirements/$$name.in --python-version 3.11 \
+		--no-emit-find-links --no-emit-index-url --no-header --no-annotate -q -o requirements/$$name.txt; done
 
 clean:
 	rm -rf .venv .penstock build *.egg-info

@@ -112,6 +112,7 @@ class Admission:
                 "inputs": [body.query, *body.texts],
                 "dimensions": None,
                 "truncate": body.truncate_prompt_tokens,
+                "rank": True,
             },
             sampling=Sampling(seed=0),
             user=body.user,

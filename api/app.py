@@ -17,6 +17,7 @@ from api.admission import Admission
 from api.auth import LIMIT_HEADERS, Authentication, Gate, keys_required
 from api.batch import BatchStore
 from api.batch_runner import BatchRunner
+from api.docs import described_app
 from api.files import FileStore
 from api.house import House
 from api.middleware import BodyLimit, RequestFrame
@@ -93,10 +94,10 @@ def make_app(settings: Settings, confirm: tuple[Any, ...] = ()) -> FastAPI:
         await end(background)
         await house.redis.aclose()
 
-    app = FastAPI(title="Penstock", version="0.1.0", lifespan=lifespan)
+    app = described_app(lifespan=lifespan)
     problems.install(app)
     for route in ROUTES:
-        app.include_router(route.router)
+        app.include_router(route.router, tags=[route.__name__.rpartition(".")[2].replace("_", " ")])
     app.add_middleware(BodyLimit, bytes_max=settings.body_bytes_max, file_bytes_max=settings.file_bytes_max)
     app.add_middleware(Authentication)
     if settings.cors_origins:

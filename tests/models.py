@@ -8,7 +8,11 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from workers.engine.base import Engine
 from workers.models import BUILTIN
@@ -60,6 +64,30 @@ def calling_model(folder: Path, sign: str, marks: Seq[str]) -> None:
     random_model(folder, "LlamaConfig", {"vocab_size": len(tokenizer), "max_position_embeddings": 2048})
     tokenizer.chat_template = CALLING_TEMPLATE.replace("SIGN", sign)
     tokenizer.save_pretrained(folder)
+
+
+PAIR_WORDS = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "who": 4, "wrote": 5, "it": 6, "she": 7, "did": 8}
+
+
+def pair_tokenizer() -> Any:
+    """A few words, and `[CLS] query [SEP] text [SEP]` for two."""
+    fast = Tokenizer(WordLevel(PAIR_WORDS, unk_token="[UNK]"))
+    fast.pre_tokenizer = Whitespace()
+    marks = [("[CLS]", 2), ("[SEP]", 3)]
+    pair = "[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1"
+    fast.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", pair=pair, special_tokens=marks)
+    names = ["input_ids", "token_type_ids"]
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=fast, pad_token="[PAD]", sep_token="[SEP]", model_input_names=names
+    )
+
+
+def ranking_model(folder: Path) -> Any:
+    """A BERT with a head of one label, and a tokenizer of pairs."""
+    make = AutoModelForSequenceClassification.from_config
+    model = random_model(folder, "BertConfig", {"max_position_embeddings": 128, "num_labels": 1}, make=make)
+    pair_tokenizer().save_pretrained(folder)
+    return model
 
 
 def prompts(count: int = 6) -> list[list[int]]:

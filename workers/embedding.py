@@ -11,18 +11,22 @@ from workers.turn import Turn, known
 
 
 class Embedding(Turn):
-    """One vector for each input; those in the log are not computed again."""
+    """One vector for each input; those in the log are not computed again. Where pairs are scored, none for the first,
+    the query, which is in all others."""
 
     def __init__(self, delivery: Delivery, engine: Engine) -> None:
         """Raises InvalidRequest when the model makes no such vectors, or an input does not fit it."""
         embedder, request = engine.embedder, delivery.job.request
         if embedder is None or delivery.job.model in engine.adapters:
             raise InvalidRequest(f"The model '{delivery.job.model}' makes no embeddings.", param="model")
+        if embedder.pair and not request.get("rank"):
+            raise InvalidRequest(f"The model '{delivery.job.model}' only ranks, at /v1/rerank.", param="model")
         _require_dimensions(request["dimensions"], embedder.size)
-        self.passages = _encoded(request["inputs"], request["truncate"], engine, embedder)
+        param = "documents" if request.get("rank") else "input"
+        self.passages = _encoded(request["inputs"], request["truncate"], engine, embedder, param)
         self._dimensions: int | None = request["dimensions"]
         logged = {event.index for event in delivery.log if isinstance(event, Embedded)}
-        self.left = deque(index for index in range(len(self.passages)) if index not in logged)
+        self.left = deque(index for index, passage in enumerate(self.passages) if passage and index not in logged)
         self._open = set(self.left)
         super().__init__(delivery, prompt_tokens=sum(map(len, self.passages)))
 
@@ -96,26 +100,28 @@ def _require_dimensions(dimensions: int | None, size: int) -> None:
 
 
 def _encoded(
-    inputs: list[str | list[int]], truncate: int | None, engine: Engine, embedder: Embedder
+    inputs: list[str | list[int]], truncate: int | None, engine: Engine, embedder: Embedder, param: str
 ) -> list[list[int]]:
     """Token ids of each input. `truncate`: how many tokens to keep, -1 for as many as fit; None for no truncation."""
     longest = embedder.tokens_max
     if truncate is not None and truncate > longest:
         raise InvalidRequest(f"'truncate_prompt_tokens' is at most {longest}.", param="truncate_prompt_tokens")
     keep = longest if truncate == -1 else truncate
-    passages = []
-    for item in inputs:
-        if isinstance(item, str):
+    passages: list[list[int]] = [[]] if embedder.pair else []
+    for item in inputs[len(passages) :]:
+        if embedder.pair:
+            ids = embedder.pair(str(inputs[0]), str(item), keep)
+        elif isinstance(item, str):
             ids = engine.tokenizer.encode_text(item, keep)
         else:
-            ids = known(item[:keep], engine.limits.vocabulary, param="input")
+            ids = known(item[:keep], engine.limits.vocabulary, param=param)
         if not ids:
-            raise InvalidRequest("'input' holds a text of no tokens.", param="input")
+            raise InvalidRequest(f"'{param}' holds a text of no tokens.", param=param)
         if len(ids) > longest:
             raise ContextLengthExceeded(
                 f"This model's maximum input length is {longest} tokens, but an input has {len(ids)}. Shorten it, or "
                 "send 'truncate_prompt_tokens': -1.",
-                param="input",
+                param=param,
             )
         passages.append(ids)
     return passages

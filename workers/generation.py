@@ -42,7 +42,8 @@ class Generation(Turn):
         """Raises InvalidRequest when a prompt cannot be encoded or does not fit the model."""
         job = delivery.job
         if engine.kind == "embedding":
-            raise InvalidRequest(f"The model '{job.model}' makes embeddings only: ask /v1/embeddings.", param="model")
+            message = f"The model '{job.model}' writes no text: ask /v1/embeddings or /v1/rerank."
+            raise InvalidRequest(message, param="model")
         self._prompts = _prompts(job, engine)
         known([id_ for id_, _ in job.sampling.logit_bias], engine.limits.vocabulary, param="logit_bias")
         known(job.sampling.stop_token_ids, engine.limits.vocabulary, param="stop_token_ids")

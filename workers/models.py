@@ -115,10 +115,10 @@ def _capabilities(engine: Engine) -> tuple[str, ...]:
     able = {
         "chat": writes,
         "completions": writes,
-        "tools": "tools" in engine.tokenizer.abilities,
-        "reasoning": "reasoning" in engine.tokenizer.abilities,
+        "tools": writes and "tools" in engine.tokenizer.abilities,
+        "reasoning": writes and "reasoning" in engine.tokenizer.abilities,
         "structured_outputs": engine.kind in ("batched", "stepwise"),
-        "embeddings": engine.embedder is not None,
+        "embeddings": engine.embedder is not None and engine.embedder.pair is None,
         "rerank": engine.embedder is not None,
     }
     return tuple(name for name, can in able.items() if can)

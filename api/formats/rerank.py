@@ -7,7 +7,8 @@ from shared.job import Job
 
 
 class Ranking:
-    """The first vector is the query's; all are of unit length, so that their product is the cosine."""
+    """The first vector is the query's; all are of unit length, so that their product is the cosine. Where there is none
+    for the query, each of the others is a score."""
 
     def __init__(self, job: Job, texts: list[str], *, top_n: int | None, with_texts: bool) -> None:
         self._job = job
@@ -21,7 +22,7 @@ class Ranking:
             self._vectors[event.index] = event.vector
 
     def body(self, usage: Usage) -> dict[str, Any]:
-        query = self._vectors[0]
+        query = self._vectors.get(0, (1.0,))
         scores = [
             sum(a * b for a, b in zip(query, self._vectors[index + 1], strict=True))
             for index in range(len(self._texts))

@@ -24,7 +24,7 @@ async def rerank(
     terms: Annotated[Terms, Depends(terms_of)],
     house: Annotated[House, Depends(house_of)],
 ) -> Response:
-    """Documents by how near they are to the query, by the cosine of the model's embeddings."""
+    """Documents by how near they are to the query, by a cross-encoder's score or by their embeddings' cosine."""
     job = await house.admission.ranking(body, terms)
     work = Work(
         job, view_of(job), lambda made: Ranking(made, body.texts, top_n=body.top_n, with_texts=body.return_documents)

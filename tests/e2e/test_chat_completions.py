@@ -401,7 +401,7 @@ def test_models_are_listed_with_what_they_can_do(builtin: Stack) -> None:
     assert BUILTIN in [model.id for model in client.models.list()]
     model = client.models.retrieve(BUILTIN).model_dump()
     assert model["context_length"] == 2048
-    assert model["capabilities"] == ["chat", "completions", "structured_outputs", "embeddings", "rerank"]
+    assert model["capabilities"] == ["chat", "completions", "tools", "structured_outputs", "embeddings", "rerank"]
     assert model["engine"] == "batched"
     assert model["workers"] >= 1
 

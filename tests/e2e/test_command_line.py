@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import pytest
 import redis
 
 from cli.embedded_redis import EmbeddedRedis, free_port
@@ -24,7 +23,6 @@ from tests.e2e.conftest import BUILTIN
 from tests.e2e.harness import Stack, eventually
 from tests.e2e.test_faults import ask
 
-OLD_PYTHON = Path(sys.prefix) / "openai-1" / "bin" / "python"
 UP_S = 60.0
 COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -226,7 +224,8 @@ def test_the_readmes_client_runs_as_it_stands(builtin: Stack, tmp_path: Path) ->
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Once upon a time")
-    assert done.stdout.endswith("The end.")
+    assert "The end." in done.stdout
+    assert "name='get_weather'" in done.stdout
 
 
 class Screen:
@@ -251,31 +250,3 @@ class Screen:
             if select.select([self._terminal], [], [], left)[0]:
                 raw = os.read(self._terminal, 65536).decode(errors="replace")
                 self._seen += COLOURS.sub("", raw)
-
-
-def test_the_openai_client_1_reads_it_too(builtin: Stack) -> None:
-    if not OLD_PYTHON.exists():
-        assert not os.environ.get("CI"), "CI must have openai 1.x in .venv/openai-1"
-        pytest.skip("make test installs openai 1.x")
-    script = """
-import sys, openai
-assert openai.__version__.startswith("1."), openai.__version__
-client = openai.OpenAI(base_url=sys.argv[1], api_key="none", max_retries=0)
-asked = dict(model="penstock-tiny", messages=[{"role": "user", "content": "Count to 5."}], temperature=0)
-whole = client.chat.completions.create(**asked)
-chunks = list(client.chat.completions.create(stream=True, stream_options={"include_usage": True}, **asked))
-text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
-assert text == whole.choices[0].message.content, text
-assert chunks[-1].usage == whole.usage
-try:
-    client.chat.completions.create(**{**asked, "model": "nobody"})
-except openai.NotFoundError as error:
-    assert error.code == "model_not_found" and error.request_id
-print(text)
-"""
-    done = subprocess.run(
-        [str(OLD_PYTHON), "-c", script, f"{builtin.base}/v1"], capture_output=True, text=True, check=False
-    )
-
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "1, 2, 3, 4, 5."

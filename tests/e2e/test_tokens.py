@@ -1,5 +1,6 @@
 """What a text is in tokens, what tokens are as text, and which document is nearest, as a worker of the model says."""
 
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -7,7 +8,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from tests.e2e.conftest import BUILTIN
-from tests.e2e.harness import Stack
+from tests.e2e.harness import Stack, running_house
+from tests.models import ranking_model
 from workers.models import BUILTIN as FOLDER
 
 TEXT = "Hello, what is 3 + 4? 你好 🦊"
@@ -86,3 +88,19 @@ def test_documents_are_ranked_by_how_near_they_are(builtin: Stack) -> None:
     assert ranked["usage"]["total_tokens"] > 10
     plain = ask(builtin, "rerank", query="x", documents=[{"text": "y"}], return_documents=False).json()
     assert "document" not in plain["results"][0]
+
+
+def test_a_cross_encoder_ranks_by_its_scores_and_makes_no_embeddings(tmp_path: Path) -> None:
+    ranking_model(tmp_path / "ranker")
+    documents = ["she did", "it it", "who wrote it"]
+    with running_house(tmp_path, str(tmp_path / "ranker")) as stack:
+        ranked = ask(stack, "rerank", model="ranker", query="who wrote it", documents=documents)
+        refused = ask(stack, "embeddings", model="ranker", input="it")
+        listed = httpx.get(f"{stack.base}/v1/models/ranker").json()
+
+    scores = [result["relevance_score"] for result in ranked.json()["results"]]
+    assert len(scores) == 3
+    assert scores == sorted(scores, reverse=True)
+    assert all(0 < score < 1 for score in scores)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "model")
+    assert listed["capabilities"] == ["rerank"]

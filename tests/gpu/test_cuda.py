@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from shared.settings import load_settings
-from tools.tiny_model.evaluate import answers
+from tools.tiny_model.evaluate import answers, plain
 from workers.engine.attention import gather, kernels
 from workers.engine.kv_cache import KVCache
 from workers.engine.packing import Scoring, Step
@@ -22,7 +22,8 @@ def test_greedy_answers_on_the_gpu_equal_those_on_the_cpu() -> None:
     on_gpu = load_engine(parse_specs(["builtin"])[0], load_settings(device="cuda", dtype="float32"))
     on_cpu = load_engine(parse_specs(["builtin"])[0], load_settings(device="cpu"))
 
-    assert answers(on_gpu, QUESTIONS) == answers(on_cpu, QUESTIONS)
+    requests = [plain(question) for question in QUESTIONS]
+    assert answers(on_gpu, requests) == answers(on_cpu, requests)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -18,9 +18,11 @@ from shared.errors import InvalidRequest, SettingsError
 from shared.queue import Delivery
 from shared.settings import load_settings
 from tests.factories import make_job
-from tests.models import random_model
+from tests.models import pair_tokenizer, random_model, ranking_model
+from workers.embedding import Embedding
 from workers.engine.base import Engine
 from workers.engine.chat_tokenizer import ChatTokenizer
+from workers.engine.cross_encoder import CrossEncoder
 from workers.engine.embedder import ModelEmbedder, PackedEmbedder
 from workers.engine.loader import load_torch_engine
 from workers.generation import Generation
@@ -110,7 +112,7 @@ def test_a_model_that_only_embeds_refuses_to_write(tmp_path: Path, completion: A
     make_folder(tmp_path, "BertConfig", {})
     engine = load_torch_engine(str(tmp_path), load_settings())
 
-    with pytest.raises(InvalidRequest, match="embeddings only") as refused:
+    with pytest.raises(InvalidRequest, match="writes no text") as refused:
         Generation(Delivery(job=make_job(completion=completion), exec="e", attempt=1), engine)
     assert (engine.kind, refused.value.param) == ("embedding", "model")
 
@@ -152,3 +154,32 @@ def test_texts_keep_their_special_tokens_when_cut() -> None:
 
     assert tokenizer.encode_text("one two three") == [1, 3, 4, 5, 2]
     assert tokenizer.encode_text("one two three", 4) == [1, 3, 4, 2]
+
+
+def test_a_cross_encoder_scores_as_its_own_code_does(tmp_path: Path) -> None:
+    model = ranking_model(tmp_path)
+    tokenizer = pair_tokenizer()
+    documents = ["she did", "it it", "who wrote it who wrote it", "it"]
+    pairs = [tokenizer("who wrote it", document, return_tensors="pt") for document in documents]
+    with torch.inference_mode():
+        own = [model(**pair).logits.sigmoid().item() for pair in pairs]
+
+    engine = load_torch_engine(str(tmp_path), load_settings())
+    request = {"inputs": ["who wrote it", *documents], "dimensions": None, "truncate": None}
+    turn = Embedding(Delivery(job=make_job(completion=request | {"rank": True}), exec="e", attempt=1), engine)
+
+    assert list(turn.left) == [1, 2, 3, 4]
+    scores = vectors(engine, turn.passages[1:])[:, 0]
+    torch.testing.assert_close(scores, torch.tensor(own), atol=1e-5, rtol=0)
+    assert scores.std() > 0.01
+    with pytest.raises(InvalidRequest, match="only ranks"):
+        Embedding(Delivery(job=make_job(completion=request), exec="e", attempt=1), engine)
+
+
+def test_a_pair_is_cut_in_its_text() -> None:
+    config = transformers.BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, num_labels=1)
+    model = transformers.AutoModelForSequenceClassification.from_config(config)
+    scorer = CrossEncoder(model, pair_tokenizer(), tokens_max=128)
+
+    assert scorer.pair("who wrote", "she did it", None) == [2, 4, 5, 3, 7, 8, 6, 3]
+    assert scorer.pair("who wrote", "she did it", 6) == [2, 4, 5, 3, 7, 3]

@@ -1,11 +1,16 @@
 """How often the built-in model answers questions of each topic exactly as its dialogues would: the card's table.
 `python -m tools.tiny_model.evaluate [QUESTIONS_PER_TOPIC]`"""
 
+import json
 import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from random import Random
+from typing import Any
 
 from shared.settings import load_settings
 from tools.tiny_model.dialogues import TOPICS, Pair
+from tools.tiny_model.tool_talks import Talk, json_talk, tool_talk
 from workers.engine.base import Engine
 from workers.models import load_engine, parse_specs
 from workers.offline import run
@@ -14,17 +19,17 @@ from workers.transcript import Transcript
 
 SEED = 99
 FREE = ("story", "unknown")  # many right answers: the end, or the refusal, is what counts
+Question = tuple[dict[str, Any], str]  # a chat's request, and the answer that was taught
 
 
-def answers(engine: Engine, questions: list[str]) -> list[str]:
+def answers(engine: Engine, requests: list[dict[str, Any]]) -> list[str]:
     """Greedy, all in one batch."""
     greedy = Choosing(seed=0, temperature=0, top_p=1, top_k=0)
     tokenizer = engine.tokenizer
     texts: dict[Sequence, str] = {}
     transcripts: dict[Sequence, Transcript] = {}
-    for question in questions:
-        prompt = tokenizer.chat({"messages": [{"role": "user", "content": question}]}).ids
-        sequence = Sequence(job_id=question, choice=0, prompt=prompt, choosing=greedy)
+    for at, request in enumerate(requests):
+        sequence = Sequence(job_id=str(at), choice=0, prompt=tokenizer.chat(request).ids, choosing=greedy)
         texts[sequence] = ""
         transcripts[sequence] = Transcript(tokenizer.decode, ends=tokenizer.ends, stop=(), tokens_max=400)
 
@@ -37,21 +42,63 @@ def answers(engine: Engine, questions: list[str]) -> list[str]:
     return list(texts.values())
 
 
-def right(topic: str, pair: Pair, answer: str) -> bool:
+def plain(question: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": question}]}
+
+
+def asked(ask: Callable[[Random], Pair], rng: Random) -> Question:
+    question, answer = ask(rng)
+    return plain(question), answer
+
+
+def last_of(talk: Callable[[Random], Talk], rng: Random, *, results: bool) -> Question:
+    """Of talks that end with what a tool said, or of those that do not."""
+    while True:
+        messages, tools = talk(rng)
+        if results == any(message["role"] == "tool" for message in messages):
+            break
+    *before, last = messages
+    request = {"messages": list(map(_sent, before)), "tools": tools, "tool_choice": "auto", "parallel": True}
+    return request, last["content"] or "\n".join(_written(last["tool_calls"]))
+
+
+def _sent(message: dict[str, Any]) -> dict[str, Any]:
+    """As clients send it."""
+    calls = [
+        {"id": "call", "function": {**call["function"], "arguments": json.dumps(call["function"]["arguments"])}}
+        for call in message.get("tool_calls", ())
+    ]
+    return message | ({"tool_calls": calls} if calls else {})
+
+
+def _written(calls: list[dict[str, Any]]) -> Iterator[str]:
+    for call in calls:
+        yield f"<tool_call>\n{json.dumps(call['function'], ensure_ascii=False)}\n</tool_call>"
+
+
+QUESTIONS: dict[str, Callable[[Random], Question]] = {
+    **{ask.__name__: partial(asked, ask) for ask, _ in TOPICS},
+    "tools: the call": partial(last_of, tool_talk, results=False),
+    "tools: the answer": partial(last_of, tool_talk, results=True),
+    "JSON": partial(last_of, json_talk, results=False),
+}
+
+
+def right(topic: str, taught: str, answer: str) -> bool:
     if topic in FREE:
-        return answer.endswith(pair[1][-6:])
-    return answer == pair[1]
+        return answer.endswith(taught[-6:])
+    return answer == taught
 
 
 def main(count: int) -> None:
     engine = load_engine(parse_specs(["builtin"])[0], load_settings(sequences_max=64))
     print("| topic | answered as taught |\n|---|---|")
-    for ask, _ in TOPICS:
+    for topic, draw in QUESTIONS.items():
         rng = Random(SEED)
-        pairs = [ask(rng) for _ in range(count)]
-        said = answers(engine, [question for question, _ in pairs])
-        good = sum(right(ask.__name__, pair, answer) for pair, answer in zip(pairs, said, strict=True))
-        print(f"| {ask.__name__} | {100 * good / count:.0f} % |")
+        questions = [draw(rng) for _ in range(count)]
+        said = answers(engine, [request for request, _ in questions])
+        good = sum(right(topic, taught, answer) for (_, taught), answer in zip(questions, said, strict=True))
+        print(f"| {topic} | {100 * good / count:.0f} % |")
 
 
 if __name__ == "__main__":

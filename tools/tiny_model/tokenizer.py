@@ -8,10 +8,28 @@ from transformers import PreTrainedTokenizerFast
 
 SPECIAL = ["<pad>", "<s>", "<|im_start|>", "<|im_end|>"]
 CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{%- set rest = messages %}"
+    "{%- if tools %}"
+    "{{- '<|im_start|>system\n' }}"
+    "{%- if messages[0]['role'] == 'system' %}{{ messages[0]['content'] + '\n' }}{% set rest = messages[1:] %}{% endif %}"
+    "{%- for tool in tools %}"
+    "{{- tool.function.name + '(' }}"
+    "{%- for key, schema in tool.function.get('parameters', {}).get('properties', {}).items() %}"
+    "{{- key + ': ' + schema.get('type', 'any') | string + ('' if loop.last else ', ') }}"
+    "{%- endfor %}"
+    "{{- ') ' + (tool.function.get('description') or '').split('\n')[0][:80] + '\n' }}"
+    "{%- endfor %}"
+    "{{- '<tool_call><|im_end|>\n' }}"
+    "{%- endif %}"
+    "{%- for message in rest %}"
+    "{{- '<|im_start|>' + message['role'] + '\n' + (message['content'] or '') }}"
+    "{%- for call in message.tool_calls or [] %}"
+    "{{- ('\n' if message['content'] or not loop.first else '') + '<tool_call>\n' }}"
+    "{{- {'name': call.function.name, 'arguments': call.function.arguments} | tojson + '\n</tool_call>' }}"
+    "{%- endfor %}"
+    "{{- '<|im_end|>\n' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
 

@@ -1,20 +1,24 @@
-"""Train the built-in model from nothing: `python -m tools.tiny_model.train OUTPUT_FOLDER`.
+"""Train the built-in model: `python -m tools.tiny_model.train OUTPUT_FOLDER` makes it from nothing, and
+`python -m tools.tiny_model.train OUTPUT_FOLDER --tools` goes on from there, to tools and JSON.
 
-A Llama of about 3.5 million parameters learns the answers of `dialogues` (never the questions). One run takes
-about an hour on two CPU cores; the seed fixes data, initial weights and order.
+A Llama of about 3.5 million parameters learns the answers of `dialogues` (never the questions), then of `talks`. The
+first takes about an hour on two CPU cores, the second half of that; the seed fixes data, initial weights and order.
 """
 
 import math
-import sys
 import time
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import click
 import torch
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tools.tiny_model.dialogues import Message, dialogues
-from tools.tiny_model.tokenizer import make_tokenizer
+from tools.tiny_model.dialogues import dialogues
+from tools.tiny_model.tokenizer import CHAT_TEMPLATE, make_tokenizer
+from tools.tiny_model.tool_talks import Talk, talks
 
 SEED = 20261121
 VOCAB = 2048
@@ -23,27 +27,36 @@ ROWS = 12
 IGNORED = -100
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, messages: list[Message]) -> tuple[list[int], list[int]]:
+def encode(tokenizer: PreTrainedTokenizerFast, talk: Talk) -> tuple[list[int], list[int]]:
     """Token ids and labels; only what the assistant says, and its end mark, is learned."""
+    messages, tools = talk
     ids: list[int] = []
     labels: list[int] = []
-    for message in messages:
-        head = tokenizer.encode(f"<|im_start|>{message['role']}\n", add_special_tokens=False)
-        body = tokenizer.encode(message["content"] + "<|im_end|>", add_special_tokens=False)
-        tail = tokenizer.encode("\n", add_special_tokens=False)
-        ids += head + body + tail
-        labels += [IGNORED] * len(head)
-        labels += body if message["role"] == "assistant" else [IGNORED] * len(body)
-        labels += [IGNORED] * len(tail)
-    return ids, labels
+    before = ""
+    for at, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        asked = _written(tokenizer, messages[:at], tools, add_generation_prompt=True)
+        said = _written(tokenizer, messages[: at + 1], tools).removesuffix("\n")
+        head = tokenizer.encode(asked.removeprefix(before), add_special_tokens=False)
+        body = tokenizer.encode(said.removeprefix(asked), add_special_tokens=False)
+        ids += head + body
+        labels += [IGNORED] * len(head) + body
+        before = said
+    newline = tokenizer.encode("\n", add_special_tokens=False)
+    return ids + newline, labels + [IGNORED] * len(newline)
+
+
+def _written(tokenizer: PreTrainedTokenizerFast, messages: list[Any], tools: list[Any], **how: bool) -> str:
+    return str(tokenizer.apply_chat_template(messages, tools=tools or None, tokenize=False, **how))
 
 
 class Windows:
     """Batches of `ROWS` windows; every row starts with a fresh dialogue and is filled with more of them."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, source: Iterator[Talk]) -> None:
         self._tokenizer = tokenizer
-        self._source = dialogues(seed)
+        self._source = source
 
     def batch(self) -> tuple[torch.Tensor, torch.Tensor]:
         rows = [self._row() for _ in range(ROWS)]
@@ -77,23 +90,33 @@ def new_model() -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def learning_rate(step: int, steps: int, peak: float = 2.5e-3) -> float:
+def learning_rate(step: int, steps: int, peak: float) -> float:
     warm = min(1.0, (step + 1) / 60)
     return peak * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
-def train(folder: Path, steps: int) -> None:
-    torch.manual_seed(SEED)
+def begin() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     texts = [message["content"] for talk in islice(dialogues(SEED), 12_000) for message in talk]
-    tokenizer = make_tokenizer([*texts, *["system", "user", "assistant"] * 50], VOCAB)
-    model = new_model()
+    return new_model(), make_tokenizer([*texts, *["system", "user", "assistant"] * 50], VOCAB)
+
+
+def go_on(folder: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32), tokenizer
+
+
+def train(folder: Path, steps: int, *, tools: bool) -> None:
+    torch.manual_seed(SEED)
+    model, tokenizer = go_on(folder) if tools else begin()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, betas=(0.9, 0.98), weight_decay=0.05)
-    windows = Windows(tokenizer, SEED + 1)
+    windows = Windows(tokenizer, talks(SEED + 2) if tools else (([*talk], []) for talk in dialogues(SEED + 1)))
+    peak = 1.5e-3 if tools else 2.5e-3
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(tokenizer)} tokens", flush=True)
     began, shown = time.monotonic(), 0.0
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps)
+            group["lr"] = learning_rate(step, steps, peak)
         ids, labels = windows.batch()
         loss = model(input_ids=ids, labels=labels).loss
         loss.backward()
@@ -118,5 +141,13 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     tokenizer.save_pretrained(folder)
 
 
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--tools", is_flag=True, help="Go on with the model that is in FOLDER.")
+@click.option("--steps", type=int, help="2,600 at first, 1,300 then.")
+def main(folder: Path, tools: bool, steps: int | None) -> None:
+    train(folder, steps or (1300 if tools else 2600), tools=tools)
+
+
 if __name__ == "__main__":
-    train(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 2600)
+    main()

@@ -76,10 +76,14 @@ def plain_chat(ids: list[int], tokenizer: Tokenizer, wanted: Grammar | None) -> 
 
 
 class Embedder(Protocol):
-    """`size`: how many numbers a vector has. `tokens_max`: of one passage."""
+    """`size`: how many numbers a vector has. `tokens_max`: of one passage. `pair`: how a query and a text, of which it
+    keeps so many tokens, become one passage whose vector is one score from 0 to 1; None where each is a passage."""
 
     size: int
     tokens_max: int
+
+    @property
+    def pair(self) -> Callable[[str, str, int | None], list[int]] | None: ...
 
     def embed(self, passages: Seq[Seq[int]]) -> Seq[Seq[float]]:
         """A vector of unit length for each passage of token ids, the same whatever passages are beside it. Blocks;

@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 class ModelEmbedder:
     """Passages one by one, by the model's own code; `PackedEmbedder` takes them together."""
 
+    pair = None
+
     def __init__(self, base: Any, pooling: Pooling, *, tokens_max: int) -> None:
         """`base`: a model of transformers without a head."""
         self.tokens_max = tokens_max

@@ -1,4 +1,4 @@
-"""An engine of a model that makes vectors and no text."""
+"""An engine of a model that makes vectors or scores and no text."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ from shared.settings import Settings
 from workers.engine import attention
 from workers.engine.base import Defaults, Embedder
 from workers.engine.chat_tokenizer import ChatTokenizer
+from workers.engine.cross_encoder import CrossEncoder
 from workers.engine.embedder import EmbedderTrials
 from workers.engine.packed import can_pack, pack, unpack
 from workers.engine.pooling import Pooling
@@ -36,12 +37,7 @@ class EncoderEngine:
 
 def encoder_engine(model: Any, tokenizer: Any, pooling: Pooling, settings: Settings) -> EncoderEngine:
     """`model`: without a head, in whatever attention it was loaded with."""
-    limits = Limits(
-        sequences_max=settings.sequences_max,
-        batch_tokens_max=settings.batch_tokens_max,
-        context_length=_tokens_max(model, tokenizer, pooling, settings),
-        vocabulary=model.config.get_text_config().vocab_size,
-    )
+    limits = _limits(model, tokenizer, pooling.tokens_max, settings)
     trials = EmbedderTrials(model, pooling, tokens_max=limits.context_length)
     own = model.config._attn_implementation
     attention.register()
@@ -57,12 +53,28 @@ def encoder_engine(model: Any, tokenizer: Any, pooling: Pooling, settings: Setti
     return EncoderEngine(texts, embedder or trials.own, limits=limits)
 
 
-def _tokens_max(model: Any, tokenizer: Any, pooling: Pooling, settings: Settings) -> int:
+def ranking_engine(model: Any, tokenizer: Any, settings: Settings) -> EncoderEngine:
+    """`model`: with a head of one label."""
+    limits = _limits(model, tokenizer, None, settings)
+    texts = ChatTokenizer(tokenizer, frozenset(), vocabulary=limits.vocabulary)
+    return EncoderEngine(texts, CrossEncoder(model, tokenizer, tokens_max=limits.context_length), limits=limits)
+
+
+def _limits(model: Any, tokenizer: Any, pooling_max: int | None, settings: Settings) -> Limits:
+    return Limits(
+        sequences_max=settings.sequences_max,
+        batch_tokens_max=settings.batch_tokens_max,
+        context_length=_tokens_max(model, tokenizer, pooling_max, settings),
+        vocabulary=model.config.get_text_config().vocab_size,
+    )
+
+
+def _tokens_max(model: Any, tokenizer: Any, pooling_max: int | None, settings: Settings) -> int:
     """The shortest of what the model, its tokenizer, its folder and the settings say."""
     said: list[int | None] = [
         getattr(model.config.get_text_config(), "max_position_embeddings", None),
         tokenizer.model_max_length,
-        pooling.tokens_max,
+        pooling_max,
         settings.context_length,
     ]
     return min([length for length in said if length] or [CONTEXT_UNKNOWN])

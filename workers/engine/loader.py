@@ -5,7 +5,13 @@ import time
 from collections.abc import Sequence as Seq
 from typing import Any
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from shared.errors import SettingsError
@@ -13,7 +19,7 @@ from shared.settings import Settings
 from workers.engine.base import Defaults, Engine
 from workers.engine.batched import BatchedEngine
 from workers.engine.chat_tokenizer import ChatTokenizer
-from workers.engine.encoder import encoder_engine
+from workers.engine.encoder import encoder_engine, ranking_engine
 from workers.engine.files import located
 from workers.engine.memory import keep_freed_memory
 from workers.engine.parallel import require_one, tell
@@ -32,14 +38,17 @@ def load_torch_engine(source: str, settings: Settings, *, adapters: Seq[tuple[st
     began = time.monotonic()
     keep_freed_memory()
     source, where = located(source, settings)
-    model, tokenizer, embeds = _load(source, settings, where)
+    model, tokenizer, use = _load(source, settings, where)
+    reads_only = use is not AutoModelForCausalLM
     require_one("ADAPTER: adapters", adapters)
-    require_one("MODEL: a model for embeddings", embeds)
-    if embeds and adapters:
-        raise SettingsError(f"ADAPTER: {source} makes embeddings only; adapters are for models that write")
-    if embeds:
+    require_one("MODEL: a model for embeddings", reads_only)
+    if reads_only and adapters:
+        raise SettingsError(f"ADAPTER: {source} does not write; adapters are for models that do")
+    if use is AutoModelForSequenceClassification:
+        engine: Engine = ranking_engine(model, tokenizer, settings)
+    elif use is AutoModel:
         pooling = load_pooling(source, model.device, **where)
-        engine: Engine = encoder_engine(model, tokenizer, pooling, settings)
+        engine = encoder_engine(model, tokenizer, pooling, settings)
     else:
         engine = text = _text_engine(model, tokenizer, settings)
         for name, adapter in adapters:
@@ -72,16 +81,15 @@ def _text_engine(model: Any, tokenizer: Any, settings: Settings) -> TextEngine:
     return engine_for(model, chat, limits, _defaults(model), settings)
 
 
-def _load(source: str, settings: Settings, where: dict[str, Any]) -> tuple[Any, Any, bool]:
-    """The model, its tokenizer, and whether it is for embeddings only: its folder says how to pool, or it does not
-    write texts."""
+def _load(source: str, settings: Settings, where: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """The model, its tokenizer, and the class of transformers that it is used as."""
     placed = placement(settings)
     trust = {"trust_remote_code": settings.trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(source, **where, **trust)
         tokenizer = AutoTokenizer.from_pretrained(source, **where, **trust)
-        embeds = is_embedding_folder(source, **where) or not _writes(config)
-        model = (AutoModel if embeds else AutoModelForCausalLM).from_pretrained(
+        use = _use(config, source, where)
+        model = use.from_pretrained(
             source,
             config=config,
             use_safetensors=True,
@@ -92,7 +100,17 @@ def _load(source: str, settings: Settings, where: dict[str, Any]) -> tuple[Any, 
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SettingsError(f"MODEL: {source} cannot be loaded: {first}") from error
-    return model.eval(), tokenizer, embeds
+    return model.eval(), tokenizer, use
+
+
+def _use(config: Any, source: str, where: dict[str, Any]) -> Any:
+    """A head of one label scores pairs; a folder that says how to pool, or a model that does not write, makes
+    vectors."""
+    classifies = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+    if classifies and config.num_labels == 1:
+        return AutoModelForSequenceClassification
+    embeds = is_embedding_folder(source, **where) or not _writes(config)
+    return AutoModel if embeds else AutoModelForCausalLM
 
 
 def _writes(config: Any) -> bool:

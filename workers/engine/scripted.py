@@ -61,6 +61,7 @@ class ScriptedEmbedder:
     """A direction in space for each passage, by its hash. A fault at token 0 happens here, too."""
 
     size = 16
+    pair = None
 
     def __init__(self, *, tokens_max: int, step_s: float) -> None:
         self.tokens_max = tokens_max

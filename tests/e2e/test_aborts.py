@@ -1,0 +1,75 @@
+"""Clients that come and go, at every moment of a request, and leave nothing behind."""
+
+import asyncio
+import json
+import random
+import socket
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.e2e.harness import Stack, eventually, running_house
+
+CYCLES = 10_000
+AT_ONCE = 50
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER of no time: the connection is reset, not closed
+ASK = {"model": "scripted", "messages": [{"role": "user", "content": "x"}], "max_tokens": 50, "stream": True}
+
+
+async def cycle(port: int, rng: random.Random) -> None:
+    body = json.dumps(ASK).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    request = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+    how = rng.choice(["at once", "in the head", "in the body", "asked", "answered"])
+    sent = {"at once": 0, "in the head": rng.randrange(1, len(head)), "in the body": len(request) - 5}
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request[: sent.get(how, len(request))])
+    await writer.drain()
+    if how == "answered":
+        assert await reader.read(1)
+    if rng.random() < 0.5:
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    writer.close()
+
+
+async def crowd(port: int, count: int, seed: int) -> None:
+    rng, room = random.Random(seed), asyncio.Semaphore(AT_ONCE)
+
+    async def one() -> None:
+        async with room:
+            await cycle(port, rng)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(count):
+            group.create_task(one())
+
+
+def quiet(stack: Stack, measure: Callable[[], int], at_most: float, what: str) -> int:
+    """Once nobody is served any more and what ends has ended."""
+    eventually("no job is left", lambda: not stack.redis.exists("penstock:leases:scripted"), seconds=60)
+    return int(eventually(what, lambda: (now := measure()) <= at_most and (now or 1), seconds=60))
+
+
+@pytest.mark.timeout(300)
+def test_ten_thousand_who_leave_cost_nothing_that_stays(tmp_path: Path) -> None:
+    with running_house(tmp_path, "scripted", scripted_step_ms=1, job_ttl_s=5, failed_ttl_s=5) as stack:
+        processes = [psutil.Process(each.popen.pid) for each in (stack.api, *stack.workers) if each]
+
+        def descriptors() -> int:
+            return sum(process.num_fds() for process in processes)
+
+        def megabytes() -> float:
+            return float(sum(process.memory_info().rss for process in processes)) / 2**20
+
+        asyncio.run(crowd(stack.port, CYCLES // 5, seed=1))
+        keys, files = quiet(stack, stack.redis.dbsize, 60, "keys go"), quiet(stack, descriptors, 10**6, "")
+        before = megabytes()
+        asyncio.run(crowd(stack.port, CYCLES - CYCLES // 5, seed=2))
+
+        quiet(stack, stack.redis.dbsize, keys + 5, "as few keys as before")
+        quiet(stack, descriptors, files + 5, "as few descriptors as before")
+        assert megabytes() < before * 1.1 + 5
+        assert stack.post(ASK | {"stream": False, "max_tokens": 2}).status_code == 200

@@ -1,0 +1,108 @@
+"""The clients that people use, each the real package against real processes. What they do is in tests/clients."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cli.embedded_redis import free_port
+from tests.e2e.harness import Stack, running_house
+from workers.models import BUILTIN
+
+ROOT = Path(__file__).parents[2]
+CLIENTS = ROOT / "tests" / "clients"
+VENV = Path(sys.prefix)
+OLD, MANY, AIPERF = (VENV / name / "bin" for name in ("openai-1", "clients", "aiperf"))
+
+
+def run(command: list[object], more: dict[str, str] | None = None, cwd: Path | None = None) -> str:
+    """Its output. It sees of the environment what it needs and `more`, so that no setting of this machine's helps."""
+    program = Path(str(command[0]))
+    if not program.exists():
+        assert not os.environ.get("CI"), f"CI must have {program}"
+        pytest.skip("make clients installs it")
+    environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ} | (more or {})
+    done = subprocess.run(
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        cwd=cwd,
+    )
+    assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-6000:]}"
+    return str(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("python", "version"), [(OLD / "python", "1.60"), (MANY / "python", "2."), (Path(sys.executable), "3.")]
+)
+def test_openai(builtin: Stack, python: Path, version: str) -> None:
+    said = run([python, CLIENTS / "openai_python.py", f"{builtin.base}/v1"])
+
+    assert said.startswith(f"openai {version}")
+
+
+def test_openai_for_node(builtin: Stack) -> None:
+    if not (CLIENTS / "node_modules").exists():
+        assert not os.environ.get("CI"), "CI must have tests/clients/node_modules"
+        pytest.skip("make clients installs it")
+
+    assert run([shutil.which("node"), CLIENTS / "openai_node.js", f"{builtin.base}/v1"])
+
+
+@pytest.mark.parametrize("name", ["langchain", "llama_index", "instructor", "pydantic_ai"])
+def test_libraries(builtin: Stack, name: str) -> None:
+    assert run([MANY / "python", CLIENTS / f"with_{name}.py", f"{builtin.base}/v1"])
+
+
+@pytest.mark.timeout(300)
+def test_litellm_and_its_proxy(builtin: Stack, tmp_path: Path) -> None:
+    assert run([MANY / "python", CLIENTS / "with_litellm.py", f"{builtin.base}/v1", tmp_path, free_port()])
+
+
+def test_lm_evaluation_harness(builtin: Stack, tmp_path: Path) -> None:
+    assert run([MANY / "python", CLIENTS / "with_lm_eval.py", f"{builtin.base}/v1", tmp_path, BUILTIN])
+
+
+@pytest.mark.timeout(300)
+def test_aiperf(builtin: Stack, tmp_path: Path) -> None:
+    """It streams, and it reads the usage that it asks for."""
+    load = ["--request-count", 12, "--concurrency", 4, "--synthetic-input-tokens-mean", 20, "--output-tokens-mean", 16]
+    where = ["--model", "penstock-tiny", "--url", builtin.base, "--tokenizer", BUILTIN, "--endpoint-type", "chat"]
+    told = ["--streaming", "--artifact-dir", tmp_path / "out", "--ui", "none"]
+    run([AIPERF / "aiperf", "profile", *where, *load, *told], cwd=tmp_path)
+
+    found = json.loads(next((tmp_path / "out").rglob("profile_export_aiperf.json")).read_text())
+    assert found["request_count"]["avg"] == 12
+    assert found["error_summary"] == []
+    assert found["time_to_first_token"]["avg"] > 0
+
+
+@pytest.mark.timeout(300)
+def test_schemathesis_finds_no_server_error(tmp_path: Path) -> None:
+    where = {"SCHEMATHESIS_HOOKS": "schemathesis_hooks", "PYTHONPATH": str(CLIENTS)}
+    how = ["--checks", "not_a_server_error", "--phases", "examples,fuzzing", "--max-examples", 40, "--max-time", 90]
+    shown = ["--seed", 1, "--continue-on-failure", "--warnings", "off", "--no-color"]
+    with running_house(tmp_path, "scripted", scripted_step_ms=1, admin_key="secret") as stack:
+        known = ["--header", "Authorization: Bearer secret", "--request-timeout", 30]
+        said = run([MANY / "st", "run", f"{stack.base}/openapi.json", *how, *known, *shown], more=where, cwd=tmp_path)
+
+    assert sum(map(int, re.findall(r"(\d+) generated", said))) > 500, said
+
+
+def test_the_curl_lines_of_the_readme(builtin: Stack, tmp_path: Path) -> None:
+    long = {"messages": [{"role": "user", "content": "Tell me a story."}], "max_tokens": 60, "ignore_eos": True}
+    job = builtin.post({"model": "penstock-tiny", **long}).headers["x-penstock-job-id"]
+    blocks = re.findall(r"```(?:sh|bash|console)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = re.findall(r"^(?:\$ )?(curl (?:.*\\\n)*.*)$", "\n".join(blocks), re.MULTILINE)
+    assert lines
+    for line in lines:
+        command = re.sub("http://(localhost|127.0.0.1):8000", builtin.base, line).replace("curl ", "curl -sSf ", 1)
+        command = command.replace("example.com", "1.1.1.1")  # it is looked up when it is named, and asked later
+        assert run([shutil.which("bash"), "-c", command], more={"JOB": job}, cwd=tmp_path), line
