@@ -45,6 +45,7 @@ from api.routes import (
 from api.stored_chats import ChatStore
 from api.webhooks import Webhooks
 from shared.api_key import KeyRing
+from shared.demand import DemandReader
 from shared.directory import Directory
 from shared.ledger import Ledger
 from shared.redis_channel import RedisChannel
@@ -149,5 +150,6 @@ def _furnish(settings: Settings, metrics: ApiMetrics, confirm: tuple[Any, ...]) 
         keys=ring,
         gate=Gate(ring, required=keys_required(settings)),
         directory=directory,
+        demand=DemandReader(client),
         metrics=metrics,
     )

@@ -15,6 +15,7 @@ from api.responses import ResponseStore
 from api.stored_chats import ChatStore
 from api.webhooks import Webhooks
 from shared.api_key import KeyRing
+from shared.demand import DemandReader
 from shared.directory import Directory
 from shared.ledger import Ledger
 from shared.queue import JobChannel, JobQueue
@@ -40,6 +41,7 @@ class House:
     keys: KeyRing
     gate: Gate
     directory: Directory
+    demand: DemandReader
     metrics: ApiMetrics
 
 

@@ -99,6 +99,17 @@ def chat(url: str, model: str | None, api_key: str) -> None:
     talk(url, model=model, api_key=api_key)
 
 
+@main.command()
+@click.option("--redis-url", help="Where the queue lives; by default the one that `penstock up` runs here.")
+@click.option("--seconds", default=1.0, show_default=True, type=click.FloatRange(0.1), help="Between two pictures.")
+@click.option("--once", is_flag=True, help="Print one picture and end.")
+def top(redis_url: str | None, seconds: float, once: bool) -> None:
+    """Watch models, workers and jobs."""
+    from cli.top import top as watch
+
+    watch(redis_url, seconds=seconds, once=once, target_wait_s=load_settings().target_wait_s)
+
+
 main.add_command(jobs)
 main.add_command(keys)
 main.add_command(models)

@@ -61,6 +61,7 @@ class Directory:
             created_s=int(fields[b"created_s"]),
             parent=fields.get(b"parent", b"").decode(),
             capabilities=tuple(fields.get(b"capabilities", b"").decode().split()),
+            slots=int(fields.get(b"slots", 1)),
             workers=alive,
             waiting=waiting,
             paused=bool(paused),
@@ -73,4 +74,5 @@ def _fields(info: ModelInfo) -> dict[Any, Any]:
         "context_length": info.context_length,
         "parent": info.parent,
         "capabilities": " ".join(info.capabilities),
+        "slots": info.slots,
     }

@@ -133,7 +133,8 @@ class Job:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
     """What a worker says of a model it serves. `engine` is batched, stepwise, embedding or scripted. `parent`: of an
-    adapter, the model that it adapts. `capabilities`: what may be asked of it."""
+    adapter, the model that it adapts. `capabilities`: what may be asked of it. `slots`: how many jobs a worker runs at
+    a time."""
 
     name: str
     engine: str
@@ -141,6 +142,7 @@ class ModelInfo:
     created_s: int
     parent: str = ""
     capabilities: tuple[str, ...] = ()
+    slots: int = 1
     workers: int = 0
     waiting: int = 0
     paused: bool = False

@@ -120,6 +120,14 @@ def stream(model: str) -> str:
     return _BY_NAME["stream"] + model
 
 
+def load(model: str) -> str:
+    return _BY_NAME["load"] + model
+
+
+def rate(model: str) -> str:
+    return _BY_NAME["rate"] + model
+
+
 def leases(model: str) -> str:
     return _BY_NAME["leases"] + model
 

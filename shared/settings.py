@@ -48,6 +48,7 @@ class Settings(BaseSettings):
     admin_key: str = Field("", description="bearer token of /admin; empty for no /admin")
     lease_ms: int = Field(3000, ge=500, description="silence after which a worker's jobs are taken over")
     heartbeat_ms: int = Field(1000, ge=100, description="how often a worker renews its leases")
+    target_wait_s: float = Field(10, gt=0, description="longest wait in the queue that `workers_wanted` aims at")
     attempts_max: int = Field(3, ge=1, description="claims of a job that does not get on before it fails as poison")
     job_ttl_s: int = Field(3600, ge=1, description="how long an ended job and its events are kept")
     failed_ttl_s: int = Field(7 * 86400, ge=1, description="how long a failed job is kept for replay")

@@ -3,10 +3,13 @@
 import logging
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import orjson
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from shared.demand import Demand
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -68,9 +71,34 @@ class ApiMetrics:
         self.refused = Counter(
             "penstock_refused_requests", "requests dropped, by reason", ["reason"], registry=registry
         )
+        self.queue = QueueMetrics(registry)
 
     def page(self) -> bytes:
         return generate_latest(self.registry)
+
+
+class QueueMetrics:
+    """What Redis holds, the same from whichever API process it is asked: take the maximum of them, not the sum."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.jobs = Gauge("penstock_queue_jobs", "jobs that wait", ["model", "priority"], registry=registry)
+        self.tokens = Gauge("penstock_queue_tokens", "tokens that wait, of both ends", ["model"], registry=registry)
+        self.oldest = Gauge(
+            "penstock_queue_oldest_seconds", "how long the oldest has waited", ["model"], registry=registry
+        )
+        self.running = Gauge("penstock_running_jobs", "jobs that run", ["model"], registry=registry)
+        self.workers = Gauge("penstock_workers", "workers alive", ["model"], registry=registry)
+        self.wanted = Gauge("penstock_workers_wanted", "workers that the queue wants", ["model"], registry=registry)
+
+    def show(self, demands: Iterable[Demand], target_wait_s: float) -> None:
+        for demand in demands:
+            for priority, jobs in demand.waiting_jobs.items():
+                self.jobs.labels(demand.model, priority.value).set(jobs)
+            self.tokens.labels(demand.model).set(demand.waiting_tokens)
+            self.oldest.labels(demand.model).set(demand.oldest_s)
+            self.running.labels(demand.model).set(demand.running_jobs)
+            self.workers.labels(demand.model).set(demand.workers)
+            self.wanted.labels(demand.model).set(demand.workers_wanted(target_wait_s))
 
 
 _PLAIN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "color_message"}

@@ -104,6 +104,7 @@ async def load(spec: ModelSpec, settings: Settings) -> Loaded:
         context_length=engine.limits.context_length,
         created_s=int(time.time()),
         capabilities=_capabilities(engine),
+        slots=engine.limits.sequences_max,
     )
     aliases = [replace(info, name=name) for name in spec.aliases]
     adapted = [replace(info, name=name, parent=spec.name) for name, _ in spec.adapters]

@@ -14,6 +14,7 @@ from api.problems import Problem, Refused
 from api.routes.jobs import job_object
 from api.schemas.admin import KeyLimits, NewKey, ReplayRequest
 from shared.api_key import ApiKey
+from shared.demand import demand_object, together
 from shared.errors import NotFound
 from shared.lifecycle import State
 from shared.replay import Filter, Replayer
@@ -46,6 +47,18 @@ async def list_jobs(
         for each in [state] if state else list(State):
             found += [job_object(record) for record in await house.ledger.records(name, each, limit=limit)]
     return {"object": "list", "data": found}
+
+
+@router.get("/demand")
+async def show_demand(
+    house: InHouse, model: Annotated[list[str] | None, Query(max_length=LISTED_MAX)] = None
+) -> dict[str, Any]:
+    """How many workers a model wants, and why; several are names for the same workers, and none stands for each that
+    there is. For autoscalers: it is known while no worker runs."""
+    target_s = house.settings.target_wait_s
+    if model:
+        return demand_object(together([await house.demand.read(name) for name in model]), target_s)
+    return {"object": "list", "data": [demand_object(each, target_s) for each in await house.demand.all()]}
 
 
 @router.get("/jobs/{job_id}")

@@ -1,5 +1,6 @@
 """Health and metrics. Live needs nothing; ready needs Redis."""
 
+from contextlib import suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Depends
@@ -30,4 +31,6 @@ async def ready(house: Annotated[House, Depends(house_of)]) -> Response:
 
 @router.get("/metrics")
 async def metrics(house: Annotated[House, Depends(house_of)]) -> Response:
+    with suppress(QueueUnavailable):
+        house.metrics.queue.show(await house.demand.all(), house.settings.target_wait_s)
     return Response(house.metrics.page(), media_type=CONTENT_TYPE)

@@ -141,7 +141,7 @@ class Stack:
 
     def running(self) -> int:
         """Sequences in all engines, as the workers' own metrics count them."""
-        return int(sum(metric(url, "penstock_running_sequences") for url in self._worker_urls()))
+        return int(sum(metric(url, "penstock_running_sequences") for url in self.worker_urls()))
 
     def worker_running(self, process: Process) -> bool:
         """Whether this worker holds a job."""
@@ -161,7 +161,7 @@ class Stack:
         records: Any = [self.redis.hget(key, "pid") for key in self.redis.scan_iter("rq:worker:*")]
         return len(pids & set(records))
 
-    def _worker_urls(self) -> list[str]:
+    def worker_urls(self) -> list[str]:
         urls: Any = [self.redis.hget(key, "url") for key in self.redis.scan_iter("rq:worker:*")]
         return [url.decode() for url in urls if url]
 

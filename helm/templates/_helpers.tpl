@@ -1,0 +1,106 @@
+{{- define "penstock.name" -}}
+{{- .Values.fullnameOverride | default (ternary .Release.Name (printf "%s-%s" .Release.Name (.Values.nameOverride | default .Chart.Name)) (contains (.Values.nameOverride | default .Chart.Name) .Release.Name)) | trunc 40 | trimSuffix "-" -}}
+{{- end }}
+
+{{- define "penstock.labels" -}}
+helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{ include "penstock.selector" . }}
+{{- end }}
+
+{{- define "penstock.selector" -}}
+app.kubernetes.io/name: {{ .Values.nameOverride | default .Chart.Name }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "penstock.serviceAccount" -}}
+{{- .Values.serviceAccount.name | default (ternary (include "penstock.name" .) "default" .Values.serviceAccount.create) -}}
+{{- end }}
+
+{{/* A model's values over the defaults. */}}
+{{- define "penstock.model" -}}
+{{- mergeOverwrite (deepCopy .root.Values.modelDefaults) .model | toYaml -}}
+{{- end }}
+
+{{/* A model's name as Kubernetes wants names. Two that come to the same are told apart by the digest. */}}
+{{- define "penstock.slug" -}}
+{{- $slug := . | lower | replace "/" "-" | replace "_" "-" | replace "." "-" | trunc 32 | trimAll "-" -}}
+{{- if eq $slug . }}{{ $slug }}{{ else }}{{ $slug }}-{{ sha256sum . | trunc 6 }}{{ end -}}
+{{- end }}
+
+{{- define "penstock.pod" -}}
+automountServiceAccountToken: false
+enableServiceLinks: false
+serviceAccountName: {{ include "penstock.serviceAccount" . }}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets: {{ toYaml . | nindent 2 }}
+{{- end }}
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 10001
+  runAsGroup: 10001
+  fsGroup: 10001
+  fsGroupChangePolicy: OnRootMismatch
+  seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{- define "penstock.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end }}
+
+{{- define "penstock.tag" -}}
+{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end }}
+
+{{/* Settings as environment; a number keeps its digits. */}}
+{{- define "penstock.settings" -}}
+{{- range $name, $value := . }}
+- name: PENSTOCK_{{ $name | upper }}
+  value: {{ if kindIs "float64" $value }}{{ if eq $value (floor $value) }}{{ int64 $value | quote }}{{ else }}{{ $value | quote }}{{ end }}{{ else }}{{ $value | toString | quote }}{{ end }}
+{{- end }}
+{{- end }}
+
+{{- define "penstock.redisSecret" -}}
+{{- .Values.redis.existingSecret | default (printf "%s-redis" (include "penstock.name" .)) -}}
+{{- end }}
+
+{{/* The password is expanded by the kubelet, and never part of an object. */}}
+{{- define "penstock.redisEnvironment" -}}
+{{- if .Values.redis.enabled }}
+- name: REDIS_PASSWORD
+  valueFrom:
+    secretKeyRef: {name: {{ include "penstock.redisSecret" . }}, key: password}
+- name: PENSTOCK_REDIS_URL
+  value: redis://:$(REDIS_PASSWORD)@{{ include "penstock.name" . }}-redis:6379/0
+{{- else if .Values.externalRedis.existingSecret }}
+- name: PENSTOCK_REDIS_URL
+  valueFrom:
+    secretKeyRef: {name: {{ .Values.externalRedis.existingSecret }}, key: {{ .Values.externalRedis.existingSecretKey }}}
+{{- else }}
+- name: PENSTOCK_REDIS_URL
+  value: {{ required "externalRedis.url or externalRedis.existingSecret is needed when redis.enabled is false" .Values.externalRedis.url | quote }}
+{{- end }}
+{{- end }}
+
+{{- define "penstock.adminSecret" -}}
+{{- .Values.auth.existingSecret | default (printf "%s-auth" (include "penstock.name" .)) -}}
+{{- end }}
+
+{{- define "penstock.hasAdmin" -}}
+{{- if or .Values.auth.adminKey .Values.auth.existingSecret }}yes{{ end -}}
+{{- end }}
+
+{{- define "penstock.hub" -}}
+- name: HF_HOME
+  value: /models
+{{- if or .Values.auth.hfToken .Values.auth.hfTokenSecret }}
+- name: HF_TOKEN
+  valueFrom:
+    secretKeyRef:
+      name: {{ .Values.auth.hfTokenSecret | default (printf "%s-hub" (include "penstock.name" .)) }}
+      key: {{ .Values.auth.hfTokenSecretKey }}
+{{- end }}
+{{- end }}

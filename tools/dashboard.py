@@ -1,0 +1,215 @@
+"""The Grafana dashboard, `helm/files/dashboard.json`, from the list of its panels: `python -m tools.dashboard`."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+TARGET = Path(__file__).parents[1] / "helm" / "files" / "dashboard.json"
+WIDTH, HEIGHT, ACROSS = 8, 7, 24
+SOURCE = {"type": "prometheus", "uid": "${source}"}
+
+
+class Panel(NamedTuple):
+    """`lines`: legend and PromQL of each."""
+
+    title: str
+    about: str
+    unit: str
+    lines: dict[str, str]
+
+
+MODEL = 'model=~"$model"'
+
+
+def quantiles(metric: str, by: str = "") -> dict[str, str]:
+    chosen = f"{{{MODEL}}}" if by else ""
+    return {
+        f"p{int(q * 100)}": f"histogram_quantile({q}, sum by (le) (rate({metric}_bucket{chosen}[$__rate_interval])))"
+        for q in (0.5, 0.95, 0.99)
+    }
+
+
+def rate(metric: str, by: str) -> str:
+    return f"sum by ({by}) (rate({metric}{{{MODEL}}}[$__rate_interval]))"
+
+
+ROWS: dict[str, list[Panel]] = {
+    "Queue": [
+        Panel(
+            "Jobs that wait",
+            "By class. The same number from every API, so the maximum counts.",
+            "short",
+            {"{{model}} {{priority}}": f"max by (model, priority) (penstock_queue_jobs{{{MODEL}}})"},
+        ),
+        Panel(
+            "Oldest job",
+            "How long the oldest waiting job has waited.",
+            "s",
+            {"{{model}}": f"max by (model) (penstock_queue_oldest_seconds{{{MODEL}}})"},
+        ),
+        Panel(
+            "Workers, and workers wanted",
+            "What autoscalers go by, and what there is.",
+            "short",
+            {
+                "{{model}} wanted": f"max by (model) (penstock_workers_wanted{{{MODEL}}})",
+                "{{model}} alive": f"max by (model) (penstock_workers{{{MODEL}}})",
+            },
+        ),
+        Panel(
+            "Tokens that wait",
+            "Of prompts and, as far as can be told, of answers.",
+            "short",
+            {"{{model}}": f"max by (model) (penstock_queue_tokens{{{MODEL}}})"},
+        ),
+        Panel(
+            "Refused requests",
+            "By reason; each was told when to come again.",
+            "reqps",
+            {"{{reason}}": "sum by (reason) (rate(penstock_refused_requests_total[$__rate_interval]))"},
+        ),
+        Panel(
+            "Jobs ended",
+            "By outcome.",
+            "ops",
+            {"{{model}} {{outcome}}": rate("penstock_jobs_total", "model, outcome")},
+        ),
+    ],
+    "Clients": [
+        Panel(
+            "Time to first token",
+            "From the request to the first text, waiting included.",
+            "s",
+            quantiles("penstock_time_to_first_token_seconds"),
+        ),
+        Panel(
+            "Requests",
+            "By status.",
+            "reqps",
+            {"{{status}}": "sum by (status) (rate(penstock_http_requests_total[$__rate_interval]))"},
+        ),
+        Panel(
+            "Open streams, relayed events",
+            "Streams that wait or flow; events passed to clients a second.",
+            "short",
+            {
+                "streams": "sum(penstock_open_streams)",
+                "events/s": "sum(rate(penstock_relayed_events_total[$__rate_interval]))",
+                "log reads/s": "sum(rate(penstock_log_reads_total[$__rate_interval]))",
+            },
+        ),
+    ],
+    "Engines": [
+        Panel(
+            "Tokens",
+            "Written, read, found in the cache, and written for nobody.",
+            "short",
+            {
+                "written/s": rate("penstock_generated_tokens_total", "model"),
+                "prompt/s": rate("penstock_prefill_tokens_total", "model"),
+                "cached/s": rate("penstock_cached_prompt_tokens_total", "model"),
+                "wasted/s": rate("penstock_wasted_tokens_total", "model"),
+            },
+        ),
+        Panel("Step", "One engine step.", "s", quantiles("penstock_step_seconds", "model")),
+        Panel(
+            "Batch",
+            "Sequences in a step, on average, and those that wait for a place or a block.",
+            "short",
+            {
+                "in a step": f"{rate('penstock_batch_sequences_sum', 'model')} / "
+                + rate("penstock_batch_sequences_count", "model"),
+                "waiting": f"sum by (model) (penstock_waiting_sequences{{{MODEL}}})",
+            },
+        ),
+        Panel(
+            "Cache blocks",
+            "Blocks of the key-value cache in use; sequences that gave theirs back.",
+            "short",
+            {
+                "{{model}} used": f"sum by (model) (penstock_cache_blocks_used{{{MODEL}}})",
+                "{{model}} preempted/s": rate("penstock_preempted_sequences_total", "model"),
+            },
+        ),
+        Panel(
+            "Moved jobs, failed steps",
+            "Jobs that left the worker which had them: lost leases, cancels, hand-overs.",
+            "ops",
+            {
+                "{{model}} moved": rate("penstock_lost_deliveries_total", "model"),
+                "{{model}} failed steps": rate("penstock_failed_steps_total", "model"),
+            },
+        ),
+        Panel(
+            "Redis errors",
+            "Calls of workers that Redis did not serve.",
+            "ops",
+            {"errors/s": "sum(rate(penstock_redis_errors_total[$__rate_interval]))"},
+        ),
+    ],
+}
+
+
+def panel(number: int, at: tuple[int, int], shown: Panel) -> dict[str, Any]:
+    targets = [
+        {"refId": chr(65 + index), "expr": query, "legendFormat": legend, "datasource": SOURCE}
+        for index, (legend, query) in enumerate(shown.lines.items())
+    ]
+    return {
+        "id": number,
+        "type": "timeseries",
+        "title": shown.title,
+        "description": shown.about,
+        "datasource": SOURCE,
+        "gridPos": {"x": at[0], "y": at[1], "w": WIDTH, "h": HEIGHT},
+        "fieldConfig": {"defaults": {"unit": shown.unit, "min": 0}, "overrides": []},
+        "options": {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi"}},
+        "targets": targets,
+    }
+
+
+def panels() -> list[dict[str, Any]]:
+    made: list[dict[str, Any]] = []
+    top = 0
+    for title, row in ROWS.items():
+        made.append(
+            {
+                "id": len(made) + 1,
+                "type": "row",
+                "title": title,
+                "gridPos": {"x": 0, "y": top, "w": ACROSS, "h": 1},
+                "panels": [],
+            }
+        )
+        top += 1
+        for index, shown in enumerate(row):
+            down, across = divmod(index, ACROSS // WIDTH)
+            made.append(panel(len(made) + 1, (across * WIDTH, top + down * HEIGHT), shown))
+        top += -(-len(row) * WIDTH // ACROSS) * HEIGHT
+    return made
+
+
+def dashboard() -> dict[str, Any]:
+    chosen = {"type": "query", "datasource": SOURCE, "includeAll": True, "multi": True, "refresh": 2}
+    query = {"query": "label_values(penstock_workers, model)", "refId": "model"}
+    everything = {"text": "All", "value": "$__all"}
+    return {
+        "uid": "penstock",
+        "title": "Penstock",
+        "tags": ["penstock"],
+        "schemaVersion": 39,
+        "editable": True,
+        "refresh": "10s",
+        "time": {"from": "now-1h", "to": "now"},
+        "templating": {
+            "list": [
+                {"name": "source", "type": "datasource", "query": "prometheus", "label": "Prometheus"},
+                {"name": "model", "label": "Model", **chosen, "query": query, "current": everything},
+            ]
+        },
+        "panels": panels(),
+    }
+
+
+if __name__ == "__main__":
+    TARGET.write_text(json.dumps(dashboard(), indent=1) + "\n", encoding="utf-8")
