@@ -84,6 +84,21 @@ def resume() -> None:
     save(figure, "resume")
 
 
+def autoscale() -> None:
+    """Workers and waiting jobs over time, as the queue wants them, in simulated time."""
+    found: list[dict[str, Any]] = [each for each in load("autoscale") if each["picture"]]
+    figure, panes = plt.subplots(2, len(found), figsize=(9, 3.4), sharex=True, layout="constrained")
+    for (workers, waiting), each in zip(panes.T, found, strict=True):
+        minutes, up, jobs = zip(*each["picture"], strict=True)
+        workers.step(minutes, up, where="post", color=OURS, linewidth=1)
+        workers.set_title(each["trace"], fontsize=9)
+        waiting.plot(minutes, jobs, color="#b04a3a", linewidth=0.8)
+        waiting.set_xlabel("minutes")
+    panes[0][0].set_ylabel("workers")
+    panes[1][0].set_ylabel("jobs waiting")
+    save(figure, "autoscale")
+
+
 def bars(
     pane: Any, where: Sequence[float], cells: Sequence[Sequence[float]], *, horizontal: bool = False, **looks: Any
 ) -> None:
@@ -113,5 +128,5 @@ def save(figure: Any, name: str) -> None:
 
 if __name__ == "__main__":
     mpl.rcParams |= {"svg.hashsalt": "penstock", "font.size": 8}
-    for plot in (servers, engine, soak, resume):
+    for plot in (servers, engine, soak, resume, autoscale):
         plot()

@@ -89,10 +89,10 @@ def hub() -> Iterator[str]:
 def test_a_hub_id_is_downloaded_and_answers(hub: str, tmp_path: Path, name: str) -> None:
     script = f"""
 from shared.settings import load_settings
-from tools.tiny_model.evaluate import answers
+from tools.tiny_model.evaluate import answers, plain
 from workers.models import load_engine, parse_specs
 engine = load_engine(parse_specs(["{REPOSITORY}"])[0], load_settings())
-print(engine.kind, answers(engine, ["What is 2 + 2?"]))
+print(engine.kind, answers(engine, [plain("What is 2 + 2?")]))
 """
     places = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
     places |= {"MODELSCOPE_ENDPOINT": hub, "MODELSCOPE_CACHE": str(tmp_path), "PENSTOCK_HUB": name}
