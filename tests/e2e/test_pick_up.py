@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from cli.embedded_redis import EmbeddedRedis
@@ -41,6 +42,11 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def other(stack: Stack) -> str:
     """The URL of a second API."""
     return stack.start_api()[1]
+
+
+def halted(pid: int) -> bool:
+    """Signals take a moment to arrive, and who leaves before is a client that leaves."""
+    return psutil.Process(pid).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_STOPPED)
 
 
 def body(content: str = "pick me up", *, stream: bool = True, **more: Any) -> dict[str, Any]:
@@ -74,7 +80,10 @@ class Frames:
         return self
 
     def _read(self, response: httpx.Response, until: int | None) -> None:
-        for line in response.iter_lines():
+        self._lines: Iterator[str] = (
+            response.iter_lines()
+        )  # held, since the connection is closed when nobody holds it any more
+        for line in self._lines:
             if line.startswith("data: "):
                 self._take(line.removeprefix("data: "))
             elif line.startswith("id: "):
@@ -173,6 +182,7 @@ def test_a_client_goes_on_elsewhere_when_its_api_is_killed_or_frozen(
         ) as response:
             first = Frames().read(response, until=10)
             api.popen.send_signal(sign)
+            eventually("the API is dead or frozen", lambda pid=api.popen.pid: halted(pid))
         second = pick_up(other, first.job_id, headers={"Last-Event-ID": str(first.last_id)})
         api.popen.send_signal(signal.SIGCONT)  # it finds its client gone; the job is not its own to cancel
 
