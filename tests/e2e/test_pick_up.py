@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +183,7 @@ def test_a_client_goes_on_elsewhere_when_its_api_is_killed_or_frozen(
         ) as response:
             first = Frames().read(response, until=10)
             api.popen.send_signal(sign)
-            eventually("the API is dead or frozen", lambda pid=api.popen.pid: halted(pid))
+            eventually("the API is dead or frozen", partial(halted, api.popen.pid))
         second = pick_up(other, first.job_id, headers={"Last-Event-ID": str(first.last_id)})
         api.popen.send_signal(signal.SIGCONT)  # it finds its client gone; the job is not its own to cancel
 

@@ -1,7 +1,12 @@
 """The codec, the state table, settings, Retry-After, and promises between files."""
 
+import ast
 import re
+import sys
+import tomllib
 import zlib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -188,3 +193,29 @@ def test_every_key_of_the_lua_library_is_in_the_table() -> None:
     assert len(prefixes) >= 12
     for prefix in prefixes:
         assert f"| {prefix}" in table
+
+
+@pytest.mark.parametrize(("folders", "extras"), [(("shared", "api"), ()), (("workers",), ("torch",))])
+def test_an_image_has_whatever_its_code_imports(folders: tuple[str, ...], extras: tuple[str, ...]) -> None:
+    """What is imported inside of functions only may be optional."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = [*project["dependencies"], *[each for name in extras for each in project["optional-dependencies"][name]]]
+    named = {canonical(re.split(r"[\[<>=;! ]", each)[0]) for each in listed}
+    allowed = named | {"starlette", "tokenizers"}  # parts of fastapi and of transformers
+    providers = packages_distributions()
+    for path in [path for folder in folders for path in (ROOT / folder).rglob("*.py")]:
+        for name in imported(ast.parse(path.read_text())):
+            if name not in sys.stdlib_module_names and name not in ("shared", "api", "workers"):
+                assert {canonical(each) for each in providers[name]} & allowed, f"{path} imports {name}"
+
+
+def imported(module: ast.Module) -> Iterator[str]:
+    for node in module.body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module.partition(".")[0]
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
