@@ -1,5 +1,6 @@
 """What a key may use, as Redis counts it: taken when a job is accepted, corrected when it ends."""
 
+import hmac
 from typing import Any
 
 import pytest
@@ -177,3 +178,23 @@ async def test_a_secret_that_clients_have_already_becomes_a_key_once(client: Red
     assert await ring.authenticate(secret)
     with pytest.raises(InvalidRequest):
         await ring.create("again", secret=secret)
+
+
+async def test_a_wrong_secret_and_an_unknown_one_cost_what_a_right_one_does(
+    client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ring = KeyRing(client)
+    _, secret = await ring.create("a team")
+    compared: list[tuple[int, int]] = []
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append((len(one), len(other)))
+        return same(one, other)
+
+    same = hmac.compare_digest
+    monkeypatch.setattr("shared.api_key.hmac.compare_digest", compare)
+
+    assert await ring.authenticate(secret)
+    for wrong in (secret[:-1] + "x", secret[:10], "", "sk-unknown", secret + "x", "\U0001f600"):
+        assert await ring.authenticate(wrong) is None
+    assert compared == [(32, 32)] * 7  # digests of one length, always compared to their ends
