@@ -18,11 +18,12 @@ from api.schemas.tokens import Counted, DetokenizeRequest
 from api.schemas.tools import tools_request
 from api.terms import Terms, weights
 from shared.directory import Directory
-from shared.errors import InvalidRequest
+from shared.errors import InvalidRequest, NotFound
 from shared.job import Grammar, GrammarKind, Job, Kind, Priority, Sampling
 from shared.settings import Settings
 
 KNOWN_FOR_S = 5.0
+MISSED_FOR_S = 10.0  # a Redis that was emptied knows a model again with its workers' next heartbeat
 TIERS = {"priority": Priority.INTERACTIVE, "flex": Priority.BATCH}  # OpenAI's names for more and less urgent
 ANY_OBJECT = {"type": "object"}
 
@@ -194,9 +195,15 @@ class Admission:
 
     async def _require_model(self, name: str, caller: Caller) -> None:
         require_use(caller, name)
-        now = self._clock()
-        if self._known.get(name, 0) < now:
+        now, until = self._clock(), self._known.get(name, -math.inf)
+        if until >= now:
+            return
+        try:
             await self._directory.model(name)
+        except NotFound:
+            if now > until + MISSED_FOR_S:
+                raise
+        else:
             self._known[name] = now + KNOWN_FOR_S
 
 

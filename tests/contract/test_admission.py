@@ -1,0 +1,35 @@
+"""What enters a queue while Redis forgets which models there are."""
+
+import pytest
+from redis.asyncio import Redis
+
+from api.admission import KNOWN_FOR_S, MISSED_FOR_S, Admission
+from api.auth import Caller
+from api.schemas.completion import CompletionRequest
+from api.terms import Terms
+from shared.directory import Directory
+from shared.errors import NotFound
+from shared.job import ModelInfo
+from shared.settings import load_settings
+
+ASK = CompletionRequest.model_validate({"model": "m", "prompt": "x"})
+TERMS = Terms(caller=Caller("t"))
+
+
+async def test_a_model_outlives_a_flush_until_its_workers_speak_again(client: Redis) -> None:
+    now = [1000.0]
+    directory = Directory(client)
+    admission = Admission(directory, load_settings(), clock=lambda: now[0])
+    with pytest.raises(NotFound):
+        await admission.completion(ASK, TERMS)
+    await directory.announce(ModelInfo(name="m", engine="scripted", context_length=9, created_s=0))
+    await admission.completion(ASK, TERMS)
+
+    await client.flushdb()
+    now[0] += KNOWN_FOR_S + 1
+    job = await admission.completion(ASK, TERMS)
+    now[0] += MISSED_FOR_S
+
+    assert job.model == "m"
+    with pytest.raises(NotFound):
+        await admission.completion(ASK, TERMS)
