@@ -13,6 +13,7 @@ from shared.job import Priority
 from shared.redis_client import translated
 
 RATE_FRESH_S = 60
+PACE_TTL_S = 7 * 86400
 WORKER_TOKENS_S = 500.0  # until it was measured once
 WORKER_JOBS = 16
 
@@ -68,8 +69,7 @@ class DemandReader:
         return [await self.read(name.decode()) for name in sorted(names)]
 
     async def read(self, model: str) -> Demand:
-        """Remembers what a worker gets done for as long as the model is known, for when none runs. Raise
-        QueueUnavailable."""
+        """Remembers what a worker gets done, for when none runs. Raise QueueUnavailable."""
         with translated():
             async with self._redis.pipeline(transaction=False) as pipe:
                 pipe.time()
@@ -78,13 +78,14 @@ class DemandReader:
                 pipe.zcard(keys.leases(model))
                 pipe.lindex(keys.queue(model), 0)
                 pipe.smembers(keys.workers_of(model))
-                pipe.hmget(keys.model(model), ["slots", "worker_tokens_s"])
-                (seconds, micros), load, rate, running, oldest, workers, (slots, known) = await pipe.execute()
+                pipe.hget(keys.model(model), "slots")
+                pipe.get(keys.pace(model))
+                (seconds, micros), load, rate, running, oldest, workers, slots, known = await pipe.execute()
             now_ms = seconds * 1000 + micros // 1000
             alive = int(await self._redis.exists(*workers)) if workers else 0
             entry: Any = await self._redis.hget(keys.job(oldest.decode()), "sid") if oldest else None
             if measured := _measured(rate, alive, now_ms):
-                await self._redis.hset(keys.model(model), "worker_tokens_s", str(measured))
+                await self._redis.set(keys.pace(model), measured, ex=PACE_TTL_S)
         return Demand(
             model=model,
             waiting_jobs={each: int(load.get(f"jobs:{each.rank}".encode(), 0)) for each in Priority},

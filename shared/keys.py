@@ -21,6 +21,7 @@
 | penstock:served:{line}     | zset    | line.lua          | tokens served of those who have none waiting | 1 day |
 | penstock:load:{model}      | hash    | line.lua          | jobs and tokens waiting, of each class       | while jobs wait |
 | penstock:rate:{model}      | hash    | line.lua          | how fast jobs and tokens were served         | 1 day after the last job |
+| penstock:pace:{model}      | string  | demand            | tokens a second that one worker gets done    | 7 days |
 | penstock:leases:{model}    | zset    | queue.lua         | running jobs by the time their lease ends    | while it has members |
 | penstock:claim:{exec}      | string  | queue.lua         | ids that a claim got, should it be repeated  | 30 s |
 | penstock:suspect:{worker}  | string  | queue.lua         | the job that this worker now runs alone      | until it gets on; 1 h at most |
@@ -126,6 +127,10 @@ def load(model: str) -> str:
 
 def rate(model: str) -> str:
     return _BY_NAME["rate"] + model
+
+
+def pace(model: str) -> str:
+    return f"penstock:pace:{model}"
 
 
 def leases(model: str) -> str:

@@ -91,6 +91,9 @@ class QueueMetrics:
         self.wanted = Gauge("penstock_workers_wanted", "workers that the queue wants", ["model"], registry=registry)
 
     def show(self, demands: Iterable[Demand], target_wait_s: float) -> None:
+        """These and no others: what is not known any more is better absent than old."""
+        for gauge in (self.jobs, self.tokens, self.oldest, self.running, self.workers, self.wanted):
+            gauge.clear()
         for demand in demands:
             for priority, jobs in demand.waiting_jobs.items():
                 self.jobs.labels(demand.model, priority.value).set(jobs)

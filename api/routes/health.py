@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import JSONResponse, Response
 
 from api.house import House, house_of
+from shared.demand import Demand
 from shared.errors import QueueUnavailable
 from shared.redis_client import translated
 from shared.telemetry import CONTENT_TYPE
@@ -31,6 +32,8 @@ async def ready(house: Annotated[House, Depends(house_of)]) -> Response:
 
 @router.get("/metrics")
 async def metrics(house: Annotated[House, Depends(house_of)]) -> Response:
+    demands: list[Demand] = []
     with suppress(QueueUnavailable):
-        house.metrics.queue.show(await house.demand.all(), house.settings.target_wait_s)
+        demands = await house.demand.all()
+    house.metrics.queue.show(demands, house.settings.target_wait_s)
     return Response(house.metrics.page(), media_type=CONTENT_TYPE)
