@@ -6,33 +6,43 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
+import yaml
 
 from cli.embedded_redis import free_port
-from tests.e2e.harness import Stack, running_house
+from tests.e2e.harness import Stack, eventually, running_house
 from workers.models import BUILTIN
 
 ROOT = Path(__file__).parents[2]
 CLIENTS = ROOT / "tests" / "clients"
 VENV = Path(sys.prefix)
+KEY = "sk-0123456789abcdef0123456789abcdef"  # LiteLLM starts with no weaker one
 OLD, MANY, AIPERF = (VENV / name / "bin" for name in ("openai-1", "clients", "aiperf"))
+
+
+def require(path: Path) -> None:
+    if not path.exists():
+        assert not os.environ.get("CI"), f"CI must have {path}"
+        pytest.skip("make clients installs it")
+
+
+def surroundings() -> dict[str, str]:
+    return {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
 
 
 def run(command: list[object], more: dict[str, str] | None = None, cwd: Path | None = None) -> str:
     """Its output. It sees of the environment what it needs and `more`, so that no setting of this machine's helps."""
-    program = Path(str(command[0]))
-    if not program.exists():
-        assert not os.environ.get("CI"), f"CI must have {program}"
-        pytest.skip("make clients installs it")
-    environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ} | (more or {})
+    require(Path(str(command[0])))
     done = subprocess.run(
         [str(part) for part in command],
         capture_output=True,
         text=True,
         check=False,
-        env=environment,
+        env=surroundings() | (more or {}),
         cwd=cwd,
     )
     assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-6000:]}"
@@ -49,9 +59,7 @@ def test_openai(builtin: Stack, python: Path, version: str) -> None:
 
 
 def test_openai_for_node(builtin: Stack) -> None:
-    if not (CLIENTS / "node_modules").exists():
-        assert not os.environ.get("CI"), "CI must have tests/clients/node_modules"
-        pytest.skip("make clients installs it")
+    require(CLIENTS / "node_modules")
 
     assert run([shutil.which("node"), CLIENTS / "openai_node.js", f"{builtin.base}/v1"])
 
@@ -61,9 +69,48 @@ def test_libraries(builtin: Stack, name: str) -> None:
     assert run([MANY / "python", CLIENTS / f"with_{name}.py", f"{builtin.base}/v1"])
 
 
+@pytest.fixture
+def litellm_proxy(builtin: Stack, tmp_path: Path) -> Iterator[str]:
+    """LiteLLM's proxy in front of Penstock."""
+    require(MANY / "litellm")
+    port, log = free_port(), tmp_path / "litellm.log"
+    served = {"model": "openai/penstock-tiny", "api_base": f"{builtin.base}/v1", "api_key": "none"}
+    config = {
+        "model_list": [{"model_name": "small", "litellm_params": served}],
+        "general_settings": {"master_key": KEY},
+    }
+    (tmp_path / "litellm.yaml").write_text(yaml.safe_dump(config))
+    command = [
+        str(MANY / "litellm"),
+        "--config",
+        str(tmp_path / "litellm.yaml"),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=surroundings())
+    try:
+        base = f"http://127.0.0.1:{port}"
+        eventually("LiteLLM's proxy is up", lambda: answers(f"{base}/health/liveliness", process), seconds=90)
+        yield base
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def answers(url: str, process: "subprocess.Popen[bytes]") -> bool:
+    assert process.poll() is None, "it ended"
+    try:
+        return httpx.get(url).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
 @pytest.mark.timeout(300)
-def test_litellm_and_its_proxy(builtin: Stack, tmp_path: Path) -> None:
-    assert run([MANY / "python", CLIENTS / "with_litellm.py", f"{builtin.base}/v1", tmp_path, free_port()])
+def test_litellm_and_its_proxy(builtin: Stack, litellm_proxy: str) -> None:
+    assert run([MANY / "python", CLIENTS / "with_litellm.py", f"{builtin.base}/v1", litellm_proxy, KEY])
 
 
 def test_lm_evaluation_harness(builtin: Stack, tmp_path: Path) -> None:
