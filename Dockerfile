@@ -12,7 +12,7 @@ COPY requirements requirements
 
 FROM builder AS api-builder
 RUN --mount=type=cache,target=/root/.cache/uv \
-    uv pip compile -q pyproject.toml -c requirements/lock.txt --no-header -o /tmp/api.txt \
+    uv pip compile -q pyproject.toml --extra otel -c requirements/lock.txt --no-header -o /tmp/api.txt \
     && uv pip install -r /tmp/api.txt
 COPY shared shared
 COPY api api
@@ -34,7 +34,7 @@ else
 fi
 SH
 RUN --mount=type=cache,target=/root/.cache/uv \
-    uv pip compile -q pyproject.toml --extra torch -c requirements/lock.txt --no-emit-package torch --no-header \
+    uv pip compile -q pyproject.toml --extra torch --extra otel -c requirements/lock.txt --no-emit-package torch --no-header \
       -o /tmp/worker.txt && uv pip install --no-deps -r /tmp/worker.txt
 COPY shared shared
 COPY api api

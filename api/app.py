@@ -6,8 +6,8 @@ import signal
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -45,15 +45,13 @@ from api.routes import (
 from api.stored_chats import ChatStore
 from api.webhooks import Webhooks
 from shared.api_key import KeyRing
-from shared.demand import DemandReader
-from shared.directory import Directory
-from shared.ledger import Ledger
-from shared.redis_channel import RedisChannel
+from shared.checkup import confirmation
+from shared.fleet import Fleet, FleetDemand, FleetDirectory, FleetLedger, Places, shard
 from shared.redis_client import connect
 from shared.redis_queue import RedisQueue
 from shared.settings import Settings
 from shared.tasks import end
-from shared.telemetry import ApiMetrics
+from shared.telemetry import ApiMetrics, watch_loop
 
 log = logging.getLogger(__name__)
 ROUTES = (
@@ -75,25 +73,27 @@ ROUTES = (
 )
 
 
-def make_app(settings: Settings, confirm: tuple[Any, ...] = ()) -> FastAPI:
-    """`confirm`: what Redis must answer before a job is accepted, as `checkup.confirmation` found it."""
+def make_app(settings: Settings) -> FastAPI:
     metrics = ApiMetrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        house = _furnish(settings, metrics, confirm)
+        house = _furnish(settings, metrics)
         app.state.house = house
         relaying = asyncio.create_task(house.relay.run())
         relaying.add_done_callback(_stop_if_failed)
         runner = BatchRunner(house, folder=Path(settings.files), at_once=settings.batch_requests)
-        notifier = Notifier(house.redis, webhooks=house.webhooks, channel=house.channel)
-        forever = (house.pressure.run(), runner.run(), notifier.run())
+        notifier = Notifier(
+            [shard.client for shard in house.places.shards], webhooks=house.webhooks, channel=house.channel
+        )
+        forever = (house.pressure.run(), runner.run(), notifier.run(), watch_loop(metrics.loop_lag))
         background = [asyncio.create_task(work) for work in forever]
         yield
         await house.relay.close()
         await asyncio.wait([relaying])
         await end(background)
-        await house.redis.aclose()
+        for place in house.places.shards:
+            await place.client.aclose()
 
     app = described_app(lifespan=lifespan)
     problems.install(app)
@@ -110,7 +110,16 @@ def make_app(settings: Settings, confirm: tuple[Any, ...] = ()) -> FastAPI:
             expose_headers=["x-request-id", "x-penstock-job-id", "retry-after", *LIMIT_HEADERS],
         )
     app.add_middleware(RequestFrame, metrics=metrics)
+    if settings.otlp_endpoint:
+        _trace_requests(app)
     return app
+
+
+def _trace_requests(app: FastAPI) -> None:
+    """A span around each request, outside of everything else; one that came with a trace context goes on with it."""
+    from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+
+    FastAPIInstrumentor.instrument_app(app, excluded_urls="health/,metrics", exclude_spans=["receive", "send"])
 
 
 def _stop_if_failed(relaying: asyncio.Task[None]) -> None:
@@ -120,15 +129,29 @@ def _stop_if_failed(relaying: asyncio.Task[None]) -> None:
         signal.raise_signal(signal.SIGTERM)
 
 
-def _furnish(settings: Settings, metrics: ApiMetrics, confirm: tuple[Any, ...]) -> House:
-    client = connect(settings.redis_url)
-    queue = RedisQueue(client, job_ttl_s=settings.job_ttl_s, failed_ttl_s=settings.failed_ttl_s, confirm=confirm)
-    directory, ring = Directory(client), KeyRing(client)
-    channel = RedisChannel(client)
+def _places(settings: Settings) -> Places:
+    shards = []
+    for url in settings.redis_urls:
+        client = connect(url)
+        queue = RedisQueue(
+            client,
+            job_ttl_s=settings.job_ttl_s,
+            failed_ttl_s=settings.failed_ttl_s,
+            confirm=partial(confirmation, client, settings),
+        )
+        shards.append(shard(client, queue))
+    return Places(shards)
+
+
+def _furnish(settings: Settings, metrics: ApiMetrics) -> House:
+    places = _places(settings)
+    client, clients = places.home.client, [each.client for each in places.shards]
+    fleet, directory = Fleet(places), FleetDirectory(places)
+    ring = KeyRing(client, counting=clients)
     relay = Relay(
         f"api-{uuid.uuid4().hex[:12]}",
-        queue=queue,
-        channel=channel,
+        queue=fleet,
+        channel=fleet,
         silence_ms=settings.silence_ms,
         buffer_max=settings.stream_buffer_max,
         metrics=metrics,
@@ -136,12 +159,13 @@ def _furnish(settings: Settings, metrics: ApiMetrics, confirm: tuple[Any, ...]) 
     return House(
         settings=settings,
         redis=client,
-        queue=queue,
+        places=places,
+        queue=fleet,
         relay=relay,
-        pressure=Pressure(client, share_max=settings.redis_memory_share),
-        ledger=Ledger(client),
+        pressure=Pressure(clients, settings, metrics),
+        ledger=FleetLedger(places),
         admission=Admission(directory, settings),
-        channel=channel,
+        channel=fleet,
         webhooks=Webhooks(client, private=settings.webhook_private),
         responses=ResponseStore(client, ttl_s=settings.response_ttl_s),
         chats=ChatStore(client, ttl_s=settings.response_ttl_s),
@@ -150,6 +174,6 @@ def _furnish(settings: Settings, metrics: ApiMetrics, confirm: tuple[Any, ...]) 
         keys=ring,
         gate=Gate(ring, required=keys_required(settings)),
         directory=directory,
-        demand=DemandReader(client),
+        demand=FleetDemand(places),
         metrics=metrics,
     )

@@ -2,6 +2,7 @@
 elsewhere."""
 
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
@@ -45,7 +46,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 def described_app(**options: Any) -> FastAPI:
     """`options`: as for FastAPI."""
-    app = FastAPIOffline(title="Penstock", version="0.1.0", responses=ERRORS, **options)
+    app = FastAPIOffline(title="Penstock", version=version("penstock"), responses=ERRORS, **options)
     app.openapi = _with_examples(app.openapi)  # type: ignore[method-assign]
     return app
 

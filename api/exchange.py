@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 from fastapi import Request
 from fastapi.responses import Response
+from opentelemetry.trace import SpanKind
 
 from api.auth import limit_headers
 from api.formats.common import Answer, Chunks, Numbered
@@ -20,11 +21,12 @@ from api.relay import JobStream
 from api.sse import EventStream, StreamBroken, error_frame
 from api.terms import Terms
 from api.work import Work
-from shared.errors import QueueUnavailable
+from shared.errors import QueueUnavailable, Stopping
 from shared.events import Completed, Delta, Event, Finished, Started, Usage
 from shared.job import Job
 from shared.queue import Bounds
 from shared.tasks import end
+from shared.tracing import TRACER, to_carry
 
 CLIENT_LEFT = 499  # nobody reads it; the access counts do
 
@@ -32,7 +34,12 @@ CLIENT_LEFT = 499  # nobody reads it; the access counts do
 async def whole(house: House, work: Work, terms: Terms, request: Request) -> Response:
     with ExitStack() as opened:
         job, events, headers = await enter(house, work, terms, opened)
-        body = await _until_left(request, collect(house, events, work.answer(job)))
+        try:
+            body = await _until_left(request, collect(house, events, work.answer(job)))
+        except Stopping:
+            if not terms.idempotency:  # nobody can ask for it again, nor has been told its name
+                await house.queue.leave(job.id, subscriber=house.relay.name)
+            raise
         if body is None:
             return Response(status_code=CLIENT_LEFT)
         return Response(orjson.dumps(body), media_type="application/json", headers=headers)
@@ -70,18 +77,22 @@ async def enter(house: House, work: Work, terms: Terms, opened: ExitStack) -> tu
     """The job that answers the request, its events, and what the client is told of it."""
     job = work.job
     bounds = Bounds(jobs_max=house.settings.queue_jobs_max, tokens_max=house.settings.queue_tokens_max)
-    house.pressure.check()
+    house.pressure.check((await house.places.of_model(job.model)).client)
     stream = opened.enter_context(house.relay.open(job))
     try:
-        accepted = await house.queue.enqueue(
-            job,
-            bounds=bounds,
-            subscriber=house.relay.name,
-            idempotency=terms.idempotency,
-            allowance=house.gate.allowance(terms.caller, paced=terms.paced),
-            view=work.view.encode(),
-        )
+        with TRACER.start_as_current_span(f"send {job.model}", kind=SpanKind.PRODUCER) as span:
+            span.set_attributes({"messaging.destination.name": job.model, "messaging.message.id": job.id})
+            accepted = await house.queue.enqueue(
+                job,
+                bounds=bounds,
+                subscriber=house.relay.name,
+                idempotency=terms.idempotency,
+                allowance=house.gate.allowance(terms.caller, paced=terms.paced),
+                view=work.view.encode(),
+                trace=to_carry(),
+            )
     except QueueUnavailable:
+        house.metrics.redis_errors.inc()
         house.relay.accept(stream)  # perhaps only the answer is lost, not the job: leaving it takes it back
         stream.grace_s = 0
         raise
@@ -110,19 +121,27 @@ async def _blocks(
     house: House, stream: JobStream, first: list[Event], chunks: Chunks, began: float
 ) -> AsyncIterator[bytes]:
     """The body of a stream."""
-    told = False
-    if block := chunks.opening():
-        yield block
-    events = first or await house.relay.take(stream)
-    while True:
-        if not told and any(isinstance(event, Delta) and event.text for event in events):
-            house.metrics.first_token.observe(time.monotonic() - began)
-            told = True
-        if block := chunks.block(events):
+    seen = began
+    first_seen, next_seen = (
+        each.labels(stream.model) for each in (house.metrics.first_token, house.metrics.between_tokens)
+    )
+    observe = first_seen.observe
+    try:
+        if block := chunks.opening():
             yield block
-        if isinstance(events[-1], Finished):
-            break
-        events = await house.relay.take(stream)
+        events = first or await house.relay.take(stream)
+        while True:
+            if any(isinstance(event, Delta) and event.text for event in events):
+                seen, before = time.monotonic(), seen
+                observe(seen - before)
+                observe = next_seen.observe
+            if block := chunks.block(events):
+                yield block
+            if isinstance(events[-1], Finished):
+                break
+            events = await house.relay.take(stream)
+    except Stopping:
+        raise StreamBroken from None  # it is picked up elsewhere
     if (problem := problem_of_outcome(events[-1].outcome)) and not chunks.tells_failure:
         yield error_frame(problem)
         raise StreamBroken

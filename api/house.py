@@ -17,6 +17,7 @@ from api.webhooks import Webhooks
 from shared.api_key import KeyRing
 from shared.demand import DemandReader
 from shared.directory import Directory
+from shared.fleet import Places
 from shared.ledger import Ledger
 from shared.queue import JobChannel, JobQueue
 from shared.settings import Settings
@@ -29,6 +30,7 @@ class House:
     redis: Redis
     queue: JobQueue
     relay: Relay
+    places: Places
     pressure: Pressure
     ledger: Ledger
     admission: Admission

@@ -1,7 +1,9 @@
 """Around every request: an id, a clock, a count, and a bound on its body. Plain ASGI, since streams pass through."""
 
+import logging
 import secrets
 import time
+from typing import Any
 
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
@@ -10,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.problems import Problem
 from shared.telemetry import ApiMetrics
 
+log = logging.getLogger(__name__)
 UPLOAD = "/v1/files"
 FORM_BYTES = 100_000  # for what a form has beside the file
 HEALTH = ("/health/", "/metrics")
@@ -28,23 +31,31 @@ class RequestFrame:
             return
         began = time.monotonic()
         request_id = f"req_{secrets.token_hex(12)}"
+        about: dict[str, Any] = {"request_id": request_id, "method": scope["method"], "path": scope["path"]}
 
         async def framed(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
                 headers["openai-processing-ms"] = str(int((time.monotonic() - began) * 1000))
-                self._count(scope, message["status"])
+                about["status"] = message["status"]
+                if job_id := headers.get("x-penstock-job-id"):
+                    about["job_id"] = job_id
                 if reason := headers.get("x-penstock-dropped-reason"):
                     self._metrics.refused.labels(reason).inc()
             await send(message)
 
-        await self._app(scope, receive, framed)
+        try:
+            await self._app(scope, receive, framed)
+        finally:
+            if not scope["path"].startswith(HEALTH):
+                self._account(getattr(scope.get("route"), "path", "none"), about, time.monotonic() - began)
 
-    def _count(self, scope: Scope, status: int) -> None:
-        if not scope["path"].startswith(HEALTH):
-            route = getattr(scope.get("route"), "path", "none")
-            self._metrics.requests.labels(route, str(status)).inc()
+    def _account(self, route: str, about: dict[str, Any], seconds: float) -> None:
+        """Once the answer has ended, or has been broken off."""
+        self._metrics.requests.labels(route, str(about.get("status", "none"))).inc()
+        self._metrics.request_seconds.labels(route).observe(seconds)
+        log.info("answered", extra=about | {"seconds": round(seconds, 3)})
 
 
 class BodyLimit:

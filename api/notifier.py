@@ -3,6 +3,8 @@ adds them as they end, batches by whoever ends them."""
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 from redis.asyncio import Redis
@@ -19,33 +21,36 @@ NOTICES_AT_ONCE = 100
 
 
 class Notifier:
-    def __init__(self, client: Redis, *, webhooks: Webhooks, channel: JobChannel) -> None:
-        self._redis = client
+    def __init__(self, clients: Sequence[Redis], *, webhooks: Webhooks, channel: JobChannel) -> None:
+        self._clients = clients
         self._webhooks = webhooks
         self._channel = channel
 
     async def run(self) -> None:
-        """For ever."""
+        """For ever; each by itself, since one may be long in answering."""
+        hearing = [self._repeat(partial(self._hear, client)) for client in self._clients]
+        await asyncio.gather(self._repeat(self._webhooks.run_due), *hearing)
+
+    async def _repeat(self, work: Callable[[], Awaitable[None]]) -> None:
         while True:
             try:
-                await self._hear()
-                await self._webhooks.run_due()
+                await work()
             except QueueUnavailable as error:
                 log.warning("webhooks wait for redis", extra={"error": str(error)})
             except Exception:
                 log.exception("webhooks were not looked at")
             await asyncio.sleep(LOOK_S)
 
-    async def _hear(self) -> None:
+    async def _hear(self, client: Redis) -> None:
         """A notice goes when its deliveries are written, not before."""
         with translated():
-            noticed: Any = await self._redis.lrange(keys.NOTICES, 0, NOTICES_AT_ONCE - 1)
+            noticed: Any = await client.lrange(keys.NOTICES, 0, NOTICES_AT_ONCE - 1)
         for notice in noticed:
             job_id, _, tenant = notice.decode().partition(" ")
             (page,) = await self._channel.read([(job_id, 0)])
             await self._webhooks.notify(tenant, f"response.{_end(page.events)}", job_id)
             with translated():
-                await self._redis.lrem(keys.NOTICES, 1, notice)
+                await client.lrem(keys.NOTICES, 1, notice)
 
 
 def _end(events: tuple[Event, ...]) -> str:

@@ -36,6 +36,7 @@ STATUS = {
     "job_lost": 500,
     "internal_error": 500,
     "redis_unavailable": 503,
+    "shutting_down": 503,
 }
 DROPPED = frozenset({408, 413, 429, 503})  # not done, though nothing is wrong with the request
 BRANCHES = frozenset({"str", "int", "float", "bool", "constrained-str"})
@@ -107,6 +108,11 @@ def problem_of(error: errors.PenstockError) -> Problem:
             return Problem(code="permission_denied", message=str(error), param=error.param)
         case errors.IdempotencyKeyReused():
             return Problem(code="idempotency_key_reused", message=str(error), param="Idempotency-Key")
+        case errors.Stopping():
+            message = (
+                "This process stops before the answer is whole. Ask again: with an Idempotency-Key, its job runs on."
+            )
+            return Problem(code="shutting_down", message=message, headers={"retry-after": "1"})
         case errors.QueueUnavailable():
             message = "The queue cannot be reached just now; nothing was accepted."
             return Problem(code="redis_unavailable", message=message, headers={"retry-after": "1"})

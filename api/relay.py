@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from shared.errors import DecodeError, QueueUnavailable
+from shared.errors import DecodeError, QueueUnavailable, Stopping
 from shared.events import Cancelled, Deadline, Event, Expired, Failed, Finished
 from shared.job import Job
 from shared.lifecycle import TERMINAL, State
@@ -22,6 +22,8 @@ from shared.telemetry import ApiMetrics
 log = logging.getLogger(__name__)
 RETRY_S = 0.2
 LEAVING_MAX = 10_000
+LEAVING_AT_ONCE = 16  # not all connections: requests come meanwhile
+LEAVE_AGAIN_S = 1.0
 DIVERGED = Failed(
     code="job_lost", message="Redis has lost a part of this answer, and what comes now does not continue it."
 )
@@ -32,7 +34,7 @@ class JobStream:
     """The events of one job. Read by one task through `take`."""
 
     def __init__(self, job: Job, *, buffer_max: int, now: float) -> None:
-        self.job_id = job.id
+        self.job_id, self.model = job.id, job.model
         self.grace_s = math.inf if job.grace_ms is None else job.grace_ms / 1000
         self.next_seq = 0
         self.heard_at = now
@@ -43,6 +45,7 @@ class JobStream:
         self.behind = False
         self._buffer_max = buffer_max
         self._pending: list[Event] = []
+        self._pending_since = now
         self._known = array("q")  # a digest of each event
         self._arrived = asyncio.Event()
 
@@ -61,6 +64,8 @@ class JobStream:
     def hear(self, events: Sequence[Event], now: float) -> None:
         """Keep what is next; note a gap or an overflow, to be filled from the log."""
         self.heard_at = now
+        if not self._pending:
+            self._pending_since = now
         if self.next_seq == 0 and events and self._run_s:
             self.expires_at = now + self._run_s + EXPIRY_GRACE_S
         for event in events:
@@ -100,6 +105,13 @@ class JobStream:
         self._arrived.clear()
         return events
 
+    def lag(self, now: float) -> float:
+        """Seconds that the oldest event has waited to be passed on."""
+        return now - self._pending_since if self._pending else 0
+
+    def wake(self) -> None:
+        self._arrived.set()
+
     async def wait(self) -> None:
         if not self._pending and not self.behind:
             await self._arrived.wait()
@@ -127,6 +139,7 @@ class Relay:
         self._streams: dict[str, list[JobStream]] = {}
         self._leaving: dict[str, float] = {}  # when to leave the jobs that nobody reads here any more
         self._left = asyncio.Event()
+        self._leavers = asyncio.Semaphore(LEAVING_AT_ONCE)
         self._closing = False
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -135,14 +148,20 @@ class Relay:
             self._tasks = [tasks.create_task(work()) for work in (self._hear, self._watch, self._leave)]
 
     def quiet(self) -> None:
-        """This process stops: who loses its stream by that may pick it up elsewhere, so nothing more is cancelled."""
+        """This process stops: who loses its stream by that may pick it up elsewhere, so nothing more is cancelled.
+        From now on `take` raises Stopping."""
         self._closing = True
+        for stream in self._all():
+            stream.wake()
 
     async def close(self) -> None:
         """Leave at once what was to be left by now, then end `run`."""
         try:
             async with asyncio.timeout(2):
-                while self._due():
+                owed = self._due()
+                await self._leave_due()
+                while any(job_id in self._leaving for job_id in owed):
+                    await asyncio.sleep(RETRY_S)
                     await self._leave_due()
         except TimeoutError:
             log.warning("jobs of lost clients were not all cancelled")
@@ -171,12 +190,16 @@ class Relay:
         stream.accept(self._now(), logged=logged)
 
     async def take(self, stream: JobStream) -> list[Event]:
-        """The next events, at least one; everything that is there, so that a busy stream needs fewer writes."""
+        """The next events, at least one; everything that is there, so that a busy stream needs fewer writes. Raises
+        Stopping."""
         while True:
-            await stream.wait()
+            if not self._closing:
+                await stream.wait()
             if events := stream.ready():
                 self._metrics.events.inc(len(events))
                 return events
+            if self._closing:
+                raise Stopping("the relay stops")
             if stream.behind:
                 await self._refill([stream])
 
@@ -201,7 +224,9 @@ class Relay:
         while True:
             await asyncio.sleep(self._silence_s / 2)
             self._expire()
-            limit = self._now() - self._silence_s
+            now = self._now()
+            self._metrics.relay_lag.set(max((stream.lag(now) for stream in self._all()), default=0))
+            limit = now - self._silence_s
             silent = [s for s in self._all() if s.accepted and not s.ended and s.heard_at < limit]
             if silent:
                 await self._refill(silent)
@@ -218,6 +243,7 @@ class Relay:
         try:
             pages = await self._channel.read([(stream.job_id, stream.next_seq) for stream in streams])
         except (QueueUnavailable, DecodeError) as error:
+            self._metrics.redis_errors.inc()
             log.warning("the log cannot be read", extra={"error": str(error), "streams": len(streams)})
             await asyncio.sleep(RETRY_S)
             return
@@ -237,13 +263,21 @@ class Relay:
                 continue
 
     async def _leave_due(self) -> None:
-        for job_id in self._due():
+        await asyncio.gather(*map(self._let_go, self._due()))
+
+    async def _let_go(self, job_id: str) -> None:
+        """Those of a Redis that is away are tried again, and hold up nobody else's."""
+        async with self._leavers:
+            if job_id not in self._leaving:  # somebody reads it again
+                return
             try:
                 await self._queue.leave(job_id, subscriber=self.name)
             except QueueUnavailable:
-                await asyncio.sleep(RETRY_S)
-                return
-            self._leaving.pop(job_id, None)
+                self._metrics.redis_errors.inc()
+                if job_id in self._leaving:
+                    self._leaving[job_id] = self._now() + LEAVE_AGAIN_S
+            else:
+                self._leaving.pop(job_id, None)
 
     def _due(self) -> list[str]:
         now = self._now()

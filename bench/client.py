@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,8 +18,11 @@ class Streamed:
     whole: bool
 
 
-async def stream(url: str, body: dict[str, Any]) -> Streamed:
-    """`url`: up to and with /v1. Raises AssertionError, with what came, when nothing did."""
+async def stream(
+    url: str, body: dict[str, Any], *, key: str = "none", heard: Callable[[int], None] | None = None
+) -> Streamed:
+    """`url`: up to and with /v1. `heard` is told of the pieces as they come. Raises AssertionError, with what came,
+    when nothing did."""
     parts = urlsplit(url)
     data = json.dumps(body | {"stream": True}).encode()
     began = time.perf_counter()
@@ -27,13 +31,17 @@ async def stream(url: str, body: dict[str, Any]) -> Streamed:
         f"POST {parts.path}/chat/completions HTTP/1.1",
         f"host: {parts.netloc}",
         "connection: close",
+        f"authorization: Bearer {key}",
         "content-type: application/json",
         f"content-length: {len(data)}",
     ]
     writer.write("\r\n".join([*head, "", ""]).encode() + data)
     first_ms, pieces, seen = 0.0, 0, b""
     while chunk := await reader.read(1 << 16):
-        pieces += chunk.count(b'"content":') - chunk.count(b'"content":""') - chunk.count(b'"content": ""')
+        new = chunk.count(b'"content":') - chunk.count(b'"content":""') - chunk.count(b'"content": ""')
+        pieces += new
+        if heard:
+            heard(new)
         if pieces > 0 and not first_ms:
             first_ms = (time.perf_counter() - began) * 1000
         seen = (seen + chunk)[-600:]

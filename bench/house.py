@@ -28,11 +28,11 @@ class House:
             "PENSTOCK_LOG_LEVEL": "WARNING",
             **environment,
         }
-        self.api = self._spawn("api")
+        self.api = self.spawn("api")
 
     def worker(self, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
         """Ready when it is returned. Raises TimeoutError."""
-        started = self._spawn("worker", *arguments, **environment)
+        started = self.spawn("worker", *arguments, **environment)
         deadline = time.monotonic() + READY_S
         while time.monotonic() < deadline:
             try:
@@ -48,7 +48,7 @@ class House:
         self.api.wait()
         self.redis.stop()
 
-    def _spawn(self, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
+    def spawn(self, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
         log = (self._folder / f"{arguments[0]}.log").open("ab")
         return subprocess.Popen(
             [sys.executable, "-m", "cli", *arguments],

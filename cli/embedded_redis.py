@@ -62,6 +62,11 @@ class EmbeddedRedis:
         self._process = subprocess.Popen(command, preexec_fn=die_with_parent, start_new_session=True)
         self._wait_ready(log)
 
+    @property
+    def pid(self) -> int:
+        assert self._process
+        return self._process.pid
+
     def stop(self) -> None:
         """Let it write its file and end."""
         if self._process and self._process.poll() is None:

@@ -12,8 +12,8 @@ from cli.keys import keys
 from cli.models import models
 from cli.where import DATA
 from shared.errors import PenstockError
+from shared.logs import configure_logging
 from shared.settings import load_settings
-from shared.telemetry import configure_logging
 
 
 @click.group()

@@ -4,7 +4,7 @@ import hashlib
 import hmac
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -41,8 +41,12 @@ class ApiKey:
 
 
 class KeyRing:
-    def __init__(self, client: Redis, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, client: Redis, *, counting: Sequence[Redis] = (), clock: Callable[[], float] = time.time
+    ) -> None:
+        """`counting`: where jobs are, and what they used is counted, if that is not only here."""
         self._redis = client
+        self._counting = counting or [client]
         self._clock = clock
         self._salt = b""
 
@@ -104,7 +108,7 @@ class KeyRing:
     async def used(self, key_id: str) -> int:
         """Tokens in this month."""
         with translated():
-            return int(await self._redis.get(keys.usage(key_id, self.month())) or 0)
+            return sum([int(await client.get(keys.usage(key_id, self.month())) or 0) for client in self._counting])
 
     def month(self) -> str:
         return time.strftime("%Y-%m", time.gmtime(self._clock()))

@@ -10,7 +10,7 @@ import redis.exceptions
 from redis.asyncio import Redis
 
 from shared import keys
-from shared.errors import SettingsError
+from shared.errors import QueueUnavailable, SettingsError
 from shared.redis_client import memory_share, translated
 from shared.settings import Settings
 
@@ -36,13 +36,14 @@ class Finding:
 
 
 async def examine(client: Redis, settings: Settings) -> list[Finding]:
-    """Raises SettingsError when no Redis answers."""
+    """Raises QueueUnavailable when no Redis answers."""
     info = await _info(client, settings)
     return [*_server(info), *_memory(info, settings), *_persistence(info), *_durability(info, settings)]
 
 
 async def require_healthy(client: Redis, settings: Settings) -> list[str]:
-    """Refuse to start on a Redis that loses jobs: raises SettingsError. The warnings, if it does not."""
+    """Refuse a Redis that loses jobs: raises SettingsError, or QueueUnavailable when none answers. The warnings, if it
+    does not."""
     found = await examine(client, settings)
     for finding in found:
         if finding.level is Level.BAD:
@@ -52,11 +53,10 @@ async def require_healthy(client: Redis, settings: Settings) -> list[str]:
 
 async def confirmation(client: Redis, settings: Settings) -> tuple[Any, ...]:
     """What to ask of Redis after a job is written and before it is accepted: a command that answers how many hold it,
-    or () for nothing."""
+    or () for nothing. Raises QueueUnavailable."""
     if settings.durability == "durable":
         return ("WAIT", 1, CONFIRM_MS)
-    info = await _info(client, settings)
-    if settings.durability == "safe" and info["appendfsync"] != "always":
+    if settings.durability == "safe" and (await _info(client, settings))["appendfsync"] != "always":
         return ("WAITAOF", 1, 0, CONFIRM_MS)
     return ()
 
@@ -87,7 +87,7 @@ async def _info(client: Redis, settings: Settings) -> dict[str, Any]:
         if isinstance(info, Exception):
             raise info
     except (redis.exceptions.RedisError, OSError) as error:
-        raise SettingsError(f"PENSTOCK_REDIS_URL: no Redis answers at {settings.redis_url} ({error})") from error
+        raise QueueUnavailable(f"PENSTOCK_REDIS_URL: no Redis answers at {settings.redis_url} ({error})") from error
     fsync = "unknown"  # managed servers keep CONFIG to themselves
     if not isinstance(config, Exception) and config:
         fsync = (next(iter(config.values())) if isinstance(config, dict) else config[1]) or fsync

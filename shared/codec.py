@@ -1,8 +1,13 @@
 """Bytes to and from jobs and events: the only place that knows how they look in Redis. JSON, never pickle.
 
-Version rule: a reader accepts its own version and refuses any other by name. Events are compact arrays, because one
-is written for every token: `["d", choice, text, [ids]]`, then the finish reason, the logprobs, the reasoning and the
-tool calls, as far as there are any.
+Version rule: two releases run side by side while a fleet is upgraded, or taken back. So a release reads what the one
+before writes, and writes what the one before reads. Within a format only such things are added as a reader who does
+not know them may ignore: a field of a job that has a default and is left out of the bytes while it has it, an element
+at the end of an event. Anything else is a new format, and is read one release before it is written. A job in a format
+that is not known fails and keeps its bytes, to be replayed. tests/unit/test_codec.py holds what each release wrote.
+
+Events are compact arrays, because one is written for every token: `["d", choice, text, [ids]]`, then the finish
+reason, the logprobs, the reasoning and the tool calls, as far as there are any.
 A token's bytes travel as a string of as many characters, a vector as base64 of its little-endian single precision
 numbers.
 """
@@ -12,6 +17,7 @@ from array import array
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from dataclasses import asdict
+from dataclasses import fields as fields_of
 from typing import Any, assert_never
 
 import orjson
@@ -40,10 +46,11 @@ from shared.events import (
 from shared.job import Grammar, GrammarKind, Job, Kind, Priority, Sampling
 
 VERSION = 1
+NEEDED = frozenset({"priority", "stop", "stop_token_ids", "logit_bias", "grammar"})  # by the readers of 0.1
 
 
 def encode_job(job: Job) -> bytes:
-    return orjson.dumps({"v": VERSION, **asdict(job)})
+    return orjson.dumps({"v": VERSION, **_given(job), "sampling": _given(job.sampling)})
 
 
 def decode_job(data: bytes) -> Job:
@@ -52,16 +59,30 @@ def decode_job(data: bytes) -> Job:
         version = fields.pop("v")
         if version != VERSION:
             raise DecodeError(f"the job was written in format {version}, this version reads {VERSION}")
-        sampling = fields.pop("sampling")
+        sampling = _known(Sampling, fields["sampling"])
         for name in ("stop", "stop_token_ids"):
-            sampling[name] = tuple(sampling[name])
-        sampling["logit_bias"] = tuple((token, bias) for token, bias in sampling["logit_bias"])
-        if grammar := sampling["grammar"]:
-            sampling["grammar"] = Grammar(kind=GrammarKind(grammar.pop("kind")), **grammar)
-        kind, priority = Kind(fields.pop("kind")), Priority(fields.pop("priority"))
-        return Job(kind=kind, priority=priority, sampling=Sampling(**sampling), **fields)
+            sampling[name] = tuple(sampling.get(name, ()))
+        sampling["logit_bias"] = tuple((token, bias) for token, bias in sampling.get("logit_bias", ()))
+        if grammar := sampling.get("grammar"):
+            sampling["grammar"] = Grammar(**(_known(Grammar, grammar) | {"kind": GrammarKind(grammar["kind"])}))
+        made = {"kind": Kind(fields["kind"]), "sampling": Sampling(**sampling)}
+        if "priority" in fields:
+            made["priority"] = Priority(fields["priority"])
+        return Job(**(_known(Job, fields) | made))
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise DecodeError(f"not a job: {error}") from error
+
+
+def _given(thing: Job | Sampling) -> dict[str, Any]:
+    """Its fields without those that say nothing."""
+    values = ((field, getattr(thing, field.name)) for field in fields_of(thing))
+    return {field.name: value for field, value in values if field.name in NEEDED or value != field.default}
+
+
+def _known(kind: type[Any], fields: dict[str, Any]) -> dict[str, Any]:
+    """Without what a later release added."""
+    names = {field.name for field in fields_of(kind)}
+    return {name: value for name, value in fields.items() if name in names}
 
 
 def encode_event(event: Event) -> bytes:
@@ -106,15 +127,15 @@ def event_from_wire(seq: int, wire: list[Any]) -> Event:
                     reasoning=rest[1] if len(rest) > 1 else "",
                     calls=tuple(CallPart(*part) for part in rest[2]) if len(rest) > 2 else (),
                 )
-            case ["p", prompt, text, rows]:
+            case ["p", prompt, text, rows, *_]:
                 return Echoed(seq=seq, prompt=prompt, text=text, logprobs=tuple(map(_row_from_wire, rows)))
-            case ["s", prompt_tokens]:
+            case ["s", prompt_tokens, *_]:
                 return Started(seq=seq, prompt_tokens=prompt_tokens)
-            case ["v", index, vector]:
+            case ["v", index, vector, *_]:
                 return Embedded(seq=seq, index=index, vector=_vector_from_base64(vector))
-            case ["t", ids, texts]:
+            case ["t", ids, texts, *_]:
                 return Tokenized(seq=seq, token_ids=tuple(ids), texts=tuple(texts))
-            case ["f", outcome]:
+            case ["f", outcome, *_]:
                 return Finished(seq=seq, outcome=_outcome_from_wire(outcome))
             case _:
                 raise DecodeError(f"unknown event {wire!r:.80}")
@@ -173,9 +194,9 @@ def _outcome_from_wire(wire: dict[str, Any]) -> Outcome:
     (kind, fields), *_ = wire.items()
     match kind:
         case "completed":
-            return Completed(usage=Usage(**fields))
+            return Completed(usage=Usage(**_known(Usage, fields)))
         case "failed":
-            return Failed(**fields)
+            return Failed(**_known(Failed, fields))
         case "cancelled":
             return Cancelled()
         case "expired":

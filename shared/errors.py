@@ -79,6 +79,10 @@ class QueueUnavailable(PenstockError):
     pass
 
 
+class Stopping(QueueUnavailable):
+    """This process is about to end; the job runs on, and another process has its events."""
+
+
 class DecodeError(PenstockError):
     pass
 

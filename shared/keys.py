@@ -16,6 +16,7 @@
 | rq:workers[:{model}]       | set     | rq_view           | keys of workers                              | cleaned by every reader |
 | rq:suspended               | string  | rq                | set by `rq suspend`: nothing new is claimed  | the operator's |
 | penstock:stream:{model}    | stream  | queue.lua         | one entry `j`=job id per waiting or running job | while it has entries |
+| penstock:wake:{model}      | list    | queue.lua         | one element for a worker to be woken by      | 1 h; none while nobody waits |
 | penstock:lane:{lane}       | list    | line.lua          | `entry job cost` of a tenant's waiting jobs  | while it has entries |
 | penstock:line:{line}       | zset    | line.lua          | who has jobs waiting, by tokens served       | while it has members |
 | penstock:served:{line}     | zset    | line.lua          | tokens served of those who have none waiting | 1 day |
@@ -78,6 +79,7 @@ _BY_NAME = {
     "results": "rq:results:",
     "worker": "rq:worker:",
     "stream": "penstock:stream:",
+    "wake": "penstock:wake:",
     "lane": "penstock:lane:",
     "line": "penstock:line:",
     "served": "penstock:served:",
@@ -119,6 +121,10 @@ def queue(model: str) -> str:
 
 def stream(model: str) -> str:
     return _BY_NAME["stream"] + model
+
+
+def wake(model: str) -> str:
+    return _BY_NAME["wake"] + model
 
 
 def load(model: str) -> str:

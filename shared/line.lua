@@ -13,6 +13,21 @@ local function now_ms()
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
+-- The milliseconds in which an entry was made.
+local function time_of(sid)
+  return tonumber(string.match(sid or '', '^%d+') or 0)
+end
+
+-- Take an item out of a list that is in about the order of entries, looking from the end that is nearer in time: who
+-- comes last and is served first must not cost a walk past all others. `sid_of`: an item's entry.
+local function take_out(list, item, sid, sid_of)
+  local head = redis.call('LINDEX', list, 0)
+  if not head or head == item then return redis.call('LREM', list, 1, item) end
+  local tail, at = redis.call('LINDEX', list, -1), time_of(sid)
+  local from_tail = tail == item or time_of(sid_of(tail)) - at < at - time_of(sid_of(head))
+  return redis.call('LREM', list, from_tail and -1 or 1, item)
+end
+
 local function enter(name, member)
   local line, served = line_key(name), served_key(name)
   if redis.call('ZSCORE', line, member) then return end
@@ -83,7 +98,8 @@ end
 -- A waiting job leaves without being served.
 local function step_out(model, id, sid)
   local place = place_of(job_key(id))
-  if redis.call('LREM', lane_of(model, place), 1, sid .. ' ' .. id .. ' ' .. place.cost) == 1 then
+  local item = sid .. ' ' .. id .. ' ' .. place.cost
+  if take_out(lane_of(model, place), item, sid, function(other) return other end) == 1 then
     count(model, place.class, -1, -place.cost)
     leave_if_empty(model, place)
   end
@@ -112,12 +128,13 @@ local function take_next(model)
   return sid, id
 end
 
--- How fast jobs are served while others wait: what every estimate rests on.
-local function note_rate(model, tokens)
+-- How fast jobs are served while others wait: what every estimate rests on. A gap between two ends that is longer than
+-- `longest` says nothing about that: nobody waited, or all began at once.
+local function note_rate(model, tokens, longest)
   local rate, now = rate_key(model), now_ms()
   local h = redis.call('HMGET', rate, 'last_ms', 'gap_ms', 'tokens', 'output')
   if h[1] and redis.call('LLEN', queue_key(model)) > 0 then
-    local gap = math.min(now - h[1], RATE_FRESH_MS)
+    local gap = math.min(now - h[1], RATE_FRESH_MS, longest)
     redis.call('HSET', rate, 'gap_ms', tostring(h[2] and (0.9 * h[2] + 0.1 * gap) or gap),
                'tokens', tostring(h[3] and (0.9 * h[3] + 0.1 * tokens) or tokens))
   end

@@ -20,6 +20,7 @@ class _Record:
     job: Job
     subscribers: list[str]
     queued_ms: float
+    trace: str = ""
     state: State = State.QUEUED
     log: list[Event] = field(default_factory=list)
     exec: str = ""
@@ -59,6 +60,7 @@ class MemoryQueue:
         idempotency: Idempotency | None = None,
         allowance: Allowance | None = None,
         view: str = "",
+        trace: str = "",
     ) -> Accepted:
         line = self._line(job.model)
         accepted = Accepted(job_id=job.id, created_ms=job.created_ms, ahead=line.waiting(job))
@@ -73,7 +75,7 @@ class MemoryQueue:
             raise QueueFull(f"The queue of model {job.model} is full.", **reason, wait_s=0, retry_after_s=1)  # type: ignore[arg-type]
         if idempotency:
             self._keys[idempotency.key] = job.id, idempotency.fingerprint
-        self._accept(_Record(job, [subscriber] if subscriber else [], self._clock_ms()))
+        self._accept(_Record(job, [subscriber] if subscriber else [], self._clock_ms(), trace=trace))
         return accepted
 
     async def attach(self, job_id: str, *, subscriber: str) -> State | None:
@@ -137,6 +139,7 @@ class MemoryQueue:
                 self._move(record, Move.RELEASE)
                 record.exec, record.lease_ms = "", float("-inf")
                 record.attempt -= 1
+                record.queued_ms = self._clock_ms()
         self._suspects.pop(worker, None)
         self._arrived.set()
 
@@ -259,6 +262,8 @@ class MemoryQueue:
             late=Deadline.RUN if left is not None and left <= 0 else late,
             left_ms=left,
             alone=record.alone,
+            waited_ms=now - record.queued_ms,
+            trace=record.trace,
         )
 
     def _owned(self, delivery: Delivery) -> _Record | None:

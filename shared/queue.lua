@@ -1,6 +1,7 @@
--- The queue inside Redis: one script, the verb in ARGV[1]. Every change of state is one call, so it happens whole or
--- not at all, and sending it again (a retry after a lost reply) changes nothing more.
--- keys.py, which documents every key, and line.lua, which says who is served next, are put in front of this file.
+-- The queue inside Redis: a script for each verb. Every change of state is one call, so it happens whole or not at all,
+-- and sending it again (a retry after a lost reply) changes nothing more.
+-- scripts.py puts each together from this file, line.lua, which says who is served next, limits.lua, and the names of
+-- keys.py, which documents them. It goes by definitions at the left margin.
 --
 -- A job is owned by whoever holds its `exec`, a token new with every claim. Nothing is written for a job without it.
 -- An owner keeps a job by renewing its lease, by Redis's clock. A job's stream entry is named by `sid`. The list
@@ -16,6 +17,9 @@ local SUSPECT_TTL_S = 3600
 local TIMELINE_MAX = 8000
 local SYNC_MAX = 256
 local SWEEP_MAX = 10000
+local WAKES_MAX = 64
+local LULL = 4
+local WAKE_TTL_S = 3600
 
 -- The job's history: a line of milliseconds and words for each thing that happened to it.
 local function note(job, words)
@@ -31,6 +35,19 @@ end
 local function drop_entry(model, sid)
   redis.call('XDEL', stream_key(model), sid)
   if redis.call('XLEN', stream_key(model)) == 0 then redis.call('DEL', stream_key(model)) end
+end
+
+-- One waiting worker for one job: whoever is told takes the job, or finds that another one has. A thousand idle workers
+-- must not all look at each.
+local function wake(model)
+  if redis.call('LLEN', wake_key(model)) >= WAKES_MAX then return end
+  redis.call('RPUSH', wake_key(model), 1)
+  redis.call('EXPIRE', wake_key(model), WAKE_TTL_S)
+end
+
+-- Off the list of those that wait.
+local function unlist(model, id, sid)
+  take_out(queue_key(model), id, sid, function(other) return redis.call('HGET', job_key(other), 'sid') end)
 end
 
 -- Is this waiting id represented by a live stream entry? One with an exec was claimed once already: RQ's clean-up
@@ -60,19 +77,21 @@ local function add_entry(model, id)
   end
   note(job, 'queued')
   join(model, id, sid)
+  wake(model)
 end
 
--- The first index of the list's unstreamed tail, by galloping back from its end and bisecting.
+-- The first index of the list's unstreamed tail, by galloping back from its end and bisecting. Counted from the end:
+-- Redis 6.2 walks to a positive index from the head.
 local function tail_start(queue, stream, length)
   local low, high, step = -1, length - 1, 1
   while high > 0 do
     local probe = math.max(length - 1 - step, 0)
-    if streamed(stream, redis.call('LINDEX', queue, probe)) then low = probe break end
+    if streamed(stream, redis.call('LINDEX', queue, probe - length)) then low = probe break end
     high, step = probe, step * 2
   end
   while high - low > 1 do
     local middle = math.floor((low + high) / 2)
-    if streamed(stream, redis.call('LINDEX', queue, middle)) then low = middle else high = middle end
+    if streamed(stream, redis.call('LINDEX', queue, middle - length)) then low = middle else high = middle end
   end
   return high
 end
@@ -84,10 +103,13 @@ local function sync(model)
   if length == 0 then return end
   if not streamed(stream, redis.call('LINDEX', queue, -1)) then
     local first = tail_start(queue, stream, length)
-    for _, id in ipairs(redis.call('LRANGE', queue, first, math.min(first + SYNC_MAX, length) - 1)) do
+    local ids = {}
+    for i = first, math.min(first + SYNC_MAX, length) - 1 do ids[#ids + 1] = redis.call('LINDEX', queue, i - length) end
+    for _, id in ipairs(ids) do
       if not streamed(stream, id) then add_entry(model, id) end
     end
   end
+  if streamed(stream, redis.call('LINDEX', queue, 0)) then return end
   for _, id in ipairs(redis.call('LRANGE', queue, 0, SYNC_MAX - 1)) do
     if streamed(stream, id) then break end
     add_entry(model, id)
@@ -153,16 +175,24 @@ local function close(model, id, status, iso, ttl_s)
   note(job, status)
 end
 
+-- The longest time that plausibly lies between two ends: some times what this job took, over how many ran beside it.
+local function lull(model, id)
+  local h = redis.call('HMGET', job_key(id), 'deadline_ms', 'run_ms')
+  if not h[1] then return math.huge end
+  local took = now_ms() - (h[1] - h[2])
+  return LULL * took / (redis.call('ZCARD', leases_key(model)) + 1)
+end
+
 -- What a claimed job really took, instead of what it was thought to take.
 local function correct(model, id, tokens)
   local place = place_of(job_key(id))
   charge_both(model, place, tokens - place.cost)
   correct_limits(id, math.floor(tokens - place.cost))
-  note_rate(model, tokens)
+  note_rate(model, tokens, lull(model, id))
 end
 
 local function fields_from(first)
-  local fields = {}
+  local fields = { idempotency = '', subscribers = '', tenant = '' }   -- as far as there is nothing to say
   for i = first, #ARGV, 2 do fields[ARGV[i]] = ARGV[i + 1] end
   return fields
 end
@@ -227,16 +257,18 @@ function verbs.attach(id, channel)
   return subscribe(id, channel) or ''
 end
 
--- What a claim answers for a job: {id, attempt, payload, log, late, milliseconds left to run, alone}
+-- What a claim answers for a job: {id, attempt, payload, log, late, milliseconds left to run, alone, milliseconds
+-- since it was queued or handed over, trace context}
 local function delivery(id)
   local job, now = job_key(id), now_ms()
-  local h = redis.call('HMGET', job, 'sid', 'attempt', 'payload', 'patience_ms', 'deadline_ms', 'alone')
+  local h = redis.call('HMGET', job, 'sid', 'attempt', 'payload', 'patience_ms', 'deadline_ms', 'alone', 'trace')
   local late = ''
   local waited = now - string.match(h[1], '^%d+')  -- an entry's id is the time it was queued
   if h[2] == '1' and waited > tonumber(h[4] or 0) then late = 'queue' end
   local left = h[5] and h[5] - now or ''
   if left ~= '' and left <= 0 then late = 'run' end
-  return { id, tonumber(h[2]), h[3] or '', redis.call('LRANGE', log_key(id), 0, -1), late, left, h[6] and 1 or 0 }
+  local log = redis.call('LRANGE', log_key(id), 0, -1)
+  return { id, tonumber(h[2]), h[3] or '', log, late, left, h[6] and 1 or 0, waited, h[7] or '' }
 end
 
 local function start(claim, id, attempt)
@@ -303,7 +335,7 @@ local function claim_waiting(claim, sid, id)
     drop_entry(claim.model, sid)
     return nil
   end
-  redis.call('LREM', queue_key(claim.model), 1, id)
+  unlist(claim.model, id, sid)
   return start(claim, id, 1)
 end
 
@@ -322,6 +354,7 @@ local function claim_jobs(claim)
   end
   if redis.call('LLEN', queue_key(model)) == 0 then
     redis.call('DEL', load_key(model))             -- whatever other tools did meanwhile, nobody waits
+    if #ids < claim.limit then redis.call('DEL', wake_key(model)) end
   elseif #ids < claim.limit then                   -- whoever still stands on the list has lost its lane
     for _, id in ipairs(redis.call('LRANGE', queue_key(model), 0, SYNC_MAX - 1)) do
       add_entry(model, id)
@@ -330,7 +363,7 @@ local function claim_jobs(claim)
   return ids
 end
 
--- claim model worker exec iso lease_ms limit attempts_max -> {newest entry, delivery*}. A repeated claim gets the same.
+-- claim model worker exec iso lease_ms limit attempts_max -> delivery*. A repeated claim gets the same.
 function verbs.claim(model, worker, exec, iso, lease_ms, limit, attempts_max)
   local claim = { model = model, worker = worker, exec = exec, iso = iso, lease_ms = tonumber(lease_ms),
                   limit = tonumber(limit), attempts_max = tonumber(attempts_max) }
@@ -347,8 +380,7 @@ function verbs.claim(model, worker, exec, iso, lease_ms, limit, attempts_max)
   if ids[1] and redis.call('EXISTS', worker_key(worker)) == 1 then
     redis.call('HSET', worker_key(worker), 'state', 'busy', 'current_job', ids[1])
   end
-  local newest = redis.call('XREVRANGE', stream_key(model), '+', '-', 'COUNT', 1)[1]
-  local answer = { newest and newest[1] or '0-0' }
+  local answer = {}
   for _, id in ipairs(ids) do answer[#answer + 1] = delivery(id) end
   return answer
 end
@@ -426,7 +458,7 @@ function verbs.renew(worker, iso, ttl_s, lease_ms)
   return lost
 end
 
--- release model worker (id exec)* -> how many. The next claim anywhere goes on with them; a new entry wakes who waits.
+-- release model worker (id exec)* -> how many. The next claim anywhere goes on with them.
 function verbs.release(model, worker)
   local released = 0
   for i = 4, #ARGV, 2 do
@@ -441,6 +473,7 @@ function verbs.release(model, worker)
       redis.call('HSET', job, 'sid', redis.call('XADD', stream_key(model), '*', 'j', id))
       redis.call('XDEL', stream_key(model), h[3])
       note(job, 'released by ' .. worker)
+      wake(model)
       released = released + 1
     end
   end
@@ -455,7 +488,7 @@ local function cancel(id, iso, ttl_s, event, who)
   append_events(id, h[5], redis.call('LLEN', log_key(id)), { event }, outbox)
   note(job_key(id), 'cancelled by ' .. who)
   if status == 'queued' then
-    redis.call('LREM', queue_key(model), 1, id)
+    unlist(model, id, h[3])
     step_out(model, id, h[3] or '')
     correct_limits(id, -place_of(job_key(id)).cost)
     close(model, id, 'canceled', iso, ttl_s)
@@ -499,4 +532,4 @@ function verbs.replay(origin, id)
   return { 'ok', id }
 end
 
-return verbs[ARGV[1]](unpack(ARGV, 2, 12))
+return verbs

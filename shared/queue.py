@@ -66,7 +66,8 @@ class Delivery:
 
     `attempt` counts claims from 1, and from 2 again once the job has got on; `log` holds the events that earlier ones
     have written; `late` names a deadline that has passed already; `left_ms` is what remains of the run deadline.
-    `alone`: workers died of this job or beside it, so it must be computed by itself until it gets on.
+    `alone`: workers died of this job or beside it, so it must be computed by itself until it gets on. `waited_ms`:
+    since it was queued, or handed over. `trace`: the W3C trace context it came with.
     """
 
     job: Job
@@ -76,6 +77,8 @@ class Delivery:
     late: Deadline | None = None
     left_ms: float | None = None
     alone: bool = False
+    waited_ms: float = 0
+    trace: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +102,8 @@ LOST = -1
 
 
 class JobQueue(Protocol):
-    """Every verb is atomic and may be repeated. All raise QueueUnavailable when the queue cannot be reached."""
+    """The side of those who ask. Every verb is atomic and may be repeated. All raise QueueUnavailable when the queue
+    cannot be reached."""
 
     async def enqueue(
         self,
@@ -110,12 +114,30 @@ class JobQueue(Protocol):
         idempotency: Idempotency | None = None,
         allowance: Allowance | None = None,
         view: str = "",
+        trace: str = "",
     ) -> Accepted:
         """Accept the job, or find the one that the idempotency key made before; its events go to `subscriber`, too.
         `view` is kept with the job. Raises QueueFull, LimitReached or IdempotencyKeyReused."""
 
     async def attach(self, job_id: str, *, subscriber: str) -> State | None:
         """Send the job's further events to `subscriber`, too; return its state, None when there is no such job."""
+
+    async def cancel(self, job_id: str, *, by: str = "its client") -> State | None:
+        """End the job as cancelled unless it has ended; return the state it was in, None when there is none."""
+
+    async def leave(self, job_id: str, *, subscriber: str) -> None:
+        """Cancel the job unless somebody else still reads it."""
+
+    async def replay(self, job_id: str, *, as_id: str) -> tuple[State | None, str]:
+        """Run a failed job once more as another one, with the same request and seed, linked to it. Return the state
+        it was in, None when there is none, and the job that replays it, '' when none does. Replayed once only."""
+
+    async def pause(self, model: str, *, paused: bool) -> None:
+        """Claim no more of the model's waiting jobs, or do again; what runs goes on."""
+
+
+class WorkQueue(Protocol):
+    """A worker's side of the same queue."""
 
     async def claim(self, model: str, *, worker: str, limit: int, wait_ms: int = 0) -> list[Delivery]:
         """Take up to `limit` jobs, abandoned ones first, then whose class and tenant were served least; wait that
@@ -134,22 +156,6 @@ class JobQueue(Protocol):
     async def release(self, held: Sequence[Delivery], *, worker: str) -> None:
         """Hand the jobs back, with their logs, for the next claim; costs them no attempt."""
 
-    async def cancel(self, job_id: str, *, by: str = "its client") -> State | None:
-        """End the job as cancelled unless it has ended; return the state it was in, None when there is none."""
-
-    async def leave(self, job_id: str, *, subscriber: str) -> None:
-        """Cancel the job unless somebody else still reads it."""
-
-    async def replay(self, job_id: str, *, as_id: str) -> tuple[State | None, str]:
-        """Run a failed job once more as another one, with the same request and seed, linked to it. Return the state
-        it was in, None when there is none, and the job that replays it, '' when none does. Replayed once only."""
-
-    async def depth(self, model: str) -> int:
-        """How many jobs wait."""
-
-    async def pause(self, model: str, *, paused: bool) -> None:
-        """Claim no more of the model's waiting jobs, or do again; what runs goes on."""
-
 
 class JobChannel(Protocol):
     """How a job's events reach whoever reads them. What is heard may repeat or skip; the log never does."""
@@ -159,6 +165,10 @@ class JobChannel(Protocol):
 
     async def read(self, cursors: Sequence[tuple[str, int]]) -> list[Page]:
         """The log of each job from the given event number on."""
+
+
+class WorkChannel(Protocol):
+    """How a worker hears of what it must let go of."""
 
     def dropped(self, worker: str) -> AsyncIterator[str]:
         """The ids of jobs that were cancelled while this worker ran them."""

@@ -63,14 +63,20 @@ class RedisChannel:
 
     async def _messages(self, channel: str) -> AsyncIterator[bytes]:
         """Messages for ever. A lost connection is made again; what was published meanwhile is not heard."""
+        lost = False
         while True:
             subscription = self._redis.pubsub(ignore_subscribe_messages=True)
             try:
                 await subscription.subscribe(channel)
+                if lost:
+                    log.info("subscribed again", extra={"channel": channel})
+                lost = False
                 async for message in subscription.listen():
                     yield message["data"]
             except (redis.exceptions.RedisError, OSError) as error:
-                log.warning("subscription lost, reconnecting", extra={"channel": channel, "error": str(error)})
+                if not lost:  # said once, however long Redis is away
+                    log.warning("subscription lost, reconnecting", extra={"channel": channel, "error": str(error)})
+                lost = True
                 await asyncio.sleep(RECONNECT_S)
             finally:
                 await subscription.aclose()  # type: ignore[no-untyped-call]

@@ -1,14 +1,12 @@
-"""The queue in Redis: encodes the arguments of `queue.lua` and decodes what it answers. No decision is made here."""
+"""The queue in Redis: encodes the arguments of queue.lua's verbs and decodes what they answer. It decides nothing."""
 
-import itertools
 import math
 import random
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from redis.asyncio import Redis
@@ -17,16 +15,12 @@ from shared import keys, rq_view
 from shared.codec import decode_event, decode_job, encode_event, encode_job
 from shared.errors import DecodeError, IdempotencyKeyReused, LimitReached, QueueFull, QueueUnavailable
 from shared.events import Cancelled, Completed, Deadline, Expired, Failed, Finished, Outcome
-from shared.job import Job, Kind, Priority
+from shared.job import Job, Kind
 from shared.lifecycle import State, after, settling
 from shared.queue import LOST, SETTLED, Accepted, Allowance, Bounds, Delivery, Idempotency, Left, Write, finished
 from shared.redis_client import translated
+from shared.scripts import scripts
 
-HERE = Path(__file__).parent
-CLASSES = ", ".join(f"[{priority.rank}] = {priority.weight}" for priority in Priority)
-SCRIPT = f"local CLASS_WEIGHT = {{ {CLASSES} }}\n{keys.lua_prelude()}" + "".join(
-    (HERE / name).read_text(encoding="utf-8") for name in ("line.lua", "limits.lua", "queue.lua")
-)
 RETRY_AFTER_S = (1, 120)
 JITTER = 0.25  # so that those refused together do not come back together
 VECTORS_TTL_S = 60
@@ -62,19 +56,20 @@ class RedisQueue:
         job_ttl_s: int = 3600,
         failed_ttl_s: int = 7 * 86400,
         worker_ttl_s: int = 10,
-        confirm: tuple[Any, ...] = (),
+        confirm: Callable[[], Awaitable[tuple[Any, ...]]] | None = None,
     ) -> None:
-        """`confirm`: asked after a job is written and before it is accepted, on the same connection; answers how many
-        hold it."""
+        """`confirm` says, once, what is asked after a job is written and before it is accepted, on the same connection:
+        a command that answers how many hold it, or ()."""
         self._redis = client
         self._blocking = blocking or client
-        self._script = client.register_script(SCRIPT)
+        self.scripts = {verb: client.register_script(text) for verb, text in scripts().items()}
         self._lease_ms = lease_ms
         self._attempts_max = attempts_max
         self._job_ttl_s = job_ttl_s
         self._failed_ttl_s = failed_ttl_s
         self._worker_ttl_s = worker_ttl_s
         self._confirm = confirm
+        self._confirmation: tuple[Any, ...] | None = None if confirm else ()
 
     async def enqueue(
         self,
@@ -85,15 +80,17 @@ class RedisQueue:
         idempotency: Idempotency | None = None,
         allowance: Allowance | None = None,
         view: str = "",
+        trace: str = "",
     ) -> Accepted:
-        fields = self._fields(job) | {
+        fields = self.fields(job) | {
             "subscribers": keys.events_channel(subscriber) if subscriber else "",
             "idempotency": idempotency.key if idempotency else "",
             "fingerprint": idempotency.fingerprint if idempotency else "",
             "view": view,
+            "trace": trace,
             **_limits(allowance),
         }
-        flat = itertools.chain.from_iterable(fields.items())
+        flat = _flat(fields)
         answer = await self._call_confirmed("enqueue", job.model, job.id, bounds.jobs_max, bounds.tokens_max, *flat)
         verdict, ahead, wait_s = answer[0].decode(), int(answer[1]), int(answer[2]) / 1000
         if verdict == "reused":
@@ -121,12 +118,12 @@ class RedisQueue:
         return _state(await self._call("attach", job_id, keys.events_channel(subscriber)))
 
     async def claim(self, model: str, *, worker: str, limit: int, wait_ms: int = 0) -> list[Delivery]:
-        claimed, newest = await self._claim(model, worker, limit)
+        claimed = await self._claim(model, worker, limit)
         if claimed or not wait_ms:
             return claimed
         with translated():
-            rung = await self._blocking.xread({keys.stream(model): newest}, count=1, block=wait_ms)
-        return (await self._claim(model, worker, limit))[0] if rung else []
+            woken: Any = await self._blocking.blpop([keys.wake(model)], timeout=wait_ms / 1000)
+        return await self._claim(model, worker, limit) if woken else []
 
     async def renew(self, held: Sequence[Delivery], *, worker: str) -> list[str]:
         flat = [x for d in held for x in (d.job.model, d.job.id, d.exec)]
@@ -180,14 +177,8 @@ class RedisQueue:
         if not payload:
             return _state(status or b""), ""
         job = replace(decode_job(payload), id=as_id, created_ms=int(time.time() * 1000))
-        fields = self._fields(job) | {
-            "subscribers": "",
-            "idempotency": "",
-            "fingerprint": "",
-            "view": view or "",
-            "replay_of": job_id,
-        }
-        answer = await self._call("replay", job_id, as_id, *itertools.chain.from_iterable(fields.items()))
+        fields = self.fields(job) | {"view": view or "", "replay_of": job_id}
+        answer = await self._call("replay", job_id, as_id, *_flat(fields))
         verdict, replayed_as = answer[0].decode(), answer[1].decode()
         return (State.FAILED if verdict in ("ok", "replayed") else _state(answer[0])), replayed_as
 
@@ -199,7 +190,8 @@ class RedisQueue:
         with translated():
             await (self._redis.set(keys.paused(model), 1) if paused else self._redis.delete(keys.paused(model)))
 
-    def _fields(self, job: Job) -> dict[str, Any]:
+    def fields(self, job: Job) -> dict[str, Any]:
+        """Of a job's hash, as `enqueue` writes them where they say something."""
         return rq_view.job_fields(job, iso_now(), self._failed_ttl_s) | {
             "payload": encode_job(job),
             "created_ms": job.created_ms,
@@ -210,8 +202,8 @@ class RedisQueue:
             "output_max": -1 if job.output_tokens_max is None else job.output_tokens_max,
             "patience_ms": job.patience_ms,
             "run_ms": job.run_ms,
-            "keep_s": job.keep_s,
-            "notify": int(job.notify),
+            "keep_s": job.keep_s or "",
+            "notify": int(job.notify) or "",
         }
 
     def _ttl_s(self, job: Job, outcome: Outcome) -> int:
@@ -225,18 +217,15 @@ class RedisQueue:
             case _:
                 return self._job_ttl_s
 
-    async def _claim(self, model: str, worker: str, limit: int) -> tuple[list[Delivery], str]:
-        """What was claimed, and the newest entry of the stream."""
+    async def _claim(self, model: str, worker: str, limit: int) -> list[Delivery]:
         token = uuid.uuid4().hex
-        newest, *rows = await self._call(
-            "claim", model, worker, token, iso_now(), self._lease_ms, limit, self._attempts_max
-        )
+        rows = await self._call("claim", model, worker, token, iso_now(), self._lease_ms, limit, self._attempts_max)
         claimed = [await self._delivery(model, worker, token, row) for row in rows]
-        return [delivery for delivery in claimed if delivery], newest.decode()
+        return [delivery for delivery in claimed if delivery]
 
     async def _delivery(self, model: str, worker: str, token: str, row: list[Any]) -> Delivery | None:
         """What a claim answered; a job that cannot be read fails at once and keeps its raw bytes."""
-        job_id, attempt, payload, log, late, left_ms, alone = row
+        job_id, attempt, payload, log, late, left_ms, alone, waited_ms, trace = row
         try:
             return Delivery(
                 job=decode_job(payload),
@@ -246,6 +235,8 @@ class RedisQueue:
                 late=Deadline(late.decode()) if late else None,
                 left_ms=None if left_ms == b"" else float(left_ms),
                 alone=bool(alone),
+                waited_ms=waited_ms,
+                trace=trace.decode(),
             )
         except DecodeError as error:
             event = encode_event(Finished(seq=len(log), outcome=Failed(code="internal_error", message=str(error))))
@@ -255,12 +246,14 @@ class RedisQueue:
 
     async def _call_confirmed(self, verb: str, *arguments: Any) -> Any:
         """Raises QueueUnavailable when nobody confirms; what was written stays until it is cancelled."""
-        if not self._confirm:
+        if self._confirm and self._confirmation is None:
+            self._confirmation = await self._confirm()
+        if not self._confirmation:
             return await self._call(verb, *arguments)
         with translated():
             async with self._redis.pipeline(transaction=False) as pipe:
-                await self._script(args=[verb, *arguments], client=pipe)
-                pipe.execute_command(*self._confirm)
+                await self.scripts[verb](args=[verb, *arguments], client=pipe)
+                pipe.execute_command(*self._confirmation)
                 answer, held = await pipe.execute()
         if not (held[0] if isinstance(held, list) else held):
             raise QueueUnavailable("the job was written, but neither disk nor replica confirmed it in time")
@@ -268,10 +261,15 @@ class RedisQueue:
 
     async def _call(self, verb: str, *arguments: Any) -> Any:
         with translated():
-            return await self._script(args=[verb, *arguments])
+            return await self.scripts[verb](args=[verb, *arguments])
 
 
 CANCELLED = encode_event(Finished(seq=0, outcome=Cancelled()))
+
+
+def _flat(fields: dict[str, Any]) -> list[Any]:
+    """Names and values in turn, without those that say nothing: each would take 60 bytes of Redis's memory."""
+    return [part for name, value in fields.items() if value != "" for part in (name, value)]
 
 
 def _limits(allowance: Allowance | None) -> dict[str, str]:

@@ -12,10 +12,16 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="PENSTOCK_", frozen=True, extra="ignore")
 
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="where the queue lives")
+    shard_urls: str = Field(
+        "", description="for the API: more Redis, separated by spaces, each with the models of the workers there"
+    )
     host: str = Field("127.0.0.1", description="address the API listens on")
     port: int = Field(8000, ge=0, le=65535, description="port the API listens on")
     worker_host: str = Field("127.0.0.1", description="address of a worker's health and metrics")
     worker_port: int = Field(0, ge=0, le=65535, description="port of a worker's health and metrics; 0 picks a free one")
+    otlp_endpoint: str = Field(
+        "", description="where OpenTelemetry traces go, like http://collector:4318; empty for nowhere"
+    )
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="DEBUG, INFO, WARNING or ERROR")
 
     queue_jobs_max: int = Field(10_000, ge=1, description="jobs that may wait per model before 429")
@@ -102,6 +108,11 @@ class Settings(BaseSettings):
     trust_remote_code: bool = Field(False, description="run Python code that a model's folder brings")
     scripted_step_ms: float = Field(0, ge=0, description="scripted engine: duration of a step")
     scripted_tokens: int = Field(64, ge=1, description="scripted engine: length of an answer without max_tokens")
+
+    @property
+    def redis_urls(self) -> list[str]:
+        """Those of the API: the home of all that belongs to no model first."""
+        return [self.redis_url, *self.shard_urls.split()]
 
     def queue_deadline(self, priority: str) -> float:
         """Seconds."""

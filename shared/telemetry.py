@@ -1,19 +1,40 @@
-"""Metrics (Prometheus) and logs (one JSON object a line). No prompt, no answer and no key ever goes into either."""
+"""Metrics for Prometheus, with their units in their names."""
 
-import logging
-import sys
-import time
+import asyncio
 from collections.abc import Iterable
-from typing import Any
+from typing import get_args
 
-import orjson
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from shared.demand import Demand
+from shared.events import Outcome
 
+MOMENTS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+WAITS = (0.01, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 4 * 3600, 24 * 3600)
 BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+LOOP_WATCH_S = 0.25
+FOUND_LOST = ("cancelled", "renewal", "write", "claim")
+OUTCOMES = tuple(outcome.__name__.lower() for outcome in get_args(Outcome))
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def _redis_errors(registry: CollectorRegistry) -> Counter:
+    return Counter("penstock_redis_errors", "calls that Redis did not serve", registry=registry)
+
+
+def _loop_lag(registry: CollectorRegistry) -> Histogram:
+    about = "how late the event loop gets to what is due"
+    return Histogram("penstock_loop_lag_seconds", about, buckets=MOMENTS, registry=registry)
+
+
+async def watch_loop(lag: Histogram) -> None:
+    """Measure, for ever, how late this event loop is."""
+    loop = asyncio.get_running_loop()
+    while True:
+        due = loop.time() + LOOP_WATCH_S
+        await asyncio.sleep(LOOP_WATCH_S)
+        lag.observe(max(loop.time() - due, 0))
 
 
 class WorkerMetrics:
@@ -34,6 +55,7 @@ class WorkerMetrics:
         self.blocks = Gauge(
             "penstock_cache_blocks_used", "blocks of the key-value cache in use", ["model"], registry=registry
         )
+        self.blocks_max = Gauge("penstock_cache_blocks", "blocks of the key-value cache", ["model"], registry=registry)
         self.preempted = Counter(
             "penstock_preempted_sequences", "sequences that gave their blocks back", ["model"], registry=registry
         )
@@ -44,13 +66,46 @@ class WorkerMetrics:
         self.tokens = Counter("penstock_generated_tokens", "tokens sampled", ["model"], registry=registry)
         self.prefill = Counter("penstock_prefill_tokens", "prompt tokens computed", ["model"], registry=registry)
         self.jobs = Counter("penstock_jobs", "jobs ended here, by outcome", ["model", "outcome"], registry=registry)
+        self.failed = Counter(
+            "penstock_failed_jobs", "jobs that failed here, by reason", ["model", "code"], registry=registry
+        )
+        self.queued = Histogram(
+            "penstock_queue_wait_seconds",
+            "from a job's arrival to its first claim",
+            ["model", "priority"],
+            buckets=WAITS,
+            registry=registry,
+        )
+        self.redelivered = Counter(
+            "penstock_redelivered_jobs", "jobs that were at another worker before", ["model"], registry=registry
+        )
         self.lost = Counter(
-            "penstock_lost_deliveries", "jobs cancelled or taken over while here", ["model"], registry=registry
+            "penstock_lost_deliveries",
+            "jobs no longer ours, by how that was found: cancelled, or a lease lost at renewal, write or claim",
+            ["model", "found"],
+            registry=registry,
+        )
+        self.fenced = Counter(
+            "penstock_fenced_writes",
+            "writes that Redis refused: the job was another's by then",
+            ["model"],
+            registry=registry,
         )
         self.wasted = Counter(
             "penstock_wasted_tokens", "tokens sampled for jobs that were no longer here", ["model"], registry=registry
         )
-        self.redis_errors = Counter("penstock_redis_errors", "calls that Redis did not serve", registry=registry)
+        self.redis_errors = _redis_errors(registry)
+        self.loop_lag = _loop_lag(registry)
+
+    def begin(self, model: str) -> None:
+        """Show zero for what may happen to its jobs: a counter that appears with its first event hides that event from
+        Prometheus's `rate` and `increase`."""
+        for counter in (self.redelivered, self.fenced, self.wasted):
+            counter.labels(model)
+        for outcome in OUTCOMES:
+            self.jobs.labels(model, outcome)
+        for found in FOUND_LOST:
+            self.lost.labels(model, found)
 
     def page(self) -> bytes:
         return generate_latest(self.registry)
@@ -60,9 +115,32 @@ class ApiMetrics:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         self.requests = Counter("penstock_http_requests", "answered requests", ["route", "status"], registry=registry)
+        self.request_seconds = Histogram(
+            "penstock_http_request_seconds",
+            "from a request's head to the end of its answer",
+            ["route"],
+            buckets=SECONDS,
+            registry=registry,
+        )
         self.open_streams = Gauge("penstock_open_streams", "jobs whose events are being relayed", registry=registry)
         self.first_token = Histogram(
-            "penstock_time_to_first_token_seconds", "from request to first text", buckets=SECONDS, registry=registry
+            "penstock_time_to_first_token_seconds",
+            "from request to first text of a stream",
+            ["model"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.between_tokens = Histogram(
+            "penstock_inter_token_latency_seconds",
+            "between two texts of a stream",
+            ["model"],
+            buckets=MOMENTS,
+            registry=registry,
+        )
+        self.relay_lag = Gauge(
+            "penstock_relay_lag_seconds",
+            "how long the oldest event heard here waits to be passed on",
+            registry=registry,
         )
         self.events = Counter("penstock_relayed_events", "events passed to clients", registry=registry)
         self.refills = Counter(
@@ -71,6 +149,17 @@ class ApiMetrics:
         self.refused = Counter(
             "penstock_refused_requests", "requests dropped, by reason", ["reason"], registry=registry
         )
+        self.redis_errors = _redis_errors(registry)
+        self.redis_up = Gauge(
+            "penstock_redis_up",
+            "1 while this Redis answers and would lose no job; 0 is the home",
+            ["redis"],
+            registry=registry,
+        )
+        self.redis_memory = Gauge(
+            "penstock_redis_memory_ratio", "how much of its memory this Redis uses", ["redis"], registry=registry
+        )
+        self.loop_lag = _loop_lag(registry)
         self.queue = QueueMetrics(registry)
 
     def page(self) -> bytes:
@@ -102,30 +191,3 @@ class QueueMetrics:
             self.running.labels(demand.model).set(demand.running_jobs)
             self.workers.labels(demand.model).set(demand.workers)
             self.wanted.labels(demand.model).set(demand.workers_wanted(target_wait_s))
-
-
-_PLAIN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "color_message"}
-
-
-class JsonLines(logging.Formatter):
-    """A fixed message plus the fields given as `extra`."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        fields: dict[str, Any] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        fields |= {name: value for name, value in record.__dict__.items() if name not in _PLAIN}
-        if record.exc_info:
-            fields["traceback"] = self.formatException(record.exc_info)
-        return orjson.dumps(fields, default=str).decode()
-
-
-def configure_logging(level: str) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    logging.basicConfig(level=level, handlers=[handler], force=True)
-    for noisy, loud in (("httpx", "WARNING"), ("uvicorn.access", "WARNING"), ("bitsandbytes", "ERROR")):
-        logging.getLogger(noisy).setLevel(loud)

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from workers.openmp import spare_other_processes
 spare_other_processes()
 if importlib.util.find_spec("triton") and not Path("/dev/nvidia0").exists():
     os.environ["TRITON_INTERPRET"] = "1"
+ROOT = Path(__file__).parents[1]
 SERVERS = ["embedded", "system"]
 
 
@@ -62,3 +64,15 @@ async def client(redis_server: EmbeddedRedis) -> AsyncIterator[Redis]:
     await connection.flushall()
     yield connection
     await connection.aclose()
+
+
+@pytest.fixture
+def release_before(tmp_path: Path) -> Path:
+    """The code of the last release. Only a checkout without history may lack it."""
+    from bench.chaos.rolling import PREVIOUS, checked_out
+
+    asked = ["git", "rev-list", "--count", "HEAD"]
+    counted = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True)
+    if counted.returncode or counted.stdout.strip() == "1" or (ROOT / ".git" / "shallow").exists():
+        pytest.skip("this checkout has no history: git fetch --unshallow")
+    return checked_out(PREVIOUS, tmp_path / "before")

@@ -29,6 +29,10 @@ def quantiles(metric: str, by: str = "") -> dict[str, str]:
     }
 
 
+def quantile_of(q: float, metric: str) -> str:
+    return f"histogram_quantile({q}, sum by (le) (rate({metric}_bucket[$__rate_interval])))"
+
+
 def rate(metric: str, by: str) -> str:
     return f"sum by ({by}) (rate({metric}{{{MODEL}}}[$__rate_interval]))"
 
@@ -57,6 +61,12 @@ ROWS: dict[str, list[Panel]] = {
             },
         ),
         Panel(
+            "Wait before the first claim",
+            "Of the jobs that were claimed.",
+            "s",
+            quantiles("penstock_queue_wait_seconds", "model"),
+        ),
+        Panel(
             "Tokens that wait",
             "Of prompts and, as far as can be told, of answers.",
             "short",
@@ -80,7 +90,13 @@ ROWS: dict[str, list[Panel]] = {
             "Time to first token",
             "From the request to the first text, waiting included.",
             "s",
-            quantiles("penstock_time_to_first_token_seconds"),
+            quantiles("penstock_time_to_first_token_seconds", "model"),
+        ),
+        Panel(
+            "Between two tokens",
+            "As streams bring them.",
+            "s",
+            quantiles("penstock_inter_token_latency_seconds", "model"),
         ),
         Panel(
             "Requests",
@@ -128,23 +144,54 @@ ROWS: dict[str, list[Panel]] = {
             "short",
             {
                 "{{model}} used": f"sum by (model) (penstock_cache_blocks_used{{{MODEL}}})",
+                "{{model}} in all": f"sum by (model) (penstock_cache_blocks{{{MODEL}}})",
                 "{{model}} preempted/s": rate("penstock_preempted_sequences_total", "model"),
             },
         ),
+    ],
+    "Faults": [
         Panel(
-            "Moved jobs, failed steps",
-            "Jobs that left the worker which had them: lost leases, cancels, hand-overs.",
+            "Jobs that moved",
+            "Left the worker that had them, by how it noticed; came to another; writes that came too late.",
             "ops",
             {
-                "{{model}} moved": rate("penstock_lost_deliveries_total", "model"),
-                "{{model}} failed steps": rate("penstock_failed_steps_total", "model"),
+                "{{model}} {{found}}": rate("penstock_lost_deliveries_total", "model, found"),
+                "{{model}} redelivered": rate("penstock_redelivered_jobs_total", "model"),
+                "{{model}} late writes": rate("penstock_fenced_writes_total", "model"),
+            },
+        ),
+        Panel(
+            "Failures",
+            "Jobs by reason, and engine steps.",
+            "ops",
+            {
+                "{{model}} {{code}}": rate("penstock_failed_jobs_total", "model, code"),
+                "{{model}} steps": rate("penstock_failed_steps_total", "model"),
+            },
+        ),
+        Panel(
+            "Lag",
+            "How late event loops are, of API and workers; how long events wait in an API to be passed on.",
+            "s",
+            {
+                "loops, p99": quantile_of(0.99, "penstock_loop_lag_seconds"),
+                "relay, worst": "max(penstock_relay_lag_seconds)",
             },
         ),
         Panel(
             "Redis errors",
-            "Calls of workers that Redis did not serve.",
+            "Calls that Redis did not serve.",
             "ops",
             {"errors/s": "sum(rate(penstock_redis_errors_total[$__rate_interval]))"},
+        ),
+        Panel(
+            "Redis",
+            "1 while it answers and would lose no job, and how much of its memory is used. 0 is the home.",
+            "short",
+            {
+                "{{redis}} up": "min by (redis) (penstock_redis_up)",
+                "{{redis}} memory": "max by (redis) (penstock_redis_memory_ratio)",
+            },
         ),
     ],
 }

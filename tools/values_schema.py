@@ -26,6 +26,7 @@ OWN = {
     "kedaNamespace",
     "monitoringNamespace",
     "ingressNamespaces",
+    "shards",
 }
 CHOICES = {
     "image.pullPolicy": ["Always", "IfNotPresent", "Never"],
@@ -34,9 +35,22 @@ CHOICES = {
     "modelDefaults.autoscaling.trigger": ["admin", "prometheus", "redis-streams"],
     "api.service.type": ["ClusterIP", "NodePort", "LoadBalancer"],
 }
+REDIS_URL = r"rediss?(\+sentinel)?://.*"
 PATTERNS = {
     "redis.password": "^[A-Za-z0-9._~-]*$",  # it becomes part of a URL
-    "externalRedis.url": "^(|rediss?://.*|redis\\+sentinel://.*)$",
+    "externalRedis.url": f"^(|{REDIS_URL})$",
+}
+SHARDS = {
+    "additionalProperties": {
+        "type": "object",
+        "additionalProperties": False,
+        "minProperties": 1,
+        "properties": {
+            "url": {"type": "string", "pattern": f"^{REDIS_URL}$"},
+            "existingSecret": {"type": "string", "minLength": 1},
+            "existingSecretKey": {"type": "string", "minLength": 1},
+        },
+    }
 }
 MODEL_NAME = "^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$"
 TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
@@ -66,7 +80,7 @@ def settings_schema() -> dict[str, Any]:
     known = {
         name: {key: value for key, value in field.items() if key != "title"}
         for name, field in sorted(made.items())
-        if name != "redis_url"
+        if name not in ("redis_url", "shard_urls")
     }
     return {"type": "object", "additionalProperties": False, "properties": known}
 
@@ -78,7 +92,7 @@ def schema_of(value: Any, path: str, told: dict[str, str]) -> dict[str, Any]:
         return {**about, "$ref": "#/definitions/settings"}
     if isinstance(value, dict):
         if name in OWN:
-            return {**about, "type": "object"}
+            return {**about, "type": "object", **(SHARDS if name == "shards" else {})}
         parts = {key: schema_of(part, f"{path}.{key}" if path else key, told) for key, part in value.items()}
         return {**about, "type": "object", "additionalProperties": False, "properties": parts}
     if isinstance(value, list):

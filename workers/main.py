@@ -21,6 +21,7 @@ from shared.redis_queue import RedisQueue, iso_now
 from shared.settings import Settings
 from shared.sockets import listen, url_of
 from shared.telemetry import WorkerMetrics
+from shared.tracing import start_tracing
 from workers.engine.base import EngineBroken
 from workers.health import HealthServer
 from workers.models import Loaded, ModelSpec, load, load_engine
@@ -37,6 +38,7 @@ def run(specs: Sequence[ModelSpec], settings: Settings) -> None:
     if world() > 1 and (len(specs) > 1 or specs[0].source == "scripted"):
         raise SettingsError("MODEL: under torchrun a worker serves one model, and not the scripted engine")
     if rank() == 0:
+        start_tracing(settings, service="penstock-worker")
         asyncio.run(serve(specs, settings))
     else:
         _follow(specs[0], settings)

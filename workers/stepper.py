@@ -59,6 +59,7 @@ class Stepper:
         self._prefill = metrics.prefill.labels(model)
         self._waiting = metrics.waiting.labels(model)
         self._blocks = metrics.blocks.labels(model)
+        metrics.blocks_max.labels(model).set(engine.limits.blocks)
         self._preempted = metrics.preempted.labels(model)
         self._shared = metrics.shared.labels(model)
         self._faults = metrics.faults.labels(model)

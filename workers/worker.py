@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from shared.errors import InvalidRequest, QueueUnavailable
 from shared.events import Deadline, Delta, Event, Expired, Failed, Finished, Outcome
 from shared.job import Kind, ModelInfo
-from shared.queue import LOST, SETTLED, Delivery, JobChannel, JobQueue, Write
+from shared.queue import LOST, SETTLED, Delivery, WorkChannel, WorkQueue, Write
 from shared.settings import Settings
 from shared.tasks import end
-from shared.telemetry import WorkerMetrics
+from shared.telemetry import WorkerMetrics, watch_loop
+from workers.attempt import Attempt
 from workers.embedding import Embedding
 from workers.engine.base import Engine, EngineBroken
 from workers.generation import Generation
@@ -53,8 +54,8 @@ class Worker:
         name: str,
         models: Sequence[Loaded],
         *,
-        queue: JobQueue,
-        channel: JobChannel,
+        queue: WorkQueue,
+        channel: WorkChannel,
         announce: Callable[[], Awaitable[None]],
         settings: Settings,
         metrics: WorkerMetrics,
@@ -70,6 +71,7 @@ class Worker:
         self._outbox = Outbox(self._loop, steps_max=settings.outbox_steps_max)
         self._served = {served.info.name: served for model in models for served in self._serve(model)}
         self._held: dict[str, Delivery] = {}  # every job that is ours, from its claim on
+        self._attempts: dict[str, Attempt] = {}  # their traces
         self._turns: dict[str, Turn] = {}  # those of them that the engine knows
         self._records: dict[str, list[Event]] = {}  # what was written of each, should Redis lose the end of a log
         self._timers: dict[str, asyncio.TimerHandle] = {}  # until their run deadlines
@@ -77,6 +79,7 @@ class Worker:
         self._quiet = asyncio.Event()
         self._hurry = asyncio.Event()
         self._renewed_at = asyncio.get_running_loop().time()
+        self._redis_lost = False
 
     async def run(self) -> None:
         """Serve until `stop` is called, then drain and release."""
@@ -86,7 +89,8 @@ class Worker:
         async with asyncio.TaskGroup() as tasks:
             intakes = [tasks.create_task(self._intake(served)) for served in self._served.values()]
             outlet = tasks.create_task(self._outlet())
-            forever = [outlet, tasks.create_task(self._heartbeat()), tasks.create_task(self._obey_drops())]
+            work = (self._heartbeat(), self._obey_drops(), watch_loop(self._metrics.loop_lag))
+            forever = [outlet, *[tasks.create_task(each) for each in work]]
             await asyncio.wait(intakes)
             await self._drain()
             await self._release(outlet)
@@ -122,9 +126,10 @@ class Worker:
                 continue
             claimed = await self._claim(served, room)
             # A job that comes again was lost before we heard of it: what was made of it here no longer counts.
-            self._drop([known for d in claimed if (known := self._held.get(d.job.id))])
+            self._drop([known for d in claimed if (known := self._held.get(d.job.id))], found="claim")
             # Held before any is encoded: encoding may take longer than a lease.
-            self._held |= {delivery.job.id: delivery for delivery in claimed}
+            for delivery in claimed:
+                self._hold(delivery)
             for delivery in claimed:
                 if self._holds(delivery):
                     await self._accept(served, delivery)
@@ -139,6 +144,8 @@ class Worker:
             metrics=self._metrics,
             room=self._wake_intakes,
         )
+        for info in model.infos:
+            self._metrics.begin(info.name)
         return [Served(info, model.engine, stepper) for info in model.infos]
 
     def _wake_intakes(self) -> None:
@@ -167,6 +174,15 @@ class Worker:
         except QueueUnavailable as error:
             await self._redis_is_away("claim", error)
             return []
+
+    def _hold(self, delivery: Delivery) -> None:
+        job = delivery.job
+        self._held[job.id] = delivery
+        self._attempts[job.id] = Attempt(delivery, worker=self.name)
+        if delivery.attempt > 1 or delivery.log:
+            self._metrics.redelivered.labels(job.model).inc()
+        else:
+            self._metrics.queued.labels(job.model, job.priority).observe(delivery.waited_ms / 1000)
 
     async def _accept(self, served: Served, delivery: Delivery) -> None:
         if delivery.late:
@@ -206,6 +222,7 @@ class Worker:
                 delivery = update.turn.delivery
                 if self._holds(delivery):
                     self._records.setdefault(delivery.job.id, list(delivery.log)).extend(update.events)
+                    self._attempts[delivery.job.id].wrote(update.events)
             running = [u for u in updates if not isinstance(u.events[-1], Finished)]
             if running:
                 await self._append([_write(update) for update in running])
@@ -231,7 +248,8 @@ class Worker:
     def _lose(self, write: Write) -> None:
         wasted = sum(len(event.token_ids) for event in write.events if isinstance(event, Delta))
         self._metrics.wasted.labels(write.delivery.job.model).inc(wasted)
-        self._drop([write.delivery])
+        self._metrics.fenced.labels(write.delivery.job.model).inc()
+        self._drop([write.delivery], found="write")
 
     def _from(self, length: int, write: Write) -> Write:
         """The same and what was written before it, from the end of its log on."""
@@ -249,15 +267,24 @@ class Worker:
             if answer in (SETTLED, LOST):
                 break
             write = self._from(answer, write)
-        self._forget(write.delivery)
+        if answer == LOST:
+            self._lose(write)
+        else:
+            self._ended(write)
+
+    def _ended(self, write: Write) -> None:
         job, last = write.delivery.job, write.events[-1]
         assert isinstance(last, Finished)
-        outcome = type(last.outcome).__name__.lower() if answer == SETTLED else "lost"
+        outcome = type(last.outcome).__name__.lower()
         self._metrics.jobs.labels(job.model, outcome).inc()
-        log.info(
-            "job ended",
-            extra={"job_id": job.id, "model": job.model, "attempt": write.delivery.attempt, "outcome": outcome},
-        )
+        if isinstance(last.outcome, Failed):
+            self._metrics.failed.labels(job.model, last.outcome.code).inc()
+        about = {"job_id": job.id, "model": job.model, "attempt": write.delivery.attempt, "outcome": outcome}
+        if attempt := self._attempts.get(job.id):
+            attempt.ended(outcome, last)
+            about |= {"trace_id": attempt.trace_id} if attempt.trace_id else {}
+        log.info("job ended", extra=about)
+        self._forget(write.delivery)
 
     async def _heartbeat(self) -> None:
         """Renew every lease, as long as the engines step. Raises EngineBroken when one does not: the process must end,
@@ -272,7 +299,8 @@ class Worker:
                 held = list(self._held.values())
                 lost = set(await self._queue.renew(held, worker=self.name))
                 self._renewed_at = asyncio.get_running_loop().time()
-                self._drop([delivery for delivery in held if delivery.job.id in lost])
+                self._redis_lost = False
+                self._drop([delivery for delivery in held if delivery.job.id in lost], found="renewal")
                 await self._announce()
             except QueueUnavailable as error:
                 await self._redis_is_away("renew", error)
@@ -283,22 +311,24 @@ class Worker:
     async def _obey_drops(self) -> None:
         async for job_id in self._channel.dropped(self.name):
             if delivery := self._held.get(job_id):
-                self._drop([delivery])
+                self._drop([delivery], found="cancelled")
 
     def _holds(self, delivery: Delivery) -> bool:
         return self._held.get(delivery.job.id) is delivery
 
-    def _drop(self, deliveries: Sequence[Delivery]) -> None:
-        """Give up what is no longer ours; its slots are free before the next step."""
+    def _drop(self, deliveries: Sequence[Delivery], *, found: str) -> None:
+        """Give up what is no longer ours; its slots are free before the next step. `found`: how that was noticed."""
         for delivery in filter(self._holds, deliveries):
             if turn := self._turns.get(delivery.job.id):
                 self._served[delivery.job.model].stepper.drop(turn)
-            self._metrics.lost.labels(delivery.job.model).inc()
+            self._metrics.lost.labels(delivery.job.model, found).inc()
+            self._attempts[delivery.job.id].ended("cancelled" if found == "cancelled" else "lost")
             self._forget(delivery)
 
     def _forget(self, delivery: Delivery) -> None:
         if self._holds(delivery):
             del self._held[delivery.job.id]
+            del self._attempts[delivery.job.id]
             self._turns.pop(delivery.job.id, None)
             self._records.pop(delivery.job.id, None)
             if timer := self._timers.pop(delivery.job.id, None):
@@ -322,11 +352,15 @@ class Worker:
             await self._queue.release(list(self._held.values()), worker=self.name)
         except QueueUnavailable as error:
             log.warning("not released; the leases run out by themselves", extra={"error": str(error)})
+        for attempt in self._attempts.values():
+            attempt.ended("released")
         log.info("stopped", extra={"worker": self.name, "released": len(self._held)})
 
     async def _redis_is_away(self, verb: str, error: QueueUnavailable) -> None:
         self._metrics.redis_errors.inc()
-        log.warning("redis does not serve", extra={"verb": verb, "error": str(error)})
+        if not self._redis_lost:  # said once, until a lease is renewed
+            log.warning("redis does not serve", extra={"verb": verb, "error": str(error)})
+        self._redis_lost = True
         await asyncio.sleep(RETRY_S)
 
 

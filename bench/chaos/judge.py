@@ -15,7 +15,7 @@ from bench.chaos.story import Story, Way
 from shared.lifecycle import TERMINAL, State
 
 # What may stay without a lifetime: the deployment's names, see shared/keys.py.
-LASTING = re.compile(r"rq:queues|rq:workers(:.*)?|penstock:models|rq:(failed|finished|canceled):.*")
+LASTING = re.compile(r"rq:queues|rq:workers(:.*)?|penstock:models|penstock:keys:salt|rq:(failed|finished|canceled):.*")
 DEADLINE_S = 65.0  # of a story: no fault lasts longer than half of it
 
 

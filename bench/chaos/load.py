@@ -76,7 +76,7 @@ class Load:
         """Until every story has been told to its end."""
         self.stop()
         while self._running:
-            await asyncio.wait(list(self._running))
+            await asyncio.gather(*self._running)
 
     def add(self, story: Story) -> asyncio.Task[None]:
         """One more, beside the others."""

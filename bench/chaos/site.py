@@ -83,7 +83,7 @@ class Site:
         self.workers: list[Process] = []
         self.apis: list[tuple[Process, str]] = []
         self.base_fds: dict[int, int] = {}
-        self._code = code
+        self.code = code
         self._counted = 0
         self._settings = {f"PENSTOCK_{name.upper()}": str(value) for name, value in settings.items()}
         self._redis_client: redis.Redis | None = None
@@ -173,11 +173,11 @@ class Site:
 
     def _spawn(self, arguments: list[str], environment: Mapping[str, str], log: str) -> Process:
         shared = {"PENSTOCK_REDIS_URL": self.proxy.url, "PENSTOCK_LOG_LEVEL": "WARNING", "OMP_NUM_THREADS": "1"}
-        shared |= {"PYTHONPATH": str(self.folder / "skew"), "CHAOS_CODE": str(self._code)}
+        shared |= {"PYTHONPATH": str(self.folder / "skew"), "CHAOS_CODE": str(self.code)}
         if arguments[0] == "worker" and self.model == "scripted":
             shared["CHAOS_COUNT"] = str(self.folder / "counts")
         given = {**shared, **self._settings, **environment}
-        return Process(arguments, code=self._code, environment=given, log=self.folder / log)
+        return Process(arguments, code=self.code, environment=given, log=self.folder / log)
 
 
 def _ready(base: str) -> bool:

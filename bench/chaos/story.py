@@ -156,8 +156,12 @@ class Teller:
                 story.job_ids.append(job_id)
                 story.accepted = time.monotonic()
         if answer.status != 200:
-            error = json.loads(await answer.body())["error"]
-            story.problem = str(error["code"])
+            body = await answer.body()
+            try:
+                story.problem = str(json.loads(body)["error"]["code"])
+            except ValueError:
+                story.wrongs.append(f"status {answer.status} with {body[:80]!r} from {story.base}")
+                return False
             if answer.status in (429, 503) or (answer.status == 404 and story.way is Way.RESUME):
                 await asyncio.sleep(min(float(answer.headers.get("retry-after", RETRY_S)), 1.0))
                 return False

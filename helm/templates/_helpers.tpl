@@ -67,7 +67,18 @@ capabilities: {drop: [ALL]}
 {{- .Values.redis.existingSecret | default (printf "%s-redis" (include "penstock.name" .)) -}}
 {{- end }}
 
-{{/* The password is expanded by the kubelet, and never part of an object. */}}
+{{/* A variable with a URL of `from`: in plain, or in a Secret. */}}
+{{- define "penstock.urlVariable" -}}
+- name: {{ .name }}
+{{- if .from.existingSecret }}
+  valueFrom:
+    secretKeyRef: {name: {{ .from.existingSecret }}, key: {{ .from.existingSecretKey | default "url" }}}
+{{- else }}
+  value: {{ required .needed .from.url | quote }}
+{{- end }}
+{{- end }}
+
+{{/* The Redis of all. The password is expanded by the kubelet, and never part of an object. */}}
 {{- define "penstock.redisEnvironment" -}}
 {{- if .Values.redis.enabled }}
 - name: REDIS_PASSWORD
@@ -75,13 +86,33 @@ capabilities: {drop: [ALL]}
     secretKeyRef: {name: {{ include "penstock.redisSecret" . }}, key: password}
 - name: PENSTOCK_REDIS_URL
   value: redis://:$(REDIS_PASSWORD)@{{ include "penstock.name" . }}-redis:6379/0
-{{- else if .Values.externalRedis.existingSecret }}
-- name: PENSTOCK_REDIS_URL
-  valueFrom:
-    secretKeyRef: {name: {{ .Values.externalRedis.existingSecret }}, key: {{ .Values.externalRedis.existingSecretKey }}}
 {{- else }}
-- name: PENSTOCK_REDIS_URL
-  value: {{ required "externalRedis.url or externalRedis.existingSecret is needed when redis.enabled is false" .Values.externalRedis.url | quote }}
+{{ include "penstock.urlVariable" (dict "name" "PENSTOCK_REDIS_URL" "from" .Values.externalRedis "needed" "externalRedis.url or externalRedis.existingSecret is needed when redis.enabled is false") }}
+{{- end }}
+{{- end }}
+
+{{/* The Redis of one model: .root, .shard. */}}
+{{- define "penstock.modelRedis" -}}
+{{- if .shard }}
+{{- $from := required (printf "models: shard %s is not in externalRedis.shards" .shard) (get .root.Values.externalRedis.shards .shard) }}
+{{ include "penstock.urlVariable" (dict "name" "PENSTOCK_REDIS_URL" "from" $from "needed" (printf "externalRedis.shards.%s: a url or an existingSecret is needed" .shard)) }}
+{{- else }}
+{{- include "penstock.redisEnvironment" .root }}
+{{- end }}
+{{- end }}
+
+{{/* For the API: the Redis of all, and the shards. */}}
+{{- define "penstock.apiRedis" -}}
+{{- include "penstock.redisEnvironment" . }}
+{{- $urls := list }}
+{{- range $name, $from := .Values.externalRedis.shards }}
+{{- $variable := printf "SHARD_%d" (len $urls) }}
+{{- $urls = append $urls (printf "$(%s)" $variable) }}
+{{ include "penstock.urlVariable" (dict "name" $variable "from" $from "needed" (printf "externalRedis.shards.%s: a url or an existingSecret is needed" $name)) }}
+{{- end }}
+{{- if $urls }}
+- name: PENSTOCK_SHARD_URLS
+  value: {{ join " " $urls | quote }}
 {{- end }}
 {{- end }}
 

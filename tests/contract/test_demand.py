@@ -84,6 +84,19 @@ async def test_jobs_that_run_are_counted_and_those_that_ended_are_not(client: Re
     assert (after.waiting, after.running_jobs) == (1, 0)
 
 
+async def test_a_lull_before_a_burst_is_no_slow_worker(client: Redis) -> None:
+    queue = RedisQueue(client)
+    for _ in range(8):
+        await queue.enqueue(make_job(run_ms=60_000), bounds=BOUNDS)
+    (now_s, _) = await client.time()
+    await client.hset(keys.rate("m"), mapping={"last_ms": (now_s - 50) * 1000, "gap_ms": 10, "tokens": 5})
+    claimed = await queue.claim("m", worker="w", limit=4)
+    await queue.settle(write(claimed[0], done(0)), worker="w")
+
+    gap_ms = float(await client.hget(keys.rate("m"), "gap_ms") or 0)
+    assert 9 <= gap_ms < 1000  # a tenth of 50 s would be 5 s a job
+
+
 async def test_what_a_worker_gets_done_is_remembered_for_when_there_is_none(client: Redis) -> None:
     queue, reader = RedisQueue(client), DemandReader(client)
     await Directory(client).announce(ModelInfo(name="m", engine="scripted", context_length=9, created_s=0))

@@ -1,8 +1,9 @@
-"""What every JobQueue and JobChannel does, on memory and on both kinds of Redis."""
+"""What every queue and channel does, on memory and on both kinds of Redis."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from shared.events import Cancelled, Completed, Deadline, Delta, Expired, Failed
 from shared.job import Job, Priority
 from shared.lifecycle import State
 from shared.memory import MemoryQueue
-from shared.queue import LOST, SETTLED, Bounds, Idempotency, JobChannel, JobQueue
+from shared.queue import LOST, SETTLED, Bounds, Idempotency
 from shared.redis_channel import RedisChannel
 from shared.redis_client import connect
 from shared.redis_queue import RedisQueue
@@ -24,8 +25,8 @@ TEN = Bounds(jobs_max=10)
 
 @dataclass
 class House:
-    queue: JobQueue
-    channel: JobChannel
+    queue: MemoryQueue | RedisQueue
+    channel: MemoryQueue | RedisChannel
     let_leases_run_out: Callable[[], Awaitable[None]]
 
 
@@ -90,6 +91,36 @@ async def test_a_waiting_claim_wakes_when_a_job_arrives(house: House) -> None:
     await house.queue.enqueue(job, bounds=TEN)
 
     assert [d.job.id for d in await asyncio.wait_for(claiming, 4)] == [job.id]
+
+
+@pytest.mark.parametrize("name", SERVERS)
+async def test_a_job_wakes_one_of_many_that_wait(name: str, server_of: ServerOf) -> None:
+    client = connect(server_of(name).url)
+    await client.flushall()
+    queue = RedisQueue(client)
+    waiting = [asyncio.create_task(queue.claim("m", worker=f"w{n}", limit=4, wait_ms=20_000)) for n in range(16)]
+
+    async def blocked() -> int:
+        return int((await client.info("clients"))["blocked_clients"])
+
+    while await blocked() < 16:
+        await asyncio.wait(waiting, timeout=0.01)
+    await client.config_resetstat()
+    jobs = [make_job(), make_job()]
+    claims = []
+    for job in jobs:
+        await queue.enqueue(job, bounds=TEN)
+        done, rest = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        claims += [delivery.job.id for task in done for delivery in task.result()]
+        waiting = list(rest)
+    scripts: Any = await client.info("commandstats")
+
+    assert claims == [job.id for job in jobs]
+    assert (await blocked(), scripts["cmdstat_evalsha"]["calls"]) == (14, 4)
+    for task in waiting:
+        task.cancel()
+    await asyncio.wait(waiting)
+    await client.aclose()
 
 
 async def test_a_claim_in_vain_is_empty(house: House) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ ADMIN = {"authorization": "Bearer secret"}
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("monitored")
-    with running_house(folder, "scripted", scripted_step_ms=2, admin_key="secret", target_wait_s=1) as house:
+    with running_house(
+        folder, "scripted", scripted_step_ms=2, scripted_tokens=10**6, admin_key="secret", target_wait_s=1
+    ) as house:
         yield house
 
 
@@ -91,7 +94,11 @@ def test_every_panel_of_the_dashboard_can_be_drawn(stack: Stack, prometheus: str
 
     for query in queries:
         asked(prometheus, "query", query=query.replace("$model", ".*").replace("$__rate_interval", "1m"))
-    drawn = asked(prometheus, "query", query='max by (model) (penstock_workers{model=~".*"})')["result"]
+    drawn = eventually(
+        "the API is scraped",
+        lambda: asked(prometheus, "query", query='max by (model) (penstock_workers{model=~".*"})')["result"],
+        seconds=30,
+    )
     assert [(each["metric"]["model"], each["value"][1]) for each in drawn] == [("scripted", "1")]
 
 
@@ -113,6 +120,25 @@ def test_a_queue_that_grows_wants_workers_even_when_there_is_none(tmp_path: Path
     assert (grown["workers"], grown["waiting_jobs"]["standard"]) == (0, 8)
     assert grown["workers_wanted"] > 1
     assert grown["oldest_waiting_s"] > 0
+
+
+def test_top_shows_models_workers_and_running_jobs(stack: Stack) -> None:
+    ask = ASK | {"stream": True, "max_tokens": 5000}
+    with httpx.stream("POST", f"{stack.base}/v1/chat/completions", json=ask) as running:
+        eventually("it runs", lambda: stack.running() == 1)
+        shown = subprocess.run(
+            [sys.executable, "-m", "cli", "top", "--once"],
+            env=stack.environment | {"COLUMNS": "200"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        job_id = running.headers["x-penstock-job-id"]
+
+    models, workers, jobs = (part.splitlines() for part in shown.strip().split("\n\n"))
+    assert models[1].split()[:4] == ["scripted", "1", "1", "1"]
+    assert workers[1].split()[2:5] == [str(stack.workers[0].popen.pid), "busy", "scripted"]
+    assert jobs[1].split()[:3] == [job_id, "scripted", "standard"]
 
 
 def demand(stack: Stack) -> dict[str, Any]:

@@ -208,6 +208,26 @@ def test_an_api_that_stops_cuts_long_streams_and_cancels_none(stack: Stack, othe
     assert second.done
 
 
+def test_an_api_that_stops_tells_who_waits_for_a_whole_answer_to_ask_again(stack: Stack, other: str) -> None:
+    api, base = stack.start_api()
+    long, key = body("whole", stream=False, max_tokens=250), {"idempotency-key": "once more"}
+    with ThreadPoolExecutor() as pool:
+        asked = [
+            pool.submit(httpx.post, f"{base}/v1/chat/completions", json=long, timeout=60, headers=headers)
+            for headers in (key, {})
+        ]
+        eventually("both run", lambda: stack.running() == 2)
+        api.terminate()
+        answers = [each.result() for each in asked]
+    again = httpx.post(f"{other}/v1/chat/completions", json=long, timeout=60, headers=key)
+
+    assert [answer.status_code for answer in answers] == [503, 503]
+    assert {answer.json()["error"]["code"] for answer in answers} == {"shutting_down"}
+    assert {answer.headers["retry-after"] for answer in answers} == {"1"}
+    assert again.json()["usage"]["completion_tokens"] == 250
+    eventually("the one without a key was let go", lambda: stack.running() == 0)
+
+
 def test_a_job_outlives_its_client_by_its_grace(stack: Stack) -> None:
     first = post(stack.base, body(max_tokens=10_000), until=3, headers={"x-penstock-grace-s": "0.5"})
     left = time.monotonic()

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,15 @@ from tools.values_schema import schema
 CHART = Path(__file__).parents[2] / "helm"
 CASES = ["defaults", *sorted(path.name for path in (CHART / "ci").iterdir())]
 KUBERNETES = "1.33"
-CUSTOM = {"ScaledObject", "TriggerAuthentication", "PodMonitor", "PrometheusRule", "HTTPRoute"}
+CUSTOM_TYPES = {
+    "HTTPRoute": "@kubernetes-models/gateway-api/gateway.networking.k8s.io/v1",
+    "PodMonitor": "@kubernetes-models/prometheus-operator/monitoring.coreos.com/v1",
+    "PrometheusRule": "@kubernetes-models/prometheus-operator/monitoring.coreos.com/v1",
+    "ScaledObject": "@kubernetes-models/keda/keda.sh/v1alpha1",
+    "TriggerAuthentication": "@kubernetes-models/keda/keda.sh/v1alpha1",
+}
+CUSTOM = set(CUSTOM_TYPES)
+PACKAGES = Path(__file__).parents[1] / "clients" / "node_modules"
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +76,47 @@ def test_helm_and_kubernetes_find_nothing_wrong(helm: Any, case: str) -> None:
             kubernetes_validate.validate(made, KUBERNETES, strict=True)
 
 
+def test_keda_gateways_and_prometheus_operator_find_nothing_wrong(helm: Any, tmp_path: Path) -> None:
+    made = [each for case in CASES for each in rendered(helm, values_of(case)) if each["kind"] in CUSTOM]
+
+    assert {each["kind"] for each in made} == CUSTOM
+    assert checked_by_their_types(made, tmp_path) == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "named"),
+    [
+        ("ScaledObject", {"minReplicas": 1}, "minReplicas"),
+        ("ScaledObject", {"triggers": [{"type": "redis", "metadata": {"port": 1}}]}, "number"),
+        ("PodMonitor", {"podMetricsEndpoints": [{"interval": "often"}]}, "interval"),
+    ],
+)
+def test_a_mistake_in_a_custom_object_is_found(
+    helm: Any, tmp_path: Path, kind: str, changes: dict[str, Any], named: str
+) -> None:
+    first = next(each for each in rendered(helm, values_of("everything.yaml")) if each["kind"] == kind)
+
+    assert named in checked_by_their_types([first | {"spec": first["spec"] | changes}], tmp_path)
+
+
+def checked_by_their_types(made: list[dict[str, Any]], folder: Path) -> str:
+    """What TypeScript and the patterns of the CRDs find wrong: unknown fields, types, values."""
+    if not (PACKAGES / "typescript").exists():
+        assert not os.environ.get("CI"), "CI must have `make clients`"
+        pytest.skip("make clients")
+    (folder / "node_modules").symlink_to(PACKAGES)
+    (folder / "package.json").write_text('{"type": "module"}')
+    lines = [f"import {{ I{kind} }} from '{module}';" for kind, module in sorted(CUSTOM_TYPES.items())]
+    lines += [f"const _{at}: I{each['kind']} = {json.dumps(each)};" for at, each in enumerate(made)]
+    (folder / "objects.ts").write_text("\n".join(lines))
+    compiler = ["node", str(PACKAGES / "typescript" / "bin" / "tsc"), "--noEmit", "--strict", "--skipLibCheck"]
+    modules = ["--module", "nodenext", "--moduleResolution", "nodenext", "objects.ts"]
+    typed = subprocess.run([*compiler, *modules], cwd=folder, capture_output=True, text=True)
+    script = PACKAGES.parent / "kubernetes_objects.js"
+    valued = subprocess.run(["node", str(script)], input=json.dumps(made), capture_output=True, text=True)
+    return typed.stdout + valued.stderr
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_every_pod_is_as_restricted_as_kubernetes_asks_for(helm: Any, case: str) -> None:
     seen = 0
@@ -110,6 +161,22 @@ def test_a_worker_has_time_to_hand_over_and_its_gpu(helm: Any) -> None:
     assert worker["resources"]["requests"]["nvidia.com/gpu"] == 1
 
 
+def test_what_a_site_needs_beside_reaches_each_process(helm: Any) -> None:
+    values = values_of("everything.yaml")
+    pods = {
+        f"{each['kind']} {each['metadata']['name']}": each["spec"]["template"]["spec"]
+        for each in rendered(helm, values)
+        if each["kind"] in ("Deployment", "Job")
+    }
+    assert len(pods) == 6
+
+    for about, pod in pods.items():
+        (container,) = pod["containers"]
+        assert values["extraEnv"][0] in container["env"], about
+        assert values["extraVolumeMounts"][0] in container["volumeMounts"], about
+        assert values["extraVolumes"][0] in pod["volumes"], about
+
+
 def test_secrets_are_in_secrets_only(helm: Any) -> None:
     values = values_of("everything.yaml") | {"redis": {"password": "wordpass"}}
     values["auth"] = {"adminKey": "adminpass", "hfToken": "hubpass"}
@@ -127,6 +194,26 @@ def test_keda_asks_for_all_names_of_a_model(helm: Any) -> None:
         "http://rel-penstock-api.ns.svc:80/admin/demand?model=Qwen%2FQwen2.5-7B-Instruct&model=gpt-4o-mini&model=sql"
     )
     assert trigger["metadata"]["valueLocation"] == "workers_wanted"
+
+
+def test_workers_are_at_their_shard_and_the_api_knows_each(helm: Any) -> None:
+    made = dict(pods(rendered(helm, values_of("external-redis.yaml"))))
+    urls = {
+        name: {each["name"]: each.get("value", each.get("valueFrom")) for each in pod["containers"][0]["env"]}
+        for name, pod in made.items()
+    }
+    far = {"secretKeyRef": {"name": "redis-far", "key": "address"}}
+    (api,) = [found for name, found in urls.items() if "PENSTOCK_SHARD_URLS" in found]
+
+    assert [found["PENSTOCK_REDIS_URL"] for name, found in urls.items() if name.endswith("-other")] == [far]
+    assert [found["PENSTOCK_REDIS_URL"] for name, found in urls.items() if name.endswith("-third")] == [
+        "rediss://near:6379/0"
+    ]
+    assert (api["SHARD_0"], api["SHARD_1"], api["PENSTOCK_SHARD_URLS"]) == (
+        far,
+        "rediss://near:6379/0",
+        "$(SHARD_0) $(SHARD_1)",
+    )
 
 
 @pytest.mark.parametrize(
@@ -154,6 +241,8 @@ def test_what_cannot_work_is_refused(helm: Any) -> None:
         ({"models": [model, model]}, "two have the name"),
         ({"models": [model | {"cache": {"preload": True}}]}, "preload"),
         ({"models": [model | {"autoscaling": {"enabled": True}}]}, "adminKey"),
+        ({"models": [model | {"shard": "far"}]}, "shard far is not in externalRedis.shards"),
+        ({"externalRedis": {"shards": {"far": {"existingSecretKey": "x"}}}}, "externalRedis.shards.far"),
     ):
         with pytest.raises(Exception, match=named):
             rendered(helm, values)
@@ -161,6 +250,14 @@ def test_what_cannot_work_is_refused(helm: Any) -> None:
 
 def test_the_schema_is_made_of_the_values_and_the_settings() -> None:
     assert json.loads((CHART / "values.schema.json").read_text()) == schema(), "python -m tools.values_schema"
+
+
+def test_chart_and_package_are_of_one_release() -> None:
+    project = tomllib.loads((CHART.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
+
+    assert chart["version"] == chart["appVersion"] == project["version"]
+    assert f"## [{project['version']}]" in (CHART.parent / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 def test_the_dashboard_is_made_of_its_panels() -> None:

@@ -1,4 +1,4 @@
-"""The codec, the state table, settings, Retry-After, and promises between files."""
+"""The state table, settings, Retry-After, and promises between files."""
 
 import ast
 import re
@@ -15,71 +15,19 @@ from rq.serializers import DefaultSerializer
 
 from api.problems import STATUS, problem_of, problem_of_outcome
 from shared import errors, keys, lifecycle, rq_view
-from shared.codec import decode_event, decode_job, encode_event, encode_job
-from shared.errors import DecodeError, SettingsError
+from shared.errors import SettingsError
 from shared.events import (
-    CallPart,
     Cancelled,
     Completed,
-    Delta,
-    Echoed,
-    Embedded,
-    Event,
     Expired,
     Failed,
-    Finished,
-    FinishReason,
-    Likelihood,
-    Logprobs,
-    Started,
     Usage,
 )
 from shared.lifecycle import TABLE, TERMINAL, IllegalMove, Move, State
 from shared.redis_queue import LIMITS, REFUSALS, retry_after_s
 from shared.settings import Settings, load_settings
-from tests.factories import make_job
 
 ROOT = Path(__file__).parents[2]
-LOGPROBS = Logprobs(Likelihood(b" \xe2\x80", -0.5), (Likelihood(b"x", -0.25),))
-EVENTS: list[Event] = [
-    Started(seq=0, prompt_tokens=3),
-    Delta(seq=1, choice=0, text='你 "q" \u2028', token_ids=(1, 2)),
-    Delta(seq=2, choice=1, text="", token_ids=(3,), finish_reason=FinishReason.LENGTH),
-    Echoed(seq=1, prompt=2, text="a b", logprobs=(Logprobs(Likelihood(b"a", 0.0), ()), LOGPROBS)),
-    Delta(seq=2, choice=0, text="", token_ids=(3,), logprobs=(LOGPROBS,)),
-    Delta(seq=2, choice=0, text="", token_ids=(3,), reasoning="Hm"),
-    Delta(seq=2, choice=0, text="a", token_ids=(3,), calls=(CallPart(0, "call_1", "f", "{"), CallPart(0, "", "", "}"))),
-    Embedded(seq=1, index=7, vector=(0.5, -0.25, 2.0**-30)),
-    Finished(seq=3, outcome=Completed(usage=Usage(prompt_tokens=3, completion_tokens=3))),
-    Finished(seq=3, outcome=Failed(code="engine_error", message="m", param="p")),
-    Finished(seq=3, outcome=Cancelled()),
-    Finished(seq=3, outcome=Expired()),
-]
-
-
-@pytest.mark.parametrize("event", EVENTS, ids=repr)
-def test_an_event_survives_the_wire(event: Event) -> None:
-    assert decode_event(event.seq, encode_event(event)) == event
-
-
-def test_a_job_survives_the_wire() -> None:
-    job = make_job(prompt="你好", stop=("a", "b"), temperature=0.5, n=2)
-
-    assert decode_job(encode_job(job)) == job
-
-
-@pytest.mark.parametrize(
-    "data", [b"", b"{", b"[]", b"{}", b'{"v": 99}', b'{"v": 1}', b'{"v": 1, "kind": "poem", "sampling": {"stop": []}}']
-)
-def test_bytes_that_are_no_job_are_refused(data: bytes) -> None:
-    with pytest.raises(DecodeError):
-        decode_job(data)
-
-
-@pytest.mark.parametrize("data", [b"", b"[]", b'["d"]', b'["f", {"won": {}}]', b'["d", 0, "x", [1], "tired"]'])
-def test_bytes_that_are_no_event_are_refused(data: bytes) -> None:
-    with pytest.raises(DecodeError):
-        decode_event(0, data)
 
 
 def test_an_illegal_move_raises() -> None:
@@ -150,6 +98,7 @@ def test_every_error_has_a_status() -> None:
         errors.Forbidden("x", param="model"),
         errors.IdempotencyKeyReused("x"),
         errors.QueueUnavailable("x"),
+        errors.Stopping("x"),
         errors.DecodeError("x"),
         errors.EngineError("x"),
     ]

@@ -56,6 +56,7 @@ def make_worker(
     sequences_max: int = 4,
     blocks: int = 0,
     engine: type[ScriptedEngine] = ScriptedEngine,
+    metrics: WorkerMetrics | None = None,
     **settings: Any,
 ) -> Worker:
     limits = Limits(
@@ -69,7 +70,7 @@ def make_worker(
         channel=queue,
         announce=_announce,
         settings=load_settings(**given),
-        metrics=WorkerMetrics(),
+        metrics=metrics or WorkerMetrics(),
     )
 
 
@@ -312,6 +313,20 @@ async def test_who_is_alone_is_computed_alone_until_it_has_a_token(queue: Memory
     first = next(batch for batch in Watching.batches if suspect.id in batch)
     assert first == [suspect.id]
     assert any({suspect.id, innocent.id} == set(batch) for batch in Watching.batches)
+
+
+async def test_what_has_not_happened_yet_is_counted_as_zero(queue: MemoryQueue) -> None:
+    """Prometheus sees no increase in a counter that begins with its first event."""
+    metrics = WorkerMetrics()
+    make_worker(queue, metrics=metrics)
+    of_model = {"model": INFO.name}
+
+    for found in ("cancelled", "renewal", "write", "claim"):
+        assert metrics.registry.get_sample_value("penstock_lost_deliveries_total", of_model | {"found": found}) == 0
+    for outcome in ("completed", "failed", "cancelled", "expired"):
+        assert metrics.registry.get_sample_value("penstock_jobs_total", of_model | {"outcome": outcome}) == 0
+    for counter in ("redelivered_jobs", "fenced_writes", "wasted_tokens"):
+        assert metrics.registry.get_sample_value(f"penstock_{counter}_total", of_model) == 0
 
 
 async def test_a_worker_that_gets_its_own_job_again_goes_on_as_anybody_would(queue: MemoryQueue) -> None:

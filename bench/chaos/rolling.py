@@ -1,0 +1,112 @@
+"""`python -m bench.chaos.rolling`: every process of a site under load replaced, one by one, by the next version, then
+back, then forward again. Judged like any fault: no token lost, no request failed."""
+
+import asyncio
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+
+from bench.chaos.__main__ import ROOT, SETTINGS, WARM_S, watch_rq
+from bench.chaos.judge import Mercy, Verdict, judge, pauses_across, percentile
+from bench.chaos.load import Load
+from bench.chaos.site import Site
+
+# The last release: what runs where people upgrade from. Changed with each release.
+PREVIOUS = "3d1cc2f050ccc90030686a88577c7815682a4349"  # 0.1.0
+CLIENTS = 24
+TOKENS = 100
+STOP_S = 20.0
+
+
+def checked_out(revision: str, folder: Path) -> Path:
+    """The packages of that revision. Raises CalledProcessError where the history does not have it."""
+    folder.mkdir(parents=True)
+    packed = subprocess.run(
+        ["git", "archive", revision, "api", "workers", "shared", "cli"],  # noqa: S607
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    ).stdout
+    subprocess.run(["tar", "-x"], cwd=folder, input=packed, check=True)  # noqa: S607
+    return folder
+
+
+async def rolling(folder: Path, versions: list[Path], *, seed: int) -> Verdict:
+    """Start with the first version, then go through the others. `versions`: folders of code."""
+    first, *others = versions
+    site = Site(folder, first, model="scripted", workers=2, settings=SETTINGS)
+    verdict = Verdict()
+    try:
+        await site.start()
+        bases = {base: first for _, base in site.apis}
+        load = Load(site, seed=seed, clients=CLIENTS, tokens=TOKENS)
+        load.start()
+        watching = asyncio.create_task(watch_rq(site, verdict))
+        rolls = []
+        for version in others:
+            await asyncio.sleep(WARM_S)
+            began = asyncio.get_running_loop().time()
+            await replace_all(site, version)
+            bases |= {base: version for _, base in site.apis if base not in bases}
+            rolls.append((began, asyncio.get_running_loop().time()))
+        await asyncio.sleep(WARM_S)
+        await load.ended()
+        watching.cancel()
+        for story in load.stories:
+            story.wrongs = [wrong for wrong in story.wrongs if not _known_flaw(wrong, bases, first)]
+        verdict.add(await asyncio.to_thread(judge, site, load.stories, Mercy()))
+        verdict.hit = len(load.stories)
+        for began, ended in rolls:
+            verdict.pauses.setdefault("rolled", []).extend(pauses_across(load.stories, began, ended))
+    finally:
+        await site.stop()
+    return verdict
+
+
+def _known_flaw(wrong: str, bases: dict[str, Path], before: Path) -> bool:
+    """An API of 0.1.0 that stops tells those who wait for a whole answer 500, not 503 with Retry-After."""
+    return "Internal Server Error" in wrong and bases.get(wrong.rpartition(" ")[2]) == before
+
+
+async def replace_all(site: Site, version: Path) -> None:
+    """Workers first, whose place the next one takes as they stop; then each API, once another one is ready."""
+    site.code = version
+    for worker in site.live_workers():
+        worker.send(signal.SIGTERM)
+        await site.until(lambda worker=worker: not worker.alive, "a worker stops", seconds=STOP_S)
+        await site.until(lambda: site.alive_workers() >= site.workers_max, "its successor")
+    for api, base in list(site.apis):
+        if api.alive:
+            await site.add_api()
+            api.send(signal.SIGTERM)
+            await site.until(lambda api=api: not api.alive, f"{base} stops", seconds=60)
+
+
+@click.command()
+@click.option("--before", default=PREVIOUS, show_default=True, help="A git revision.")
+@click.option("--seed", type=int, default=2026, show_default=True)
+def main(before: str, seed: int) -> None:
+    """Exit status 1 when an invariant does not hold."""
+    folder = Path(tempfile.mkdtemp(prefix="rolling-"))
+    old = checked_out(before, folder / "before")
+    verdict = asyncio.run(rolling(folder / "site", [old, ROOT, old, ROOT], seed=seed))
+    pauses = verdict.pauses["rolled"]
+    click.echo(f"{verdict.stories} stories, {verdict.tokens} tokens, ends {verdict.ends}")
+    click.echo(
+        f"longest pause of {len(pauses)} streams: p50 {percentile(pauses, 0.5):.2f} s, p99 "
+        f"{percentile(pauses, 0.99):.2f} s"
+    )
+    for invariant, found in verdict.violations.items():
+        click.echo(f"{invariant}: {len(found)}, like {found[0]}")
+    if not verdict.violations:
+        shutil.rmtree(folder)
+    sys.exit(int(bool(verdict.violations)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""How far one Redis, one API process and many workers go."""

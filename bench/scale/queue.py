@@ -1,0 +1,209 @@
+"""What the queue's verbs cost inside Redis while many jobs wait, and what a job and a token take of its memory.
+
+Times are Redis's own (INFO commandstats), so that no client is measured; the depths lie side by side in one Redis, each
+a model of its own, and take turns.
+"""
+
+import asyncio
+import statistics
+from dataclasses import dataclass, replace
+from typing import Any
+
+from redis.asyncio import Redis
+
+from shared.events import Completed, Delta, Finished, Started, Usage
+from shared.job import Job, Kind, Priority, Sampling
+from shared.queue import Bounds, Delivery, Write
+from shared.redis_client import CONNECTIONS_MAX, connect
+from shared.redis_queue import RedisQueue
+from shared.tasks import end
+
+BOUNDS = Bounds(jobs_max=10**9, tokens_max=10**15)
+TENANTS = 50
+SAMPLES = 500
+FILL = 500  # jobs in one pipeline
+TEXT = "tell me of a house by the sea where whales sing at night " * 8  # 456 characters, about 110 tokens
+VERBS = ("enqueue", "claim", "cancel", "urgent")
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Microseconds of Redis for one call."""
+
+    waiting: int
+    verb: str
+    micros: float
+
+
+def job(number: int, model: str, priority: Priority = Priority.STANDARD, tenant: str = "") -> Job:
+    return Job(
+        id=f"chatcmpl-{number:032x}",
+        model=model,
+        kind=Kind.CHAT,
+        request={"messages": [{"role": "user", "content": TEXT}]},
+        sampling=Sampling(seed=number, max_tokens=256),
+        created_ms=1_700_000_000_000,
+        patience_ms=86_400_000,
+        run_ms=3_600_000,
+        priority=priority,
+        tenant=tenant or f"key-{number % TENANTS:012x}",
+    )
+
+
+class Desk:
+    """Jobs of one model, numbered over all."""
+
+    numbers = iter(range(10**9))
+
+    def __init__(self, client: Redis, model: str) -> None:
+        self.client = client
+        self.model = model
+        self.queue = RedisQueue(client)
+
+    async def fill(self, count: int, *, priority: Priority = Priority.STANDARD, tenant: str = "") -> None:
+        while count > 0:
+            async with self.client.pipeline(transaction=False) as pipe:
+                for _ in range(min(FILL, count)):
+                    await self._call(pipe, job(next(self.numbers), self.model, priority, tenant))
+                await pipe.execute()
+            count -= FILL
+
+    async def _call(self, pipe: Any, each: Job) -> None:
+        flat = [part for pair in self.queue.fields(each).items() if pair[1] != "" for part in pair]
+        arguments = ["enqueue", each.model, each.id, BOUNDS.jobs_max, BOUNDS.tokens_max, *flat]
+        await self.queue.scripts["enqueue"](args=arguments, client=pipe)
+
+    async def enqueue(self) -> None:
+        await self.queue.enqueue(job(next(self.numbers), self.model), bounds=BOUNDS)
+
+    async def claim(self) -> Delivery:
+        (delivery,) = await self.queue.claim(self.model, worker="w", limit=1)
+        return delivery
+
+    async def end(self, delivery: Delivery) -> None:
+        ended = Finished(seq=0, outcome=Completed(usage=Usage(prompt_tokens=110, completion_tokens=256)))
+        await self.queue.settle(Write(delivery=delivery, events=(ended,)), worker="w")
+
+    async def cancel_newest(self) -> None:
+        each = job(next(self.numbers), self.model)
+        await self.queue.enqueue(each, bounds=BOUNDS)
+        await self.queue.cancel(each.id)
+
+    async def urgent(self) -> None:
+        """One of another class and tenant comes behind all others, and is served next, or next but one."""
+        late = job(next(self.numbers), self.model, Priority.INTERACTIVE, "key-late")
+        await self.queue.enqueue(late, bounds=BOUNDS)
+        served = ""
+        while served != late.id:
+            delivery = await self.claim()
+            await self.end(delivery)
+            served = delivery.job.id
+
+
+async def _micros(client: Redis) -> float:
+    """Of a script, the mean since the last reset."""
+    stats: Any = await client.info("commandstats")
+    return float(stats["cmdstat_evalsha"]["usec_per_call"])
+
+
+async def measure(desk: Desk, verb: str) -> float:
+    """Microseconds of one call, the mean of SAMPLES: of `cancel` and `urgent`, the mean of all calls that they make."""
+    held: list[Delivery] = []
+    await desk.client.config_resetstat()
+    for _ in range(SAMPLES):
+        match verb:
+            case "enqueue":
+                await desk.enqueue()
+            case "claim":
+                held.append(await desk.claim())
+            case "cancel":
+                await desk.cancel_newest()
+            case "urgent":
+                await desk.urgent()
+    spent = await _micros(desk.client)
+    for delivery in held:
+        await desk.end(delivery)
+    return spent
+
+
+async def costs(client: Redis, depths: list[int], rounds: int) -> list[Cost]:
+    desks = {depth: Desk(client, f"m{depth}") for depth in depths}
+    for depth, desk in desks.items():
+        await desk.fill(depth)
+        print(f"{depth} jobs wait", flush=True)
+    found = []
+    for number in range(rounds):
+        for depth, desk in list(desks.items())[number % len(desks) :] + list(desks.items())[: number % len(desks)]:
+            for verb in VERBS:
+                found.append(Cost(depth, verb, await measure(desk, verb)))
+    return found
+
+
+def table(found: list[Cost]) -> str:
+    depths = sorted({each.waiting for each in found})
+    lines = [f"| µs in Redis | {' | '.join(f'{depth:,} waiting' for depth in depths)} | the last / the first |"]
+    lines.append("|---" * (len(depths) + 2) + "|")
+    for verb in VERBS:
+        cells = [[each.micros for each in found if (each.waiting, each.verb) == (depth, verb)] for depth in depths]
+        middle = [statistics.median(cell) for cell in cells]
+        shown = [f"{m:.0f} [{min(cell):.0f}-{max(cell):.0f}]" for m, cell in zip(middle, cells, strict=True)]
+        lines.append(f"| {verb} | {' | '.join(shown)} | {middle[-1] / middle[0]:.2f} |")
+    return "\n".join(lines)
+
+
+async def woken(url: str, idle: int, jobs: int = 200) -> float:
+    """Microseconds of Redis for a job from enqueue to settle while so many workers wait for one, and none has any."""
+    client = connect(url)
+    await client.flushall()
+    desk = Desk(client, "herd")
+    clients = [connect(url) for _ in range(-(-idle // CONNECTIONS_MAX))]
+    ended: asyncio.Queue[str] = asyncio.Queue()
+
+    async def worker(number: int) -> None:
+        queue = RedisQueue(clients[number % len(clients)])
+        while True:
+            for delivery in await queue.claim(desk.model, worker=f"w{number}", limit=1, wait_ms=60_000):
+                await desk.end(delivery)
+                ended.put_nowait(delivery.job.id)
+
+    async def cpu_s() -> float:
+        info: Any = await client.info("cpu")
+        return float(info["used_cpu_user"] + info["used_cpu_sys"])
+
+    waiting = [asyncio.create_task(worker(number)) for number in range(idle)]
+    while int((await client.info("clients"))["blocked_clients"]) < idle:  # they connect at their own pace
+        await asyncio.wait(waiting, timeout=0.05)
+    before = await cpu_s()
+    for _ in range(jobs):
+        await desk.enqueue()
+        await ended.get()
+    spent = await cpu_s() - before
+    await end(waiting)
+    for each in [client, *clients]:
+        await each.aclose()
+    return spent / jobs * 1e6
+
+
+async def memory(client: Redis, jobs: int = 20_000, tokens: int = 200) -> dict[str, float]:
+    """Bytes for a waiting job, with its prompt of 456 characters; for a running one; for a token in its log."""
+
+    async def used() -> int:
+        info: Any = await client.info("memory")
+        return int(info["used_memory"])
+
+    desk, empty = Desk(client, "memory"), await used()
+    await desk.fill(jobs)
+    waiting = await used()
+    held = [delivery for _ in range(20) for delivery in await desk.queue.claim("memory", worker="w", limit=50)]
+    running = await used()
+    for first in range(0, tokens, 10):
+        events = [Delta(seq=first + at + 1, choice=0, text=" word", token_ids=(12345,)) for at in range(10)]
+        opening = [Started(seq=0, prompt_tokens=110)] if first == 0 else []
+        await desk.queue.append([Write(delivery=each, events=(*opening, *events)) for each in held])
+        held = [replace(each) for each in held]
+    logged = await used()
+    return {
+        "waiting job": (waiting - empty) / jobs,
+        "running job, more": (running - waiting) / len(held),
+        "token": (logged - running) / len(held) / tokens,
+    }
