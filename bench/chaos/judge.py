@@ -103,7 +103,7 @@ def leftovers(site: Site) -> Iterator[str]:
             yield f"{key} is left"
     for pattern in ("penstock:lane:*", "penstock:claim:*", "penstock:suspect:*"):
         for key in client.scan_iter(pattern, count=1000):
-            if client.ttl(key) < 0:
+            if client.ttl(key) == -1:  # -2: it has ended meanwhile
                 yield f"{key} is left"
     if client.llen(f"rq:queue:{model}") or client.xlen(f"penstock:stream:{model}"):
         yield "the queue is not empty"

@@ -57,11 +57,12 @@ class Proxy:
                     await asyncio.sleep(self.delay_s)
                 if answers and self.mute:
                     continue
-                for start in range(0, len(data), PIECE if self.split else len(data)):
+                size = PIECE if self.split else len(data)  # for all of these bytes, whatever is changed meanwhile
+                for start in range(0, len(data), size):
                     if writer.is_closing():
                         return
-                    writer.write(data[start : start + (PIECE if self.split else len(data))])
-                    if self.split:
+                    writer.write(data[start : start + size])
+                    if size == PIECE:
                         await asyncio.sleep(0)
                 await writer.drain()
         with suppress(OSError):

@@ -1,5 +1,6 @@
 """The campaign's own eyes: it sees what is wrong, and its planted bugs still fit the code."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from bench.chaos.judge import Mercy, _ended_badly, _ended_late, pauses_across, percentile
 from bench.chaos.load import right_answer, wrong_texts
 from bench.chaos.mutants import MUTANTS, Mutant, planted
+from bench.chaos.proxy import Proxy
 from bench.chaos.story import Story, Way
 
 
@@ -60,3 +62,25 @@ def test_a_pause_counts_from_the_fault_on() -> None:
 
     assert pauses_across([told], 2.0, 3.0) == [4.0]
     assert percentile([1.0, 2.0, 3.0, 4.0], 0.5) == 3.0
+
+
+async def test_the_network_that_is_broken_delivers_what_was_sent() -> None:
+    sent = bytes(range(256)) * 200
+
+    async def send(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(sent)
+        writer.close()
+
+    server = await asyncio.start_server(send, "127.0.0.1", 0)
+    proxy = Proxy("127.0.0.1", server.sockets[0].getsockname()[1])
+    await proxy.start()
+    proxy.split = True
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    first = await reader.read(100)
+    proxy.split = False  # in the middle of it
+
+    assert first + await reader.read() == sent
+
+    writer.close()
+    await proxy.stop()
+    server.close()
