@@ -1,11 +1,12 @@
 """One fault being played: what it strikes, and what is noted of it."""
 
 import asyncio
+import math
 import random
 import time
 from dataclasses import dataclass, field
 
-from bench.chaos.judge import Verdict, pauses_across
+from bench.chaos.judge import Verdict, pause_across
 from bench.chaos.load import Load
 from bench.chaos.site import Process, Site
 from bench.chaos.story import Way
@@ -13,7 +14,8 @@ from bench.chaos.story import Way
 
 @dataclass(slots=True)
 class Act:
-    """`rounds`: how often a fault strikes. `marks`: (kind, from, to, job ids or None for all)."""
+    """`rounds`: how often a fault strikes. `marks`: (kind, from, to, job ids or None for all). `strikes`: when, and the
+    jobs that were hit."""
 
     site: Site
     load: Load
@@ -21,14 +23,15 @@ class Act:
     rounds: int
     long: bool
     marks: list[tuple[str, float, float, set[str] | None]] = field(default_factory=list)
-    hit: set[str] = field(default_factory=set)
+    strikes: list[tuple[float, set[str]]] = field(default_factory=list)
     ratios: dict[str, float] = field(default_factory=dict)
     wrongs: list[str] = field(default_factory=list)
 
     def strike(self, only: set[str] | None = None) -> float:
         """Now: every job that runs is hit, or those only."""
-        self.hit |= only if only is not None else {s.job_id for s in self.load.open() if s.job_id}
-        return time.monotonic()
+        jobs = only if only is not None else {s.job_id for s in self.load.open() if s.job_id}
+        self.strikes.append((time.monotonic(), jobs))
+        return self.strikes[-1][0]
 
     def mark(self, kind: str, begin: float, seconds: float, only: set[str] | None = None) -> None:
         self.marks.append((kind, begin, begin + seconds, only))
@@ -77,10 +80,17 @@ class Act:
         found = [client.hmget(key, ["state", "pid"]) for key in client.scan_iter("rq:worker:*")]
         return {str(pid) for state, pid in found if state == "busy"}
 
+    def _struck_after(self, begin: float, job_id: str) -> float:
+        return min((at for at, jobs in self.strikes if at > begin and job_id in jobs), default=math.inf)
+
     def measure(self, verdict: Verdict) -> None:
         for kind, begin, end, only in self.marks:
-            stories = [s for s in self.load.stories if only is None or s.job_id in only]
-            verdict.pauses.setdefault(kind, []).extend(pauses_across(stories, begin, end))
-        verdict.hit = len(self.hit)
+            for story in self.load.stories:
+                again = self._struck_after(begin, story.job_id)
+                pause = pause_across(story, begin, min(end, again)) if only is None or story.job_id in only else None
+                if pause:
+                    name = f"{kind}, its successor too" if pause.end > again else kind
+                    verdict.pauses.setdefault(name, []).append(pause.seconds)
+        verdict.hit = len(set[str]().union(*[jobs for _, jobs in self.strikes]))
         verdict.ratios |= self.ratios
         verdict.blame("I4", self.wrongs)

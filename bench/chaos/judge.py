@@ -115,15 +115,23 @@ def leftovers(site: Site) -> Iterator[str]:
             yield f"{key} has no lifetime"
 
 
-def pauses_across(stories: Iterable[Story], begin: float, end: float) -> list[float]:
-    """The longest pause, from `begin` on, of each stream that was running then, as far as it begins before `end`."""
-    found = []
-    for story in stories:
-        times = [when for when in story.times() if story.way is not Way.WHOLE]
-        if len(times) > 1 and times[0] < begin < times[-1]:
-            gaps = [b - max(a, begin) for a, b in itertools.pairwise(times) if b > begin and a < end]
-            found.append(max(gaps, default=0.0))
-    return found
+@dataclass(frozen=True, slots=True)
+class Pause:
+    begin: float
+    end: float
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.begin
+
+
+def pause_across(story: Story, begin: float, end: float) -> Pause | None:
+    """The longest pause of a stream, from `begin` on, as far as it begins before `end`. None if it did not run then."""
+    times = story.times()
+    if story.way is Way.WHOLE or len(times) < 2 or not times[0] < begin < times[-1]:
+        return None
+    gaps = [Pause(max(a, begin), b) for a, b in itertools.pairwise(times) if b > begin and a < end]
+    return max(gaps, key=lambda gap: gap.seconds)
 
 
 def percentile(values: Sequence[float], part: float) -> float:

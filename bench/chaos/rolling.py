@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from bench.chaos.__main__ import ROOT, SETTINGS, WARM_S, watch_rq
-from bench.chaos.judge import Mercy, Verdict, judge, pauses_across, percentile
+from bench.chaos.judge import Mercy, Verdict, judge, pause_across, percentile
 from bench.chaos.load import Load
 from bench.chaos.site import Site
 
@@ -62,7 +62,8 @@ async def rolling(folder: Path, versions: list[Path], *, seed: int) -> Verdict:
         verdict.add(await asyncio.to_thread(judge, site, load.stories, Mercy()))
         verdict.hit = len(load.stories)
         for began, ended in rolls:
-            verdict.pauses.setdefault("rolled", []).extend(pauses_across(load.stories, began, ended))
+            pauses = [pause_across(story, began, ended) for story in load.stories]
+            verdict.pauses.setdefault("rolled", []).extend(pause.seconds for pause in pauses if pause)
     finally:
         await site.stop()
     return verdict

@@ -2,10 +2,14 @@
 
 import asyncio
 from pathlib import Path
+from random import Random
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from bench.chaos.judge import Mercy, _ended_badly, _ended_late, pauses_across, percentile
+from bench.chaos.act import Act
+from bench.chaos.judge import Mercy, Verdict, _ended_badly, _ended_late, pause_across, percentile
 from bench.chaos.load import right_answer, wrong_texts
 from bench.chaos.mutants import MUTANTS, Mutant, planted
 from bench.chaos.proxy import Proxy
@@ -60,8 +64,26 @@ def test_a_pause_counts_from_the_fault_on() -> None:
     told = story("a b c")
     told.texts = {0: [(0.0, "a"), (1.0, "b"), (6.0, "c")]}
 
-    assert pauses_across([told], 2.0, 3.0) == [4.0]
+    pause = pause_across(told, 2.0, 3.0)
+    assert pause
+    assert pause.seconds == 4.0
     assert percentile([1.0, 2.0, 3.0, 4.0], 0.5) == 3.0
+
+
+def test_a_pause_across_two_faults_is_none_of_the_first() -> None:
+    told = story()
+    told.job_id, told.texts = "chatcmpl-1", {0: [(0.0, "a"), (1.0, "b"), (6.0, "c"), (7.0, "d")]}
+    load: Any = SimpleNamespace(stories=[told])
+    act = Act(site=None, load=load, rng=Random(0), rounds=1, long=False)  # type: ignore[arg-type]
+    act.strikes = [(1.5, {told.job_id}), (4.0, {told.job_id})]
+    for begin, jobs in act.strikes:
+        act.mark("killed", begin, 8, jobs)
+
+    verdict = Verdict()
+    act.measure(verdict)
+
+    assert verdict.pauses == {"killed, its successor too": [4.5], "killed": [2.0]}
+    assert verdict.hit == 1
 
 
 async def test_the_network_that_is_broken_delivers_what_was_sent() -> None:
