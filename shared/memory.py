@@ -10,9 +10,22 @@ from shared.events import Cancelled, Completed, Deadline, Event, Finished
 from shared.job import Job
 from shared.lifecycle import TERMINAL, Move, State, after, settling
 from shared.line import Line
-from shared.queue import LOST, SETTLED, Accepted, Allowance, Bounds, Delivery, Idempotency, Page, Write, finished
+from shared.queue import (
+    ANY_WIDTH,
+    LOST,
+    SETTLED,
+    Accepted,
+    Allowance,
+    Bounds,
+    Delivery,
+    Idempotency,
+    Page,
+    Write,
+    finished,
+)
 
 NEWCOMER_SHARE = 5
+ELSEWHERE_MS = 300
 
 
 @dataclass(slots=True, eq=False)
@@ -85,8 +98,10 @@ class MemoryQueue:
         self._subscribe(record, subscriber)
         return record.state
 
-    async def claim(self, model: str, *, worker: str, limit: int, wait_ms: int = 0) -> list[Delivery]:
-        claimed = self._claim(model, worker, limit)
+    async def claim(
+        self, model: str, *, worker: str, limit: int, room: int = ANY_WIDTH, wait_ms: int = 0
+    ) -> list[Delivery]:
+        claimed = self._claim(model, worker, limit, room)
         if claimed or not wait_ms:
             return claimed
         self._arrived.clear()
@@ -94,7 +109,7 @@ class MemoryQueue:
             await asyncio.wait_for(self._arrived.wait(), wait_ms / 1000)
         except TimeoutError:
             return []
-        return self._claim(model, worker, limit)
+        return self._claim(model, worker, limit, room)
 
     async def renew(self, held: Sequence[Delivery], *, worker: str) -> list[str]:
         lost = []
@@ -137,7 +152,7 @@ class MemoryQueue:
         for delivery in held:
             if record := self._owned(delivery):
                 self._move(record, Move.RELEASE)
-                record.exec, record.lease_ms = "", float("-inf")
+                record.exec, record.lease_ms = "", self._clock_ms()
                 record.attempt -= 1
                 record.queued_ms = self._clock_ms()
         self._suspects.pop(worker, None)
@@ -218,17 +233,20 @@ class MemoryQueue:
         if subscriber and subscriber not in record.subscribers and record.state not in TERMINAL:
             record.subscribers.append(subscriber)
 
-    def _claim(self, model: str, worker: str, limit: int) -> list[Delivery]:
+    def _claim(self, model: str, worker: str, limit: int, room: int) -> list[Delivery]:
         now, claimed = self._clock_ms(), list[Delivery]()
         lapsed = [r for r in self._running.values() if r.job.model == model and r.lease_ms <= now]
         for record in lapsed:
-            if len(claimed) < limit and (delivery := self._reclaim(record, worker)):
+            fits = record.job.width <= room or now - record.lease_ms > ELSEWHERE_MS
+            if room > 0 and fits and len(claimed) < limit and (delivery := self._reclaim(record, worker)):
                 claimed.append(delivery)
-        while model not in self._paused and len(claimed) < limit:
+                room -= record.job.width
+        while model not in self._paused and len(claimed) < limit and room > 0:
             job = self._line(model).take_next(_cost)
             if job is None:
                 break
             claimed.append(self._start(self._records[job.id], Move.CLAIM, worker, 1))
+            room -= job.width
         return claimed
 
     def _reclaim(self, record: _Record, worker: str) -> Delivery | None:

@@ -19,6 +19,7 @@ local SYNC_MAX = 256
 local SWEEP_MAX = 10000
 local WAKES_MAX = 64
 local LULL = 4
+local ELSEWHERE_MS = 300       -- another worker with more room has looked at the queue within this time
 local WAKE_TTL_S = 3600
 
 -- The job's history: a line of milliseconds and words for each thing that happened to it.
@@ -339,23 +340,45 @@ local function claim_waiting(claim, sid, id)
   return start(claim, id, 1)
 end
 
-local function claim_jobs(claim)
-  local ids, model = {}, claim.model
-  sync(model)
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', leases_key(model), '-inf', now_ms(), 'LIMIT', 0, claim.limit + 64)) do
-    if #ids >= claim.limit then return ids end
-    ids[#ids + 1] = reclaim(claim, id)
+-- The places that a job takes in a batch.
+local function width_of(id)
+  return tonumber(redis.call('HGET', job_key(id), 'width') or 1)
+end
+
+-- Jobs that were running, since a lease has run out or its owner has let go of it. One that would have to wait in this
+-- worker for a place is left to another for a moment.
+local function claim_lapsed(claim, ids)
+  local leases, now, most = leases_key(claim.model), now_ms(), claim.limit + 64
+  local lapsed = redis.call('ZRANGEBYSCORE', leases, '-inf', now, 'WITHSCORES', 'LIMIT', 0, most)
+  for i = 1, #lapsed, 2 do
+    local id, width = lapsed[i], width_of(lapsed[i])
+    if #ids >= claim.limit or claim.room <= 0 then return end
+    if width <= claim.room or now - lapsed[i + 1] > ELSEWHERE_MS then
+      local claimed = reclaim(claim, id)
+      if claimed then claim.room = claim.room - width end
+      ids[#ids + 1] = claimed
+    end
   end
+end
+
+local function claim_jobs(claim)
+  local ids, model, dry = {}, claim.model, false
+  sync(model)
+  claim_lapsed(claim, ids)
   if redis.call('EXISTS', SUSPENDED, paused_key(model)) > 0 then return ids end
-  while #ids < claim.limit do
+  while not dry and #ids < claim.limit and claim.room > 0 do
     local sid, id = take_next(model)
-    if not sid then break end
-    ids[#ids + 1] = claim_waiting(claim, sid, id)
+    local claimed = sid and claim_waiting(claim, sid, id)
+    if claimed then
+      ids[#ids + 1] = claimed
+      claim.room = claim.room - width_of(id)
+    end
+    dry = not sid
   end
   if redis.call('LLEN', queue_key(model)) == 0 then
     redis.call('DEL', load_key(model))             -- whatever other tools did meanwhile, nobody waits
-    if #ids < claim.limit then redis.call('DEL', wake_key(model)) end
-  elseif #ids < claim.limit then                   -- whoever still stands on the list has lost its lane
+    if dry then redis.call('DEL', wake_key(model)) end
+  elseif dry then                                  -- whoever still stands on the list has lost its lane
     for _, id in ipairs(redis.call('LRANGE', queue_key(model), 0, SYNC_MAX - 1)) do
       add_entry(model, id)
     end
@@ -363,10 +386,10 @@ local function claim_jobs(claim)
   return ids
 end
 
--- claim model worker exec iso lease_ms limit attempts_max -> delivery*. A repeated claim gets the same.
-function verbs.claim(model, worker, exec, iso, lease_ms, limit, attempts_max)
+-- claim model worker exec iso lease_ms limit room attempts_max -> delivery*. A repeated claim gets the same.
+function verbs.claim(model, worker, exec, iso, lease_ms, limit, room, attempts_max)
   local claim = { model = model, worker = worker, exec = exec, iso = iso, lease_ms = tonumber(lease_ms),
-                  limit = tonumber(limit), attempts_max = tonumber(attempts_max) }
+                  limit = tonumber(limit), room = tonumber(room), attempts_max = tonumber(attempts_max) }
   local ids = {}
   local before = redis.call('GET', claim_key(exec))
   if before then
@@ -469,7 +492,7 @@ function verbs.release(model, worker)
       redis.call('HDEL', job, 'exec')
       redis.call('HINCRBY', job, 'attempt', -1)
       redis.call('ZREM', started_key(model), id .. ':' .. exec)
-      redis.call('ZADD', leases_key(model), 0, id)
+      redis.call('ZADD', leases_key(model), now_ms(), id)
       redis.call('HSET', job, 'sid', redis.call('XADD', stream_key(model), '*', 'j', id))
       redis.call('XDEL', stream_key(model), h[3])
       note(job, 'released by ' .. worker)

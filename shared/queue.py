@@ -98,6 +98,7 @@ class Page:
 
 
 SETTLED = -2
+ANY_WIDTH = 10**9
 LOST = -1
 
 
@@ -139,9 +140,12 @@ class JobQueue(Protocol):
 class WorkQueue(Protocol):
     """A worker's side of the same queue."""
 
-    async def claim(self, model: str, *, worker: str, limit: int, wait_ms: int = 0) -> list[Delivery]:
-        """Take up to `limit` jobs, abandoned ones first, then whose class and tenant were served least; wait that
-        long for one; `[]` when there is none."""
+    async def claim(
+        self, model: str, *, worker: str, limit: int, room: int = ANY_WIDTH, wait_ms: int = 0
+    ) -> list[Delivery]:
+        """Take up to `limit` jobs, until they fill the worker's `room`, in sequences: abandoned ones first, then whose
+        class and tenant were served least; wait that long for one; `[]` when there is none. An abandoned one that has
+        no room here is left to other workers for a moment."""
 
     async def renew(self, held: Sequence[Delivery], *, worker: str) -> list[str]:
         """Extend the leases; return the ids of jobs that are no longer the worker's."""

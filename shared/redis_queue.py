@@ -17,7 +17,19 @@ from shared.errors import DecodeError, IdempotencyKeyReused, LimitReached, Queue
 from shared.events import Cancelled, Completed, Deadline, Expired, Failed, Finished, Outcome
 from shared.job import Job, Kind
 from shared.lifecycle import State, after, settling
-from shared.queue import LOST, SETTLED, Accepted, Allowance, Bounds, Delivery, Idempotency, Left, Write, finished
+from shared.queue import (
+    ANY_WIDTH,
+    LOST,
+    SETTLED,
+    Accepted,
+    Allowance,
+    Bounds,
+    Delivery,
+    Idempotency,
+    Left,
+    Write,
+    finished,
+)
 from shared.redis_client import translated
 from shared.scripts import scripts
 
@@ -117,13 +129,15 @@ class RedisQueue:
     async def attach(self, job_id: str, *, subscriber: str) -> State | None:
         return _state(await self._call("attach", job_id, keys.events_channel(subscriber)))
 
-    async def claim(self, model: str, *, worker: str, limit: int, wait_ms: int = 0) -> list[Delivery]:
-        claimed = await self._claim(model, worker, limit)
+    async def claim(
+        self, model: str, *, worker: str, limit: int, room: int = ANY_WIDTH, wait_ms: int = 0
+    ) -> list[Delivery]:
+        claimed = await self._claim(model, worker, limit, room)
         if claimed or not wait_ms:
             return claimed
         with translated():
             woken: Any = await self._blocking.blpop([keys.wake(model)], timeout=wait_ms / 1000)
-        return await self._claim(model, worker, limit) if woken else []
+        return await self._claim(model, worker, limit, room) if woken else []
 
     async def renew(self, held: Sequence[Delivery], *, worker: str) -> list[str]:
         flat = [x for d in held for x in (d.job.model, d.job.id, d.exec)]
@@ -200,6 +214,7 @@ class RedisQueue:
             "weight": job.weight,
             "prompt_tokens": job.prompt_tokens_about,
             "output_max": -1 if job.output_tokens_max is None else job.output_tokens_max,
+            "width": job.width if job.width > 1 else "",
             "patience_ms": job.patience_ms,
             "run_ms": job.run_ms,
             "keep_s": job.keep_s or "",
@@ -217,9 +232,10 @@ class RedisQueue:
             case _:
                 return self._job_ttl_s
 
-    async def _claim(self, model: str, worker: str, limit: int) -> list[Delivery]:
+    async def _claim(self, model: str, worker: str, limit: int, room: int) -> list[Delivery]:
         token = uuid.uuid4().hex
-        rows = await self._call("claim", model, worker, token, iso_now(), self._lease_ms, limit, self._attempts_max)
+        bounds = limit, room, self._attempts_max
+        rows = await self._call("claim", model, worker, token, iso_now(), self._lease_ms, *bounds)
         claimed = [await self._delivery(model, worker, token, row) for row in rows]
         return [delivery for delivery in claimed if delivery]
 

@@ -168,7 +168,8 @@ class Worker:
             return await self._queue.claim(
                 served.info.name,
                 worker=self.name,
-                limit=min(room, CLAIMED_AT_ONCE),
+                limit=CLAIMED_AT_ONCE,
+                room=room,
                 wait_ms=self._settings.idle_wait_ms,
             )
         except QueueUnavailable as error:

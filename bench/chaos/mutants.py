@@ -80,8 +80,8 @@ MUTANTS = [
     Mutant(
         name="leases never run out",
         file="shared/queue.lua",
-        old="'-inf', now_ms(), 'LIMIT'",
-        new="'-inf', 0, 'LIMIT'",
+        old="'-inf', now, 'WITHSCORES'",
+        new="'-inf', 0, 'WITHSCORES'",
         under=("F1",),
     ),
     Mutant(
@@ -108,7 +108,7 @@ MUTANTS = [
     Mutant(
         name="released jobs are forgotten",
         file="shared/queue.lua",
-        old="redis.call('ZADD', leases_key(model), 0, id)",
+        old="redis.call('ZADD', leases_key(model), now_ms(), id)",
         new="redis.call('ZREM', leases_key(model), id)",
         under=("F3",),
     ),

@@ -218,6 +218,44 @@ async def test_a_released_job_goes_on_at_once_and_costs_no_attempt(house: House)
     assert await house.queue.append([write(old, delta(1))]) == {job.id: LOST}
 
 
+async def test_a_claim_stops_when_its_room_is_full(house: House) -> None:
+    narrow, wide, next_one = make_job(), make_job(n=3), make_job()
+    for job in (narrow, wide, next_one):
+        await house.queue.enqueue(job, bounds=TEN)
+
+    first = await house.queue.claim("m", worker="a", limit=8, room=2)
+    second = await house.queue.claim("m", worker="b", limit=8, room=2)
+
+    assert [d.job for d in first] == [narrow, wide]  # a job that began to fit is not torn apart
+    assert [d.job for d in second] == [next_one]
+
+
+async def test_a_running_job_is_handed_to_a_worker_with_room_for_all_of_it(house: House) -> None:
+    wide, narrow = make_job(n=3), make_job()
+    for job in (wide, narrow):
+        await house.queue.enqueue(job, bounds=TEN)
+    held = await house.queue.claim("m", worker="a", limit=2)
+    for _ in range(10):  # the moment in which it is left to others may pass by, on a machine that stands still
+        await house.queue.release(held, worker="a")
+        held = await house.queue.claim("m", worker="full", limit=2, room=1)
+        if [d.job for d in held] == [narrow]:
+            break
+
+    (roomy,) = await house.queue.claim("m", worker="roomy", limit=2, room=3)
+
+    assert [d.job for d in held] == [narrow]
+    assert roomy.job == wide
+
+
+async def test_a_running_job_that_fits_nowhere_is_taken_all_the_same(house: House) -> None:
+    await house.queue.enqueue(make_job(n=3), bounds=TEN)
+    held = await house.queue.claim("m", worker="a", limit=1)
+    await house.queue.release(held, worker="a")
+    await house.let_leases_run_out()
+
+    assert await house.queue.claim("m", worker="b", limit=1, room=1)
+
+
 async def test_a_waiting_job_can_be_cancelled(house: House) -> None:
     job, other = make_job(), make_job()
     await house.queue.enqueue(job, bounds=TEN)
