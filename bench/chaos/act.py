@@ -87,7 +87,7 @@ class Act:
         for kind, begin, end, only in self.marks:
             for story in self.load.stories:
                 again = self._struck_after(begin, story.job_id)
-                pause = pause_across(story, begin, min(end, again)) if only is None or story.job_id in only else None
+                pause = pause_across(story, begin, end, again) if only is None or story.job_id in only else None
                 if pause:
                     name = f"{kind}, its successor too" if pause.end > again else kind
                     verdict.pauses.setdefault(name, []).append(pause.seconds)

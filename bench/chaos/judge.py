@@ -1,6 +1,7 @@
 """The invariants, judged by what clients saw and by a dump of Redis alone."""
 
 import itertools
+import math
 import re
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
@@ -125,13 +126,14 @@ class Pause:
         return self.end - self.begin
 
 
-def pause_across(story: Story, begin: float, end: float) -> Pause | None:
-    """The longest pause of a stream, from `begin` on, as far as it begins before `end`. None if it did not run then."""
+def pause_across(story: Story, begin: float, end: float, again: float = math.inf) -> Pause | None:
+    """The longest pause of a stream, from `begin` on, as far as it begins before `end`. None if it did not run then.
+    `again`: when it was hit anew; what comes after that makes no pause the longest."""
     times = story.times()
     if story.way is Way.WHOLE or len(times) < 2 or not times[0] < begin < times[-1]:
         return None
-    gaps = [Pause(max(a, begin), b) for a, b in itertools.pairwise(times) if b > begin and a < end]
-    return max(gaps, key=lambda gap: gap.seconds)
+    gaps = [Pause(max(a, begin), b) for a, b in itertools.pairwise(times) if b > begin and a < min(end, again)]
+    return max(gaps, key=lambda gap: min(gap.end, again) - gap.begin)
 
 
 def percentile(values: Sequence[float], part: float) -> float:

@@ -72,17 +72,18 @@ def test_a_pause_counts_from_the_fault_on() -> None:
 
 def test_a_pause_across_two_faults_is_none_of_the_first() -> None:
     told = story()
-    told.job_id, told.texts = "chatcmpl-1", {0: [(0.0, "a"), (1.0, "b"), (6.0, "c"), (7.0, "d")]}
+    times = (0.0, 1.0, 6.0, 7.0, 9.0, 9.125, 11.5)
+    told.job_id, told.texts = "chatcmpl-1", {0: [(at, "a") for at in times]}
     load: Any = SimpleNamespace(stories=[told])
     act = Act(site=None, load=load, rng=Random(0), rounds=1, long=False)  # type: ignore[arg-type]
-    act.strikes = [(1.5, {told.job_id}), (4.0, {told.job_id})]
+    act.strikes = [(1.5, {told.job_id}), (4.0, {told.job_id}), (6.5, {told.job_id}), (9.25, {told.job_id})]
     for begin, jobs in act.strikes:
         act.mark("killed", begin, 8, jobs)
 
     verdict = Verdict()
     act.measure(verdict)
 
-    assert verdict.pauses == {"killed, its successor too": [4.5], "killed": [2.0]}
+    assert verdict.pauses == {"killed, its successor too": [4.5], "killed": [2.0, 2.0, 2.25]}
     assert verdict.hit == 1
 
 
