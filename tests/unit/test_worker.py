@@ -222,6 +222,16 @@ async def test_while_a_claimed_job_waits_for_memory_no_more_are_claimed(queue: M
         assert all([isinstance(await outcome_of(queue, job), Completed) for job in [*jobs, late]])
 
 
+async def test_no_more_jobs_are_claimed_than_their_choices_have_places(queue: MemoryQueue) -> None:
+    wide = [await submit(queue, make_job(n=3, max_tokens=20)) for _ in range(3)]
+
+    async with working(make_worker(queue, step_ms=10, sequences_max=6)):
+        await heard(queue, wide[0], seq=2)
+        pages = await queue.read([(job.id, 0) for job in wide])
+        assert [page.state for page in pages] == [State.STARTED, State.STARTED, State.QUEUED]
+        assert all([isinstance(await outcome_of(queue, job), Completed) for job in wide])
+
+
 async def test_a_cancelled_job_writes_nothing_more(queue: MemoryQueue) -> None:
     job = make_job(max_tokens=20)
     await submit(queue, job)
