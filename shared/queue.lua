@@ -351,8 +351,8 @@ local function claim_lapsed(claim, ids)
   local leases, now, most = leases_key(claim.model), now_ms(), claim.limit + 64
   local lapsed = redis.call('ZRANGEBYSCORE', leases, '-inf', now, 'WITHSCORES', 'LIMIT', 0, most)
   for i = 1, #lapsed, 2 do
-    local id, width = lapsed[i], width_of(lapsed[i])
     if #ids >= claim.limit or claim.room <= 0 then return end
+    local id, width = lapsed[i], width_of(lapsed[i])
     if width <= claim.room or now - lapsed[i + 1] > ELSEWHERE_MS then
       local claimed = reclaim(claim, id)
       if claimed then claim.room = claim.room - width end
