@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -11,6 +12,22 @@ import httpx
 from cli.embedded_redis import EmbeddedRedis, free_port
 
 READY_S = 60
+LOOK_S = 0.1
+
+
+def until(truth: Callable[[], bool], *, seconds: float = READY_S) -> bool:
+    """Whether it came true in time."""
+    deadline = time.monotonic() + seconds
+    while not (true := truth()) and time.monotonic() < deadline:
+        time.sleep(LOOK_S)
+    return true
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 class House:
@@ -33,15 +50,21 @@ class House:
     def worker(self, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
         """Ready when it is returned. Raises TimeoutError."""
         started = self.spawn("worker", *arguments, **environment)
-        deadline = time.monotonic() + READY_S
-        while time.monotonic() < deadline:
-            try:
-                if any(model["workers"] for model in httpx.get(f"{self.base}/v1/models").json()["data"]):
-                    return started
-            except httpx.TransportError:
-                pass
-            time.sleep(0.05)
-        raise TimeoutError(f"the worker did not start: {(self._folder / 'worker.log').read_text()[-2000:]}")
+        self.staffed(1)
+        return started
+
+    def staffed(self, count: int, *, seconds: float = READY_S) -> None:
+        """Until so many workers serve. Raises TimeoutError."""
+        if not until(lambda: self._serving() >= count, seconds=seconds):
+            log = (self._folder / "worker.log").read_text()[-2000:]
+            raise TimeoutError(f"{self._serving()} of {count} workers serve: {log}")
+
+    def _serving(self) -> int:
+        try:
+            listed = httpx.get(f"{self.base}/v1/models").json()["data"]
+        except httpx.TransportError:
+            return 0
+        return max((model["workers"] for model in listed), default=0)
 
     def stop(self) -> None:
         self.api.terminate()

@@ -10,10 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
 import redis
 
 from bench.chaos.proxy import Proxy
+from bench.house import answers
 from cli.embedded_redis import EmbeddedRedis, free_port
 
 READY_S = 60.0
@@ -134,7 +134,7 @@ class Site:
         port = free_port()
         base = f"http://127.0.0.1:{port}"
         api = self._spawn(["api", f"--port={port}"], environment, "apis.log")
-        await self.until(lambda: _ready(base), "API")
+        await self.until(lambda: answers(f"{base}/health/ready"), "API")
         self.apis.append((api, base))
         return api
 
@@ -178,10 +178,3 @@ class Site:
             shared["CHAOS_COUNT"] = str(self.folder / "counts")
         given = {**shared, **self._settings, **environment}
         return Process(arguments, code=self.code, environment=given, log=self.folder / log)
-
-
-def _ready(base: str) -> bool:
-    try:
-        return httpx.get(f"{base}/health/ready", timeout=5).status_code == 200
-    except httpx.TransportError:
-        return False

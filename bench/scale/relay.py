@@ -16,10 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
-
 from bench.client import Streamed, stream
-from bench.house import House
+from bench.house import House, answers, until
 from bench.pipeline import cpu_s
 from cli.embedded_redis import free_port
 
@@ -88,7 +86,8 @@ def relays(folder: Path) -> Iterator[list[Relay]]:
     house = House(folder / "house", PENSTOCK_SCRIPTED_TOKENS="1000000", **pace)
     worker = house.worker("-m", "scripted")
     try:
-        _await(f"http://127.0.0.1:{proxy}/health/liveliness")
+        if not until(lambda: answers(f"http://127.0.0.1:{proxy}/health/liveliness"), seconds=READY_S):
+            raise TimeoutError(f"LiteLLM does not answer: {(folder / 'litellm.log').read_text()[-2000:]}")
         yield [
             Relay("none", f"http://127.0.0.1:{upstream}/v1", "mock", [mock.pid], []),
             Relay("LiteLLM proxy", f"http://127.0.0.1:{proxy}/v1", "mock", [litellm.pid], []),
@@ -99,18 +98,6 @@ def relays(folder: Path) -> Iterator[list[Relay]]:
             process.kill()
             process.wait()
         house.stop()
-
-
-def _await(url: str) -> None:
-    deadline = time.monotonic() + READY_S
-    while time.monotonic() < deadline:
-        try:
-            if httpx.get(url, timeout=5).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.2)
-    raise TimeoutError(f"nothing answers at {url}")
 
 
 def table(found: list[Result]) -> str:

@@ -15,12 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
-
 from bench.client import stream
 from bench.house import House
 from bench.pipeline import cpu_s
 
+READY_S = 600.0  # 32 more processes load at nice 5
 WARM_S, WINDOW_S = 10.0, 15.0
 QUEUED = 1.25  # streams for each place in a batch, so that some always wait
 ANSWER_STEPS = (60, 120)
@@ -63,15 +62,7 @@ class Site:
             self.workers.append(self.house.spawn("worker", "-m", "scripted"))
             # In a fleet they have machines of their own: here they must not starve the one API process.
             os.setpriority(os.PRIO_PROCESS, self.workers[-1].pid, 5)
-        while self._alive() < count:
-            time.sleep(0.2)
-
-    def _alive(self) -> int:
-        try:
-            listed = httpx.get(f"{self.house.base}/v1/models").json()["data"]
-        except httpx.TransportError:
-            return 0
-        return int(listed[0]["workers"]) if listed else 0
+        self.house.staffed(count, seconds=READY_S)
 
     def stop(self) -> None:
         for worker in self.workers:
