@@ -9,7 +9,7 @@ from shared.job import Job, Kind, Sampling
 from shared.queue import Delivery
 from workers.engine.base import Chat, Defaults, Engine, plain_chat
 from workers.replies.base import Parts
-from workers.sequence import Choosing, Sampled, Sequence
+from workers.sequence import NOTHING, Choosing, Sampled, Sequence
 from workers.transcript import Transcript
 from workers.turn import Turn, known
 
@@ -114,7 +114,10 @@ class Generation(Turn):
         return Completed(usage=usage)
 
     def advance(self, sequence: Sequence, new: Sampled) -> list[Event]:
-        """The events of one new token: a Delta, and Finished when it was the last of the last choice."""
+        """The events of one new token: a Delta, and Finished when it was the last of the last choice. Raises whatever
+        reading the answer raises; InvalidRequest where the request itself is at fault."""
+        if new.token == NOTHING:
+            raise InvalidRequest("'min_tokens' and the grammar together leave no token to choose.", param="min_tokens")
         events = self._echo(sequence.choice // self._n) if sequence.choosing.scores is not None else []
         if self._prompt(sequence.choice).tokens_max:
             parts, reason = self._take(sequence, new.token)

@@ -28,6 +28,7 @@ from workers.turn import Turn
 
 log = logging.getLogger(__name__)
 RETRY_S = 0.2
+ROOM_S = 1.0  # longest wait for room without looking again
 CLAIMED_AT_ONCE = 8  # so that of many jobs that arrive together each idle worker gets some
 STOP_S = 1.0  # for the step that runs when stopping; a hung one is left behind
 FLUSH_S = 2.0  # for the last events to reach Redis when stopping
@@ -121,8 +122,7 @@ class Worker:
         while not self._quiet.is_set():
             room = self._room_of(served)
             if room <= 0:
-                self._room.clear()
-                await self._room.wait()
+                await self._until_room(ROOM_S)
                 continue
             claimed = await self._claim(served, room)
             # A job that comes again was lost before we heard of it: what was made of it here no longer counts.
@@ -133,6 +133,14 @@ class Worker:
             for delivery in claimed:
                 if self._holds(delivery):
                     await self._accept(served, delivery)
+
+    async def _until_room(self, longest_s: float) -> None:
+        """Until something may have made room, which whoever makes it says; but look again after `longest_s`."""
+        self._room.clear()
+        try:
+            await asyncio.wait_for(self._room.wait(), longest_s)
+        except TimeoutError:
+            return
 
     def _serve(self, model: Loaded) -> list[Served]:
         """Its names share what computes them."""
@@ -339,11 +347,7 @@ class Worker:
     async def _drain(self) -> None:
         deadline = asyncio.get_running_loop().time() + self._settings.drain_s
         while self._held and not self._hurry.is_set() and asyncio.get_running_loop().time() < deadline:
-            self._room.clear()
-            try:
-                await asyncio.wait_for(self._room.wait(), min(0.2, self._settings.drain_s))
-            except TimeoutError:
-                continue
+            await self._until_room(min(0.2, self._settings.drain_s))
 
     async def _release(self, outlet: asyncio.Task[None]) -> None:
         await asyncio.wait([asyncio.wrap_future(stepper.stop()) for stepper in self._steppers], timeout=STOP_S)

@@ -39,6 +39,12 @@ class ChatTemplate:
 
     def render(self, request: Mapping[str, Any], *, reasons: bool) -> Rendered:
         """Raises InvalidRequest for what the template refuses, or does not know."""
+        try:
+            return self._rendered(request, reasons=reasons)
+        except RecursionError as error:
+            raise InvalidRequest("'messages' or 'tools' are nested too deeply.", param="messages") from error
+
+    def _rendered(self, request: Mapping[str, Any], *, reasons: bool) -> Rendered:
         wedge = self._wedge(request)
         messages = self._wedged([self._message(message) for message in request["messages"]], wedge)
         if not self._tokenizer.chat_template:
