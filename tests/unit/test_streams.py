@@ -67,7 +67,8 @@ def last_id(frames: Sequence[bytes]) -> str | None:
 
 
 @pytest.mark.parametrize(
-    ("opened", "events"), [(chat, CHAT), (completion, COMPLETION), (response, [e for e in CHAT if e.seq not in (2, 6, 7)])]
+    ("opened", "events"),
+    [(chat, CHAT), (completion, COMPLETION), (response, [e for e in CHAT if e.seq not in (2, 6, 7)])],
 )
 def test_a_cut_behind_any_frame_costs_and_repeats_nothing(opened: Opened, events: Sequence[Event]) -> None:
     whole = frames_of(opened(None), events)
