@@ -151,6 +151,18 @@ async def test_a_key_is_known_by_its_secret_and_stored_as_a_digest(client: Redis
     assert secret.removeprefix("sk-penstock-") not in stored[0]
 
 
+async def test_processes_agree_about_keys_after_redis_was_emptied(client: Redis) -> None:
+    one, other = KeyRing(client), KeyRing(client)
+    for ring in (one, other):
+        assert await ring.authenticate("both have seen the first salt") is None
+    await client.flushall()
+
+    key, secret = await one.create("made after it")
+
+    assert await other.authenticate(secret) == await KeyRing(client).authenticate(secret) == key
+    assert await one.authenticate(secret) == key
+
+
 async def test_a_key_expires_and_is_changed_and_revoked(client: Redis) -> None:
     now = 1000.0
     ring = KeyRing(client, clock=lambda: now)
