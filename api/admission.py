@@ -57,7 +57,7 @@ class Admission:
                 logprobs=(body.top_logprobs or 0) if body.logprobs else None,
             ),
             user=body.user or body.safety_identifier,
-            cache_salt=body.cache_salt or "",
+            cache_salt=self._salt(body.cache_salt, terms),
         )
 
     async def completion(self, body: CompletionRequest, terms: Terms) -> Job:
@@ -83,7 +83,7 @@ class Admission:
                 logprobs=ranked if body.logprobs is None else body.logprobs,
             ),
             user=body.user,
-            cache_salt=body.cache_salt or "",
+            cache_salt=self._salt(body.cache_salt, terms),
         )
 
     async def embedding(self, body: EmbeddingRequest, terms: Terms) -> Job:
@@ -152,6 +152,11 @@ class Admission:
             grace_ms=self._grace_ms(terms),
             **fields,
         )
+
+    def _salt(self, asked: str | None, terms: Terms) -> str:
+        """A tenant shares computed prompts with nobody: how many tokens were cached, and how soon an answer begins,
+        would tell others what it has asked. Names of tenants hold no slash."""
+        return asked or "" if self._settings.prefix_cache_shared else f"{terms.caller.tenant}/{asked or ''}"
 
     def _priority(self, terms: Terms, tier: str | None) -> Priority:
         """As asked for, but not above the key's own class."""

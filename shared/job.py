@@ -86,7 +86,7 @@ class Job:
     deadline: how long it may take from its first claim to its end. `tenant`: for whom, and `weight`: their share
     beside other tenants. `grace_ms`: how long it goes on when nobody reads it any more; None for ever. `keep_s`: how
     long it is kept after its end, if that is longer than usual. `notify`: whoever sends webhooks hears of its end.
-    `cache_salt`: prompts share what was computed for them only with prompts of the same salt.
+    `cache_salt`: prompts share what was computed for them only with prompts of the same salt, which names the tenant.
     """
 
     id: str

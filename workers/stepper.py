@@ -126,7 +126,7 @@ class Stepper:
         self._running.set(len(self._owners))
         self._blocks.set(self._scheduler.blocks_used)
         self._waiting.set(self._scheduler.waiting)
-        waited, self.waiting = self.waiting, self._scheduler.waiting
+        waited, self.waiting = self.waiting, self._scheduler.jobs_waiting
         if waited and not self.waiting:
             self._room()
 

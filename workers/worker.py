@@ -29,6 +29,7 @@ from workers.turn import Turn
 log = logging.getLogger(__name__)
 RETRY_S = 0.2
 ROOM_S = 1.0  # longest wait for room without looking again
+RESERVED = 8  # this part of the places is for other jobs than the widest
 CLAIMED_AT_ONCE = 8  # so that of many jobs that arrive together each idle worker gets some
 STOP_S = 1.0  # for the step that runs when stopping; a hung one is left behind
 FLUSH_S = 2.0  # for the last events to reach Redis when stopping
@@ -161,11 +162,14 @@ class Worker:
         self._loop.call_soon_threadsafe(self._room.set)
 
     def _room_of(self, served: Served) -> int:
-        """Sequences to claim now: none while some that are here already wait for memory; another worker may have it."""
+        """Sequences to claim now: none while jobs that are here already wait for a place; another worker may have it.
+        A single job, however wide, counts for less than all places: the scheduler takes from it what others need."""
         if served.stepper.waiting:
             return 0
+        places = served.engine.limits.sequences_max
+        most = max(places - -(-places // RESERVED), 1)
         mine = [d.job for d in self._held.values() if self._served[d.job.model].stepper is served.stepper]
-        return served.engine.limits.sequences_max - sum(job.width for job in mine)
+        return places - sum(min(job.width, most) for job in mine)
 
     async def _claim(self, served: Served, room: int) -> list[Delivery]:
         if not self._lease_is_fresh():

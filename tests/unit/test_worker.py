@@ -344,6 +344,19 @@ async def test_a_job_that_fails_while_its_deadline_passes_ends_once(queue: Memor
     assert sum(isinstance(event, Finished) for event in await log_of(queue, job)) == 1
 
 
+async def test_a_job_wider_than_the_batch_keeps_no_other_from_its_answer(queue: MemoryQueue) -> None:
+    wide = await submit(queue, make_job(n=64, max_tokens=20))
+
+    async with working(make_worker(queue, step_ms=5, sequences_max=8)):
+        await heard(queue, wide, seq=20)
+        for _ in range(3):
+            chat = await submit(queue, make_job(tenant="another", max_tokens=5))
+            assert isinstance(await outcome_of(queue, chat), Completed)
+        (page,) = await queue.read([(wide.id, 0)])
+        assert page.state is State.STARTED
+        assert isinstance(await outcome_of(queue, wide), Completed)
+
+
 async def test_a_cancelled_job_writes_nothing_more(queue: MemoryQueue) -> None:
     job = make_job(max_tokens=20)
     await submit(queue, job)
