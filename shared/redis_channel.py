@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -75,7 +76,8 @@ class RedisChannel:
                 lost = True
                 await asyncio.sleep(RECONNECT_S)
             finally:
-                await subscription.aclose()  # type: ignore[no-untyped-call]
+                with suppress(redis.exceptions.RedisError, OSError):  # of a connection that is lost as it is
+                    await subscription.aclose()  # type: ignore[no-untyped-call]
 
 
 def _heard(published: Sequence[Any]) -> Iterator[tuple[str, Sequence[Event]]]:
