@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from shared.errors import DecodeError, QueueUnavailable, Stopping
+from shared.errors import QueueUnavailable, Stopping
 from shared.events import Cancelled, Deadline, Event, Expired, Failed, Finished
 from shared.job import Job
 from shared.lifecycle import TERMINAL, State
@@ -242,7 +242,7 @@ class Relay:
     async def _refill(self, streams: list[JobStream]) -> None:
         try:
             pages = await self._channel.read([(stream.job_id, stream.next_seq) for stream in streams])
-        except (QueueUnavailable, DecodeError) as error:
+        except QueueUnavailable as error:
             self._metrics.redis_errors.inc()
             log.warning("the log cannot be read", extra={"error": str(error), "streams": len(streams)})
             await asyncio.sleep(RETRY_S)
