@@ -7,7 +7,7 @@ from shared.errors import ContextLengthExceeded, InvalidRequest
 from shared.events import Completed, Delta, Echoed, Event, FinishReason, Likelihood, Logprobs, Usage
 from shared.job import Job, Kind, Sampling
 from shared.queue import Delivery
-from workers.engine.base import Chat, Defaults, Engine, plain_chat
+from workers.engine.base import Chat, Defaults, Engine, plain_chat, require_room
 from workers.replies.base import Parts
 from workers.sequence import NOTHING, Choosing, Sampled, Sequence
 from workers.transcript import Transcript
@@ -192,17 +192,19 @@ def _prompts(job: Job, engine: Engine) -> list[Prompt]:
     """A chat is one prompt; a completion may have several, each a text or token ids."""
     context, max_tokens, grammar = engine.limits.context_length, job.sampling.max_tokens, job.sampling.grammar
     if job.kind is Kind.CHAT:
-        chat = engine.tokenizer.chat(job.request, grammar)
+        chat = engine.tokenizer.chat(job.request, grammar, tokens_max=context)
         return [Prompt(chat.ids, budget(len(chat.ids), max_tokens, context, param="messages"), chat)]
     prompts = []
     for item in job.request["prompts"]:
+        if isinstance(item, str):
+            require_room(len(item), engine.tokenizer, context, param="prompt")
         ids = (
             engine.tokenizer.encode_text(item)
             if isinstance(item, str)
             else known(item, engine.limits.vocabulary, param="prompt")
         )
         if not ids:
-            raise InvalidRequest("'prompt' holds a text of no tokens.", param="prompt")
+            raise InvalidRequest("'prompt' must not be empty: it has no tokens.", param="prompt")
         echo = (item if isinstance(item, str) else engine.tokenizer.decode(ids)) if job.request["echo"] else None
         tokens_max = budget(len(ids), max_tokens, context, param="prompt")
         prompts.append(Prompt(ids, tokens_max, plain_chat(ids, engine.tokenizer, grammar), echo))

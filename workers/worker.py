@@ -7,6 +7,7 @@ the rest back with what they have, for another worker to go on with).
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from shared.errors import InvalidRequest, QueueUnavailable
@@ -23,6 +24,7 @@ from workers.generation import Generation
 from workers.models import Loaded
 from workers.outbox import Outbox, Update
 from workers.stepper import Stepper
+from workers.time_box import TimeBoxExceeded, time_box
 from workers.tokenization import Tokenization
 from workers.turn import Turn
 
@@ -31,6 +33,9 @@ RETRY_S = 0.2
 ROOM_S = 1.0  # longest wait for room without looking again
 RESERVED = 8  # this part of the places is for other jobs than the widest
 CLAIMED_AT_ONCE = 8  # so that of many jobs that arrive together each idle worker gets some
+ENCODE_S_MAX = 30.0
+REPLAY_S_MAX = 0.01  # for each event that earlier attempts have written
+LARGE_TOKENS = 8192  # a prompt of more, as far as can be told, is large
 STOP_S = 1.0  # for the step that runs when stopping; a hung one is left behind
 FLUSH_S = 2.0  # for the last events to reach Redis when stopping
 TURNS: dict[Kind, Callable[[Delivery, Engine], Turn]] = {
@@ -76,6 +81,8 @@ class Worker:
         self._attempts: dict[str, Attempt] = {}  # their traces
         self._turns: dict[str, Turn] = {}  # those of them that the engine knows
         self._records: dict[str, list[Event]] = {}  # what was written of each, should Redis lose the end of a log
+        self._accepting: set[asyncio.Task[None]] = set()  # bounded as what is held
+        self._large = asyncio.Semaphore(1)  # one large prompt is encoded at a time, beside the small ones
         self._timers: dict[str, asyncio.TimerHandle] = {}  # until their run deadlines
         self._room = asyncio.Event()
         self._quiet = asyncio.Event()
@@ -89,14 +96,14 @@ class Worker:
         for stepper in self._steppers:
             stepper.start()
         async with asyncio.TaskGroup() as tasks:
-            intakes = [tasks.create_task(self._intake(served)) for served in self._served.values()]
+            intakes = [tasks.create_task(self._intake(served, tasks)) for served in self._served.values()]
             outlet = tasks.create_task(self._outlet())
             work = (self._heartbeat(), self._obey_drops(), watch_loop(self._metrics.loop_lag))
             forever = [outlet, *[tasks.create_task(each) for each in work]]
             await asyncio.wait(intakes)
             await self._drain()
             await self._release(outlet)
-            await end(forever)
+            await end([*forever, *self._accepting])
 
     def stop(self) -> None:
         """Begin to stop; called again, drain no longer."""
@@ -119,7 +126,7 @@ class Worker:
     def accepting(self) -> bool:
         return not self._quiet.is_set() and self.alive and self._lease_is_fresh()
 
-    async def _intake(self, served: Served) -> None:
+    async def _intake(self, served: Served, tasks: asyncio.TaskGroup) -> None:
         while not self._quiet.is_set():
             room = self._room_of(served)
             if room <= 0:
@@ -128,12 +135,12 @@ class Worker:
             claimed = await self._claim(served, room)
             # A job that comes again was lost before we heard of it: what was made of it here no longer counts.
             self._drop([known for d in claimed if (known := self._held.get(d.job.id))], found="claim")
-            # Held before any is encoded: encoding may take longer than a lease.
+            # Held before any is encoded: encoding may take longer than a lease, and nobody waits for another's.
             for delivery in claimed:
                 self._hold(delivery)
-            for delivery in claimed:
-                if self._holds(delivery):
-                    await self._accept(served, delivery)
+                accepting = tasks.create_task(self._accept(served, delivery))
+                self._accepting.add(accepting)
+                accepting.add_done_callback(self._accepting.discard)
 
     async def _until_room(self, longest_s: float) -> None:
         """Until something may have made room, which whoever makes it says; but look again after `longest_s`."""
@@ -206,7 +213,9 @@ class Worker:
             await self._refuse(delivery, Failed(code="poison", message=message))
             return
         try:
-            turn = await asyncio.to_thread(TURNS[delivery.job.kind], delivery, served.engine)
+            async with self._large if delivery.job.prompt_tokens_about > LARGE_TOKENS else nullcontext():
+                turn = await asyncio.to_thread(_begin, delivery, served.engine)
+            events = turn.opening()
         except InvalidRequest as error:
             refusal = Failed(code=error.code or "invalid_request", message=str(error), param=error.param)
             await self._refuse(delivery, refusal)
@@ -218,7 +227,7 @@ class Worker:
         if not self._holds(delivery):
             return
         self._turns[delivery.job.id] = turn
-        if events := turn.opening():
+        if events:
             self._outbox.put_now(Update(turn, events))
         served.stepper.add(turn)
         if delivery.left_ms is not None:
@@ -375,3 +384,12 @@ class Worker:
 
 def _write(update: Update) -> Write:
     return Write(delivery=update.turn.delivery, events=tuple(update.events))
+
+
+def _begin(delivery: Delivery, engine: Engine) -> Turn:
+    """In a thread. Raises InvalidRequest for what cannot be encoded, or not in time; a long log gets longer."""
+    try:
+        with time_box(ENCODE_S_MAX + REPLAY_S_MAX * len(delivery.log)):
+            return TURNS[delivery.job.kind](delivery, engine)
+    except TimeBoxExceeded as error:
+        raise InvalidRequest(f"The prompt takes more than {ENCODE_S_MAX:g} s to encode. Shorten it.") from error

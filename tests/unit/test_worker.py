@@ -265,7 +265,7 @@ class Unreadable(ScriptedEngine):
 
 
 class UnreadableTokenizer(ScriptedTokenizer):
-    def chat(self, request: Mapping[str, Any], wanted: Grammar | None = None) -> Chat:
+    def chat(self, request: Mapping[str, Any], wanted: Grammar | None = None, *, tokens_max: int | None = None) -> Chat:
         chat = super().chat(request, wanted)
         return replace(
             chat, reply=lambda seed: BadReply() if "bad" in request["messages"][0]["content"] else PlainReply()
@@ -342,6 +342,45 @@ async def test_a_job_that_fails_while_its_deadline_passes_ends_once(queue: Memor
         assert isinstance(await outcome_of(queue, job), Failed)
 
     assert sum(isinstance(event, Finished) for event in await log_of(queue, job)) == 1
+
+
+async def test_nobody_waits_for_the_prompt_of_another_to_be_encoded(
+    queue: MemoryQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = threading.Event()
+    encode = ScriptedTokenizer.encode_text
+
+    def slow(self: ScriptedTokenizer, text: str, *given: Any, **options: Any) -> list[int]:
+        if "slow" in text:
+            encoded.wait(20)
+        return encode(self, text, *given, **options)
+
+    monkeypatch.setattr(ScriptedTokenizer, "encode_text", slow)
+    first = await submit(queue, make_job(prompt="slow", max_tokens=3))
+    others = [await submit(queue, make_job(max_tokens=3)) for _ in range(3)]
+
+    async with working(make_worker(queue)):
+        assert all([isinstance(await outcome_of(queue, job), Completed) for job in others])
+        encoded.set()
+        assert isinstance(await outcome_of(queue, first), Completed)
+
+
+async def test_a_prompt_that_takes_too_long_to_encode_is_refused(
+    queue: MemoryQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forever(*_: Any, **__: Any) -> list[int]:
+        while True:
+            pass
+
+    monkeypatch.setattr("workers.worker.ENCODE_S_MAX", 0.2)
+    monkeypatch.setattr(ScriptedTokenizer, "encode_text", forever)
+    job = await submit(queue, make_job())
+
+    async with working(make_worker(queue)):
+        outcome = await outcome_of(queue, job)
+
+    assert isinstance(outcome, Failed)
+    assert (outcome.code, "0.2 s to encode" in outcome.message) == ("invalid_request", True)
 
 
 async def test_a_job_wider_than_the_batch_keeps_no_other_from_its_answer(queue: MemoryQueue) -> None:
