@@ -30,13 +30,13 @@ INFO = ModelInfo(name="m", engine="scripted", context_length=1000, created_s=0)
 VERBS = ("enqueue", "attach", "claim", "renew", "append", "settle", "release", "cancel", "leave", "read")
 BOUNDS = Bounds(jobs_max=100)
 SETTINGS = load_settings(heartbeat_ms=300, lease_ms=1000, idle_wait_ms=50, drain_s=0.2, outbox_steps_max=100_000)
-# Room for two long jobs, so that the third one waits for blocks, and that a growing one takes them from a younger one.
-LIMITS = Limits(sequences_max=3, batch_tokens_max=16, context_length=144, vocabulary=50_000, blocks=14)
+# Hardly room for two long jobs, so that others wait for blocks, and that a growing one takes them from a younger one.
+LIMITS = Limits(sequences_max=3, batch_tokens_max=16, context_length=144, vocabulary=50_000, blocks=10)
 TENANTS = ("ann", "bob", "eve")
 # What prompts begin with: from less than a block to four of them.
 BEGINNINGS = [" ".join(f"p{name}w{word}" for word in range(name * BLOCK_SIZE + 5)) for name in range(5)]
 FAULTS = ("raise", "oom", "read", "decode", "grammar")
-ASKS_WITHIN_S = 0.5  # a worker that has nothing to do and says that it accepts
+ASKS_WITHIN_S = 0.5  # a worker that has room and says that it accepts
 ENDS_WITHIN_S = 5.0  # a worker that is told to stop
 LOOK_S = 0.1
 
@@ -194,7 +194,7 @@ class World:
     def _job(self) -> Job:
         """Several may begin alike, for one tenant or for several; some cannot be answered, or not in time."""
         rng = self.rng
-        tokens = rng.randint(1, 25)
+        tokens = rng.choice([rng.randint(1, 25), rng.randint(1, 60)])
         content = f"{rng.choice(BEGINNINGS)} question {rng.randrange(100)}"
         if rng.random() < 0.15:
             content += f" fault:{rng.choice(FAULTS)}@{rng.randrange(tokens)}"
@@ -213,7 +213,7 @@ class World:
     async def _break(self) -> None:
         rng = self.rng
         worker, process = rng.choice(self._living())
-        match rng.choice(["kill", "freeze", "stop", "network", "api", "cancel", "silence"]):
+        match rng.choice(["kill", "freeze", "stop", "network", "api", "cancel", "leave", "silence"]):
             case "kill":
                 process.kill()
                 self.add_worker()
@@ -234,25 +234,36 @@ class World:
                 dead.kill()
                 self.add_relay()
             case "cancel":
-                job_id = rng.choice(self.clients).job.id
-                self.cancelled.add(job_id)
-                await self.queue.cancel(job_id)
+                await self._cancel(rng.choice(self.clients))
+            case "leave":
+                for client in self.clients:
+                    await self._cancel(client)
             case "silence":
                 self._odds = 1.0
                 await asyncio.sleep(rng.random() * 2)
                 self._odds = 0.0
 
+    async def _cancel(self, client: Client) -> None:
+        self.cancelled.add(client.job.id)
+        await self.queue.cancel(client.job.id)
+
     def _living(self) -> list[tuple[Worker, Process]]:
         """Workers that are awake and shall go on."""
         return [(w, p) for w, p in self.workers if not p.frozen and w.name not in self._stopped]
 
+    def _has_room(self, worker: Worker) -> bool:
+        """As the queue and the engine see it, whatever the worker itself remembers."""
+        held = [record.job for record in self.queue._running.values() if record.worker == worker.name]
+        waiting = any(stepper._scheduler.waiting for stepper in worker._steppers)
+        return not waiting and sum(job.width for job in held) < LIMITS.sequences_max
+
     async def _watch(self) -> None:
-        """A worker that lives, has nothing to do and says that it accepts asks for work; one that stops comes to its
-        end. The time counts anew while the network or the process is disturbed."""
+        """A worker that lives, has room and says that it accepts asks for work; one that stops comes to its end. The
+        time counts anew while the network or the process is disturbed."""
         idle_since = dict[str, float]()
         while not self.wrongs:
             await asyncio.sleep(LOOK_S)
-            now, holding = self._loop.time(), {record.worker for record in self.queue._running.values()}
+            now = self._loop.time()
             calm = {w.name for w, p in self.workers if not p.frozen} if not self._odds else set[str]()
             for worker, process in self.workers:
                 name, ended = worker.name, process.tasks[0].done()
@@ -265,10 +276,10 @@ class World:
                         self.wrongs.append(f"{name} was told to stop and goes on")
                 elif ended:
                     self.wrongs.append(f"{name} has died")
-                elif name in holding or not worker.accepting:
+                elif not worker.accepting or not self._has_room(worker):
                     idle_since.pop(name, None)
                 elif now - max(idle_since.setdefault(name, now), process.asked_at) > ASKS_WITHIN_S:
-                    self.wrongs.append(f"{name} accepts, holds nothing and does not ask for work")
+                    self.wrongs.append(f"{name} accepts, has room and does not ask for work")
 
     async def _client(self, job: Job) -> None:
         client = Client(job)
