@@ -174,6 +174,8 @@ local function close(model, id, status, iso, ttl_s)
   redis.call('EXPIRE', job, status == 'failed' and ttl_s + 3600 or ttl_s)
   redis.call('EXPIRE', log_key(id), ttl_s)
   note(job, status)
+  -- Its worker may have passed over others that were too wide beside it.
+  if width_of(id) > 1 and redis.call('LLEN', queue_key(model)) > 0 then wake(model) end
 end
 
 -- The longest time that plausibly lies between two ends: some times what this job took, over how many ran beside it.
@@ -340,11 +342,6 @@ local function claim_waiting(claim, sid, id)
   return start(claim, id, 1)
 end
 
--- The places that a job takes in a batch.
-local function width_of(id)
-  return tonumber(redis.call('HGET', job_key(id), 'width') or 1)
-end
-
 -- Jobs that were running, since a lease has run out or its owner has let go of it. One that would have to wait in this
 -- worker for a place is left to another for a moment.
 local function claim_lapsed(claim, ids)
@@ -367,7 +364,7 @@ local function claim_jobs(claim)
   claim_lapsed(claim, ids)
   if redis.call('EXISTS', SUSPENDED, paused_key(model)) > 0 then return ids end
   while not dry and #ids < claim.limit and claim.room > 0 do
-    local sid, id = take_next(model)
+    local sid, id = take_next(model, claim.widest)
     local claimed = sid and claim_waiting(claim, sid, id)
     if claimed then
       ids[#ids + 1] = claimed
@@ -375,6 +372,7 @@ local function claim_jobs(claim)
     end
     dry = not sid
   end
+  dry = dry and claim.widest >= ANY_WIDTH          -- else there may be some that are too wide for this worker
   if redis.call('LLEN', queue_key(model)) == 0 then
     redis.call('DEL', load_key(model))             -- whatever other tools did meanwhile, nobody waits
     if dry then redis.call('DEL', wake_key(model)) end
@@ -386,10 +384,11 @@ local function claim_jobs(claim)
   return ids
 end
 
--- claim model worker exec iso lease_ms limit room attempts_max -> delivery*. A repeated claim gets the same.
-function verbs.claim(model, worker, exec, iso, lease_ms, limit, room, attempts_max)
+-- claim model worker exec iso lease_ms limit room attempts_max widest -> delivery*. A repeated claim gets the same.
+function verbs.claim(model, worker, exec, iso, lease_ms, limit, room, attempts_max, widest)
   local claim = { model = model, worker = worker, exec = exec, iso = iso, lease_ms = tonumber(lease_ms),
-                  limit = tonumber(limit), room = tonumber(room), attempts_max = tonumber(attempts_max) }
+                  limit = tonumber(limit), room = tonumber(room), attempts_max = tonumber(attempts_max),
+                  widest = tonumber(widest) }
   local ids = {}
   local before = redis.call('GET', claim_key(exec))
   if before then

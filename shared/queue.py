@@ -141,11 +141,11 @@ class WorkQueue(Protocol):
     """A worker's side of the same queue."""
 
     async def claim(
-        self, model: str, *, worker: str, limit: int, room: int = ANY_WIDTH, wait_ms: int = 0
+        self, model: str, *, worker: str, limit: int, room: int = ANY_WIDTH, widest: int = ANY_WIDTH, wait_ms: int = 0
     ) -> list[Delivery]:
-        """Take up to `limit` jobs, until they fill the worker's `room`, in sequences: abandoned ones first, then whose
-        class and tenant were served least; wait that long for one; `[]` when there is none. An abandoned one that has
-        no room here is left to other workers for a moment."""
+        """Claim up to `limit` jobs or `room` sequences: lapsed leases first, then the least-served class and tenant;
+        wait that long for one; `[]` when there is none. A lapsed one that has no room here is left to other workers for
+        a moment; waiting ones of more sequences than `widest` are passed over."""
 
     async def renew(self, held: Sequence[Delivery], *, worker: str) -> list[str]:
         """Extend the leases; return the ids of jobs that are no longer the worker's."""

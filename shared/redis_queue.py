@@ -130,14 +130,14 @@ class RedisQueue:
         return _state(await self._call("attach", job_id, keys.events_channel(subscriber)))
 
     async def claim(
-        self, model: str, *, worker: str, limit: int, room: int = ANY_WIDTH, wait_ms: int = 0
+        self, model: str, *, worker: str, limit: int, room: int = ANY_WIDTH, widest: int = ANY_WIDTH, wait_ms: int = 0
     ) -> list[Delivery]:
-        claimed = await self._claim(model, worker, limit, room)
+        claimed = await self._claim(model, worker, limit, room, widest)
         if claimed or not wait_ms:
             return claimed
         with translated():
             woken: Any = await self._blocking.blpop([keys.wake(model)], timeout=wait_ms / 1000)
-        return await self._claim(model, worker, limit, room) if woken else []
+        return await self._claim(model, worker, limit, room, widest) if woken else []
 
     async def renew(self, held: Sequence[Delivery], *, worker: str) -> list[str]:
         flat = [x for d in held for x in (d.job.model, d.job.id, d.exec)]
@@ -232,9 +232,9 @@ class RedisQueue:
             case _:
                 return self._job_ttl_s
 
-    async def _claim(self, model: str, worker: str, limit: int, room: int) -> list[Delivery]:
+    async def _claim(self, model: str, worker: str, limit: int, room: int, widest: int) -> list[Delivery]:
         token = uuid.uuid4().hex
-        bounds = limit, room, self._attempts_max
+        bounds = limit, room, self._attempts_max, widest
         rows = await self._call("claim", model, worker, token, iso_now(), self._lease_ms, *bounds)
         claimed = [await self._delivery(model, worker, token, row) for row in rows]
         return [delivery for delivery in claimed if delivery]

@@ -230,6 +230,25 @@ async def test_a_claim_stops_when_its_room_is_full(house: House) -> None:
     assert [d.job for d in second] == [next_one]
 
 
+async def test_a_waiting_job_that_is_too_wide_is_passed_over_and_keeps_its_turn(house: House) -> None:
+    running, wide = make_job(n=4, tenant="a"), make_job(n=4, tenant="a")
+    other, urgent = make_job(tenant="b"), make_job(tenant="c", priority=Priority.INTERACTIVE)
+    await house.queue.enqueue(running, bounds=TEN)
+    held = await house.queue.claim("m", worker="w", limit=1)
+    for job in (wide, other, urgent):
+        await house.queue.enqueue(job, bounds=TEN)
+
+    beside = await house.queue.claim("m", worker="w", limit=8, room=5, widest=3)
+    nothing = await house.queue.claim("m", worker="w", limit=8, room=5, widest=3)
+
+    assert {d.job.id for d in beside} == {other.id, urgent.id}
+    assert nothing == []
+    assert await house.queue.depth("m") == 1
+    waiting = asyncio.create_task(house.queue.claim("m", worker="w", limit=8, wait_ms=10_000))
+    await house.queue.settle(write(held[0], started(), done(1)), worker="w")  # which wakes whoever passed it over
+    assert [d.job for d in await asyncio.wait_for(waiting, 5)] == [wide]
+
+
 async def test_a_running_job_is_handed_to_a_worker_with_room_for_all_of_it(house: House) -> None:
     wide, narrow = make_job(n=3), make_job()
     for job in (wide, narrow):
