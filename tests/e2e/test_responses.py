@@ -290,3 +290,41 @@ def test_a_chat_that_is_stored_is_found_again(caller: Stack) -> None:
             other.retrieve(first.id)
     with pytest.raises(openai.BadRequestError, match="metadata"):
         chats.create(**asked | {"store": False}, metadata={"run": "1"})
+
+
+def test_a_page_of_stored_chats_is_full_and_costs_what_it_holds(caller: Stack) -> None:
+    chats = caller.client(api_key="stores-many").chat.completions
+    messages: Any = [{"role": "user", "content": "keep this"}]
+    made = chats.create(model="scripted", messages=messages, max_tokens=3, store=True, metadata={"run": "usual"})
+    copies = copied(caller, made.id, 5000)
+    commands = lambda: caller.redis.info("stats")["total_commands_processed"]  # noqa: E731
+    before = commands()
+
+    first = chats.list(limit=1, order="desc")
+    rare = chats.list(metadata={"run": "rare"})
+    none = chats.list(model="another")
+
+    assert ([chat.id for chat in first.data], first.has_more) == ([copies[-4]], True)  # the last three are not done
+    assert ([chat.id for chat in rare.data], rare.has_more) == ([copies[4000]], False)
+    assert (none.data, none.has_more) == ([], False)
+    assert commands() - before < 900  # two looked at all, in slices
+    before = commands()
+    assert [chat.id for chat in chats.list(limit=1, after=copies[2000]).data] == [copies[2001]]
+    assert commands() - before < 50  # workers' heartbeats among them
+
+
+def copied(stack: Stack, chat_id: str, count: int) -> list[str]:
+    """Ids of later chats like this one, of which one is of another run, and the last three have not been done."""
+    (index,) = [key for key in stack.redis.scan_iter("penstock:chats:*") if stack.redis.zscore(key, chat_id)]
+    record: Any = stack.redis.get(f"penstock:chat:{chat_id}")
+    ids = [f"chatcmpl-copy{at}" for at in range(count)]
+    with stack.redis.pipeline(transaction=False) as pipe:
+        for at, copy in enumerate(ids):
+            run = b"rare" if at == 4000 else b"usual"
+            pipe.set(f"penstock:chat:{copy}", record.replace(chat_id.encode(), copy.encode()).replace(b"usual", run))
+            pipe.zadd(index, {copy: 2_000_000_000_000 + at})
+            if at < count - 3:
+                pipe.copy(f"rq:job:{chat_id}", f"rq:job:{copy}")
+                pipe.copy(f"penstock:log:{chat_id}", f"penstock:log:{copy}")
+        pipe.execute()
+    return ids
