@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from shared.errors import IdempotencyKeyReused, QueueFull
 from shared.events import Cancelled, Completed, Deadline, Event, Finished
-from shared.job import Job
+from shared.job import Job, Kind
 from shared.lifecycle import TERMINAL, Move, State, after, settling
 from shared.line import Line
 from shared.queue import (
@@ -144,6 +144,8 @@ class MemoryQueue:
         outcome = finished(write).outcome
         self._close(record, settling(outcome))
         took = outcome.usage.prompt_tokens + outcome.usage.completion_tokens if isinstance(outcome, Completed) else 0
+        if record.job.kind is Kind.TOKENS:
+            took = record.job.prompt_tokens_about
         self._line(record.job.model).charge(record.job, took - _cost(record.job))
         self._log(record, write.events)
         return SETTLED

@@ -320,6 +320,8 @@ def _state(answer: bytes) -> State | None:
 
 def _tokens(job: Job, outcome: Outcome, events: int) -> tuple[int, int]:
     """What a job took, in all and as output; about one token an event where nobody counted."""
+    if isinstance(outcome, Completed) and job.kind is Kind.TOKENS:
+        return job.prompt_tokens_about, 0  # it used none of the model's, but the worker's time
     if isinstance(outcome, Completed):
         usage = outcome.usage
         return usage.prompt_tokens + usage.completion_tokens, usage.completion_tokens

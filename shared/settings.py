@@ -83,6 +83,9 @@ class Settings(BaseSettings):
     batch_tokens_max: int = Field(512, ge=1, description="tokens computed in one step, decoding and prompts together")
     kv_cache_gib: float = Field(0, ge=0, description="memory for keys and values; 0 takes part of what is free")
     prefix_cache: bool = Field(True, description="share what prompts that begin alike have in common")
+    prefix_cache_shared: bool = Field(
+        False, description="share it among tenants, too; who guesses the beginning of another's prompt can tell"
+    )
     deterministic: bool = Field(False, description="same tokens bit for bit alone, batched and resumed; slower prompts")
     context_length: int = Field(0, ge=0, description="longest prompt plus answer; 0 takes the model's own")
     outbox_steps_max: int = Field(

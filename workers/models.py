@@ -105,10 +105,16 @@ async def load(spec: ModelSpec, settings: Settings) -> Loaded:
         created_s=int(time.time()),
         capabilities=_capabilities(engine),
         slots=engine.limits.sequences_max,
+        prompt_chars_max=_prompt_chars_max(engine),
     )
     aliases = [replace(info, name=name) for name in spec.aliases]
     adapted = [replace(info, name=name, parent=spec.name) for name, _ in spec.adapters]
     return Loaded([info, *aliases, *adapted], engine, thread)
+
+
+def _prompt_chars_max(engine: Engine) -> int:
+    """Of a model that writes; one that makes vectors may cut its texts, or take a long word for one token."""
+    return 0 if engine.kind == "embedding" else engine.limits.context_length * engine.tokenizer.token_chars_max
 
 
 def _capabilities(engine: Engine) -> tuple[str, ...]:

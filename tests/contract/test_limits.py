@@ -1,6 +1,7 @@
 """What a key may use, as Redis counts it: taken when a job is accepted, corrected when it ends."""
 
 import hmac
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from shared import keys
 from shared.api_key import KeyRing
 from shared.errors import InvalidRequest, LimitReached, NotFound, QueueFull
 from shared.events import Completed, Event, Failed, Finished, Started, Usage
-from shared.job import Job
+from shared.job import Job, Kind, Sampling
 from shared.queue import Allowance, Bounds
 from shared.redis_queue import RedisQueue
 from tests.factories import delta, done, make_job, started, write
@@ -271,3 +272,15 @@ async def test_a_wrong_secret_and_an_unknown_one_cost_what_a_right_one_does(
     for wrong in (secret[:-1] + "x", secret[:10], "", "sk-unknown", secret + "x", "\U0001f600"):
         assert await ring.authenticate(wrong) is None
     assert compared == [(32, 32)] * 7  # digests of one length, always compared to their ends
+
+
+async def test_splitting_a_text_costs_its_key_a_part_of_computing_it(queue: RedisQueue, client: Redis) -> None:
+    request = {"prompt": "word " * 1280, "special": True, "texts": False}
+    asked = replace(job(), kind=Kind.TOKENS, request=request, sampling=Sampling(seed=0))
+    await submit(queue, asked, tokens=1000)
+    (delivery,) = await queue.claim("m", worker="w", limit=1)
+    nothing = Completed(usage=Usage(prompt_tokens=0, completion_tokens=0))
+
+    await queue.settle(write(delivery, Finished(seq=0, outcome=nothing)), worker="w")
+
+    assert await used(client) == 1601 // 16 + 1

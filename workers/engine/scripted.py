@@ -32,8 +32,9 @@ FAULT = re.compile("fault:(" + "|".join(FAULTS) + r")@(\d{1,5})")
 class ScriptedTokenizer:
     ends = frozenset({END})
     abilities: frozenset[str] = frozenset()
+    token_chars_max = 1_000_000
 
-    def chat(self, request: Mapping[str, Any], wanted: Grammar | None = None) -> Chat:
+    def chat(self, request: Mapping[str, Any], wanted: Grammar | None = None, *, tokens_max: int | None = None) -> Chat:
         if request.get("tools"):
             raise InvalidRequest("'tools': the scripted engine calls none.", param="tools")
         lines = " ".join(f"{message['role']} {message['content']}" for message in request["messages"])
