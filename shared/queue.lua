@@ -76,6 +76,7 @@ local function add_entry(model, id)
     redis.call('RENAME', log_key(id), previous_key(id))
     redis.call('EXPIRE', previous_key(id), LOG_TTL_S)
   end
+  take_again(id)
   note(job, 'queued')
   join(model, id, sid)
   wake(model)

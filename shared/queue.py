@@ -168,7 +168,8 @@ class JobChannel(Protocol):
         """Batches of (job id, events in order) as they are published, until closed."""
 
     async def read(self, cursors: Sequence[tuple[str, int]]) -> list[Page]:
-        """The log of each job from the given event number on."""
+        """The log of each job from the given event number on. An event that cannot be decoded is a failure of its job,
+        which ends the page."""
 
 
 class WorkChannel(Protocol):

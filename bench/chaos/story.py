@@ -47,7 +47,7 @@ class Story:
     base: str = ""  # where it asked last; the next time it goes elsewhere
     job_id: str = ""
     job_ids: list[str] = field(default_factory=list)
-    last_id: int = -1
+    last_id: str = ""
     texts: dict[int, list[tuple[float, str]]] = field(default_factory=dict)
     finishes: dict[int, str] = field(default_factory=dict)
     partials: list[dict[int, str]] = field(default_factory=list)
@@ -131,8 +131,8 @@ class Teller:
         story.base = base
         headers = {"authorization": f"Bearer {story.tenant}", **story.headers}
         if story.way is Way.RESUME and story.job_id:
-            if story.last_id >= 0:
-                headers["last-event-id"] = str(story.last_id)
+            if story.last_id:
+                headers["last-event-id"] = story.last_id
             return await ask(f"{base}/v1/jobs/{story.job_id}/events", method="GET", headers=headers)
         if story.way is Way.RESUME:
             headers = {"x-penstock-event-ids": "true", "x-penstock-grace-s": "60"} | headers
@@ -196,7 +196,7 @@ class Teller:
 
     def _line(self, story: Story, line: bytes) -> None:
         if line.startswith(b"id: "):
-            story.last_id = int(line[4:])
+            story.last_id = line[4:].decode()
         if not line.startswith(b"data: "):
             return
         if story.ends:
