@@ -1,6 +1,7 @@
 """`penstock chat`: talk to any OpenAI-compatible server in the terminal."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.live import Live
 from rich.markdown import Markdown
 
 from cli.conversation import Conversation
+from cli.private_files import private_file
 from shared.errors import InvalidRequest, NotFound
 
 HELP = """\
@@ -161,6 +163,8 @@ def _terminal() -> Callable[[], str]:
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
-    history = FileHistory(str(Path("~/.penstock_history").expanduser()))
-    session: PromptSession[str] = PromptSession(history=history, multiline=True, key_bindings=keys)
+    past = Path("~/.penstock_history").expanduser()
+    with suppress(OSError):  # it may hold what nobody else should read; a home that takes no files has no history
+        private_file(past)
+    session: PromptSession[str] = PromptSession(history=FileHistory(str(past)), multiline=True, key_bindings=keys)
     return lambda: session.prompt("> ")
