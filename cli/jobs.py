@@ -218,7 +218,8 @@ async def _print_line(seat: Desk, job_id: str) -> None:
     if record is None:
         return  # it expired between the two reads
     when = record.ended_at or record.started_at or record.enqueued_at
-    click.echo(f"{record.id}  {record.state:<8}  {record.model}  attempts {record.attempts}  {when[:19]}")
+    words = [record.id, f"{record.state:<8}", record.model, f"attempts {record.attempts}", when[:19], record.reason]
+    click.echo("  ".join(words).rstrip())
 
 
 def _details(record: JobRecord, *, events: int) -> str:

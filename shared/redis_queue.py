@@ -16,7 +16,7 @@ from shared.codec import decode_event, decode_job, encode_event, encode_job
 from shared.errors import DecodeError, IdempotencyKeyReused, LimitReached, QueueFull, QueueUnavailable
 from shared.events import Cancelled, Completed, Deadline, Expired, Failed, Finished, Outcome
 from shared.job import Job, Kind
-from shared.lifecycle import State, after, settling
+from shared.lifecycle import Move, State, after, settling
 from shared.queue import (
     ANY_WIDTH,
     LOST,
@@ -47,8 +47,6 @@ LIMITS = {
     "limit_jobs": "The key has {0.jobs} jobs at a time already, which is as many as it may.",
     "quota": "The key's {0.month_tokens} tokens of this month are used up.",
 }
-# Failures by the request's own fault: running it again would end alike, so they are kept like any ended job.
-FRUITLESS = frozenset({"invalid_request", "context_length_exceeded"})
 
 
 class RedisQueue:
@@ -222,15 +220,12 @@ class RedisQueue:
         }
 
     def _ttl_s(self, job: Job, outcome: Outcome) -> int:
-        match outcome:
-            case Completed() if job.kind in (Kind.EMBEDDING, Kind.TOKENS):
-                return min(self._job_ttl_s, VECTORS_TTL_S)  # large, and asked for once
-            case Failed(code=code) if code not in FRUITLESS:
-                return self._failed_ttl_s
-            case Expired():
-                return self._failed_ttl_s
-            case _:
-                return self._job_ttl_s
+        move = settling(outcome)
+        if move is Move.FAIL:
+            return self._failed_ttl_s
+        if move is Move.COMPLETE and job.kind in (Kind.EMBEDDING, Kind.TOKENS):
+            return min(self._job_ttl_s, VECTORS_TTL_S)  # large, and asked for once
+        return self._job_ttl_s
 
     async def _claim(self, model: str, worker: str, limit: int, room: int) -> list[Delivery]:
         token = uuid.uuid4().hex

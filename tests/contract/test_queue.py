@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from shared.errors import IdempotencyKeyReused, QueueFull
-from shared.events import Cancelled, Completed, Deadline, Delta, Expired, Failed, Finished, Usage
+from shared.events import REQUEST_FAULTS, Cancelled, Completed, Deadline, Delta, Expired, Failed, Finished, Usage
 from shared.job import Job, Priority
 from shared.lifecycle import State
 from shared.memory import MemoryQueue
@@ -171,6 +171,23 @@ async def test_settle_ends_a_job_once(house: House) -> None:
     assert page.events == (started(), delta(1), done(2))
     await house.let_leases_run_out()
     assert await house.queue.claim("m", worker="b", limit=1) == []
+
+
+@pytest.mark.parametrize("code", sorted(REQUEST_FAULTS))
+async def test_a_wrong_request_is_no_failed_job_and_its_error_stays_readable(house: House, code: str) -> None:
+    job = make_job()
+    await house.queue.enqueue(job, bounds=TEN)
+    (delivery,) = await house.queue.claim("m", worker="w", limit=1)
+    refused = done(0, Failed(code=code, message="no"))
+
+    assert await house.queue.settle(write(delivery, refused), worker="w") == SETTLED
+
+    (page,) = await house.channel.read([(job.id, 0)])
+    assert page.state is State.CANCELED
+    assert page.events == (refused,)
+    assert await house.queue.replay(job.id, as_id="again") == (State.CANCELED, "")
+    assert await house.queue.cancel(job.id) is State.CANCELED
+    assert await house.queue.claim("m", worker="w", limit=1) == []
 
 
 async def test_a_silent_worker_loses_its_job_with_the_log_and_its_pen(house: House) -> None:
