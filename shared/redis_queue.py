@@ -26,6 +26,7 @@ from shared.queue import (
     Bounds,
     Delivery,
     Idempotency,
+    InUse,
     Left,
     Write,
     finished,
@@ -201,6 +202,10 @@ class RedisQueue:
     async def pause(self, model: str, *, paused: bool) -> None:
         with translated():
             await (self._redis.set(keys.paused(model), 1) if paused else self._redis.delete(keys.paused(model)))
+
+    async def forget(self, model: str) -> InUse:
+        jobs, workers = await self._call("forget", model)
+        return InUse(jobs=jobs, workers=workers)
 
     def fields(self, job: Job) -> dict[str, Any]:
         """Of a job's hash, as `enqueue` writes them where they say something."""

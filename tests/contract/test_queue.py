@@ -485,6 +485,24 @@ async def test_a_paused_model_claims_nothing_new_but_resumes_what_runs(house: Ho
     assert [d.job.id for d in await house.queue.claim("m", worker="b", limit=5)] == [waiting.id]
 
 
+async def test_a_model_is_forgotten_when_nothing_of_it_waits_or_runs(house: House) -> None:
+    job = make_job()
+    await house.queue.enqueue(job, bounds=TEN)
+    await house.queue.pause("m", paused=True)
+    waiting = await house.queue.forget("m")
+    await house.queue.pause("m", paused=False)
+    (delivery,) = await house.queue.claim("m", worker="w", limit=1)
+    running = await house.queue.forget("m")
+    await house.queue.settle(write(delivery, done(0)), worker="w")
+    await house.queue.pause("m", paused=True)
+
+    assert (waiting.jobs, running.jobs) == (1, 1)
+    assert not await house.queue.forget("m")
+    assert not await house.queue.forget("m")  # a second time it changes nothing
+    await house.queue.enqueue(make_job(), bounds=TEN)
+    assert await house.queue.claim("m", worker="w", limit=1)  # it is no longer paused
+
+
 async def test_on_its_last_attempt_a_job_is_alone_and_its_neighbours_are_acquitted(house: House) -> None:
     jobs = [make_job() for _ in range(3)]
     for job in jobs:
