@@ -143,10 +143,16 @@ def _memory(info: dict[str, Any], settings: Settings) -> Iterator[Finding]:
             Level.BAD, f"Redis has maxmemory-policy {policy}, which deletes jobs when memory is short: set noeviction"
         )
     if not info.get("maxmemory"):
-        yield Finding(Level.WARNING, "Redis has no maxmemory: set one, so that its machine never kills it for memory")
+        yield Finding(
+            Level.WARNING, "Redis has no maxmemory: set one below its machine's memory, which kills it otherwise"
+        )
     share = memory_share(info)
     level = Level.BAD if share >= 1 else Level.WARNING if share >= settings.redis_memory_share else Level.GOOD
-    yield Finding(level, f"Redis uses {share:.0%} of its memory; new jobs stop at {settings.redis_memory_share:.0%}")
+    todo = (
+        "" if level is Level.GOOD else ": raise its maxmemory, or shorten PENSTOCK_JOB_TTL_S and PENSTOCK_FAILED_TTL_S"
+    )
+    used = f"Redis uses {share:.0%} of its memory; new jobs stop at {settings.redis_memory_share:.0%}"
+    yield Finding(level, used + todo)
 
 
 def _persistence(info: dict[str, Any]) -> Iterator[Finding]:
@@ -157,7 +163,7 @@ def _persistence(info: dict[str, Any]) -> Iterator[Finding]:
         )
         return
     if info.get("aof_last_write_status", "ok") != "ok":
-        yield Finding(Level.BAD, "Redis cannot write its append-only file: is its disk full?")
+        yield Finding(Level.BAD, "Redis cannot write its append-only file: make room on its disk")
     else:
         yield Finding(Level.GOOD, f"Redis writes an append-only file, synced {info['appendfsync']}")
 
@@ -171,7 +177,7 @@ def _durability(info: dict[str, Any], settings: Settings) -> Iterator[Finding]:
                 "PENSTOCK_DURABILITY=safe needs an append-only file, and Redis 7.2 or newer or --appendfsync always",
             )
     if settings.durability == "durable" and not info.get("connected_slaves"):
-        yield Finding(Level.WARNING, "PENSTOCK_DURABILITY=durable accepts nothing until a replica is connected")
+        yield Finding(Level.WARNING, "PENSTOCK_DURABILITY=durable accepts nothing: connect a replica")
     yield Finding(Level.GOOD, f"durability profile {settings.durability}")
 
 

@@ -19,6 +19,7 @@ from shared.queue import (
     Bounds,
     Delivery,
     Idempotency,
+    InUse,
     Page,
     Write,
     finished,
@@ -195,6 +196,13 @@ class MemoryQueue:
     async def pause(self, model: str, *, paused: bool) -> None:
         (self._paused.add if paused else self._paused.discard)(model)
         self._arrived.set()
+
+    async def forget(self, model: str) -> InUse:
+        running = sum(record.job.model == model for record in self._running.values())
+        in_use = InUse(jobs=len(self._line(model)) + running, workers=0)
+        if not in_use:
+            self._paused.discard(model)
+        return in_use
 
     async def listen(self, subscriber: str) -> AsyncIterator[list[tuple[str, Sequence[Event]]]]:
         box = self._boxes.setdefault(subscriber, asyncio.Queue())

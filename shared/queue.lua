@@ -555,4 +555,19 @@ function verbs.replay(origin, id)
   return { 'ok', id }
 end
 
+-- forget model -> {jobs that wait or run, workers alive}: nothing is forgotten unless both are 0. What ended is kept as
+-- long as it would have been; while failed jobs are among it, their queue stays listed, so that they can be found.
+function verbs.forget(model)
+  local jobs = redis.call('LLEN', queue_key(model)) + redis.call('ZCARD', leases_key(model))
+  local workers = 0
+  for _, key in ipairs(redis.call('SMEMBERS', workers_of_key(model))) do
+    workers = workers + redis.call('EXISTS', key)
+  end
+  if jobs > 0 or workers > 0 then return { jobs, workers } end
+  redis.call('SREM', MODELS, model)
+  redis.call('DEL', model_key(model), paused_key(model), pace_key(model), workers_of_key(model))
+  if redis.call('EXISTS', failed_key(model)) == 0 then redis.call('SREM', QUEUES, queue_key(model)) end
+  return { 0, 0 }
+end
+
 return verbs

@@ -90,6 +90,20 @@ class Write:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InUse:
+    """What keeps a model from being forgotten: jobs that wait or run, and workers that are alive."""
+
+    jobs: int
+    workers: int
+
+    def __bool__(self) -> bool:
+        return self.jobs > 0 or self.workers > 0
+
+    def __str__(self) -> str:
+        return f"it has {self.jobs} jobs that wait or run and {self.workers} workers"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
     """What is known of a job from one event on. `state` is None when the job is gone."""
 
@@ -135,6 +149,9 @@ class JobQueue(Protocol):
 
     async def pause(self, model: str, *, paused: bool) -> None:
         """Claim no more of the model's waiting jobs, or do again; what runs goes on."""
+
+    async def forget(self, model: str) -> InUse:
+        """Know the model no longer, and whether it was paused, unless something still uses it; return what does."""
 
 
 class WorkQueue(Protocol):
