@@ -4,9 +4,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-import click
-
 from cli.child import Child
+from cli.terminal import echo
 from shared.errors import SettingsError
 
 POLL_S = 0.2
@@ -39,7 +38,7 @@ class Supervisor:
             if waited >= bound_s:
                 raise SettingsError(f"{lacking} (waited for {waited:.0f} s)")
             if waited >= remind_s:
-                click.echo(f"Waiting    {lacking} (for {waited:.0f} s, {bound_s:g} s at most)")
+                echo(f"Waiting    {lacking} (for {waited:.0f} s, {bound_s:g} s at most)")
                 remind_s *= 2
             self._stopping.wait(POLL_S)
         return False
@@ -51,7 +50,7 @@ class Supervisor:
 
     def stop(self) -> None:
         if self._layers:
-            click.echo("Stopping ..")
+            echo("Stopping ..")
         for children, stop_s in reversed(self._layers):
             deadline = time.monotonic() + stop_s
             for child in children:
@@ -63,5 +62,5 @@ class Supervisor:
         for children, _ in self._layers:
             for child in children:
                 if told := child.check():
-                    click.echo(told)
+                    echo(told)
                 child.bound_log()
