@@ -9,6 +9,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from api.pages import Asked, Body, Pick, page
 from shared import keys
 from shared.errors import NotFound
 from shared.redis_client import translated
@@ -108,11 +109,9 @@ class BatchStore:
             raise NotFound(f"There is no batch {batch_id}.", param="batch_id")
         return batch
 
-    async def ids(self, tenant: str) -> list[str]:
-        """The newest first."""
-        with translated():
-            found: Any = await self._redis.zrevrange(keys.batches_of(tenant), 0, -1)
-        return [batch_id.decode() for batch_id in found]
+    async def page(self, tenant: str, asked: Asked, pick: Pick) -> tuple[list[Body], bool]:
+        """As `api.pages` says."""
+        return await page(self._redis, keys.batches_of(tenant), asked, pick)
 
     async def move(self, batch: Batch, status: Status, **changes: Any) -> Batch:
         """To another status, noting when; an ended batch is kept for a while."""

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, cast
 
 from redis.asyncio import Redis
 
+from api.pages import Asked, Body, Pick, page
 from shared import keys
 from shared.errors import NotFound
 from shared.redis_client import translated
@@ -85,11 +86,9 @@ class FileStore:
         numbers = {field.name for field in fields(FileRecord) if field.type is int or field.type == "int"}
         return FileRecord(**{name: int(value) if name in numbers else value for name, value in known.items()})  # type: ignore[arg-type]
 
-    async def ids(self, tenant: str) -> list[str]:
-        """The newest first."""
-        with translated():
-            found: Any = await self._redis.zrevrange(keys.files_of(tenant), 0, -1)
-        return [file_id.decode() for file_id in found]
+    async def page(self, tenant: str, asked: Asked, pick: Pick) -> tuple[list[Body], bool]:
+        """As `api.pages` says."""
+        return await page(self._redis, keys.files_of(tenant), asked, pick)
 
     async def delete(self, file_id: str, *, tenant: str) -> None:
         """One that is gone is no error."""

@@ -10,6 +10,7 @@ from cli.doctor import doctor
 from cli.jobs import jobs
 from cli.keys import keys
 from cli.models import models
+from cli.terminal import echo
 from cli.where import DATA
 from shared.errors import PenstockError
 from shared.logs import configure_logging
@@ -90,13 +91,13 @@ def up(
 
 @main.command()
 @click.option("--url", default="http://127.0.0.1:8000/v1", show_default=True, help="Any OpenAI-compatible server.")
-@click.option("--model", "-m", help="The first one listed, if not given.")
+@click.option("--model", "-m", help="By default the first that can chat and is served.")
 @click.option("--api-key", envvar="OPENAI_API_KEY", default="none", help="By default $OPENAI_API_KEY.")
 def chat(url: str, model: str | None, api_key: str) -> None:
     """Talk to a model in the terminal."""
     from cli.chat import chat as talk
 
-    talk(url, model=model, api_key=api_key)
+    sys.exit(talk(url, model=model, api_key=api_key))
 
 
 @main.command()
@@ -104,7 +105,7 @@ def chat(url: str, model: str | None, api_key: str) -> None:
 @click.option("--seconds", default=1.0, show_default=True, type=click.FloatRange(0.1), help="Between two pictures.")
 @click.option("--once", is_flag=True, help="Print one picture and end.")
 def top(redis_url: str | None, seconds: float, once: bool) -> None:
-    """Watch models, workers and jobs."""
+    """Watch models, workers and jobs; q quits. Piped, it prints one picture and ends."""
     from cli.top import top as watch
 
     watch(redis_url, seconds=seconds, once=once, target_wait_s=load_settings().target_wait_s)
@@ -121,5 +122,5 @@ def run() -> None:
     try:
         main()
     except PenstockError as error:
-        click.echo(f"penstock: {error}", err=True)
+        echo(f"penstock: {error}", err=True)
         sys.exit(2)

@@ -114,9 +114,9 @@ def decode_event(seq: int, data: bytes) -> Event:
 def event_from_wire(seq: int, wire: list[Any]) -> Event:
     try:
         match wire:
-            case ["d", int(choice), str(text), ids]:
+            case ["d", choice, text, ids]:
                 return Delta(seq=seq, choice=choice, text=text, token_ids=tuple(ids))
-            case ["d", int(choice), str(text), ids, reason, *rest]:
+            case ["d", choice, text, ids, reason, *rest]:
                 return Delta(
                     seq=seq,
                     choice=choice,
@@ -127,11 +127,11 @@ def event_from_wire(seq: int, wire: list[Any]) -> Event:
                     reasoning=rest[1] if len(rest) > 1 else "",
                     calls=tuple(CallPart(*part) for part in rest[2]) if len(rest) > 2 else (),
                 )
-            case ["p", int(prompt), str(text), rows, *_]:
+            case ["p", prompt, text, rows, *_]:
                 return Echoed(seq=seq, prompt=prompt, text=text, logprobs=tuple(map(_row_from_wire, rows)))
-            case ["s", int(prompt_tokens), *_]:
+            case ["s", prompt_tokens, *_]:
                 return Started(seq=seq, prompt_tokens=prompt_tokens)
-            case ["v", int(index), str(vector), *_]:
+            case ["v", index, vector, *_]:
                 return Embedded(seq=seq, index=index, vector=_vector_from_base64(vector))
             case ["t", ids, texts, *_]:
                 return Tokenized(seq=seq, token_ids=tuple(ids), texts=tuple(texts))

@@ -15,6 +15,7 @@ class Settings(BaseSettings):
     shard_urls: str = Field(
         "", description="for the API: more Redis, separated by spaces, each with the models of the workers there"
     )
+    redis_wait_s: float = Field(60, ge=0, description="how long a process that starts waits for a Redis that is away")
     host: str = Field("127.0.0.1", description="address the API listens on")
     port: int = Field(8000, ge=0, le=65535, description="port the API listens on")
     worker_host: str = Field("127.0.0.1", description="address of a worker's health and metrics")

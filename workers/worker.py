@@ -9,20 +9,22 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 from shared.errors import InvalidRequest, QueueUnavailable
-from shared.events import Deadline, Delta, Event, Expired, Failed, Finished, Outcome
+from shared.events import Deadline, Delta, Expired, Failed, Finished, Outcome
 from shared.job import Kind, ModelInfo
 from shared.queue import LOST, SETTLED, Delivery, WorkChannel, WorkQueue, Write
 from shared.settings import Settings
 from shared.tasks import end
 from shared.telemetry import WorkerMetrics, watch_loop
-from workers.attempt import Attempt
 from workers.embedding import Embedding
 from workers.engine.base import Engine, EngineBroken
 from workers.generation import Generation
+from workers.held_job import HeldJob
 from workers.models import Loaded
 from workers.outbox import Outbox, Update
+from workers.room import Room, room_beside
 from workers.stepper import Stepper
 from workers.time_box import TimeBoxExceeded, time_box
 from workers.tokenization import Tokenization
@@ -31,7 +33,6 @@ from workers.turn import Turn
 log = logging.getLogger(__name__)
 RETRY_S = 0.2
 ROOM_S = 1.0  # longest wait for room without looking again
-RESERVED = 8  # this part of the places is for other jobs than the widest
 CLAIMED_AT_ONCE = 8  # so that of many jobs that arrive together each idle worker gets some
 ENCODE_S_MAX = 30.0
 REPLAY_S_MAX = 0.01  # for each event that earlier attempts have written
@@ -77,13 +78,9 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._outbox = Outbox(self._loop, steps_max=settings.outbox_steps_max)
         self._served = {served.info.name: served for model in models for served in self._serve(model)}
-        self._held: dict[str, Delivery] = {}  # every job that is ours, from its claim on
-        self._attempts: dict[str, Attempt] = {}  # their traces
-        self._turns: dict[str, Turn] = {}  # those of them that the engine knows
-        self._records: dict[str, list[Event]] = {}  # what was written of each, should Redis lose the end of a log
+        self._held: dict[str, HeldJob] = {}  # every job that is ours, from its claim on
         self._accepting: set[asyncio.Task[None]] = set()  # bounded as what is held
         self._large = asyncio.Semaphore(1)  # one large prompt is encoded at a time, beside the small ones
-        self._timers: dict[str, asyncio.TimerHandle] = {}  # until their run deadlines
         self._room = asyncio.Event()
         self._quiet = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -129,12 +126,12 @@ class Worker:
     async def _intake(self, served: Served, tasks: asyncio.TaskGroup) -> None:
         while not self._quiet.is_set():
             room = self._room_of(served)
-            if room <= 0:
+            if room.sequences <= 0:
                 await self._until_room(ROOM_S)
                 continue
             claimed = await self._claim(served, room)
             # A job that comes again was lost before we heard of it: what was made of it here no longer counts.
-            self._drop([known for d in claimed if (known := self._held.get(d.job.id))], found="claim")
+            self._drop([known.delivery for d in claimed if (known := self._held.get(d.job.id))], found="claim")
             # Held before any is encoded: encoding may take longer than a lease, and nobody waits for another's.
             for delivery in claimed:
                 self._hold(delivery)
@@ -168,17 +165,15 @@ class Worker:
         """From an engine's thread."""
         self._loop.call_soon_threadsafe(self._room.set)
 
-    def _room_of(self, served: Served) -> int:
-        """Sequences to claim now: none while jobs that are here already wait for a place; another worker may have it.
-        A single job, however wide, counts for less than all places: the scheduler takes from it what others need."""
+    def _room_of(self, served: Served) -> Room:
+        """None while jobs that are here already wait for a place: another worker may have what waits in the queue."""
         if served.stepper.waiting:
-            return 0
-        places = served.engine.limits.sequences_max
-        most = max(places - -(-places // RESERVED), 1)
-        mine = [d.job for d in self._held.values() if self._served[d.job.model].stepper is served.stepper]
-        return places - sum(min(job.width, most) for job in mine)
+            return Room(0, 0)
+        jobs = [held.delivery.job for held in self._held.values()]
+        widths = [job.width for job in jobs if self._served[job.model].stepper is served.stepper]
+        return room_beside(widths, served.engine.limits.sequences_max)
 
-    async def _claim(self, served: Served, room: int) -> list[Delivery]:
+    async def _claim(self, served: Served, room: Room) -> list[Delivery]:
         if not self._lease_is_fresh():
             # Claiming now could hand us our own jobs, whose leases we are late to renew.
             await asyncio.sleep(RETRY_S)
@@ -188,7 +183,8 @@ class Worker:
                 served.info.name,
                 worker=self.name,
                 limit=CLAIMED_AT_ONCE,
-                room=room,
+                room=room.sequences,
+                widest=room.widest,
                 wait_ms=self._settings.idle_wait_ms,
             )
         except QueueUnavailable as error:
@@ -197,10 +193,11 @@ class Worker:
 
     def _hold(self, delivery: Delivery) -> None:
         job = delivery.job
-        self._held[job.id] = delivery
-        self._attempts[job.id] = Attempt(delivery, worker=self.name)
-        if delivery.attempt > 1 or delivery.log:
+        held = self._held[job.id] = HeldJob(delivery, worker=self.name)
+        if held.taken_over:
             self._metrics.redelivered.labels(job.model).inc()
+            about = {"job_id": job.id, "model": job.model, "attempt": delivery.attempt, "events": len(delivery.log)}
+            log.info("job taken over", extra=about)
         else:
             self._metrics.queued.labels(job.model, job.priority).observe(delivery.waited_ms / 1000)
 
@@ -224,16 +221,12 @@ class Worker:
             log.exception("job not accepted", extra={"job_id": delivery.job.id})
             await self._refuse(delivery, Failed(code="engine_error", message=f"The request cannot be encoded: {error}"))
             return
-        if not self._holds(delivery):
+        if (held := self._holding(delivery)) is None:
             return
-        self._turns[delivery.job.id] = turn
+        held.start(turn, partial(served.stepper.end, turn, Expired(deadline=Deadline.RUN)))
         if events:
             self._outbox.put_now(Update(turn, events))
         served.stepper.add(turn)
-        if delivery.left_ms is not None:
-            self._timers[delivery.job.id] = self._loop.call_later(
-                delivery.left_ms / 1000, served.stepper.end, turn, Expired(deadline=Deadline.RUN)
-            )
 
     async def _refuse(self, delivery: Delivery, outcome: Outcome) -> None:
         await self._settle(Write(delivery=delivery, events=(Finished(seq=len(delivery.log), outcome=outcome),)))
@@ -241,10 +234,8 @@ class Worker:
     async def _outlet(self) -> None:
         while updates := await self._outbox.take():
             for update in updates:
-                delivery = update.turn.delivery
-                if self._holds(delivery):
-                    self._records.setdefault(delivery.job.id, list(delivery.log)).extend(update.events)
-                    self._attempts[delivery.job.id].wrote(update.events)
+                if held := self._holding(update.turn.delivery):
+                    held.wrote(update.events)
             running = [u for u in updates if not isinstance(u.events[-1], Finished)]
             if running:
                 await self._append([_write(update) for update in running])
@@ -276,8 +267,9 @@ class Worker:
     def _from(self, length: int, write: Write) -> Write:
         """The same and what was written before it, from the end of its log on."""
         log.warning("redis has lost the end of a log", extra={"job_id": write.delivery.job.id, "length": length})
-        known = self._records.get(write.delivery.job.id, [])
-        return replace(write, events=(*known[length : write.events[0].seq], *write.events))
+        held = self._holding(write.delivery)
+        before = held.log[length : write.events[0].seq] if held else []
+        return replace(write, events=(*before, *write.events))
 
     async def _settle(self, write: Write) -> None:
         while True:
@@ -301,11 +293,9 @@ class Worker:
         self._metrics.jobs.labels(job.model, outcome).inc()
         if isinstance(last.outcome, Failed):
             self._metrics.failed.labels(job.model, last.outcome.code).inc()
-        about = {"job_id": job.id, "model": job.model, "attempt": write.delivery.attempt, "outcome": outcome}
-        if attempt := self._attempts.get(job.id):
-            attempt.ended(outcome, last)
-            about |= {"trace_id": attempt.trace_id} if attempt.trace_id else {}
-        log.info("job ended", extra=about)
+        if held := self._holding(write.delivery):
+            log.info("job ended", extra=held.account(outcome, last))
+            held.let_go(outcome, last)
         self._forget(write.delivery)
 
     async def _heartbeat(self) -> None:
@@ -318,7 +308,7 @@ class Worker:
             if not self.alive:
                 raise EngineBroken("an engine hangs or has ended; only a new process helps")
             try:
-                held = list(self._held.values())
+                held = [each.delivery for each in self._held.values()]
                 lost = set(await self._queue.renew(held, worker=self.name))
                 self._renewed_at = asyncio.get_running_loop().time()
                 self._redis_lost = False
@@ -332,29 +322,27 @@ class Worker:
 
     async def _obey_drops(self) -> None:
         async for job_id in self._channel.dropped(self.name):
-            if delivery := self._held.get(job_id):
-                self._drop([delivery], found="cancelled")
+            if held := self._held.get(job_id):
+                self._drop([held.delivery], found="cancelled")
 
-    def _holds(self, delivery: Delivery) -> bool:
-        return self._held.get(delivery.job.id) is delivery
+    def _holding(self, delivery: Delivery) -> HeldJob | None:
+        """None when the job is no longer ours, or ours by another claim."""
+        held = self._held.get(delivery.job.id)
+        return held if held and held.delivery is delivery else None
 
     def _drop(self, deliveries: Sequence[Delivery], *, found: str) -> None:
         """Give up what is no longer ours; its slots are free before the next step. `found`: how that was noticed."""
-        for delivery in filter(self._holds, deliveries):
-            if turn := self._turns.get(delivery.job.id):
-                self._served[delivery.job.model].stepper.drop(turn)
+        for held in filter(None, map(self._holding, deliveries)):
+            delivery = held.delivery
+            if held.turn:
+                self._served[delivery.job.model].stepper.drop(held.turn)
             self._metrics.lost.labels(delivery.job.model, found).inc()
-            self._attempts[delivery.job.id].ended("cancelled" if found == "cancelled" else "lost")
+            held.let_go("cancelled" if found == "cancelled" else "lost")
             self._forget(delivery)
 
     def _forget(self, delivery: Delivery) -> None:
-        if self._holds(delivery):
+        if self._holding(delivery):
             del self._held[delivery.job.id]
-            del self._attempts[delivery.job.id]
-            self._turns.pop(delivery.job.id, None)
-            self._records.pop(delivery.job.id, None)
-            if timer := self._timers.pop(delivery.job.id, None):
-                timer.cancel()
         self._room.set()
 
     async def _drain(self) -> None:
@@ -367,11 +355,11 @@ class Worker:
         self._outbox.close()
         await asyncio.wait([outlet], timeout=FLUSH_S)
         try:
-            await self._queue.release(list(self._held.values()), worker=self.name)
+            await self._queue.release([held.delivery for held in self._held.values()], worker=self.name)
         except QueueUnavailable as error:
             log.warning("not released; the leases run out by themselves", extra={"error": str(error)})
-        for attempt in self._attempts.values():
-            attempt.ended("released")
+        for held in self._held.values():
+            held.let_go("released")
         log.info("stopped", extra={"worker": self.name, "released": len(self._held)})
 
     async def _redis_is_away(self, verb: str, error: QueueUnavailable) -> None:

@@ -1,21 +1,11 @@
 """Places in a stream: what a frame's `id` says, and from where on a client asks for the rest."""
 
 import re
-from typing import Annotated, NamedTuple
-
-from fastapi import Header, Query
+from typing import NamedTuple
 
 from shared.errors import InvalidRequest
 
 PATTERN = r"(-1|[0-9]{1,18})(?:\.([1-9][0-9]{0,17}))?"
-SCHEMA = {"pattern": f"^{PATTERN}$"}
-StartingAfter = Annotated[
-    str | None,
-    Query(description="The id of the last frame that came: what follows it is sent.", json_schema_extra=SCHEMA),
-]
-LastEventId = Annotated[
-    str | None, Header(description="The same, as browsers send it; `starting_after` wins.", json_schema_extra=SCHEMA)
-]
 
 
 class Position(NamedTuple):

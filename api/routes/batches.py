@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Annotated, Any
@@ -10,9 +11,10 @@ from fastapi import APIRouter, Depends, Query, Request
 
 from api.auth import caller_of
 from api.batch import Batch, Status
-from api.formats.listing import listing, page_of
+from api.formats.listing import listing
 from api.house import House, house_of
 from api.json_route import JsonRoute
+from api.pages import Asked, Body
 from api.schemas.batch import BatchRequest
 from shared.errors import InvalidRequest, NotFound
 
@@ -52,12 +54,17 @@ async def list_batches(
 ) -> dict[str, Any]:
     """The newest first."""
     tenant = caller_of(request).tenant
-    wanted, more = page_of(await house.batches.ids(tenant), after=after, limit=limit)
-    found = []
-    for batch_id in wanted:
-        with suppress(NotFound):
-            found.append(await _look(house, batch_id, tenant))
-    return listing(found, more=more)
+
+    async def pick(ids: Sequence[str]) -> list[Body]:
+        found = []
+        for batch_id in ids:
+            with suppress(NotFound):
+                found.append(await _look(house, batch_id, tenant))
+        return found
+
+    asked = Asked(after=after, limit=limit, newest_first=True)
+    bodies, more = await house.batches.page(tenant, asked, pick)
+    return listing(bodies, more=more)
 
 
 @router.get("/v1/batches/{batch_id}")

@@ -8,10 +8,11 @@ from fastapi.responses import Response
 from api.auth import caller_of
 from api.exchange import pick_up
 from api.formats.common import Chunks, Numbered
-from api.formats.position import LastEventId, StartingAfter, position_after, sequence_number_after
+from api.formats.position import position_after, sequence_number_after
 from api.formats.response import ResponseChunks
 from api.house import House, house_of
 from api.responses import RESPONSE_PREFIX
+from api.terms import LastEventId, StartingAfter
 from api.view import View, decode_view
 from shared.errors import NotFound
 from shared.ledger import JobRecord

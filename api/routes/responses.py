@@ -10,13 +10,13 @@ from fastapi.responses import JSONResponse, Response
 from api.auth import caller_of
 from api.exchange import pick_up, stream, submit, whole
 from api.formats.listing import listing, page_of
-from api.formats.position import LastEventId, StartingAfter, sequence_number_after
+from api.formats.position import sequence_number_after
 from api.formats.response import ResponseChunks
 from api.house import House, house_of
 from api.json_route import JsonRoute
 from api.responses import RESPONSE_PREFIX, ResponseRecord, record_of
 from api.schemas.response import ResponseRequest
-from api.terms import Terms, terms_of
+from api.terms import LastEventId, StartingAfter, Terms, terms_of
 from api.view import decode_view
 from api.work import response_work
 from shared.errors import InvalidRequest, NotFound

@@ -121,12 +121,24 @@ async def redis_drops_and_stalls(act: Act) -> None:
         ("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"),
         ("CLIENT", "KILL", "TYPE", "pubsub"),
         ("CLIENT", "PAUSE", "2000", "ALL"),
-        ("DEBUG", "SLEEP", "5" if act.long else "3"),
+        None,
     ]
     for number in range(act.rounds):
         act.strike()
-        await asyncio.to_thread(act.site.client.execute_command, *ways[number % len(ways)])
+        if way := ways[number % len(ways)]:
+            await asyncio.to_thread(act.site.client.execute_command, *way)
+        else:
+            await redis_stalls(act, seconds=5 if act.long else 3)
         await act.pause(2.0, 3.0)
+
+
+async def redis_stalls(act: Act, seconds: float) -> None:
+    """As in a slow command or a machine without time; DEBUG SLEEP is not allowed since Redis 7."""
+    os.kill(act.site.redis.pid, signal.SIGSTOP)
+    try:
+        await asyncio.sleep(seconds)
+    finally:
+        os.kill(act.site.redis.pid, signal.SIGCONT)
 
 
 async def redis_full(act: Act) -> None:
@@ -143,7 +155,7 @@ async def log_tail_cut(act: Act) -> None:
     for _ in range(act.rounds):
         act.strike()
         act.site.redis.kill()
-        files = [path for path in (act.site.folder / "redis").rglob("*.aof*") if path.suffix != ".manifest"]
+        files = [path for path in (act.site.folder / "redis").rglob("*.aof*") if path.suffix == ".aof"]
         newest = max(files, key=lambda path: path.stat().st_mtime)
         size = newest.stat().st_size
         os.truncate(newest, max(0, size - act.rng.randint(100, 20_000)))

@@ -18,7 +18,7 @@ from shared.telemetry import ApiMetrics
 from tests.factories import delta, make_job, started, write
 
 BOUNDS = Bounds(jobs_max=10)
-UNREADABLE = [b"\xff\x00", b"5", b'["d",0,["x"],[1]]', b'["f",[]]', b'["d",0,"x",[1],null,[[[7,0.5]]]]']
+UNREADABLE = [b"\xff\x00", b"5", b'["f",[]]', b'["d",0,"x",[1],null,[[[7,0.5]]]]']
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ async def test_the_other_jobs_of_a_published_batch_are_heard(client: Redis, queu
         relay.accept(stream, logged=True)
         assert await asyncio.wait_for(relay.take(stream), 3) == [started(), delta(1)]
         stream.heard_at += 3600  # whatever comes now was published
-        for message in (b"5", b"[5]", b'[["a",0,[["d",0,["x"],[1]]]],["%b",2,[["d",0,"y",[2]]]]]' % job.id.encode()):
+        for message in (b"5", b"[5]", b'[["a",0,[["x"]]],["%b",2,[["d",0,"y",[2]]]]]' % job.id.encode()):
             await client.publish(keys.events_channel("api"), message)
 
         assert await asyncio.wait_for(relay.take(stream), 3) == [delta(2, "y")]

@@ -247,7 +247,7 @@ async def test_a_job_that_leaves_while_it_waits_for_a_place_makes_room_for_the_n
     leaving = await submit(queue, make_job(prompt="word " * 400, n=2, max_tokens=20))
     async with working(make_worker(queue, step_ms=50, sequences_max=8)) as worker:
         await heard(queue, leaving, seq=0)
-        turn: Any = worker._turns[leaving.id]
+        turn: Any = worker._held[leaving.id].turn
         await eventually(lambda: turn.sequences[0].computed >= 128)  # two steps: no more is claimed by now
         assert await queue.cancel(leaving.id) is State.STARTED
         after = await submit(queue, make_job(max_tokens=1))
@@ -332,8 +332,9 @@ async def test_a_job_that_fails_while_its_deadline_passes_ends_once(queue: Memor
     queue.__class__ = Away
     job = await submit(queue, make_job(prompt="fault:raise@2", run_ms=300, max_tokens=50))
     async with working(make_worker(queue, step_ms=30)) as worker:
-        await eventually(lambda: job.id in worker._timers)
-        timer, (stepper,) = worker._timers[job.id], worker._steppers
+        await eventually(lambda: job.id in worker._held and worker._held[job.id]._deadline)
+        timer, (stepper,) = worker._held[job.id]._deadline, worker._steppers
+        assert timer
         await eventually(lambda: timer.when() < asyncio.get_running_loop().time())
         passed = threading.Event()
         stepper._inbox.put(passed.set)
@@ -383,17 +384,17 @@ async def test_a_prompt_that_takes_too_long_to_encode_is_refused(
     assert (outcome.code, "0.2 s to encode" in outcome.message) == ("invalid_request", True)
 
 
-async def test_a_job_wider_than_the_batch_keeps_no_other_from_its_answer(queue: MemoryQueue) -> None:
-    wide = await submit(queue, make_job(n=64, max_tokens=20))
+async def test_jobs_wider_than_the_batch_keep_no_other_from_its_answer(queue: MemoryQueue) -> None:
+    wide = [await submit(queue, make_job(n=64, max_tokens=20)) for _ in range(3)]
 
     async with working(make_worker(queue, step_ms=5, sequences_max=8)):
-        await heard(queue, wide, seq=20)
+        await heard(queue, wide[0], seq=20)
         for _ in range(3):
             chat = await submit(queue, make_job(tenant="another", max_tokens=5))
             assert isinstance(await outcome_of(queue, chat), Completed)
-        (page,) = await queue.read([(wide.id, 0)])
-        assert page.state is State.STARTED
-        assert isinstance(await outcome_of(queue, wide), Completed)
+        pages = await queue.read([(job.id, 0) for job in wide])
+        assert [page.state for page in pages] == [State.STARTED, State.QUEUED, State.QUEUED]
+        assert all([isinstance(await outcome_of(queue, job), Completed) for job in wide])
 
 
 async def test_a_cancelled_job_writes_nothing_more(queue: MemoryQueue) -> None:
@@ -465,6 +466,26 @@ async def test_a_job_over_its_run_deadline_ends_and_frees_its_slot(queue: Memory
         assert isinstance(await outcome_of(queue, after), Completed)
 
     assert len(await log_of(queue, job)) > 1
+
+
+async def test_the_log_says_what_became_of_a_job_and_that_one_was_taken_over(
+    queue: MemoryQueue, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "workers.worker")
+    job = await submit(queue, make_job(prompt="one two", max_tokens=5, tenant="team-a"))
+    clock.now_ms += 250
+    assert await queue.claim("m", worker="dead", limit=1)
+    clock.now_ms += 10_000
+
+    async with working(make_worker(queue)):
+        await outcome_of(queue, job)
+
+    over, ended = ([r for r in caplog.records if r.message == message] for message in ("job taken over", "job ended"))
+    assert [(r.job_id, r.attempt, r.events) for r in over] == [(job.id, 2, 0)]  # type: ignore[attr-defined]
+    (line,) = [vars(record) for record in ended]
+    assert (line["tenant"], line["outcome"], line["attempt"]) == ("team-a", "completed", 2)
+    assert (line["prompt_tokens"], line["output_tokens"], line["waited_ms"]) == (3, 5, 10_250)
+    assert line["took_ms"] >= 0
 
 
 async def test_who_is_alone_is_computed_alone_until_it_has_a_token(queue: MemoryQueue, clock: Clock) -> None:
