@@ -38,8 +38,8 @@
 | penstock:chats:{tenant}    | zset    | api.stored_chats  | ids of stored chats by when they came        | as long as the last of them |
 | penstock:webhooks:{tenant} | hash    | api.webhooks      | endpoints by id, as JSON                     | until removed |
 | penstock:notices           | list    | queue.lua         | `job tenant` that ended and is to be told    | while it has entries |
-| penstock:delivery:{delivery} | string | api.webhooks     | what is told to an endpoint, as JSON         | 2 days |
-| penstock:deliveries        | zset    | api.webhooks      | deliveries by when they are tried next       | while it has members |
+| penstock:delivery:{delivery} | string | api.deliveries   | what is told to an endpoint, as JSON         | 2 days |
+| penstock:deliveries        | zset    | api.deliveries    | deliveries by when they are tried next       | while it has members |
 | penstock:response:{response} | string | api.responses   | what was asked of a response, as JSON        | the response's lifetime |
 | penstock:file:{file}       | hash    | api.files         | what is known of an uploaded or written file | until deleted or expired |
 | penstock:files:{tenant}    | zset    | api.files         | ids of files by when they came               | while it has members |
