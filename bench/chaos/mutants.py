@@ -200,9 +200,9 @@ MUTANTS = [
     ),
     Mutant(
         name="a wide job takes a worker's room",
-        file="workers/worker.py",
-        old="sum(min(job.width, most) for job in mine)",
-        new="sum(job.width for job in mine)",
+        file="workers/room.py",
+        old="max(min(sum(wide), left), 1)",
+        new="sum(wide)",
         under=("F19b",),
     ),
     Mutant(
