@@ -86,7 +86,7 @@ class EmbeddedRedis:
         return self._process.pid
 
     def answers(self) -> bool:
-        """Whether it has loaded its data. Raises redis.ConnectionError when nobody listens."""
+        """Whether it has loaded its data. Raises RedisError when nobody listens."""
         with brief_client(self.url) as client:
             try:
                 return bool(client.ping())
@@ -155,7 +155,7 @@ class EmbeddedRedis:
                 if self.answers():
                     return
                 ticks = 0
-            except redis.ConnectionError:
+            except (redis.ConnectionError, redis.TimeoutError):
                 ticks += 1
             if ticks * TICK_S > ANSWER_S:
                 break

@@ -65,12 +65,23 @@ def worker(models: tuple[str, ...], adapters: tuple[str, ...], redis_url: str | 
 @main.command()
 @MODEL
 @ADAPTER
-@click.option("--workers", "-w", default=1, show_default=True, type=click.IntRange(0), help="Worker processes.")
+@click.option(
+    "--workers",
+    "-w",
+    default=1,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Worker processes; 0 for the API alone.",
+)
 @click.option("--host", help="Address to listen on.")
 @click.option("--port", type=int, help="Port to listen on.")
-@click.option("--redis-url", help="Use this Redis instead of an embedded one.")
+@click.option("--redis-url", help="Use this Redis, not an embedded one; PENSTOCK_REDIS_URL where it has a password.")
 @click.option(
-    "--data", default=DATA, type=click.Path(path_type=Path), show_default=True, help="Folder of data and logs."
+    "--data",
+    default=DATA,
+    type=click.Path(path_type=Path),
+    show_default=True,
+    help="Folder of data and logs, for one `penstock up` at a time.",
 )
 def up(
     models: tuple[str, ...],
