@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cli.embedded_redis import die_with_parent
 from shared.errors import SettingsError
+from shared.logs import refusal
 
 EARLY_S = 5.0
 EARLY_DEATHS_MAX = 3
@@ -73,5 +74,5 @@ class Child:
     def _last_words(self) -> str:
         """What it told a person when it refused to start."""
         lines = self._log.read_text(errors="replace").splitlines()[-20:]
-        spoken = [line.removeprefix("penstock: ") for line in lines if line.startswith("penstock: ")]
+        spoken = [words for line in lines if (words := refusal(line))]
         return spoken[-1] if spoken else ""
