@@ -39,8 +39,8 @@
 | penstock:chats:{tenant}    | zset    | api.stored_chats  | ids of stored chats by when they came        | as long as the last of them |
 | penstock:webhooks:{tenant} | hash    | api.webhooks      | endpoints by id, as JSON                     | until removed |
 | penstock:notices           | list    | queue.lua         | `job tenant` that ended and is to be told    | while it has entries |
-| penstock:delivery:{delivery} | string | api.webhooks     | what is told to an endpoint, as JSON         | 2 days |
-| penstock:deliveries        | zset    | api.webhooks      | deliveries by when they are tried next       | while it has members |
+| penstock:delivery:{delivery} | string | api.deliveries   | what is told to an endpoint, as JSON         | 2 days |
+| penstock:deliveries        | zset    | api.deliveries    | deliveries by when they are tried next       | while it has members |
 | penstock:response:{response} | string | api.responses   | what was asked of a response, as JSON        | the response's lifetime |
 | penstock:file:{file}       | hash    | api.files         | what is known of an uploaded or written file | until deleted or expired |
 | penstock:files:{tenant}    | zset    | api.files         | ids of files by when they came               | while it has members |
@@ -48,7 +48,7 @@
 | penstock:batch:{batch}     | string  | api.batch         | a batch, as JSON                             | 30 days after its end |
 | penstock:batches:{tenant}  | zset    | api.batch         | ids of batches by when they came             | 90 days after the last |
 | penstock:batches           | set     | api.batch         | ids of batches that have not ended           | while it has members |
-| penstock:batch-lease:{batch} | string | api.batch        | the API process that works on it             | 10 s |
+| penstock:batch-lease:{batch} | string | api.batch        | whose lease of it holds: `process.token`     | 10 s |
 | penstock:batch-cancel:{batch} | string | api.batch       | it is to be cancelled                        | 30 days |
 | penstock:mended:{start}    | string  | checkup           | since this start Redis's file was rewritten  | 1 day |
 | penstock:log:{job}         | list    | queue.lua         | the job's events, by number                  | 7 days at most; then the job's lifetime |

@@ -18,6 +18,7 @@ from shared.errors import QueueUnavailable, SettingsError
 
 CONNECTIONS_MAX = 32  # a burst of requests waits for one of these rather than open a thousand
 POOL_WAIT_S = 15  # a full house is no broken Redis, whose connections fail sooner
+Command = tuple[str | int | float, ...]  # the words of one
 SENTINEL, SENTINEL_TLS = "redis+sentinel", "rediss+sentinel"
 SENTINEL_PORT = 26379
 HIDDEN = "***"
