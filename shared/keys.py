@@ -47,7 +47,7 @@
 | penstock:batch:{batch}     | string  | api.batch         | a batch, as JSON                             | 30 days after its end |
 | penstock:batches:{tenant}  | zset    | api.batch         | ids of batches by when they came             | 90 days after the last |
 | penstock:batches           | set     | api.batch         | ids of batches that have not ended           | while it has members |
-| penstock:batch-lease:{batch} | string | api.batch        | the API process that works on it             | 10 s |
+| penstock:batch-lease:{batch} | string | api.batch        | whose lease of it holds: `process.token`     | 10 s |
 | penstock:batch-cancel:{batch} | string | api.batch       | it is to be cancelled                        | 30 days |
 | penstock:mended:{start}    | string  | checkup           | since this start Redis's file was rewritten  | 1 day |
 | penstock:log:{job}         | list    | queue.lua         | the job's events, by number                  | 7 days at most; then the job's lifetime |

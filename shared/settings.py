@@ -69,6 +69,8 @@ class Settings(BaseSettings):
     file_bytes_max: int = Field(200_000_000, ge=1000, description="largest uploaded file")
     file_ttl_s: int = Field(30 * 86400, ge=0, description="lifetime of files that ask for none; 0 for ever")
     batch_requests: int = Field(64, ge=1, description="requests of one batch that are jobs at a time")
+    batches_at_once: int = Field(4, ge=1, description="batches of one key that are worked on at a time; others wait")
+    batches_open_max: int = Field(100, ge=1, description="batches of one key that may not have ended before 429")
     choices_max: int = Field(16, ge=1, description="largest n of a request")
     first_event_ms: int = Field(
         1000, ge=0, description="longest wait for the first token before the headers of a stream go out"

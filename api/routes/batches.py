@@ -22,13 +22,14 @@ InHouse = Annotated[House, Depends(house_of)]
 
 @router.post("/v1/batches")
 async def create_batch(body: BatchRequest, request: Request, house: InHouse) -> dict[str, Any]:
-    """Start a batch over a file of requests."""
+    """Start a batch over a file of requests. It waits in `validating` while others of the same key are worked on."""
+    house.pressure.check(house.redis)
     caller = caller_of(request)
     record = await house.files.record(body.input_file_id, tenant=caller.tenant)
     if record.purpose != "batch":
         raise InvalidRequest("'input_file_id' is not a file for batches.", param="input_file_id")
     batch = Batch(
-        id=f"batch_{secrets.token_hex(12)}",
+        id=_new_id(),
         tenant=caller.tenant,
         key=caller.key.id if caller.key else "",
         endpoint=body.endpoint,
@@ -39,7 +40,7 @@ async def create_batch(body: BatchRequest, request: Request, house: InHouse) -> 
         metadata=body.metadata or {},
         output_lifetime_s=body.output_expires_after.seconds if body.output_expires_after else house.settings.file_ttl_s,
     )
-    await house.batches.create(batch)
+    await house.batches.create(batch, open_max=house.settings.batches_open_max)
     return batch.body()
 
 
@@ -77,6 +78,11 @@ async def cancel_batch(batch_id: str, request: Request, house: InHouse) -> dict[
 
 async def _look(house: House, batch_id: str, tenant: str) -> dict[str, Any]:
     batch = await house.batches.get(batch_id, tenant=tenant)
-    if not batch.status.ended and await house.batches.to_cancel(batch_id):
+    if not batch.status.ended and await house.batches.to_cancel([batch_id]):
         batch = replace(batch, status=Status.CANCELLING)
     return batch.body()
+
+
+def _new_id() -> str:
+    """Later ones sort behind earlier ones, those of the same second too: that is their order of work."""
+    return f"batch_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(6)}"
