@@ -140,6 +140,7 @@ class EmbeddedRedis:
         for _ in _ticks(LEAVE_S):
             if lock.take():
                 return lock
+        lock.close()
         raise SettingsError(
             f"another Redis (process {pid}) has its data in {self._folder} and does not end: end it, or choose another "
             "folder with --data"
