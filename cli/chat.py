@@ -18,7 +18,7 @@ from rich.console import Console
 from cli.answer import Answer
 from cli.conversation import Conversation
 from cli.private_files import private_file
-from cli.terminal import plain
+from cli.terminal import plain, unechoed
 from shared.errors import InvalidRequest, NotFound
 
 LOOK_S = 0.5  # an answer that has not begun by then may wait for a worker
@@ -103,7 +103,7 @@ class Chat:
         status = 0
         answer = Answer(self._console)
         try:
-            with answer, self._telling_of_waiting() as began:
+            with unechoed(), answer, self._telling_of_waiting() as began:
                 for piece in self._stream():
                     began.set()
                     answer.add(piece)

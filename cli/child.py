@@ -12,6 +12,7 @@ from pathlib import Path
 from cli.embedded_redis import die_with_parent
 from cli.private_files import private_file
 from shared.errors import SettingsError
+from shared.logs import refusal
 
 EARLY_S = 10.0
 EARLY_DEATHS_MAX = 5
@@ -19,7 +20,6 @@ PAUSE_MAX_S = 30.0
 LOG_BYTES_MAX = 10_000_000
 REFUSED = 2  # exit status: it told in a sentence why it cannot run
 LINE_MAX = 300
-SPOKEN = "penstock: "
 
 
 class Child:
@@ -93,7 +93,7 @@ class Child:
 
     def _last_words(self) -> str:
         """What it told a person when it refused to start."""
-        spoken = [line.removeprefix(SPOKEN) for line in self._log_end() if line.startswith(SPOKEN)]
+        spoken = [words for line in self._log_end() if (words := refusal(line))]
         return spoken[-1] if spoken else ""
 
     def _log_end(self) -> list[str]:

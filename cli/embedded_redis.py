@@ -86,7 +86,7 @@ class EmbeddedRedis:
         return self._process.pid
 
     def answers(self) -> bool:
-        """Whether it has loaded its data. Raises redis.ConnectionError when nobody listens."""
+        """Whether it has loaded its data. Raises RedisError when nobody listens."""
         with brief_client(self.url) as client:
             try:
                 return bool(client.ping())
@@ -140,6 +140,7 @@ class EmbeddedRedis:
         for _ in _ticks(LEAVE_S):
             if lock.take():
                 return lock
+        lock.close()
         raise SettingsError(
             f"another Redis (process {pid}) has its data in {self._folder} and does not end: end it, or choose another "
             "folder with --data"
@@ -155,7 +156,7 @@ class EmbeddedRedis:
                 if self.answers():
                     return
                 ticks = 0
-            except redis.ConnectionError:
+            except (redis.ConnectionError, redis.TimeoutError):
                 ticks += 1
             if ticks * TICK_S > ANSWER_S:
                 break

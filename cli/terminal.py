@@ -4,6 +4,11 @@ here."""
 
 import json
 import re
+import sys
+import termios
+import tty
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -37,6 +42,21 @@ def echo(text: object = "", *, err: bool = False, nl: bool = True) -> None:
 def echo_json(value: Any) -> None:
     """Print it for programs; JSON in ASCII is plain by itself."""
     click.echo(json.dumps(value, indent=2, default=str))
+
+
+@contextmanager
+def unechoed() -> Iterator[bool]:
+    """Keys come at once and are not shown: the ^C of an interruption would shift what is drawn in place. Yields whether
+    there is a keyboard at all."""
+    if not sys.stdin.isatty():
+        yield False
+        return
+    before = termios.tcgetattr(sys.stdin)
+    tty.setcbreak(sys.stdin)
+    try:
+        yield True
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
 
 def _spelled(found: re.Match[str]) -> str:

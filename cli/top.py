@@ -3,9 +3,7 @@
 import asyncio
 import os
 import sys
-import termios
 import time
-import tty
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.desk import Desk, at_desk
-from cli.terminal import one_line
+from cli.terminal import one_line, unechoed
 from shared import keys
 from shared.demand import Demand, DemandReader
 from shared.job import Priority
@@ -76,24 +74,19 @@ def top(redis_url: str | None, *, seconds: float, once: bool, target_wait_s: flo
 @contextmanager
 def quit_key() -> Iterator[asyncio.Event]:
     """Set when somebody presses q. Where the input is no terminal, never."""
-    pressed = asyncio.Event()
-    if not sys.stdin.isatty():
-        yield pressed
-        return
-    keyboard, loop = sys.stdin.fileno(), asyncio.get_running_loop()
-    before = termios.tcgetattr(keyboard)
+    pressed, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def read() -> None:
-        if b"q" in os.read(keyboard, 64).lower():
+        if b"q" in os.read(sys.stdin.fileno(), 64).lower():
             pressed.set()
 
-    tty.setcbreak(keyboard)
-    loop.add_reader(keyboard, read)
-    try:
-        yield pressed
-    finally:
-        loop.remove_reader(keyboard)
-        termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
+    with unechoed() as keyboard:
+        if keyboard:
+            loop.add_reader(sys.stdin, read)
+        try:
+            yield pressed
+        finally:
+            loop.remove_reader(sys.stdin)
 
 
 async def _within(event: asyncio.Event, seconds: float) -> bool:

@@ -34,7 +34,7 @@ from workers.models import parse_specs
 STOP_S = 5.0
 APPENDFSYNC = {"fast": "everysec", "safe": "always", "durable": "always"}
 ASK_S = 2.0
-LOAD_S = 3600.0  # for models to be fetched and loaded, and for Redis to load its data
+LOAD_S = 4 * 3600.0  # for models to be fetched and loaded, and for Redis to load its data
 CHILD_REDIS_WAIT_S = 3600.0  # longer than any pause between two lives of the embedded one
 Answer = TypeVar("Answer")
 
@@ -65,7 +65,8 @@ def up(
                 return
             folder.note_redis(url)
             hands = _start_processes(supervisor, asked, workers, folder, settings)
-            click.echo(f"Loading    {', '.join(names)} in {workers} worker{'' if workers == 1 else 's'}")
+            loading = f"Loading    {', '.join(names)} in {workers} worker{'' if workers == 1 else 's'}"
+            click.echo(loading if workers else "Starting   the API, without a worker")
             began = time.monotonic()
             if supervisor.wait_for(partial(_missing, settings, hands, names), bound_s=LOAD_S):
                 click.echo(f"Ready      after {time.monotonic() - began:.1f} s")

@@ -39,7 +39,7 @@ class Welcome:
 
     def _no_worker(self) -> str:
         worker = f"{self._located(always=True)}{_bin()}penstock worker {shlex.join(self.asked)}"
-        return f"Nothing serves yet: requests wait in the queue until a worker comes. Start one:\n\n  {worker}\n"
+        return f"Nothing serves yet, since no worker runs. Start one:\n\n  {worker}\n"
 
     def _keys(self) -> str:
         create = f"{self._located()}{_bin()}penstock keys create NAME"
@@ -47,7 +47,7 @@ class Welcome:
 
     def _requests(self) -> str:
         body = f'{{"model": "{self.model}", "stream": true, "messages": [{{"role": "user", "content": "Hello!"}}]}}'
-        bearer = f' -H "authorization: Bearer ${KEY}"' if self.keys_required else ""
+        bearer = f' \\\n    -H "authorization: Bearer ${KEY}"' if self.keys_required else ""
         api_key = "" if self.keys_required else ', api_key="none"'
         return f"""\
   curl -N {self.base}/v1/chat/completions -H 'content-type: application/json'{bearer} \\

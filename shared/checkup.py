@@ -129,7 +129,7 @@ def _server(info: dict[str, Any]) -> Iterator[Finding]:
     if _version(info) < OLDEST:
         yield Finding(Level.BAD, f"Redis {info['redis_version']} is too old: Penstock needs 6.2 or newer")
     else:
-        yield Finding(Level.GOOD, f"Redis {info['redis_version']}")
+        yield Finding(Level.GOOD, _name(info))
     if info.get("role", "master") != "master":
         yield Finding(Level.BAD, "this Redis is a replica and takes no writes: use the primary's URL, or a Sentinel's")
     if info.get("cluster_enabled"):
@@ -179,6 +179,11 @@ def _durability(info: dict[str, Any], settings: Settings) -> Iterator[Finding]:
     if settings.durability == "durable" and not info.get("connected_slaves"):
         yield Finding(Level.WARNING, "PENSTOCK_DURABILITY=durable accepts nothing: connect a replica")
     yield Finding(Level.GOOD, f"durability profile {settings.durability}")
+
+
+def _name(info: dict[str, Any]) -> str:
+    compatible = f"Redis {info['redis_version']}"
+    return f"Valkey {info['valkey_version']}, compatible with {compatible}" if "valkey_version" in info else compatible
 
 
 def _version(info: dict[str, Any]) -> tuple[int, ...]:

@@ -555,9 +555,9 @@ function verbs.replay(origin, id)
   return { 'ok', id }
 end
 
--- forget model -> {jobs that wait or run, workers alive}: nothing is forgotten unless both are 0. What ended is kept as
+-- forget_model model -> {jobs that wait or run, workers alive}: nothing is forgotten unless both are 0. What ended is kept as
 -- long as it would have been; while failed jobs are among it, their queue stays listed, so that they can be found.
-function verbs.forget(model)
+function verbs.forget_model(model)
   local jobs = redis.call('LLEN', queue_key(model)) + redis.call('ZCARD', leases_key(model))
   local workers = 0
   for _, key in ipairs(redis.call('SMEMBERS', workers_of_key(model))) do

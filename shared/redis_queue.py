@@ -204,7 +204,7 @@ class RedisQueue:
             await (self._redis.set(keys.paused(model), 1) if paused else self._redis.delete(keys.paused(model)))
 
     async def forget(self, model: str) -> InUse:
-        jobs, workers = await self._call("forget", model)
+        jobs, workers = await self._call("forget_model", model)
         return InUse(jobs=jobs, workers=workers)
 
     def fields(self, job: Job) -> dict[str, Any]:

@@ -83,6 +83,7 @@ def test_chat_streams_undoes_saves_and_leaves(greedy: Stack, tmp_path: Path) -> 
         assert chat.wait(timeout=10) == 0
     assert "2 + 2" in saved.read_text()
     assert "Hello" not in saved.read_text()
+    assert (tmp_path / ".penstock_history").stat().st_mode & 0o077 == 0
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_chat(scripted: Stack, tmp_path: Path) -> None:
