@@ -148,6 +148,7 @@ def _furnish(settings: Settings, metrics: ApiMetrics) -> House:
     client, clients = places.home.client, [each.client for each in places.shards]
     fleet, directory = Fleet(places), FleetDirectory(places)
     ring = KeyRing(client, counting=clients)
+    stored = {"ttl_s": settings.response_ttl_s, "tenant_bytes_max": settings.stored_bytes_max}
     relay = Relay(
         f"api-{uuid.uuid4().hex[:12]}",
         queue=fleet,
@@ -167,8 +168,8 @@ def _furnish(settings: Settings, metrics: ApiMetrics) -> House:
         admission=Admission(directory, settings),
         channel=fleet,
         webhooks=Webhooks(client, private=settings.webhook_private),
-        responses=ResponseStore(client, ttl_s=settings.response_ttl_s),
-        chats=ChatStore(client, ttl_s=settings.response_ttl_s),
+        responses=ResponseStore(client, **stored),
+        chats=ChatStore(client, **stored),
         files=FileStore(Path(settings.files), client),
         batches=BatchStore(client, owner=relay.name),
         keys=ring,

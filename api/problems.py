@@ -29,6 +29,8 @@ STATUS = {
     "insufficient_quota": 429,
     "queue_full": 429,
     "queue_tokens_full": 429,
+    "queue_bytes_full": 429,
+    "storage_full": 429,
     "deadline_unreachable": 429,
     "redis_memory": 429,
     "engine_error": 500,
@@ -99,6 +101,9 @@ def problem_of(error: errors.PenstockError) -> Problem:
                 "retry_after_s": error.retry_after_s,
             }
             return Problem(code=error.reason, message=str(error), headers=headers, more=more)
+        case errors.StorageFull():
+            headers = {"x-should-retry": "false"}
+            return Problem(code="storage_full", message=str(error), param="store", headers=headers)
         case errors.LimitReached(limit="quota"):
             return Problem(code="insufficient_quota", message=str(error), headers={"x-should-retry": "false"})
         case errors.LimitReached():

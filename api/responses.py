@@ -12,6 +12,7 @@ from api.schemas.chat import ChatCompletionRequest
 from api.schemas.response import LOGPROBS, MessageItem, ResponseRequest
 from shared import keys
 from shared.errors import NotFound
+from shared.queue import StoredRecord
 from shared.redis_client import translated
 
 
@@ -35,13 +36,23 @@ class ResponseRecord:
 
 
 class ResponseStore:
-    def __init__(self, client: Redis, *, ttl_s: int) -> None:
+    """Reads them. The queue writes them, with their jobs."""
+
+    def __init__(self, client: Redis, *, ttl_s: int, tenant_bytes_max: int) -> None:
         self._redis = client
         self._ttl_s = ttl_s
+        self._tenant_bytes_max = tenant_bytes_max
 
-    async def save(self, record: ResponseRecord) -> None:
-        with translated():
-            await self._redis.set(keys.response(record.id), json.dumps(asdict(record)), ex=self._ttl_s)
+    def stored(self, record: ResponseRecord) -> StoredRecord:
+        return StoredRecord(
+            key=keys.response(record.id),
+            id=record.id,
+            tenant=record.tenant,
+            created_ms=record.created_s * 1000,
+            data=json.dumps(asdict(record)),
+            ttl_s=self._ttl_s,
+            tenant_bytes_max=self._tenant_bytes_max,
+        )
 
     async def get(self, response_id: str, *, tenant: str) -> ResponseRecord:
         """Raises NotFound, for a response of another tenant too."""
@@ -51,10 +62,6 @@ class ResponseStore:
         if record is None or record.tenant != tenant:
             raise NotFound(f"There is no response {response_id}.", param="response_id")
         return record
-
-    async def delete(self, response_id: str) -> None:
-        with translated():
-            await self._redis.delete(keys.response(response_id))
 
 
 def record_of(body: ResponseRequest, response_id: str, tenant: str, before: Sequence[dict[str, Any]]) -> ResponseRecord:

@@ -21,17 +21,19 @@ from api.terms import Terms
 from api.view import View, view_of
 from shared.errors import InvalidRequest
 from shared.job import Job
+from shared.queue import StoredRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
     """`answer` makes what collects it, given the job that is really done, which may be an earlier one; `chunks` what
-    frames its stream, where that is not the view's way."""
+    frames its stream, where that is not the view's way. `record` is stored when the job is accepted."""
 
     job: Job
     view: View
     answer: Callable[[Job], Answer]
     chunks: Callable[[Job], Chunks] | None = None
+    record: StoredRecord | None = None
 
     def frames(self, job: Job) -> Chunks:
         return self.chunks(job) if self.chunks else replace(self.view, created_ms=job.created_ms).chunks(job.id)
