@@ -17,6 +17,7 @@ from api.admission import Admission
 from api.auth import LIMIT_HEADERS, Authentication, Gate, keys_required
 from api.batch import BatchStore
 from api.batch_runner import BatchRunner
+from api.bodies import BodyReader
 from api.docs import described_app
 from api.files import FileStore
 from api.house import House
@@ -92,6 +93,7 @@ def make_app(settings: Settings) -> FastAPI:
         await house.relay.close()
         await asyncio.wait([relaying])
         await end(background)
+        house.bodies.close()
         for place in house.places.shards:
             await place.client.aclose()
 
@@ -167,6 +169,7 @@ def _furnish(settings: Settings, metrics: ApiMetrics) -> House:
         ledger=FleetLedger(places),
         admission=Admission(directory, settings),
         channel=fleet,
+        bodies=BodyReader(),
         webhooks=Webhooks(client, private=settings.webhook_private),
         responses=ResponseStore(client, **stored),
         chats=ChatStore(client, **stored),

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pydantic import ValidationError
 from redis.asyncio import Redis
 
+from api.problems import validation_problem
 from api.schemas.chat import ChatCompletionRequest
 from api.schemas.response import LOGPROBS, MessageItem, ResponseRequest
 from shared import keys
-from shared.errors import NotFound
+from shared.errors import InvalidRequest, NotFound
 from shared.queue import StoredRecord
 from shared.redis_client import translated
 
@@ -81,7 +83,7 @@ def record_of(body: ResponseRequest, response_id: str, tenant: str, before: Sequ
 
 
 def chat_of(body: ResponseRequest, items: Sequence[dict[str, Any]]) -> ChatCompletionRequest:
-    """The same as a chat."""
+    """The same as a chat. Raises InvalidRequest."""
     system = [{"role": "system", "content": body.instructions}] if body.instructions else []
     wanted = {
         "model": body.model,
@@ -101,7 +103,13 @@ def chat_of(body: ResponseRequest, items: Sequence[dict[str, Any]]) -> ChatCompl
     }
     if body.top_logprobs is not None or LOGPROBS in (body.include or ()):
         wanted |= {"logprobs": True, "top_logprobs": body.top_logprobs or 0}
-    return ChatCompletionRequest.model_validate({name: value for name, value in wanted.items() if value is not None})
+    try:
+        return ChatCompletionRequest.model_validate(
+            {name: value for name, value in wanted.items() if value is not None}
+        )
+    except ValidationError as error:  # the items are right one by one, not together: too many, or too many calls
+        problem = validation_problem(error)
+        raise InvalidRequest(problem.message, param=problem.param) from None
 
 
 def _head(body: ResponseRequest) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from shared.events import Event
 from shared.job import Job, ModelInfo
 from shared.ledger import JobRecord, Ledger
 from shared.lifecycle import State
-from shared.queue import Accepted, JobChannel, JobQueue, Page, StoredRecord
+from shared.queue import Accepted, Allowance, JobChannel, JobQueue, Page, StoredRecord
 from shared.redis_channel import RedisChannel
 from shared.redis_client import translated
 from shared.tasks import end
@@ -197,6 +197,9 @@ class Fleet:
             await place.queue.cancel(job.id, by="its refused record")
             raise
         return accepted
+
+    async def charge(self, tenant: str, allowance: Allowance) -> float:
+        return await self._places.home.queue.charge(tenant, allowance)
 
     async def store(self, record: StoredRecord) -> None:
         await self._places.home.queue.store(record)

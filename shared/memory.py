@@ -104,6 +104,9 @@ class MemoryQueue:
         self._accept(_Record(job, [subscriber] if subscriber else [], self._clock_ms(), trace=trace))
         return accepted
 
+    async def charge(self, tenant: str, allowance: Allowance) -> float:
+        return 0.0
+
     async def store(self, record: StoredRecord) -> None:
         self._require_storage(record)
         self.stored[record.key] = record

@@ -254,6 +254,11 @@ function verbs.enqueue(model, id, jobs_max, tokens_max, bytes_max, key, data, tt
   return { 'ok', jobs, wait, id, fields.created_ms, take_limits(id, fields, place.cost) }
 end
 
+-- charge tenant limits -> milliseconds until the key may send its next request
+function verbs.charge(tenant, limits)
+  return charge_request(tenant, limits_of({ limits = limits }))
+end
+
 -- store tenant id created_ms key data ttl_s most index -> {ok|storage_full, bytes stored}
 function verbs.store(tenant, id, created_ms, key, data, ttl_s, most, index)
   local record = record_of(tenant, id, created_ms, key, data, ttl_s, most, index)

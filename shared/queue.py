@@ -139,6 +139,10 @@ class JobQueue(Protocol):
         `view` is kept with the job. `record` is stored when the job is accepted, and only then. Raises QueueFull,
         LimitReached, StorageFull or IdempotencyKeyReused."""
 
+    async def charge(self, tenant: str, allowance: Allowance) -> float:
+        """Take one of the tenant's requests a minute for a request that was refused for its own fault; return the
+        seconds until it has another, 0 when it has."""
+
     async def store(self, record: StoredRecord) -> None:
         """Write the record, or replace the one of the same key. Raises StorageFull."""
 

@@ -132,6 +132,9 @@ class RedisQueue:
             left=_left(answer[5:]) if allowance else None,
         )
 
+    async def charge(self, tenant: str, allowance: Allowance) -> float:
+        return int(await self._call("charge", tenant, _limits(allowance)["limits"])) / 1000
+
     async def store(self, record: StoredRecord) -> None:
         about = record.tenant, record.id, record.created_ms, record.key
         verdict, used = await self._call("store", *about, *_content(record))
