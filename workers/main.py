@@ -68,7 +68,6 @@ async def serve(specs: Sequence[ModelSpec], settings: Settings) -> None:
     bound = listen(settings.worker_host, settings.worker_port, setting="PENSTOCK_WORKER_PORT")
     models = [await load(spec, settings) for spec in specs]
     presence = _Presence(client, [info for model in models for info in model.infos], url_of(bound))
-    await patiently(presence.announce, settings)  # Redis may have gone while the models were loaded
     metrics = WorkerMetrics()
     worker = _worker(presence, models, client, blocking, settings, metrics)
     server = HealthServer(worker, metrics)

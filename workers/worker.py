@@ -7,7 +7,7 @@ the rest back with what they have, for another worker to go on with).
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -89,7 +89,8 @@ class Worker:
 
     async def run(self) -> None:
         """Serve until `stop` is called, then drain and release."""
-        await self._announce()
+        with suppress(QueueUnavailable):  # each heartbeat announces again
+            await self._announce()
         for stepper in self._steppers:
             stepper.start()
         async with asyncio.TaskGroup() as tasks:

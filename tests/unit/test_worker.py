@@ -2,13 +2,14 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
 
+from shared.errors import QueueUnavailable
 from shared.events import Completed, Deadline, Delta, Event, Expired, Failed, Finished, FinishReason, Outcome
 from shared.job import Grammar, Job, ModelInfo
 from shared.lifecycle import State
@@ -60,6 +61,7 @@ def make_worker(
     blocks: int = 0,
     engine: type[ScriptedEngine] = ScriptedEngine,
     metrics: WorkerMetrics | None = None,
+    announce: Callable[[], Awaitable[None]] = _announce,
     **settings: Any,
 ) -> Worker:
     limits = Limits(
@@ -71,7 +73,7 @@ def make_worker(
         [Loaded([INFO], engine(limits=limits, step_ms=step_ms, tokens=20), CallThread("engine"))],
         queue=queue,
         channel=queue,
-        announce=_announce,
+        announce=announce,
         settings=load_settings(**given),
         metrics=metrics or WorkerMetrics(),
     )
@@ -131,6 +133,20 @@ async def test_jobs_are_computed_together_and_completed(queue: MemoryQueue) -> N
         outcomes = [await outcome_of(queue, job) for job in jobs]
 
     assert all(isinstance(outcome, Completed) for outcome in outcomes)
+
+
+async def test_a_worker_whose_redis_goes_while_it_loads_is_announced_when_it_is_back(queue: MemoryQueue) -> None:
+    announced, answers = asyncio.Event(), iter([False, False, True])
+
+    async def announce() -> None:
+        if not next(answers, True):
+            raise QueueUnavailable("Redis does not serve")
+        announced.set()
+
+    async with working(make_worker(queue, announce=announce)):
+        await asyncio.wait_for(announced.wait(), 5)
+        job = await submit(queue, make_job())
+        assert isinstance(await outcome_of(queue, job), Completed)
 
 
 async def test_a_late_job_expires_without_a_token(queue: MemoryQueue, clock: Clock) -> None:
