@@ -3,7 +3,6 @@
 import secrets
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -16,7 +15,7 @@ from api.house import House, house_of
 from api.json_route import JsonRoute
 from api.pages import Asked, Body
 from api.schemas.batch import BatchRequest
-from shared.errors import InvalidRequest, NotFound
+from shared.errors import InvalidRequest
 
 router = APIRouter(route_class=JsonRoute)
 InHouse = Annotated[House, Depends(house_of)]
@@ -57,11 +56,7 @@ async def list_batches(
     tenant = caller_of(request).tenant
 
     async def pick(ids: Sequence[str]) -> list[Body]:
-        found = []
-        for batch_id in ids:
-            with suppress(NotFound):
-                found.append(await _look(house, batch_id, tenant))
-        return found
+        return await _bodies(house, await house.batches.get_many(ids))
 
     asked = Asked(after=after, limit=limit, newest_first=True)
     bodies, more = await house.batches.page(tenant, asked, pick)
@@ -84,10 +79,14 @@ async def cancel_batch(batch_id: str, request: Request, house: InHouse) -> dict[
 
 
 async def _look(house: House, batch_id: str, tenant: str) -> dict[str, Any]:
-    batch = await house.batches.get(batch_id, tenant=tenant)
-    if not batch.status.ended and await house.batches.to_cancel([batch_id]):
-        batch = replace(batch, status=Status.CANCELLING)
-    return batch.body()
+    (body,) = await _bodies(house, [await house.batches.get(batch_id, tenant=tenant)])
+    return body
+
+
+async def _bodies(house: House, batches: Sequence[Batch]) -> list[Body]:
+    """Those whose cancel was asked for are being cancelled, whatever their record says by now."""
+    asked = await house.batches.to_cancel([batch.id for batch in batches if not batch.status.ended])
+    return [replace(batch, status=Status.CANCELLING).body() if batch.id in asked else batch.body() for batch in batches]
 
 
 def _new_id() -> str:
