@@ -1,6 +1,7 @@
 """Batches as their clients see them, in Redis: many requests from a file, done when there is room."""
 
 import json
+import logging
 import secrets
 import time
 from collections import Counter
@@ -16,6 +17,7 @@ from shared import keys
 from shared.errors import LimitReached, NotFound
 from shared.redis_client import Command, translated
 
+log = logging.getLogger(__name__)
 LIFETIME_S = 30 * 86400  # of what is known of a batch, after its end
 LISTED_S = 90 * 86400  # longer than any window and what is kept after it
 LEASE_S = 10
@@ -174,12 +176,12 @@ class BatchStore:
         return found[0]
 
     async def get_many(self, batch_ids: Sequence[str]) -> list[Batch]:
-        """Those that are known."""
+        """Those that are known and can be read."""
         if not batch_ids:
             return []
         with translated():
             found: Any = await self._redis.mget([keys.batch(batch_id) for batch_id in batch_ids])
-        return [_decode(data) for data in found if data]
+        return [batch for data in found if data and (batch := _decode(data))]
 
     async def page(self, tenant: str, asked: Asked, pick: Pick) -> tuple[list[Body], bool]:
         """As `api.pages` says."""
@@ -191,9 +193,10 @@ class BatchStore:
         return sorted(batch_id.decode() for batch_id in found)
 
     async def forget(self, batch_id: str) -> None:
-        """A batch whose record is gone is not open."""
+        """A batch whose record is gone is not open; one that only a later release can read is."""
         with translated():
-            await self._redis.srem(keys.BATCHES, batch_id)
+            if not await self._redis.exists(keys.batch(batch_id)):
+                await self._redis.srem(keys.BATCHES, batch_id)
 
     async def ask_to_cancel(self, batch_id: str) -> None:
         """Whoever works on it looks for this."""
@@ -265,8 +268,13 @@ def _encode(batch: Batch) -> str:
     return json.dumps(asdict(batch))
 
 
-def _decode(data: bytes) -> Batch:
-    """A later release may have written more than this one knows."""
-    found, known = json.loads(data), {each.name for each in fields(Batch)}
-    named = {name: value for name, value in found.items() if name in known}
-    return Batch(**(named | {"status": Status(found["status"])}))
+def _decode(data: bytes) -> Batch | None:
+    """A later release may have written more than this one knows. A record that cannot be read keeps no other batch
+    from being worked on."""
+    try:
+        found, known = json.loads(data), {each.name for each in fields(Batch)}
+        named = {name: value for name, value in found.items() if name in known}
+        return Batch(**(named | {"status": Status(found["status"])}))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        log.warning("the record of a batch cannot be read", extra={"error": repr(error)})
+        return None

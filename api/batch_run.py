@@ -260,7 +260,7 @@ class BatchRun:
                     await self._give_lines_up(parts, some, ending)
                     some = []
             await self._give_lines_up(parts, some, ending)
-        except FileNotFoundError:  # nobody knows any more what the lines were called
+        except OSError:  # nobody can tell any more what the lines were called
             await self._cancel_jobs(set(range(self._batch.total)) - parts.done[True] - parts.done[False])
 
     async def _give_lines_up(self, parts: Parts, some: list[Line], ending: Ending) -> None:

@@ -38,8 +38,8 @@ class BatchRunner:
         try:
             while True:
                 try:
-                    await self._house.files.sweep()
                     await self._pick_up()
+                    await self._house.files.sweep()
                 except QueueUnavailable as error:
                     log.warning("batches wait for redis", extra={"error": str(error)})
                 except Exception:

@@ -23,7 +23,7 @@ from shared.events import Event
 from shared.job import Job, ModelInfo
 from shared.ledger import JobRecord, Ledger
 from shared.lifecycle import State
-from shared.queue import Accepted, JobChannel, JobQueue, Page
+from shared.queue import Accepted, InUse, JobChannel, JobQueue, Page
 from shared.redis_channel import RedisChannel
 from shared.redis_client import translated
 from shared.tasks import end
@@ -200,6 +200,9 @@ class Fleet:
 
     async def pause(self, model: str, *, paused: bool) -> None:
         await (await self._places.of_model(model)).queue.pause(model, paused=paused)
+
+    async def forget(self, model: str) -> InUse:
+        return await (await self._places.of_model(model)).queue.forget(model)
 
     async def listen(self, subscriber: str) -> AsyncIterator[Heard]:
         """Raises what ends the listening to any of them: a process that hears only some must not look alive. One that

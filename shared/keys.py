@@ -13,7 +13,8 @@
 | rq:canceled:{model}        | zset    | queue.lua, rq     | cancelled ids by expiry                      | member: the job's lifetime |
 | rq:results:{job}           | stream  | queue.lua         | RQ's result record with the traceback        | the job's lifetime |
 | rq:worker:{worker}         | hash    | rq_view, queue.lua| RQ's worker fields                           | 10 s after the last heartbeat |
-| rq:workers[:{model}]       | set     | rq_view           | keys of workers                              | cleaned by every reader |
+| rq:workers                 | set     | rq_view           | keys of workers                              | cleaned by every reader |
+| rq:workers:{model}         | set     | rq_view           | keys of the model's workers                  | cleaned by every reader |
 | rq:suspended               | string  | rq                | set by `rq suspend`: nothing new is claimed  | the operator's |
 | penstock:stream:{model}    | stream  | queue.lua         | one entry `j`=job id per waiting or running job | while it has entries |
 | penstock:wake:{model}      | list    | queue.lua         | one element for a worker to be woken by      | 1 h; none while nobody waits |
@@ -96,6 +97,9 @@ _BY_NAME = {
     "bucket": "penstock:bucket:",
     "holding": "penstock:holding:",
     "usage": "penstock:usage:",
+    "workers_of": "rq:workers:",
+    "model": "penstock:model:",
+    "pace": "penstock:pace:",
 }
 
 
@@ -136,7 +140,7 @@ def rate(model: str) -> str:
 
 
 def pace(model: str) -> str:
-    return f"penstock:pace:{model}"
+    return _BY_NAME["pace"] + model
 
 
 def leases(model: str) -> str:
@@ -213,11 +217,11 @@ def worker(name: str) -> str:
 
 
 def workers_of(model: str) -> str:
-    return f"{WORKERS}:{model}"
+    return _BY_NAME["workers_of"] + model
 
 
 def model(name: str) -> str:
-    return f"penstock:model:{name}"
+    return _BY_NAME["model"] + name
 
 
 def events_channel(api: str) -> str:
@@ -231,5 +235,7 @@ def control_channel(worker_name: str) -> str:
 def lua_prelude() -> str:
     """Lua functions `job_key(id)`, `queue_key(model)`, .. and constants, so that no name is written twice."""
     functions = [f"local function {name}_key(x) return '{prefix}' .. x end" for name, prefix in _BY_NAME.items()]
-    constants = [f"local QUEUES, SUSPENDED, NOTICES = '{QUEUES}', '{SUSPENDED}', '{NOTICES}'"]
+    constants = [
+        f"local QUEUES, SUSPENDED, NOTICES, MODELS = '{QUEUES}', '{SUSPENDED}', '{NOTICES}', '{MODELS}'",
+    ]
     return "\n".join([*constants, *functions, ""])

@@ -19,6 +19,7 @@ from shared.queue import (
     Bounds,
     Delivery,
     Idempotency,
+    InUse,
     Page,
     Write,
     finished,
@@ -99,9 +100,9 @@ class MemoryQueue:
         return record.state
 
     async def claim(
-        self, model: str, *, worker: str, limit: int, room: int = ANY_WIDTH, wait_ms: int = 0
+        self, model: str, *, worker: str, limit: int, room: int = ANY_WIDTH, widest: int = ANY_WIDTH, wait_ms: int = 0
     ) -> list[Delivery]:
-        claimed = self._claim(model, worker, limit, room)
+        claimed = self._claim(model, worker, limit, room, widest)
         if claimed or not wait_ms:
             return claimed
         self._arrived.clear()
@@ -109,7 +110,7 @@ class MemoryQueue:
             await asyncio.wait_for(self._arrived.wait(), wait_ms / 1000)
         except TimeoutError:
             return []
-        return self._claim(model, worker, limit, room)
+        return self._claim(model, worker, limit, room, widest)
 
     async def renew(self, held: Sequence[Delivery], *, worker: str) -> list[str]:
         lost = []
@@ -196,6 +197,13 @@ class MemoryQueue:
         (self._paused.add if paused else self._paused.discard)(model)
         self._arrived.set()
 
+    async def forget(self, model: str) -> InUse:
+        running = sum(record.job.model == model for record in self._running.values())
+        in_use = InUse(jobs=len(self._line(model)) + running, workers=0)
+        if not in_use:
+            self._paused.discard(model)
+        return in_use
+
     async def listen(self, subscriber: str) -> AsyncIterator[list[tuple[str, Sequence[Event]]]]:
         box = self._boxes.setdefault(subscriber, asyncio.Queue())
         while True:
@@ -235,7 +243,7 @@ class MemoryQueue:
         if subscriber and subscriber not in record.subscribers and record.state not in TERMINAL:
             record.subscribers.append(subscriber)
 
-    def _claim(self, model: str, worker: str, limit: int, room: int) -> list[Delivery]:
+    def _claim(self, model: str, worker: str, limit: int, room: int, widest: int) -> list[Delivery]:
         now, claimed = self._clock_ms(), list[Delivery]()
         lapsed = [r for r in self._running.values() if r.job.model == model and r.lease_ms <= now]
         for record in lapsed:
@@ -244,7 +252,7 @@ class MemoryQueue:
                 claimed.append(delivery)
                 room -= record.job.width
         while model not in self._paused and len(claimed) < limit and room > 0:
-            job = self._line(model).take_next(_cost)
+            job = self._line(model).take_next(_cost, widest)
             if job is None:
                 break
             claimed.append(self._start(self._records[job.id], Move.CLAIM, worker, 1))
@@ -296,6 +304,8 @@ class MemoryQueue:
         if record.alone:
             self._suspects.pop(record.worker, None)
         record.exec, record.alone = "", False
+        if record.job.width > 1:
+            self._arrived.set()
 
     @staticmethod
     def _move(record: _Record, move: Move) -> None:

@@ -210,6 +210,8 @@ class Scheduler:
     def _admit(self) -> list[Sequence]:
         """Start those that wait, as far as there is room; return who had to make it."""
         preempted: list[Sequence] = []
+        if len(self._running) >= self._sequences_max and self._widest()[1] < 2:
+            return preempted  # nobody has a place to give
         while (sequence := self._next()) is not None:
             if not self._await(sequence) and not (len(self._running) < self._sequences_max and self._open(sequence)):
                 victim = self._privileged(sequence)

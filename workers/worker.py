@@ -24,6 +24,7 @@ from workers.generation import Generation
 from workers.held_job import HeldJob
 from workers.models import Loaded
 from workers.outbox import Outbox, Update
+from workers.room import Room, room_beside
 from workers.stepper import Stepper
 from workers.time_box import TimeBoxExceeded, time_box
 from workers.tokenization import Tokenization
@@ -32,7 +33,6 @@ from workers.turn import Turn
 log = logging.getLogger(__name__)
 RETRY_S = 0.2
 ROOM_S = 1.0  # longest wait for room without looking again
-RESERVED = 8  # this part of the places is for other jobs than the widest
 CLAIMED_AT_ONCE = 8  # so that of many jobs that arrive together each idle worker gets some
 ENCODE_S_MAX = 30.0
 REPLAY_S_MAX = 0.01  # for each event that earlier attempts have written
@@ -126,7 +126,7 @@ class Worker:
     async def _intake(self, served: Served, tasks: asyncio.TaskGroup) -> None:
         while not self._quiet.is_set():
             room = self._room_of(served)
-            if room <= 0:
+            if room.sequences <= 0:
                 await self._until_room(ROOM_S)
                 continue
             claimed = await self._claim(served, room)
@@ -165,18 +165,15 @@ class Worker:
         """From an engine's thread."""
         self._loop.call_soon_threadsafe(self._room.set)
 
-    def _room_of(self, served: Served) -> int:
-        """Sequences to claim now: none while jobs that are here already wait for a place; another worker may have it.
-        A single job, however wide, counts for less than all places: the scheduler takes from it what others need."""
+    def _room_of(self, served: Served) -> Room:
+        """None while jobs that are here already wait for a place: another worker may have what waits in the queue."""
         if served.stepper.waiting:
-            return 0
-        places = served.engine.limits.sequences_max
-        most = max(places - -(-places // RESERVED), 1)
+            return Room(0, 0)
         jobs = [held.delivery.job for held in self._held.values()]
-        mine = [job for job in jobs if self._served[job.model].stepper is served.stepper]
-        return places - sum(min(job.width, most) for job in mine)
+        widths = [job.width for job in jobs if self._served[job.model].stepper is served.stepper]
+        return room_beside(widths, served.engine.limits.sequences_max)
 
-    async def _claim(self, served: Served, room: int) -> list[Delivery]:
+    async def _claim(self, served: Served, room: Room) -> list[Delivery]:
         if not self._lease_is_fresh():
             # Claiming now could hand us our own jobs, whose leases we are late to renew.
             await asyncio.sleep(RETRY_S)
@@ -186,7 +183,8 @@ class Worker:
                 served.info.name,
                 worker=self.name,
                 limit=CLAIMED_AT_ONCE,
-                room=room,
+                room=room.sequences,
+                widest=room.widest,
                 wait_ms=self._settings.idle_wait_ms,
             )
         except QueueUnavailable as error:

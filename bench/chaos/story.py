@@ -36,6 +36,7 @@ class Story:
     n: int = 1
     tenant: str = "load"
     leave_after: int = 0
+    cut_after: int = 0  # so many frames with text its connection is cut, once, by itself
     headers: dict[str, str] = field(default_factory=dict)
     silence_s: float = PATIENCE_S  # after which it goes elsewhere
     more: dict[str, Any] = field(default_factory=dict)
@@ -188,6 +189,9 @@ class Teller:
             for frame in frames:
                 for line in frame.split(b"\n"):
                     self._line(story, line)
+                if story.cut_after and len(story.times()) == story.cut_after:
+                    story.cut_after = 0
+                    raise Broken("cut by itself")
             if story.way in (Way.LEAVE, Way.CANCEL) and len(story.times()) >= story.leave_after:
                 return await self._go(story, answer)
         if not story.ends:

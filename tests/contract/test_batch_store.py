@@ -199,3 +199,18 @@ async def test_what_a_later_release_wrote_of_a_batch_can_be_read(
     await client.set(keys.batch(batch.id), data.decode().replace("{", '{"news": 1, ', 1))
 
     assert await store.get(batch.id) == batch
+
+
+async def test_a_record_that_cannot_be_read_hides_no_other_and_stays_open(
+    client: Redis, store: BatchStore, files: FileStore
+) -> None:
+    good, bad = await started(store, files, name="good"), await started(store, files, name="bad")
+    await client.set(keys.batch(bad.id), '{"status": "of a later release"}')
+
+    assert await store.get_many([bad.id, good.id]) == [good]
+    await store.forget(bad.id)
+    assert await store.open() == ["bad", "good"]
+    await client.delete(keys.batch(bad.id))
+    await store.forget(bad.id)
+
+    assert await store.open() == ["good"]

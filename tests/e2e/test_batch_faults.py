@@ -55,6 +55,25 @@ def test_a_batch_whose_file_is_gone_fails_and_says_so(house: Stack) -> None:
     eventually("nothing runs", lambda: house.running() == 0)
 
 
+def test_a_batch_that_cannot_get_on_can_be_cancelled(house: Stack) -> None:
+    client = house.client(api_key="stuck")
+    batch = start(client, [chat(0), *[chat(n, tokens=LONG) for n in (1, 2, 3)]])
+    eventually("one is done", lambda: completed(client, batch.id) == 1, seconds=30)
+    path = Path(house.environment["PENSTOCK_FILES"]) / batch.input_file_id
+    path.unlink()
+    path.mkdir()
+    assert house.api
+    house.redis.delete(keys.batch_lease(batch.id))
+    eventually("it is in trouble", lambda: "IsADirectoryError" in house.api.log.read_text())  # type: ignore[union-attr]
+
+    client.batches.cancel(batch.id)
+
+    ending = ended(client, batch.id, seconds=10)
+    assert ending.status == "cancelled"
+    assert [row["custom_id"] for row in rows_of(client, ending.output_file_id)] == ["line-0"]
+    eventually("nothing runs", lambda: house.running() == 0)
+
+
 def test_a_file_that_a_batch_reads_cannot_be_deleted(house: Stack) -> None:
     client = house.client(api_key="deleting")
     batch = start(client, [chat(0, tokens=LONG)])
@@ -185,7 +204,6 @@ def test_a_process_that_was_frozen_writes_nothing_of_a_batch_that_others_ended(h
         rows = [rows_of(elsewhere, file_id) for file_id in (batch.output_file_id, batch.error_file_id)]
     finally:
         os.kill(house.api.popen.pid, signal.SIGCONT)
-    eventually("it is awake", lambda: "LeaseLost" in house.api.log.read_text())  # type: ignore[union-attr]
     ended(client, start(client, [chat(0)]).id)  # it works on, and has looked at all there is
 
     after = client.batches.retrieve(batch_id)

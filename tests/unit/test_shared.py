@@ -17,6 +17,7 @@ from api.problems import STATUS, problem_of, problem_of_outcome
 from shared import errors, keys, lifecycle, rq_view
 from shared.errors import SettingsError
 from shared.events import (
+    REQUEST_FAULTS,
     Cancelled,
     Completed,
     Expired,
@@ -111,6 +112,15 @@ def test_every_error_has_a_status() -> None:
         assert problem_of(error).status in STATUS.values()
         if isinstance(error, errors.QueueFull):
             assert problem_of(error).response().headers["x-penstock-dropped-reason"] == error.reason
+
+
+def test_every_fault_of_a_request_is_the_clients_error() -> None:
+    raised = {"invalid_request", *[kind.code for kind in errors.InvalidRequest.__subclasses__()]}
+
+    assert raised <= REQUEST_FAULTS
+    assert all(400 <= STATUS[code] < 500 for code in REQUEST_FAULTS)
+    assert lifecycle.settling(Failed(code="engine_error", message="m")) is Move.FAIL
+    assert lifecycle.settling(Failed(code="invalid_request", message="m")) is Move.CANCEL
 
 
 def test_every_outcome_but_completed_is_a_problem() -> None:
