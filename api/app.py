@@ -17,6 +17,7 @@ from api.admission import Admission
 from api.auth import LIMIT_HEADERS, Authentication, Gate, keys_required
 from api.batch import BatchStore
 from api.batch_runner import BatchRunner
+from api.bodies import BodyReader
 from api.docs import described_app
 from api.files import FileStore
 from api.house import House
@@ -93,6 +94,7 @@ def make_app(settings: Settings) -> FastAPI:
         await house.relay.close()
         await asyncio.wait([relaying])
         await end(background)
+        house.bodies.close()
         for place in house.places.shards:
             await place.client.aclose()
 
@@ -150,6 +152,7 @@ def _furnish(settings: Settings, metrics: ApiMetrics) -> House:
     client, clients = places.home.client, [each.client for each in places.shards]
     fleet, directory = Fleet(places), FleetDirectory(places)
     ring = KeyRing(client, counting=clients)
+    stored = {"ttl_s": settings.response_ttl_s, "tenant_bytes_max": settings.stored_bytes_max}
     relay = Relay(
         f"api-{uuid.uuid4().hex[:12]}",
         queue=fleet,
@@ -168,9 +171,10 @@ def _furnish(settings: Settings, metrics: ApiMetrics) -> House:
         ledger=FleetLedger(places),
         admission=Admission(directory, settings),
         channel=fleet,
+        bodies=BodyReader(),
         webhooks=Webhooks(client, private=settings.webhook_private),
-        responses=ResponseStore(client, ttl_s=settings.response_ttl_s),
-        chats=ChatStore(client, ttl_s=settings.response_ttl_s),
+        responses=ResponseStore(client, **stored),
+        chats=ChatStore(client, **stored),
         files=FileStore(Path(settings.files), client),
         batches=BatchStore(client, owner=relay.name),
         keys=ring,

@@ -2,6 +2,7 @@
 
 import hashlib
 import ipaddress
+import math
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.problems import Problem, problem_of
 from shared.api_key import ApiKey, KeyRing
-from shared.errors import Forbidden, QueueUnavailable
+from shared.errors import Forbidden, LimitReached, QueueUnavailable
 from shared.queue import Allowance, Left
 from shared.settings import Settings
 
@@ -39,6 +40,7 @@ class Gate:
         self._ring = ring
         self._required = required
         self._known: OrderedDict[bytes, tuple[float, ApiKey | None]] = OrderedDict()
+        self._closed: OrderedDict[str, float] = OrderedDict()
 
     async def caller(self, secret: str) -> Caller | None:
         """None for whoever may not enter. Raises QueueUnavailable."""
@@ -62,6 +64,21 @@ class Gate:
             month_tokens=key.tokens_per_month,
             month=self._ring.month(),
         )
+
+    def close(self, caller: Caller, wait_s: float) -> None:
+        """Take no body from this caller for so long: its requests of this minute are used up."""
+        if wait_s > 0:
+            self._closed[caller.tenant] = time.monotonic() + wait_s
+            self._closed.move_to_end(caller.tenant)
+            if len(self._closed) > KNOWN_MAX:
+                self._closed.popitem(last=False)
+
+    def require_open(self, caller: Caller) -> None:
+        """Raises LimitReached, before a body is read that would be refused."""
+        left_s = self._closed.get(caller.tenant, 0.0) - time.monotonic()
+        if left_s > 0 and caller.key:
+            message = f"The key's limit of {caller.key.requests_per_minute} requests a minute is reached."
+            raise LimitReached(message, limit="limit_requests", retry_after_s=math.ceil(left_s))
 
     async def _look_up(self, secret: str) -> ApiKey | None:
         digest, now = hashlib.sha256(secret.encode()).digest(), time.monotonic()

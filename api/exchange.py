@@ -4,7 +4,7 @@ what happens to it, and let go of it when the client leaves. The same for every 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from shared.errors import QueueUnavailable, Stopping
 from shared.events import Completed, Delta, Event, Finished, Started, Usage
 from shared.job import Job
 from shared.queue import Bounds
+from shared.settings import Settings
 from shared.tasks import end
 from shared.tracing import TRACER, to_carry
 
@@ -54,11 +55,11 @@ async def stream(house: House, work: Work, terms: Terms, began: float) -> Respon
         return EventStream(blocks, house.settings, opened=opened.pop_all(), headers=headers)
 
 
-async def submit(house: House, work: Work, terms: Terms) -> dict[str, str]:
-    """Enqueue it for nobody to wait for; what the client is told of it."""
+async def submit(house: House, work: Work, terms: Terms) -> tuple[Job, dict[str, str]]:
+    """Enqueue it for nobody to wait for; the job that does it, and what the client is told of it."""
     with ExitStack() as opened:
-        _, _, headers = await enter(house, work, terms, opened)
-        return headers
+        job, _, headers = await enter(house, work, terms, opened)
+        return job, headers
 
 
 async def pick_up(house: House, job: Job, chunks: Chunks) -> Response:
@@ -74,7 +75,7 @@ async def pick_up(house: House, job: Job, chunks: Chunks) -> Response:
 async def enter(house: House, work: Work, terms: Terms, opened: ExitStack) -> tuple[Job, JobStream, dict[str, str]]:
     """The job that answers the request, its events, and what the client is told of it."""
     job = work.job
-    bounds = Bounds(jobs_max=house.settings.queue_jobs_max, tokens_max=house.settings.queue_tokens_max)
+    bounds = _bounds(house.settings)
     house.pressure.check((await house.places.of_model(job.model)).client)
     stream = opened.enter_context(house.relay.open(job))
     try:
@@ -88,11 +89,15 @@ async def enter(house: House, work: Work, terms: Terms, opened: ExitStack) -> tu
                 allowance=house.gate.allowance(terms.caller, paced=terms.paced),
                 view=work.view.encode(),
                 trace=to_carry(),
+                record=work.record,
             )
     except QueueUnavailable:
         house.metrics.redis_errors.inc()
         house.relay.accept(stream)  # perhaps only the answer is lost, not the job: leaving it takes it back
         stream.grace_s = 0
+        if work.record:
+            with suppress(QueueUnavailable):
+                await house.queue.discard(work.record)
         raise
     if accepted.attached:
         job = replace(job, id=accepted.job_id, created_ms=accepted.created_ms)
@@ -100,6 +105,12 @@ async def enter(house: House, work: Work, terms: Terms, opened: ExitStack) -> tu
     house.relay.accept(stream, logged=accepted.attached)
     headers = {"x-penstock-job-id": job.id, "x-penstock-queue-position": str(accepted.ahead + 1)}
     return job, stream, headers | limit_headers(terms.caller.key, accepted.left)
+
+
+def _bounds(settings: Settings) -> Bounds:
+    return Bounds(
+        jobs_max=settings.queue_jobs_max, tokens_max=settings.queue_tokens_max, bytes_max=settings.queue_bytes_max
+    )
 
 
 async def _early(house: House, stream: JobStream) -> list[Event]:

@@ -8,6 +8,7 @@ from redis.asyncio import Redis
 from api.admission import Admission
 from api.auth import Gate
 from api.batch import BatchStore
+from api.bodies import BodyReader
 from api.files import FileStore
 from api.pressure import Pressure
 from api.relay import Relay
@@ -35,6 +36,7 @@ class House:
     ledger: Ledger
     admission: Admission
     channel: JobChannel
+    bodies: BodyReader
     webhooks: Webhooks
     responses: ResponseStore
     chats: ChatStore

@@ -1,5 +1,6 @@
 """From an error to what the client gets: one table of statuses, one shape of body."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, assert_never
 
@@ -30,6 +31,8 @@ STATUS = {
     "insufficient_quota": 429,
     "queue_full": 429,
     "queue_tokens_full": 429,
+    "queue_bytes_full": 429,
+    "storage_full": 429,
     "deadline_unreachable": 429,
     "redis_memory": 429,
     "engine_error": 500,
@@ -41,6 +44,7 @@ STATUS = {
 }
 DROPPED = frozenset({408, 413, 429, 503})  # not done, though nothing is wrong with the request
 BRANCHES = frozenset({"str", "int", "float", "bool", "constrained-str"})
+MESSAGE_MAX, PARAM_MAX = 4000, 200  # characters: both may quote what the client sent
 RETRY_AFTER_MAX_S = 120  # clients do not obey a longer one
 TYPES = {
     401: "authentication_error",
@@ -67,7 +71,8 @@ class Problem:
     def body(self) -> dict[str, Any]:
         kind = TYPES.get(self.status) or ("invalid_request_error" if self.status < 500 else "server_error")
         code = None if self.code == "invalid_request" else self.code
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": code} | self.more}
+        about = {"message": _short(self.message, MESSAGE_MAX), "param": self.param and _short(self.param, PARAM_MAX)}
+        return {"error": {**about, "type": kind, "code": code} | self.more}
 
     def response(self) -> JSONResponse:
         reason = {"x-penstock-dropped-reason": self.code} if self.status in DROPPED else {}
@@ -103,6 +108,9 @@ def problem_of(error: errors.PenstockError) -> Problem:
                 "retry_after_s": error.retry_after_s,
             }
             return Problem(code=error.reason, message=str(error), headers=headers, more=more)
+        case errors.StorageFull():
+            headers = {"x-should-retry": "false"}
+            return Problem(code="storage_full", message=str(error), param="store", headers=headers)
         case errors.LimitReached(limit="quota"):
             return Problem(code="insufficient_quota", message=str(error), headers={"x-should-retry": "false"})
         case errors.LimitReached():
@@ -172,8 +180,9 @@ def install(app: FastAPI) -> None:
 
 
 def validation_problem(error: RequestValidationError | ValidationError) -> Problem:
-    """Of several errors the one that looked deepest: a value that may be of several types fails as each of them."""
-    first = max(error.errors(), key=lambda each: len(_place(each["loc"])))
+    """Of several errors the one that looked deepest: a value that may be of several types fails as each of them. Of
+    equal ones, a check of our own, which knows more than that the type is another one."""
+    first = max(_errors(error), key=lambda each: (len(_place(each["loc"])), each["type"] == "value_error"))
     if first["type"] == "json_invalid":
         return Problem(code="invalid_request", message="The body is not valid JSON.")
     place = _place(first["loc"])
@@ -187,6 +196,17 @@ def validation_problem(error: RequestValidationError | ValidationError) -> Probl
     name = f"'{param}'" if param else "the body"
     reason = first["msg"].removeprefix("Value error, ")
     return Problem(code="invalid_request", message=f"Invalid value for {name}: {reason}.", param=param)
+
+
+def _errors(error: RequestValidationError | ValidationError) -> Sequence[Any]:
+    """Without what the client sent, which may be large."""
+    if isinstance(error, ValidationError):
+        return error.errors(include_url=False, include_context=False, include_input=False)
+    return error.errors()
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else text[:most] + ".."
 
 
 def _place(loc: tuple[int | str, ...]) -> list[str]:

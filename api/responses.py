@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pydantic import ValidationError
 from redis.asyncio import Redis
 
 from api.formats.response import Builder
+from api.problems import validation_problem
 from api.schemas.chat import ChatCompletionRequest
 from api.schemas.response import LOGPROBS, MessageItem, ResponseRequest
 from shared import keys
-from shared.errors import NotFound
+from shared.errors import InvalidRequest, NotFound
+from shared.queue import StoredRecord
 from shared.redis_client import translated
 
 RESPONSE_PREFIX = "resp_"  # of ids of responses, and of the jobs that answer them
@@ -45,13 +48,23 @@ class ResponseRecord:
 
 
 class ResponseStore:
-    def __init__(self, client: Redis, *, ttl_s: int) -> None:
+    """Reads them. The queue writes them, with their jobs."""
+
+    def __init__(self, client: Redis, *, ttl_s: int, tenant_bytes_max: int) -> None:
         self._redis = client
         self._ttl_s = ttl_s
+        self._tenant_bytes_max = tenant_bytes_max
 
-    async def save(self, record: ResponseRecord) -> None:
-        with translated():
-            await self._redis.set(keys.response(record.id), json.dumps(asdict(record)), ex=self._ttl_s)
+    def stored(self, record: ResponseRecord) -> StoredRecord:
+        return StoredRecord(
+            key=keys.response(record.id),
+            id=record.id,
+            tenant=record.tenant,
+            created_ms=record.created_s * 1000,
+            data=json.dumps(asdict(record)),
+            ttl_s=self._ttl_s,
+            tenant_bytes_max=self._tenant_bytes_max,
+        )
 
     async def get(self, response_id: str, *, tenant: str) -> ResponseRecord:
         """Raises NotFound, for a response of another tenant too."""
@@ -61,10 +74,6 @@ class ResponseStore:
         if record is None or record.tenant != tenant:
             raise NotFound(f"There is no response {response_id}.", param="response_id")
         return record
-
-    async def delete(self, response_id: str) -> None:
-        with translated():
-            await self._redis.delete(keys.response(response_id))
 
 
 def record_of(body: ResponseRequest, response_id: str, tenant: str, before: Sequence[dict[str, Any]]) -> ResponseRecord:
@@ -84,7 +93,7 @@ def record_of(body: ResponseRequest, response_id: str, tenant: str, before: Sequ
 
 
 def chat_of(body: ResponseRequest, items: Sequence[dict[str, Any]]) -> ChatCompletionRequest:
-    """The same as a chat."""
+    """The same as a chat. Raises InvalidRequest."""
     system = [{"role": "system", "content": body.instructions}] if body.instructions else []
     wanted = {
         "model": body.model,
@@ -104,7 +113,13 @@ def chat_of(body: ResponseRequest, items: Sequence[dict[str, Any]]) -> ChatCompl
     }
     if body.top_logprobs is not None or LOGPROBS in (body.include or ()):
         wanted |= {"logprobs": True, "top_logprobs": body.top_logprobs or 0}
-    return ChatCompletionRequest.model_validate({name: value for name, value in wanted.items() if value is not None})
+    try:
+        return ChatCompletionRequest.model_validate(
+            {name: value for name, value in wanted.items() if value is not None}
+        )
+    except ValidationError as error:  # the items are right one by one, not together: too many, or too many calls
+        problem = validation_problem(error)
+        raise InvalidRequest(problem.message, param=problem.param) from None
 
 
 def _head(body: ResponseRequest) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from api.pages import Asked, Body, Pick, page
 from shared import keys
 from shared.errors import NotFound
+from shared.queue import StoredRecord
 from shared.redis_client import translated
 
 
@@ -27,19 +28,24 @@ class StoredChat:
 
 
 class ChatStore:
-    def __init__(self, client: Redis, *, ttl_s: int) -> None:
+    """Reads them. The queue writes them, with their jobs."""
+
+    def __init__(self, client: Redis, *, ttl_s: int, tenant_bytes_max: int) -> None:
         self._redis = client
         self._ttl_s = ttl_s
+        self._tenant_bytes_max = tenant_bytes_max
 
-    async def save(self, chat: StoredChat) -> None:
-        index = keys.chats_of(chat.tenant)
-        with translated():
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.set(keys.chat(chat.id), json.dumps(asdict(chat)), ex=self._ttl_s)
-                pipe.zadd(index, {chat.id: chat.created_ms})
-                pipe.zremrangebyscore(index, "-inf", chat.created_ms - self._ttl_s * 1000)
-                pipe.expire(index, self._ttl_s)
-                await pipe.execute()
+    def stored(self, chat: StoredChat) -> StoredRecord:
+        return StoredRecord(
+            key=keys.chat(chat.id),
+            id=chat.id,
+            tenant=chat.tenant,
+            created_ms=chat.created_ms,
+            data=json.dumps(asdict(chat)),
+            ttl_s=self._ttl_s,
+            tenant_bytes_max=self._tenant_bytes_max,
+            index=keys.chats_of(chat.tenant),
+        )
 
     async def get(self, chat_id: str, *, tenant: str) -> StoredChat:
         """Raises NotFound, for a chat of another tenant too."""
@@ -59,10 +65,3 @@ class ChatStore:
     async def page(self, tenant: str, asked: Asked, pick: Pick) -> tuple[list[Body], bool]:
         """As `api.pages` says."""
         return await page(self._redis, keys.chats_of(tenant), asked, pick)
-
-    async def delete(self, chat: StoredChat) -> None:
-        with translated():
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.delete(keys.chat(chat.id))
-                pipe.zrem(keys.chats_of(chat.tenant), chat.id)
-                await pipe.execute()

@@ -21,17 +21,20 @@ from api.terms import Terms
 from api.view import View, view_of
 from shared.errors import InvalidRequest
 from shared.job import Job
+from shared.queue import StoredRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
     """`answer` makes what collects it, given the job that is really done, which may be an earlier one; `chunks` what
-    frames its stream, with ids or without, where that is not the view's way."""
+    frames its stream, with ids or without, where that is not the view's way. `record` is stored when the job is
+    accepted."""
 
     job: Job
     view: View
     answer: Callable[[Job], Answer]
     chunks: Callable[[Job, bool], Chunks] | None = None
+    record: StoredRecord | None = None
 
     def frames(self, job: Job, *, ids: bool) -> Chunks:
         """`ids`: each frame says where it belongs, so that its stream can be picked up behind it."""

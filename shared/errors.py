@@ -7,6 +7,7 @@
     │   └── FileInUse            a batch that has not ended reads the file; names the batch
     ├── NotFound                 no such model, job or route
     ├── QueueFull                the model's queue has no room; says why and when to try again
+    ├── StorageFull              a tenant has stored as many bytes as it may
     ├── LimitReached             an API key has used what it may; says which limit, and when to try again
     ├── Forbidden                the key may not do this
     ├── IdempotencyKeyReused     the key came before, with another body
@@ -68,6 +69,18 @@ class LimitReached(PenstockError):
         super().__init__(message)
         self.limit = limit
         self.retry_after_s = retry_after_s
+
+
+class StorageFull(PenstockError):
+    """`used`: the bytes that the tenant has stored, of the `bytes_max` that it may."""
+
+    def __init__(self, *, used: int, bytes_max: int) -> None:
+        super().__init__(
+            f"Stored responses and chat completions take {used} of the {bytes_max} bytes that they may, and this one "
+            "does not fit beside them. Delete some of them, or send 'store': false."
+        )
+        self.used = used
+        self.bytes_max = bytes_max
 
 
 class Forbidden(PenstockError):

@@ -18,12 +18,12 @@ from redis.asyncio import Redis
 from shared import keys
 from shared.demand import Demand, DemandReader
 from shared.directory import Directory
-from shared.errors import NotFound, QueueUnavailable
+from shared.errors import NotFound, PenstockError, QueueUnavailable
 from shared.events import Event
 from shared.job import Job, ModelInfo
 from shared.ledger import JobRecord, Ledger
 from shared.lifecycle import State
-from shared.queue import Accepted, InUse, JobChannel, JobQueue, Page
+from shared.queue import Accepted, Allowance, InUse, JobChannel, JobQueue, Page, StoredRecord
 from shared.redis_channel import RedisChannel
 from shared.redis_client import translated
 from shared.tasks import end
@@ -176,12 +176,38 @@ class Fleet:
     def __init__(self, places: Places) -> None:
         self._places = places
 
-    async def enqueue(self, job: Job, **options: Any) -> Accepted:
+    async def enqueue(self, job: Job, *, record: StoredRecord | None = None, **options: Any) -> Accepted:
         place = await self._places.of_model(job.model)
         self._places.remember(job.id, place)
-        accepted = await place.queue.enqueue(job, **options)
+        if record is None or place is self._places.home:
+            accepted = await place.queue.enqueue(job, record=record, **options)
+        else:
+            accepted = await self._enqueue_away(place, job, record, **options)
         self._places.remember(accepted.job_id, place)
         return accepted
+
+    async def _enqueue_away(self, place: Shard, job: Job, record: StoredRecord, **options: Any) -> Accepted:
+        """The record belongs to the home, and no script reaches two Redis. So the job is accepted first, and its record
+        is written before anybody is told: a refusal by either leaves no record, and no job that goes on. The other
+        order would leave a record behind whenever this process dies between the two."""
+        accepted = await place.queue.enqueue(job, **options)
+        if accepted.attached:
+            return accepted
+        try:
+            await self.store(record)
+        except PenstockError:
+            await place.queue.cancel(job.id, by="its refused record")
+            raise
+        return accepted
+
+    async def charge(self, tenant: str, allowance: Allowance) -> float:
+        return await self._places.home.queue.charge(tenant, allowance)
+
+    async def store(self, record: StoredRecord) -> None:
+        await self._places.home.queue.store(record)
+
+    async def discard(self, record: StoredRecord) -> None:
+        await self._places.home.queue.discard(record)
 
     async def attach(self, job_id: str, *, subscriber: str) -> State | None:
         return await (await self._places.of_job(job_id)).queue.attach(job_id, subscriber=subscriber)

@@ -21,7 +21,7 @@
 | penstock:lane:{lane}       | list    | line.lua          | `entry job cost` of a tenant's waiting jobs  | while it has entries |
 | penstock:line:{line}       | zset    | line.lua          | who has jobs waiting, by tokens served       | while it has members |
 | penstock:served:{line}     | zset    | line.lua          | tokens served of those who have none waiting | 1 day |
-| penstock:load:{model}      | hash    | line.lua          | jobs and tokens waiting, of each class       | while jobs wait |
+| penstock:load:{model}      | hash    | line.lua          | jobs and tokens waiting, of each class; bytes | while jobs wait |
 | penstock:rate:{model}      | hash    | line.lua          | how fast jobs and tokens were served         | 1 day after the last job |
 | penstock:pace:{model}      | string  | demand            | tokens a second that one worker gets done    | 7 days |
 | penstock:leases:{model}    | zset    | queue.lua         | running jobs by the time their lease ends    | while it has members |
@@ -35,13 +35,15 @@
 | penstock:bucket:{key}      | hash    | limits.lua        | requests and tokens that are left a minute   | 10 minutes |
 | penstock:holding:{key}     | zset    | limits.lua        | the key's jobs, by when they are over at last | the longest job's |
 | penstock:usage:{key}:{month} | string | limits.lua       | tokens used                                  | 70 days |
-| penstock:chat:{job}        | string  | api.stored_chats  | what was asked of a stored chat, as JSON     | as long as a response |
-| penstock:chats:{tenant}    | zset    | api.stored_chats  | ids of stored chats by when they came        | as long as the last of them |
+| penstock:chat:{job}        | string  | records.lua       | what was asked of a stored chat, as JSON     | as long as a response |
+| penstock:chats:{tenant}    | zset    | records.lua       | ids of stored chats by when they came        | as long as the last of them |
+| penstock:stored:{tenant}   | zset    | records.lua       | `bytes key` of chats and responses by when they expire | as long as the last of them |
+| penstock:stored-bytes:{tenant} | string | records.lua    | how many bytes those are together            | as long as the last of them |
 | penstock:webhooks:{tenant} | hash    | api.webhooks      | endpoints by id, as JSON                     | until removed |
 | penstock:notices           | list    | queue.lua         | `job tenant` that ended and is to be told    | while it has entries |
 | penstock:delivery:{delivery} | string | api.deliveries   | what is told to an endpoint, as JSON         | 2 days |
 | penstock:deliveries        | zset    | api.deliveries    | deliveries by when they are tried next       | while it has members |
-| penstock:response:{response} | string | api.responses   | what was asked of a response, as JSON        | the response's lifetime |
+| penstock:response:{response} | string | records.lua     | what was asked of a response, as JSON        | the response's lifetime |
 | penstock:file:{file}       | hash    | api.files         | what is known of an uploaded or written file | until deleted or expired |
 | penstock:files:{tenant}    | zset    | api.files         | ids of files by when they came               | while it has members |
 | penstock:files-expiring    | zset    | api.files         | `tenant file` by when it expires             | while it has members |
@@ -100,6 +102,8 @@ _BY_NAME = {
     "workers_of": "rq:workers:",
     "model": "penstock:model:",
     "pace": "penstock:pace:",
+    "stored": "penstock:stored:",
+    "stored_bytes": "penstock:stored-bytes:",
 }
 
 

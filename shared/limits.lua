@@ -58,15 +58,27 @@ local function hold(tenant, id, longest_ms)
   redis.call('PEXPIRE', holding, math.max(longest_ms, redis.call('PTTL', holding)))
 end
 
+local function put_levels(tenant, requests, tokens)
+  local bucket = bucket_key(tenant)
+  redis.call('HSET', bucket, 'requests', tostring(requests), 'tokens', tostring(tokens), 'at_ms', now_ms())
+  redis.call('PEXPIRE', bucket, 10 * MINUTE_MS)
+end
+
+-- A request was refused for its own fault: it counts as one all the same. Milliseconds until there is another.
+local function charge_request(tenant, limits)
+  local requests, tokens = levels(tenant, limits)
+  requests = math.max(requests - 1, 0)
+  put_levels(tenant, requests, tokens)
+  return math.ceil(math.max(1 - requests, 0) / limits.requests * MINUTE_MS)
+end
+
 -- What is left then: requests and tokens, and how many milliseconds until each bucket is full.
 local function take_limits(id, fields, cost)
   if not fields.month then return 0, 0, 0, 0 end
   local limits, tenant = limits_of(fields), fields.tenant
   local requests, tokens = levels(tenant, limits)
-  local bucket = bucket_key(tenant)
   requests, tokens = requests - 1, tokens - cost
-  redis.call('HSET', bucket, 'requests', tostring(requests), 'tokens', tostring(tokens), 'at_ms', now_ms())
-  redis.call('PEXPIRE', bucket, 10 * MINUTE_MS)
+  put_levels(tenant, requests, tokens)
   hold(tenant, id, tonumber(fields.patience_ms) + tonumber(fields.run_ms))
   use(tenant, fields.month, cost)
   local function until_full(level, limit) return limit > 0 and math.ceil((limit - level) / limit * MINUTE_MS) or 0 end

@@ -5,7 +5,8 @@ import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from shared.errors import IdempotencyKeyReused, QueueFull
+from shared.codec import encode_job
+from shared.errors import IdempotencyKeyReused, QueueFull, StorageFull
 from shared.events import Cancelled, Completed, Deadline, Event, Finished
 from shared.job import Job, Kind
 from shared.lifecycle import TERMINAL, Move, State, after, settling
@@ -21,11 +22,13 @@ from shared.queue import (
     Idempotency,
     InUse,
     Page,
+    StoredRecord,
     Write,
     finished,
 )
 
 NEWCOMER_SHARE = 5
+RECORD_BYTES = 300
 ELSEWHERE_MS = 300
 
 
@@ -45,6 +48,10 @@ class _Record:
     alone: bool = False
     moved: bool = False  # since its last claim
     replayed_as: str = ""
+    bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.bytes = len(encode_job(self.job))
 
 
 class MemoryQueue:
@@ -58,6 +65,8 @@ class MemoryQueue:
         self._running: dict[str, _Record] = {}
         self._lines: dict[str, Line] = {}
         self._keys: dict[str, tuple[str, str]] = {}
+        self.stored: dict[str, StoredRecord] = {}  # by key
+        self._stored_until_ms: dict[str, float] = {}
         self._suspects: dict[str, str] = {}  # by worker
         self._paused: set[str] = set()
         self._arrived = asyncio.Event()
@@ -75,6 +84,7 @@ class MemoryQueue:
         allowance: Allowance | None = None,
         view: str = "",
         trace: str = "",
+        record: StoredRecord | None = None,
     ) -> Accepted:
         line = self._line(job.model)
         accepted = Accepted(job_id=job.id, created_ms=job.created_ms, ahead=line.waiting(job))
@@ -83,14 +93,28 @@ class MemoryQueue:
         if idempotency and (earlier := self._earlier(idempotency)):
             self._subscribe(earlier, subscriber)
             return Accepted(job_id=earlier.job.id, created_ms=earlier.job.created_ms, attached=True)
-        newcomer = line.of_tenant(job) * NEWCOMER_SHARE < bounds.jobs_max
-        if len(line) >= bounds.jobs_max * (1 + newcomer / NEWCOMER_SHARE):
-            reason = {"reason": "queue_full", "position": accepted.ahead + 1}
-            raise QueueFull(f"The queue of model {job.model} is full.", **reason, wait_s=0, retry_after_s=1)  # type: ignore[arg-type]
+        if record:
+            self._require_storage(record)
+        if reason := self._refusal(job, bounds):
+            about = {"reason": reason, "position": accepted.ahead + 1}
+            raise QueueFull(f"The queue of model {job.model} is full.", **about, wait_s=0, retry_after_s=1)  # type: ignore[arg-type]
+        if record:
+            await self.store(record)
         if idempotency:
             self._keys[idempotency.key] = job.id, idempotency.fingerprint
         self._accept(_Record(job, [subscriber] if subscriber else [], self._clock_ms(), trace=trace))
         return accepted
+
+    async def charge(self, tenant: str, allowance: Allowance) -> float:
+        return 0.0
+
+    async def store(self, record: StoredRecord) -> None:
+        self._require_storage(record)
+        self.stored[record.key] = record
+        self._stored_until_ms[record.key] = self._clock_ms() + record.ttl_s * 1000
+
+    async def discard(self, record: StoredRecord) -> None:
+        self.stored.pop(record.key, None)
 
     async def attach(self, job_id: str, *, subscriber: str) -> State | None:
         record = self._records.get(job_id)
@@ -239,6 +263,23 @@ class MemoryQueue:
         record = self._records.get(job_id)
         return record if record and record.state not in (State.FAILED, State.CANCELED) else None
 
+    def _refusal(self, job: Job, bounds: Bounds) -> str:
+        line = self._line(job.model)
+        newcomer = line.of_tenant(job) * NEWCOMER_SHARE < bounds.jobs_max
+        if len(line) >= bounds.jobs_max * (1 + newcomer / NEWCOMER_SHARE):
+            return "queue_full"
+        waiting = [r.bytes for r in self._records.values() if r.state is State.QUEUED and r.job.model == job.model]
+        if waiting and sum(waiting) + len(encode_job(job)) > bounds.bytes_max:
+            return "queue_bytes_full"
+        return ""
+
+    def _require_storage(self, record: StoredRecord) -> None:
+        now = self._clock_ms()
+        self.stored = {key: each for key, each in self.stored.items() if self._stored_until_ms[key] > now}
+        own = {key: _bytes(each) for key, each in self.stored.items() if each.tenant == record.tenant}
+        if sum((own | {record.key: _bytes(record)}).values()) > record.tenant_bytes_max:
+            raise StorageFull(used=sum(own.values()), bytes_max=record.tenant_bytes_max)
+
     def _subscribe(self, record: _Record, subscriber: str) -> None:
         if subscriber and subscriber not in record.subscribers and record.state not in TERMINAL:
             record.subscribers.append(subscriber)
@@ -319,6 +360,10 @@ class MemoryQueue:
         for subscriber in record.subscribers:
             self._boxes.setdefault(subscriber, asyncio.Queue()).put_nowait([(record.job.id, events)])
         return True
+
+
+def _bytes(record: StoredRecord) -> int:
+    return len(record.data.encode()) + RECORD_BYTES
 
 
 def _cost(job: Job) -> int:

@@ -1,7 +1,7 @@
 -- The queue inside Redis: a script for each verb. Every change of state is one call, so it happens whole or not at all,
 -- and sending it again (a retry after a lost reply) changes nothing more.
--- scripts.py puts each together from this file, line.lua, which says who is served next, limits.lua, and the names of
--- keys.py, which documents them. It goes by definitions at the left margin.
+-- scripts.py puts each together from this file, line.lua, which says who is served next, limits.lua, records.lua, and
+-- the names of keys.py, which documents them. It goes by definitions at the left margin.
 --
 -- A job is owned by whoever holds its `exec`, a token new with every claim. Nothing is written for a job without it.
 -- An owner keeps a job by renewing its lease, by Redis's clock. A job's stream entry is named by `sid`. The list
@@ -26,11 +26,6 @@ local WAKE_TTL_S = 3600
 local function note(job, words)
   local lines = redis.call('HGET', job, 'timeline') or ''
   if #lines < TIMELINE_MAX then redis.call('HSET', job, 'timeline', lines .. now_ms() .. ' ' .. words .. '\n') end
-end
-
--- A key made to live at least this long.
-local function live(key, seconds)
-  if redis.call('TTL', key) < seconds then redis.call('EXPIRE', key, seconds) end
 end
 
 local function drop_entry(model, sid)
@@ -230,11 +225,13 @@ local function earlier(key)
   return { id, fingerprint, created, status == 'queued' or status == 'started' or status == 'finished' }
 end
 
--- enqueue model id jobs_max tokens_max (field value)* -> {ok|duplicate|attached|reused|<refusal>, jobs ahead, wait in
+-- enqueue model id jobs_max tokens_max bytes_max, of the record that is stored with the job (key '' for none) key data
+-- ttl_s most index, (field value)* -> {ok|duplicate|attached|reused|<refusal>, jobs ahead, or bytes stored, wait in
 -- milliseconds, job, created_ms, and of the key's limits: requests and tokens left, milliseconds until they are full}
-function verbs.enqueue(model, id, jobs_max, tokens_max)
-  local fields = fields_from(6)
-  local place = { class = tonumber(fields.class), tenant = fields.tenant }
+function verbs.enqueue(model, id, jobs_max, tokens_max, bytes_max, key, data, ttl_s, most, index)
+  local fields = fields_from(12)
+  local record = record_of(fields.tenant, id, fields.created_ms, key, data, ttl_s, most, index)
+  local place = { class = tonumber(fields.class), tenant = fields.tenant, bytes = #fields.payload }
   local jobs, _, wait = ahead(model, place.class)
   if redis.call('EXISTS', job_key(id)) == 1 then return { 'duplicate', jobs, wait, id, fields.created_ms } end
   local before = earlier(fields.idempotency)
@@ -246,14 +243,37 @@ function verbs.enqueue(model, id, jobs_max, tokens_max)
   place.cost = cost_of(model, tonumber(fields.prompt_tokens), tonumber(fields.output_max))
   local limit, limit_ms = over_limit(fields, place.cost)
   if limit ~= '' then return { limit, 0, limit_ms, id, fields.created_ms } end
-  local reason = refusal(model, place, tonumber(jobs_max), tonumber(tokens_max), tonumber(fields.patience_ms))
+  local stored = over_storage(record)
+  if stored then return { 'storage_full', stored, 0, id, fields.created_ms } end
+  local bounds = { jobs = tonumber(jobs_max), tokens = tonumber(tokens_max), bytes = tonumber(bytes_max) }
+  local reason = refusal(model, place, bounds, tonumber(fields.patience_ms))
   if reason ~= '' then return { reason, jobs, wait, id, fields.created_ms } end
-  accept(model, id, fields, 6)
+  accept(model, id, fields, 12)
+  write_record(record)
   if fields.idempotency ~= '' then
     local known = id .. ' ' .. fields.fingerprint .. ' ' .. fields.created_ms
     redis.call('SET', idempotency_key(fields.idempotency), known, 'EX', IDEMPOTENCY_TTL_S)
   end
   return { 'ok', jobs, wait, id, fields.created_ms, take_limits(id, fields, place.cost) }
+end
+
+-- charge tenant limits -> milliseconds until the key may send its next request
+function verbs.charge(tenant, limits)
+  return charge_request(tenant, limits_of({ limits = limits }))
+end
+
+-- store tenant id created_ms key data ttl_s most index -> {ok|storage_full, bytes stored}
+function verbs.store(tenant, id, created_ms, key, data, ttl_s, most, index)
+  local record = record_of(tenant, id, created_ms, key, data, ttl_s, most, index)
+  local stored = over_storage(record)
+  if stored then return { 'storage_full', stored } end
+  write_record(record)
+  return { 'ok', 0 }
+end
+
+-- discard tenant key index id -> how many records are gone
+function verbs.discard(tenant, key, index, id)
+  return drop_record(tenant, key, index, id)
 end
 
 -- attach id channel -> the job's state; '' when there is no such job. Its events are published there, too.

@@ -11,10 +11,27 @@ from shared.lifecycle import State
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """What may wait for one model: jobs, and tokens as far as they can be told beforehand."""
+    """What may wait for one model: jobs, tokens as far as they can be told beforehand, and bytes of requests."""
 
     jobs_max: int
     tokens_max: int = 10**12
+    bytes_max: int = 10**12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredRecord:
+    """What is stored beside the job of the same `id`, for its client to read again. `key` is its name in the store, and
+    `index` names the list that holds it by `created_ms`, '' for none. All records of a tenant together have at most
+    `tenant_bytes_max` bytes."""
+
+    key: str
+    id: str
+    tenant: str
+    created_ms: int
+    data: str
+    ttl_s: int
+    tenant_bytes_max: int
+    index: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,9 +147,21 @@ class JobQueue(Protocol):
         allowance: Allowance | None = None,
         view: str = "",
         trace: str = "",
+        record: StoredRecord | None = None,
     ) -> Accepted:
         """Accept the job, or find the one that the idempotency key made before; its events go to `subscriber`, too.
-        `view` is kept with the job. Raises QueueFull, LimitReached or IdempotencyKeyReused."""
+        `view` is kept with the job. `record` is stored when the job is accepted, and only then. Raises QueueFull,
+        LimitReached, StorageFull or IdempotencyKeyReused."""
+
+    async def charge(self, tenant: str, allowance: Allowance) -> float:
+        """Take one of the tenant's requests a minute for a request that was refused for its own fault; return the
+        seconds until it has another, 0 when it has."""
+
+    async def store(self, record: StoredRecord) -> None:
+        """Write the record, or replace the one of the same key. Raises StorageFull."""
+
+    async def discard(self, record: StoredRecord) -> None:
+        """Forget the record and give its bytes back to its tenant; nothing happens when there is none."""
 
     async def attach(self, job_id: str, *, subscriber: str) -> State | None:
         """Send the job's further events to `subscriber`, too; return its state, None when there is no such job."""

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from shared import keys, rq_view
 from shared.codec import decode_event, decode_job, encode_event, encode_job
-from shared.errors import DecodeError, IdempotencyKeyReused, LimitReached, QueueFull, QueueUnavailable
+from shared.errors import DecodeError, IdempotencyKeyReused, LimitReached, QueueFull, QueueUnavailable, StorageFull
 from shared.events import Cancelled, Completed, Deadline, Expired, Failed, Finished, Outcome
 from shared.job import Job, Kind
 from shared.lifecycle import Move, State, after, settling
@@ -28,6 +28,7 @@ from shared.queue import (
     Idempotency,
     InUse,
     Left,
+    StoredRecord,
     Write,
     finished,
 )
@@ -40,6 +41,7 @@ VECTORS_TTL_S = 60
 REFUSALS = {
     "queue_full": "{ahead} jobs are waiting for model {model}, which is as many as may.",
     "queue_tokens_full": "The jobs that wait for model {model} are as large together as they may be.",
+    "queue_bytes_full": "The requests that wait for model {model} have as many bytes together as they may.",
     "deadline_unreachable": "The job would wait about {wait_s:.0f} s for {model}, longer than its queue deadline.",
 }
 LIMITS = {
@@ -92,6 +94,7 @@ class RedisQueue:
         allowance: Allowance | None = None,
         view: str = "",
         trace: str = "",
+        record: StoredRecord | None = None,
     ) -> Accepted:
         fields = self.fields(job) | {
             "subscribers": keys.events_channel(subscriber) if subscriber else "",
@@ -101,11 +104,14 @@ class RedisQueue:
             "trace": trace,
             **_limits(allowance),
         }
-        flat = _flat(fields)
-        answer = await self._call_confirmed("enqueue", job.model, job.id, bounds.jobs_max, bounds.tokens_max, *flat)
+        most = bounds.jobs_max, bounds.tokens_max, bounds.bytes_max
+        stored = (record.key, *_content(record)) if record else NO_RECORD
+        answer = await self._call_confirmed("enqueue", job.model, job.id, *most, *stored, *_flat(fields))
         verdict, ahead, wait_s = answer[0].decode(), int(answer[1]), int(answer[2]) / 1000
         if verdict == "reused":
             raise IdempotencyKeyReused("This Idempotency-Key came before with another body.")
+        if record and verdict == "storage_full":
+            raise StorageFull(used=ahead, bytes_max=record.tenant_bytes_max)
         if verdict in LIMITS:
             raise LimitReached(LIMITS[verdict].format(allowance), limit=verdict, retry_after_s=math.ceil(wait_s))
         if verdict in REFUSALS:
@@ -124,6 +130,18 @@ class RedisQueue:
             attached=verdict == "attached",
             left=_left(answer[5:]) if allowance else None,
         )
+
+    async def charge(self, tenant: str, allowance: Allowance) -> float:
+        return int(await self._call("charge", tenant, _limits(allowance)["limits"])) / 1000
+
+    async def store(self, record: StoredRecord) -> None:
+        about = record.tenant, record.id, record.created_ms, record.key
+        verdict, used = await self._call("store", *about, *_content(record))
+        if verdict == b"storage_full":
+            raise StorageFull(used=used, bytes_max=record.tenant_bytes_max)
+
+    async def discard(self, record: StoredRecord) -> None:
+        await self._call("discard", record.tenant, record.key, record.index, record.id)
 
     async def attach(self, job_id: str, *, subscriber: str) -> State | None:
         return _state(await self._call("attach", job_id, keys.events_channel(subscriber)))
@@ -281,6 +299,11 @@ class RedisQueue:
 
 
 CANCELLED = encode_event(Finished(seq=0, outcome=Cancelled()))
+NO_RECORD = ("", "", 0, 0, "")
+
+
+def _content(record: StoredRecord) -> tuple[Any, ...]:
+    return record.data, record.ttl_s, record.tenant_bytes_max, record.index
 
 
 def _flat(fields: dict[str, Any]) -> list[Any]:

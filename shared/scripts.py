@@ -10,7 +10,7 @@ from shared import keys
 from shared.job import Priority
 
 HERE = Path(__file__).parent
-FILES = ("line.lua", "limits.lua", "queue.lua")
+FILES = ("line.lua", "limits.lua", "records.lua", "queue.lua")
 BEGIN = re.compile(
     r"(?:local function (?P<function>\w+)|local (?P<names>\w+(?:, \w+)*) =|function verbs\.(?P<verb>\w+))"
 )

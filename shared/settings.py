@@ -32,6 +32,9 @@ class Settings(BaseSettings):
 
     queue_jobs_max: int = Field(10_000, ge=1, description="jobs that may wait per model before 429")
     queue_tokens_max: int = Field(20_000_000, ge=1, description="tokens that may wait per model, as far as can be told")
+    queue_bytes_max: int = Field(
+        200_000_000, ge=1, description="bytes of requests that may wait per model, as they lie in Redis"
+    )
     redis_memory_share: float = Field(
         0.85, gt=0, le=1, description="share of Redis's memory above which nothing enters"
     )
@@ -70,6 +73,9 @@ class Settings(BaseSettings):
     send_timeout_s: float = Field(120, gt=0, description="for a client to take what is sent, before it counts as gone")
     body_bytes_max: int = Field(4_000_000, ge=1000, description="largest request body")
     response_ttl_s: int = Field(86400, ge=1, le=7 * 86400, description="lifetime of stored responses and chats")
+    stored_bytes_max: int = Field(
+        100_000_000, ge=1000, description="bytes of stored responses and chats that one key may have"
+    )
     webhook_private: bool = Field(False, description="webhooks may go to private addresses, and without TLS")
     files: str = Field(".penstock/files", description="folder of uploaded files, the same for every API process")
     file_bytes_max: int = Field(200_000_000, ge=1000, description="largest uploaded file")

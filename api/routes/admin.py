@@ -3,10 +3,12 @@ no such thing."""
 
 import hmac
 import time
+from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import Response
 
 from api.house import House, house_of
 from api.json_route import JsonRoute
@@ -22,7 +24,7 @@ from shared.replay import Filter, Replayer
 LISTED_MAX = 1000
 
 
-async def _operator(request: Request, house: Annotated[House, Depends(house_of)]) -> None:
+def _require_operator(request: Request, house: House) -> None:
     if not house.settings.admin_key:
         raise NotFound("There is no such route here.")
     given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
@@ -30,7 +32,20 @@ async def _operator(request: Request, house: Annotated[House, Depends(house_of)]
         raise Refused(Problem(code="invalid_api_key", message="/admin needs PENSTOCK_ADMIN_KEY as bearer token."))
 
 
-router = APIRouter(prefix="/admin", route_class=JsonRoute, dependencies=[Depends(_operator)])
+class OperatorRoute(JsonRoute):
+    """Nobody else's body is read."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            _require_operator(request, await house_of(request))
+            return await handler(request)
+
+        return handle
+
+
+router = APIRouter(prefix="/admin", route_class=OperatorRoute)
 InHouse = Annotated[House, Depends(house_of)]
 
 

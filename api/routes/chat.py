@@ -1,6 +1,7 @@
 """`POST /v1/chat/completions`."""
 
 import time
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
@@ -28,7 +29,7 @@ async def create_chat_completion(
     began = time.monotonic()
     work = await chat_work(house.admission, body, terms, keep_s=house.settings.response_ttl_s)
     if body.store:
-        await house.chats.save(_stored(work, body))
+        work = replace(work, record=house.chats.stored(_stored(work, body)))
     return await (stream(house, work, terms, began) if body.stream else whole(house, work, terms, request))
 
 

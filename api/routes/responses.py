@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -40,12 +41,12 @@ async def create_response(
     keep_s = house.settings.response_ttl_s if stored else 0
     work = await response_work(house.admission, body, terms, record, keep_s)
     if stored:
-        await house.responses.save(record)
+        work = replace(work, record=house.responses.stored(record))
     if body.stream:
         return await stream(house, work, terms, began)
     if record.background:
-        headers = await submit(house, work, terms)
-        return JSONResponse(record.builder().body(), headers=headers)
+        job, headers = await submit(house, work, terms)
+        return JSONResponse(record.builder(job.id).body(), headers=headers)
     return await whole(house, work, terms, request)
 
 
@@ -91,7 +92,7 @@ async def cancel_response(record: Mine, house: InHouse) -> dict[str, Any]:
 async def delete_response(record: Mine, house: InHouse) -> dict[str, Any]:
     """It is cancelled if it still runs, and forgotten."""
     await house.queue.cancel(record.id, by="request")
-    await house.responses.delete(record.id)
+    await house.queue.discard(house.responses.stored(record))
     return {"id": record.id, "object": "response.deleted", "deleted": True}
 
 

@@ -72,13 +72,13 @@ async def retrieve_chat_completion(chat: Mine, house: InHouse) -> dict[str, Any]
 @router.post("/v1/chat/completions/{completion_id}")
 async def update_chat_completion(body: MetadataUpdate, chat: Mine, house: InHouse) -> dict[str, Any]:
     changed = replace(chat, metadata=body.metadata)
-    await house.chats.save(changed)
+    await house.queue.store(house.chats.stored(changed))
     return await _body(house, changed)
 
 
 @router.delete("/v1/chat/completions/{completion_id}")
 async def delete_chat_completion(chat: Mine, house: InHouse) -> dict[str, Any]:
-    await house.chats.delete(chat)
+    await house.queue.discard(house.chats.stored(chat))
     return {"id": chat.id, "object": "chat.completion.deleted", "deleted": True}
 
 

@@ -12,7 +12,7 @@ from api.auth import caller_of
 from api.formats.listing import listing
 from api.house import House, house_of
 from api.json_route import JsonRoute
-from api.schemas.base import Strict
+from api.schemas.base import Items, Strict
 from api.webhooks import EVENTS, Endpoint, payload_of
 from shared.errors import InvalidRequest
 
@@ -25,7 +25,7 @@ class WebhookRequest(Strict):
     """`events`: all of them when none is named."""
 
     url: str = Field(min_length=1, max_length=2000)
-    events: list[str] = Field(default_factory=list, max_length=len(EVENTS))
+    events: Annotated[list[str], Items(len(EVENTS))] = Field(default_factory=list)
 
     @field_validator("events")
     @classmethod

@@ -1,10 +1,10 @@
 """The bodies of `/admin`."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
-from api.schemas.base import Strict
+from api.schemas.base import Items, Strict
 from shared.job import Priority
 
 
@@ -26,7 +26,7 @@ class KeyLimits(Strict):
     class of its jobs unless they ask for less."""
 
     name: str | None = Field(None, min_length=1, max_length=200)
-    models: list[str] | None = Field(None, max_length=1000)
+    models: Annotated[list[str], Items(1000)] | None = None
     requests_per_minute: int | None = Field(None, ge=0, lt=10**12)
     tokens_per_minute: int | None = Field(None, ge=0, lt=10**12)
     concurrent_jobs: int | None = Field(None, ge=0, lt=10**12)

@@ -1,12 +1,16 @@
-"""What all request bodies have in common: no field is unknown, no value is bent into another type."""
+"""What all request bodies have in common: no field is unknown, no value is bent into another type, every list has a
+bound. The bound is checked before the items are, and the first wrong item ends the check: pydantic would otherwise make
+an error of each of a million."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
+    GetCoreSchemaHandler,
     ValidatorFunctionWrapHandler,
     WrapValidator,
     model_validator,
@@ -15,8 +19,40 @@ from pydantic import (
 from shared.errors import InvalidRequest
 
 
+@dataclass(frozen=True, slots=True)
+class Items:
+    """How many items a list, or a mapping, has. In `Annotated`, right after the type."""
+
+    most: int
+    least: int = 0
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        def bounded(given: Any) -> Any:
+            inner: Any = handler(given)
+            least = {"min_length": self.least} if self.least else {}
+            fail_fast = {"fail_fast": True} if inner["type"] == "list" else {}
+            return inner | {"max_length": self.most} | least | fail_fast
+
+        return BeforeValidator(self._check).__get_pydantic_core_schema__(source, bounded)  # type: ignore[arg-type]
+
+    def _check(self, value: Any) -> Any:
+        if isinstance(value, list | dict) and len(value) > self.most:
+            raise ValueError(f"it has {len(value)} items, of at most {self.most}")
+        return value
+
+
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_more_than_there_are(cls, data: Any) -> Any:
+        """More fields than a model has cannot all be known: the first that is not says so for all."""
+        if isinstance(data, dict) and len(data) > len(cls.model_fields):
+            known = {field.alias or name for name, field in cls.model_fields.items()}
+            unknown = next(name for name in data if name not in known)
+            raise InvalidRequest(f"Unknown parameter: '{unknown}'.", param=unknown)
+        return data
 
 
 class Selective(Strict):
@@ -36,35 +72,40 @@ class Selective(Strict):
         return {param: value for param, value in data.items() if param not in cls.NEUTRAL}
 
 
-Metadata = Annotated[
-    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
-]
+Metadata = Annotated[dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Items(16)]
 Text = Annotated[str, Field(min_length=1)]
 Tokens = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 Texts = Text | Tokens | Annotated[list[Text] | list[Tokens], Field(min_length=1)]
 
 
 def texts_max(count: int) -> WrapValidator:
-    """For a field of type `Texts`: at most so many, and one reason for whatever is wrong with them."""
+    """For a field of type `Texts`: at most so many, and one reason for whatever is wrong with them. The check is ours,
+    a pass over each list, since pydantic tries each type on each item and makes an error of each that fails."""
 
-    def validated(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
-        try:
-            texts = validate(value)
-        except ValidationError:
-            raise ValueError(
-                "a text, a list of texts, token ids or a list of such lists is expected, none of them empty"
-            ) from None
-        if len(listed(texts)) > count:
-            raise ValueError(f"at most {count} of them")
-        return texts
+    def validated(value: Any, _: ValidatorFunctionWrapHandler) -> Any:
+        if not (isinstance(value, str) and value) and not (isinstance(value, list) and value):
+            raise ValueError(EXPECTED)
+        texts = listed(value)
+        if len(texts) > count:
+            raise ValueError(f"it has {len(texts)} texts, of at most {count}")
+        if not (_all_texts(texts) or all(map(_are_tokens, texts))):
+            raise ValueError(EXPECTED)
+        return value
 
     return WrapValidator(validated)
 
 
-def listed(texts: Texts) -> list[str | list[int]]:
-    """Each a text, or token ids."""
-    if isinstance(texts, str):
-        return [texts]
-    if isinstance(texts[0], int):
-        return [[token for token in texts if isinstance(token, int)]]
-    return [item for item in texts if not isinstance(item, int)]
+EXPECTED = "a text, a list of texts, token ids or a list of such lists is expected, none of them empty"
+
+
+def listed(texts: Any) -> list[Any]:
+    """Each a text, or token ids, of what is a `Texts`."""
+    return [texts] if isinstance(texts, str) or isinstance(texts[0], int) else texts
+
+
+def _all_texts(texts: list[Any]) -> bool:
+    return set(map(type, texts)) == {str} and all(texts)
+
+
+def _are_tokens(tokens: Any) -> bool:
+    return isinstance(tokens, list) and set(map(type, tokens)) == {int} and min(tokens) >= 0

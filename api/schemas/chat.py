@@ -4,10 +4,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from api.schemas.base import Metadata, Strict
+from api.schemas.base import Items, Metadata, Strict
 from api.schemas.sampling import GenerationRequest
 from api.schemas.tools import TOOLS_MAX, ToolCall, ToolChoice, Tools
 from shared.errors import InvalidRequest
+
+MESSAGES_MAX = 10_000
+PARTS_MAX = 1000
 
 
 class TextPart(Strict):
@@ -33,11 +36,11 @@ class Message(Strict):
     EMPTY: ClassVar[tuple[str, ...]] = ("annotations", "audio", "function_call")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = None
+    content: str | Annotated[list[Part], Items(PARTS_MAX)] | None = None
     name: str | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
-    tool_calls: list[ToolCall] | None = Field(None, max_length=TOOLS_MAX)
+    tool_calls: Annotated[list[ToolCall], Items(TOOLS_MAX)] | None = None
     tool_call_id: str | None = Field(None, min_length=1, max_length=256)
 
     @model_validator(mode="before")
@@ -68,6 +71,10 @@ class Message(Strict):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
+Messages = Annotated[list[Message], Items(MESSAGES_MAX, least=1)]
+TemplateOptions = Annotated[dict[str, Any], Items(64)]
+
+
 class ChatCompletionRequest(GenerationRequest):
     NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = {
         "audio": (),
@@ -83,7 +90,7 @@ class ChatCompletionRequest(GenerationRequest):
         "web_search_options": (),
     }
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Messages
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
@@ -95,7 +102,7 @@ class ChatCompletionRequest(GenerationRequest):
     parallel_tool_calls: bool | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     # An extension of vLLM's: more for the model's chat template, like enable_thinking.
-    chat_template_kwargs: dict[str, Any] | None = Field(None, max_length=64)
+    chat_template_kwargs: TemplateOptions | None = None
     # These identify the caller; they cannot change an answer.
     safety_identifier: str | None = Field(None, max_length=512)
     prompt_cache_key: str | None = Field(None, max_length=512)
@@ -114,7 +121,7 @@ class ChatCompletionRequest(GenerationRequest):
 
 
 def _refuse_media(content: Any) -> None:
-    for part in content if isinstance(content, list) else []:
+    for part in content[: PARTS_MAX + 1] if isinstance(content, list) else []:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind not in ("text", "refusal", None):
             raise InvalidRequest(f"'messages' may not hold content of type '{kind}' here.", param="messages.content")

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from api.schemas.base import Strict, Text
+from api.schemas.base import Items, Strict, Text
 
 DOCUMENTS_MAX = 1000
 
@@ -16,7 +16,7 @@ class Document(Strict):
 class RerankRequest(Strict):
     model: str = Field(min_length=1, max_length=200)
     query: Text
-    documents: Annotated[list[Text | Document], Field(min_length=1, max_length=DOCUMENTS_MAX)]
+    documents: Annotated[list[Text | Document], Items(DOCUMENTS_MAX, least=1)]
     top_n: int | None = Field(None, ge=1)
     return_documents: bool = True
     truncate_prompt_tokens: int | None = Field(None, ge=-1)

@@ -4,12 +4,15 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from api.schemas.base import Metadata, Selective, Strict
+from api.schemas.base import Items, Metadata, Selective, Strict
+from api.schemas.chat import MESSAGES_MAX, PARTS_MAX
 from api.schemas.sampling import StreamOptions
 from api.schemas.tools import NAME, TOOLS_MAX
 from shared.errors import InvalidRequest
 
-ITEMS_MAX = 10_000
+ITEMS_MAX = MESSAGES_MAX - 1  # `instructions` is a message, too
+LOGPROBS_MAX = 100_000
+INCLUDES_MAX = 16
 LOGPROBS = "message.output_text.logprobs"
 
 
@@ -23,8 +26,8 @@ class OutputText(Strict):
 
     type: Literal["output_text"]
     text: str
-    annotations: list[Any] = Field(default_factory=list, max_length=0)
-    logprobs: list[Any] | None = None
+    annotations: Annotated[list[Any], Items(0)] = Field(default_factory=list)
+    logprobs: Annotated[list[Any], Items(LOGPROBS_MAX)] | None = None
 
 
 class Refusal(Strict):
@@ -49,7 +52,7 @@ class Item(Strict):
 class MessageItem(Item):
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[Part]
+    content: str | Annotated[list[Part], Items(PARTS_MAX)]
     phase: str | None = None
 
 
@@ -63,7 +66,7 @@ class CallItem(Item):
 class CallOutputItem(Item):
     type: Literal["function_call_output"]
     call_id: str = Field(min_length=1, max_length=256)
-    output: str | list[InputText]
+    output: str | Annotated[list[InputText], Items(PARTS_MAX)]
 
 
 class ReasoningText(Strict):
@@ -73,8 +76,8 @@ class ReasoningText(Strict):
 
 class ReasoningItem(Item):
     type: Literal["reasoning"]
-    summary: list[ReasoningText] = Field(default_factory=list)
-    content: list[ReasoningText] | None = None
+    summary: Annotated[list[ReasoningText], Items(PARTS_MAX)] = Field(default_factory=list)
+    content: Annotated[list[ReasoningText], Items(PARTS_MAX)] | None = None
     encrypted_content: None = None
 
 
@@ -97,7 +100,7 @@ class NamedFunction(Strict):
 class AllowedFunctions(Strict):
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: list[NamedFunction] = Field(min_length=1, max_length=TOOLS_MAX)
+    tools: Annotated[list[NamedFunction], Items(TOOLS_MAX, least=1)]
 
 
 class TextFormat(Strict):
@@ -142,7 +145,7 @@ class ResponseRequest(Selective):
     }
 
     model: str = Field(min_length=1, max_length=200)
-    input: str | Annotated[list[InputItem], Field(min_length=1, max_length=ITEMS_MAX)]
+    input: str | Annotated[list[InputItem], Items(ITEMS_MAX, least=1)]
     instructions: str | None = None
     previous_response_id: str | None = Field(None, min_length=1, max_length=256)
     background: bool | None = None
@@ -150,7 +153,7 @@ class ResponseRequest(Selective):
     stream_options: StreamOptions | None = None
     store: bool | None = None
     metadata: Metadata | None = None
-    tools: list[FunctionTool] | None = Field(None, max_length=TOOLS_MAX)
+    tools: Annotated[list[FunctionTool], Items(TOOLS_MAX)] | None = None
     tool_choice: (
         Literal["none", "auto", "required"]
         | Annotated[NamedFunction | AllowedFunctions, Field(discriminator="type")]
@@ -163,7 +166,7 @@ class ResponseRequest(Selective):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    include: list[Literal["message.output_text.logprobs"]] | None = None
+    include: Annotated[list[Literal["message.output_text.logprobs"]], Items(INCLUDES_MAX)] | None = None
     service_tier: Literal["auto", "default", "flex", "priority"] | None = None
     # These identify the caller; they cannot change an answer.
     user: str | None = Field(None, max_length=512)
@@ -173,7 +176,7 @@ class ResponseRequest(Selective):
     @field_validator("input", mode="before")
     @classmethod
     def _each_typed(cls, items: Any) -> Any:
-        return [_typed(item) for item in items] if isinstance(items, list) else items
+        return [_typed(item) for item in items[: ITEMS_MAX + 1]] if isinstance(items, list) else items
 
     @model_validator(mode="after")
     def _what_goes_together(self) -> "ResponseRequest":

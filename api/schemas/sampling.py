@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from api.schemas.base import Selective, Strict
+from api.schemas.base import Items, Selective, Strict, Text
 from shared.errors import InvalidRequest
 
 STOPS_MAX = 16
@@ -42,7 +42,7 @@ class StructuredOutputs(Strict):
 
     json_: dict[str, Any] | str | None = Field(None, alias="json")
     regex: str | None = Field(None, min_length=1)
-    choice: list[Annotated[str, Field(min_length=1)]] | None = Field(None, min_length=1, max_length=CHOICES_MAX)
+    choice: Annotated[list[Text], Items(CHOICES_MAX, least=1)] | None = None
     grammar: str | None = Field(None, min_length=1)
 
     @model_validator(mode="after")
@@ -63,11 +63,11 @@ class GenerationRequest(Selective):
     repetition_penalty: float | None = Field(None, gt=0, le=10)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=BIASES_MAX)
+    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Items(BIASES_MAX)] | None = None
     min_tokens: int | None = Field(None, ge=0)
     ignore_eos: bool | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = Field(None, max_length=STOPS_MAX)
+    stop: str | Annotated[list[str], Items(STOPS_MAX)] | None = None
+    stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Items(STOPS_MAX)] | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     n: int | None = Field(None, ge=1)
     cache_salt: str | None = Field(None, max_length=512)
@@ -81,8 +81,8 @@ class GenerationRequest(Selective):
     @classmethod
     def _stops(cls, stop: str | list[str] | None) -> str | list[str] | None:
         listed = [stop] if isinstance(stop, str) else stop or []
-        if len(listed) > STOPS_MAX or any(not 0 < len(text) <= 1000 for text in listed):
-            raise ValueError(f"at most {STOPS_MAX} strings of 1 to 1000 characters")
+        if any(not 0 < len(text) <= 1000 for text in listed):
+            raise ValueError("strings of 1 to 1000 characters are expected")
         return listed or None
 
     @field_validator("logit_bias")

@@ -1,11 +1,11 @@
 """The bodies of `POST /v1/tokenize`, `/v1/detokenize` and `/v1/token_count`."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from api.schemas.base import Strict
-from api.schemas.chat import Message
+from api.schemas.base import Items, Strict
+from api.schemas.chat import Messages, TemplateOptions
 from api.schemas.tools import Tools
 
 TOKENS_MAX = 1_000_000
@@ -16,9 +16,9 @@ class Counted(Strict):
 
     model: str = Field(min_length=1, max_length=200)
     prompt: str | None = None
-    messages: list[Message] | None = Field(None, min_length=1)
+    messages: Messages | None = None
     tools: Tools | None = None
-    chat_template_kwargs: dict[str, Any] | None = Field(None, max_length=64)
+    chat_template_kwargs: TemplateOptions | None = None
     add_special_tokens: bool = True
 
     @model_validator(mode="after")
@@ -42,4 +42,4 @@ class TokenCountRequest(Counted):
 
 class DetokenizeRequest(Strict):
     model: str = Field(min_length=1, max_length=200)
-    tokens: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=TOKENS_MAX)]
+    tokens: Annotated[list[Annotated[int, Field(ge=0)]], Items(TOKENS_MAX)]

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from api.schemas.base import Strict
+from api.schemas.base import Items, Strict
 from shared.errors import InvalidRequest
 
 TOOLS_MAX = 128
@@ -36,7 +36,7 @@ class NamedTool(Strict):
 
 class AllowedTools(Strict):
     mode: Literal["auto", "required"]
-    tools: list[NamedTool] = Field(min_length=1, max_length=TOOLS_MAX)
+    tools: Annotated[list[NamedTool], Items(TOOLS_MAX, least=1)]
 
 
 class AllowedToolsChoice(Strict):
@@ -47,7 +47,7 @@ class AllowedToolsChoice(Strict):
 ToolChoice = (
     Literal["none", "auto", "required"] | Annotated[NamedTool | AllowedToolsChoice, Field(discriminator="type")]
 )
-Tools = Annotated[list[Tool], Field(max_length=TOOLS_MAX)]
+Tools = Annotated[list[Tool], Items(TOOLS_MAX)]
 
 
 class CalledFunction(Strict):

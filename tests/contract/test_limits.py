@@ -62,6 +62,16 @@ async def test_requests_of_a_minute_run_out(queue: RedisQueue) -> None:
     assert 28 <= refused.value.retry_after_s <= 30
 
 
+async def test_a_refused_request_takes_one_of_the_minute(queue: RedisQueue) -> None:
+    limits = Allowance(month=MONTH, requests=2)
+
+    assert await queue.charge(TENANT, limits) == 0
+    assert 28 <= await queue.charge(TENANT, limits) <= 30
+    assert 28 <= await queue.charge(TENANT, limits) <= 30  # never below none: nobody is locked out for long
+    with pytest.raises(LimitReached):
+        await submit(queue, job(), requests=2)
+
+
 async def test_a_job_without_an_allowance_is_counted_nowhere(queue: RedisQueue, client: Redis) -> None:
     accepted = await queue.enqueue(job(), bounds=BOUNDS)
     await run(queue, tokens=10)

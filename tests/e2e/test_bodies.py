@@ -1,0 +1,204 @@
+"""Bodies of 4 MB that are made to be expensive: they stop nobody else, take no memory, and cost their key requests."""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from api.bodies import CONTAINERS_MAX, STRINGS_MAX, VALUES_MAX
+from tests.e2e.harness import Stack, running_house
+
+log = logging.getLogger(__name__)
+CHAT, COMPLETION, RESPONSE = "/v1/chat/completions", "/v1/completions", "/v1/responses"
+EMBEDDING, RERANK, DETOKENIZE = "/v1/embeddings", "/v1/rerank", "/v1/detokenize"
+BYTES = 3_999_000
+STOPPED_S = 0.3
+MEMORY_MB = 200
+
+
+def filled(before: str, item: str, after: str) -> list[bytes]:
+    """`before`, items, `after`: as many items as fit, and as many as pass the count of values, so that the schemas have
+    to refuse them."""
+    fitting = (BYTES - len(before) - len(after)) // (len(item) + 1)
+    strings, containers = item.count('"') // 2, item.count("[") + item.count("{")
+    bounds = [(VALUES_MAX, item.count(",") + 1), (STRINGS_MAX, strings), (CONTAINERS_MAX, containers)]
+    passing = min((most - 100) // each for most, each in bounds if each)
+    return [(before + ",".join([item] * count) + after).encode() for count in {fitting, min(fitting, passing)}]
+
+
+def fields(before: str, value: str, after: str, *counts: int) -> list[bytes]:
+    return [(before + ",".join(f'"{n}":{value}' for n in range(count)) + after).encode() for count in counts]
+
+
+M = '{"model":"m",'
+HOSTILE: dict[str, tuple[str, list[bytes]]] = {
+    "numbers for messages": (CHAT, filled(M + '"messages":[', "0", "]}")),
+    "objects for messages": (CHAT, filled(M + '"messages":[', "{}", "]}")),
+    "strings for messages": (CHAT, filled(M + '"messages":[', '""', "]}")),
+    "small messages": (CHAT, filled(M + '"messages":[', '{"role":"user","content":""}', "]}")),
+    "messages of unknown fields": (CHAT, filled(M + '"messages":[', '{"a":0,"b":0,"c":0}', "]}")),
+    "numbers for parts": (CHAT, filled(M + '"messages":[{"role":"user","content":[', "0", "]}]}")),
+    "small parts": (CHAT, filled(M + '"messages":[{"role":"user","content":[', '{"type":"text","text":""}', "]}]}")),
+    "numbers for tools": (CHAT, filled(M + '"messages":[],"tools":[', "0", "]}")),
+    "numbers for calls": (CHAT, filled(M + '"messages":[{"role":"assistant","tool_calls":[', "0", "]}]}")),
+    "numbers for stop": (CHAT, filled(M + '"messages":[],"stop":[', "0", "]}")),
+    "strings for stop tokens": (CHAT, filled(M + '"messages":[],"stop_token_ids":[', '""', "]}")),
+    "a large schema": (CHAT, filled(M + '"messages":[],"chat_template_kwargs":{"a":[', '{"":0}', "]}}")),
+    "unknown fields": (CHAT, fields(M + '"messages":[],', "0", "}", 330_000, STRINGS_MAX - 100)),
+    "logit biases": (CHAT, fields(M + '"messages":[],"logit_bias":{', '"x"', "}}", 270_000, STRINGS_MAX // 2 - 100)),
+    "deep arrays": (CHAT, [b"[" * BYTES]),
+    "many deep arrays": (CHAT, filled(M + '"messages":[', "[" * 50 + "]" * 50, "]}")),
+    "deep objects": (CHAT, [b'{"a":' * (BYTES // 5)]),
+    "escapes": (CHAT, filled(M + '"messages":[', '"\\"\\\\"', "]}")),
+    "mixed prompts": (COMPLETION, filled(M + '"prompt":[', '"a",0', "]}")),
+    "prompts of mixed tokens": (COMPLETION, filled(M + '"prompt":[', '[0,""]', "]}")),
+    "inputs of one token": (EMBEDDING, filled(M + '"input":[', "[0]", "]}")),
+    "empty inputs": (EMBEDDING, filled(M + '"input":[', "[]", "]}")),
+    "many inputs": (EMBEDDING, filled(M + '"input":[', '"a"', "]}")),
+    "numbers for documents": (RERANK, filled(M + '"query":"q","documents":[', "0", "]}")),
+    "strings for tokens": (DETOKENIZE, filled(M + '"tokens":[', '"a"', "]}")),
+    "half a token": (DETOKENIZE, filled(M + '"tokens":[', "0.5", "]}")),
+    "numbers for items": (RESPONSE, filled(M + '"input":[', "0", "]}")),
+    "small items": (RESPONSE, filled(M + '"input":[', '{"role":"user","content":""}', "]}")),
+    "numbers to include": (RESPONSE, filled(M + '"input":"x","include":[', "0", "]}")),
+    "numbers for metadata": (RESPONSE, filled(M + '"input":"x","metadata":[', "0", "]}")),
+    "numbers for reasoning": (RESPONSE, filled(M + '"input":[{"type":"reasoning","summary":[', "0", "]}]}")),
+    "no objects at all": (CHAT, filled("[", "0", "]")),
+}
+
+
+class Watch:
+    """The longest time that /health/live took, and the memory that the API process took more than before."""
+
+    def __init__(self, stack: Stack) -> None:
+        assert stack.api
+        self._process = Path(f"/proc/{stack.api.popen.pid}")
+        self._url = f"{stack.base}/health/live"
+        self._looked, self._over = threading.Event(), threading.Event()
+        self._watching = threading.Thread(target=self._watch)
+        self.longest_s = 0.0
+
+    def __enter__(self) -> "Watch":
+        (self._process / "clear_refs").write_text("5")  # the peak begins anew
+        self._before_kb = self._peak_kb()
+        self._watching.start()
+        assert self._looked.wait(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._watching.join()
+        self.taken_mb = (self._peak_kb() - self._before_kb) / 1024
+
+    def _watch(self) -> None:
+        with httpx.Client(timeout=60) as client:
+            client.get(self._url)  # its connection is made
+            self._looked.set()
+            while not self._over.wait(0.005):
+                began = time.monotonic()
+                client.get(self._url)
+                self.longest_s = max(self.longest_s, time.monotonic() - began)
+
+    def _peak_kb(self) -> int:
+        lines = (self._process / "status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    options: dict[str, Any] = {"keys": "auto", "admin_key": "secret", "scripted_tokens": 4}
+    with running_house(tmp_path_factory.mktemp("bodies"), "m=scripted", **options) as made:
+        yield made
+
+
+def post(stack: Stack, path: str, body: bytes, **headers: str) -> httpx.Response:
+    typed = {"content-type": "application/json", **headers}
+    return httpx.post(stack.base + path, content=body, headers=typed, timeout=120)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_body_stops_nobody_and_takes_no_memory(stack: Stack, name: str) -> None:
+    path, bodies = HOSTILE[name]
+    assert max(map(len, bodies)) <= 4_000_000
+
+    with Watch(stack) as seen:
+        answers = [post(stack, path, body) for body in bodies]
+
+    log.info("%s: %.3f s, %.0f MB, %s", name, seen.longest_s, seen.taken_mb, [each.text[:150] for each in answers])
+    assert {answer.status_code for answer in answers} == {400}
+    assert all(len(answer.content) < 5000 for answer in answers)
+    assert seen.longest_s < STOPPED_S
+    assert seen.taken_mb < MEMORY_MB
+
+
+@pytest.mark.parametrize(
+    "text", ["a,b;" * 900_000, '"\\' * 900_000, "[{" * 1_500_000], ids=["commas", "quotes", "brackets"]
+)
+def test_a_large_text_is_not_hostile_whatever_it_is_made_of(stack: Stack, text: str) -> None:
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": text}], "max_tokens": 2}).encode()
+
+    with Watch(stack) as seen:
+        answer = post(stack, CHAT, body)
+
+    log.info("%.3f s, %.0f MB, %.150s", seen.longest_s, seen.taken_mb, answer.text)
+    assert answer.status_code == 200 or answer.json()["error"]["code"] == "context_length_exceeded"
+    assert seen.longest_s < STOPPED_S
+    assert seen.taken_mb < MEMORY_MB
+
+
+def test_as_much_as_may_be_in_a_body_stops_nobody(stack: Stack) -> None:
+    message = {"role": "user", "content": [{"type": "text", "text": "x" * 100}]}
+    chat = {"model": "m", "messages": [message] * 10_000, "max_tokens": 2}
+    tokens = {"model": "m", "prompt": [[1234] * 6000] * 100, "max_tokens": 1}
+
+    with Watch(stack) as seen:
+        answers = [post(stack, CHAT, json.dumps(chat).encode()), post(stack, COMPLETION, json.dumps(tokens).encode())]
+
+    log.info("%.3f s, %.0f MB", seen.longest_s, seen.taken_mb)
+    for answer in answers:
+        assert answer.status_code == 200 or answer.json()["error"]["code"] == "context_length_exceeded", answer.text
+    assert seen.longest_s < STOPPED_S
+    assert seen.taken_mb < MEMORY_MB
+
+
+def test_bad_bodies_use_up_the_requests_of_their_key(stack: Stack) -> None:
+    admin = {"authorization": "Bearer secret"}
+    limits = {"name": "bad bodies", "requests_per_minute": 3}
+    secret = httpx.post(f"{stack.base}/admin/keys", json=limits, headers=admin).json()["secret"]
+    mine = {"authorization": f"Bearer {secret}"}
+    good = json.dumps({"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}).encode()
+    unknown = good.replace(b'"m"', b'"nothing"')
+
+    sent = [post(stack, CHAT, body, **mine) for body in (good, b'{"model": 1}', unknown, b"[", b"[", good)]
+
+    assert [answer.status_code for answer in sent] == [200, 400, 404, 429, 429, 429]
+    assert 1 <= int(sent[-1].headers["retry-after"]) <= 20
+    assert sent[-1].headers["x-penstock-dropped-reason"] == "rate_limit_exceeded"
+    assert post(stack, CHAT, good).status_code == 200  # others are not asked to pay
+
+
+def test_what_is_stored_is_bounded_for_each_key(tmp_path: Path) -> None:
+    with running_house(tmp_path, "m=scripted", stored_bytes_max=20_000, scripted_tokens=4) as stack:
+        client = stack.client(api_key="mine")
+        text = "x" * 15_000
+        first = client.responses.create(model="m", input=text)
+
+        with pytest.raises(openai.RateLimitError) as refused:
+            client.responses.create(model="m", input=text)
+        with pytest.raises(openai.RateLimitError):
+            client.chat.completions.create(model="m", messages=[{"role": "user", "content": text}], store=True)
+
+        assert refused.value.code == "storage_full"
+        assert "Delete" in refused.value.message
+        assert len(stack.redis.keys("penstock:response:*")) == 1
+        assert client.responses.create(model="m", input=text, store=False).status == "completed"
+        assert stack.client(api_key="another").responses.create(model="m", input=text).status == "completed"
+        client.responses.delete(first.id)
+        assert client.responses.create(model="m", input=text).status == "completed"
