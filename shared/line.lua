@@ -86,7 +86,7 @@ end
 local function count(model, id, class, cost, sign)
   redis.call('HINCRBY', load_key(model), 'jobs:' .. class, sign)
   redis.call('HINCRBY', load_key(model), 'tokens:' .. class, sign * cost)
-  redis.call('HINCRBY', load_key(model), 'bytes', 0 + sign * bytes_of(id))   -- Lua has a -0, Redis none
+  redis.call('HINCRBY', load_key(model), 'bytes', string.format('%d', sign * bytes_of(id)))   -- Redis 6 knows no -0
 end
 
 local function lane_of(model, place)
