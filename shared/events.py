@@ -107,7 +107,9 @@ class Completed:
 
 
 # The codes of a failure that lies in the request itself. The same request would end alike on every worker.
-REQUEST_FAULTS = frozenset({"invalid_request", "context_length_exceeded", "model_not_found", "request_too_large"})
+REQUEST_FAULTS = frozenset(
+    {"invalid_request", "context_length_exceeded", "model_not_found", "request_too_large", "file_in_use"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
