@@ -1,7 +1,10 @@
-"""Work whose client does not wait on a connection: batches, and webhooks that tell of an end."""
+"""Work whose client does not wait on a connection: batches, webhooks that tell of an end, and a house that an operator
+starts twice."""
 
 import asyncio
 import json
+import signal
+import subprocess
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -10,10 +13,14 @@ from typing import Any
 from bench.chaos.act import Act
 from bench.chaos.http import call
 from bench.chaos.keyring import limited_key, revoke
+from bench.chaos.site import Process
+from bench.house import answers
+from cli.embedded_redis import free_port
 
 TOLD_WITHIN_S = 6.0  # of a response's end
 DRIP_S = 0.5
 BATCH_ENDS_S = 15.0
+REFUSES_WITHIN_S = 10.0
 ENDED = ("completed", "failed", "expired", "cancelled")
 BOUNDARY = "chaos"
 
@@ -141,6 +148,42 @@ async def _without_model(act: Act) -> None:
     counts = batch["request_counts"]
     if batch["status"] != "failed" and counts["failed"] != counts["total"]:
         act.blame("I4", f"a batch of a model that is gone is {batch['status']} with {counts}")
+
+
+async def supervisors(act: Act) -> None:
+    """A second `penstock up` over the data of a first one says so and ends; the first one serves on."""
+    site = act.site
+    act.strike()
+    up = [
+        "up",
+        "--model",
+        site.model,
+        "--workers",
+        "0",
+        "--data",
+        str(site.folder / f"house-{act.rng.getrandbits(30)}"),
+    ]
+    base = f"http://127.0.0.1:{(port := free_port())}"
+    log = site.folder / "houses.log"
+    first = Process(up, code=site.code, environment={"PENSTOCK_PORT": str(port)}, log=log)
+    second = None
+    try:
+        await site.until(lambda: answers(f"{base}/health/ready"), "the first house")
+        second = Process(up, code=site.code, environment={"PENSTOCK_PORT": str(free_port())}, log=log)
+        with suppress(TimeoutError):
+            await site.until(lambda: not second.alive, "the second one ends", seconds=REFUSES_WITHIN_S)
+        if second.alive or not second.popen.returncode:
+            act.blame(
+                "I1", f"a second `penstock up` works on the data of the first one, exit {second.popen.returncode}"
+            )
+        if not first.alive or not await asyncio.to_thread(answers, f"{base}/health/ready"):
+            act.blame("I1", "the first `penstock up` no longer serves")
+    finally:
+        for house in filter(None, (second, first)):
+            house.send(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                await asyncio.to_thread(house.popen.wait, 10)
+            house.end()
 
 
 def _hand_over(act: Act, batch_id: str) -> None:

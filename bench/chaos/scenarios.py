@@ -63,6 +63,7 @@ SCENARIOS = [
     Scenario(
         name="F22", what="cancelled while others wait for it", run=hostile.cancelled_early, rounds=(2, 20), clients=0
     ),
+    Scenario(name="F23", what="two supervisors, one folder", run=background.supervisors, rounds=(1, 1), clients=4),
 ]
 
 # With the built-in model, whose steps cost what they cost: fewer at a time.
