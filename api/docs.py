@@ -6,6 +6,7 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 
@@ -44,11 +45,18 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def described_app(**options: Any) -> FastAPI:
-    """`options`: as for FastAPI."""
+def described_app(*, shown: bool, **options: Any) -> FastAPI:
+    """`shown`: whether the pages are there. `options`: as for FastAPI."""
+    if not shown:
+        return FastAPI(openapi_url=None, **options)
     app = FastAPIOffline(title="Penstock", version=version("penstock"), responses=ERRORS, **options)
     app.openapi = _with_examples(app.openapi)  # type: ignore[method-assign]
+    app.add_api_route("/", _to_docs, include_in_schema=False)
     return app
+
+
+async def _to_docs() -> RedirectResponse:
+    return RedirectResponse("/docs")
 
 
 def _with_examples(make: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
