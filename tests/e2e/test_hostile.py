@@ -115,7 +115,8 @@ def test_a_lone_surrogate_in_a_message_is_refused_or_answered(scripted: Stack) -
 
 
 def test_a_body_of_100_mb_is_refused_before_it_is_read(scripted: Stack) -> None:
-    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 100000000\r\n\r\n"
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    head += "content-length: 100000000\r\n\r\n"
     with socket.create_connection(("127.0.0.1", scripted.port)) as connection:
         connection.sendall(head.encode())
 
