@@ -4,7 +4,8 @@
 # make chaos   faults under load, and a verdict
 # make check   what CI runs: format, lint, types, import contracts, sizes, tests
 #
-# make up takes WORKERS=2 MODEL=<folder or hub id> PORT=8001 REDIS_URL=redis://...; TORCH=cuda installs torch for a GPU.
+# make up takes WORKERS=2 MODEL=<folder or hub id> PORT=8001 DATA=<folder> REDIS_URL=redis://...; TORCH=cuda installs
+# torch for a GPU.
 
 PYTHON ?= python3
 TORCH ?= cpu
@@ -24,9 +25,11 @@ endif
 
 .PHONY: up test clients chaos check format lint types contracts sizes lock clean
 
+# The URL may hold a password: it goes by environment (make hands on what it was given), not by arguments, which everybody
+# on the machine sees.
 up: .venv/.ready
-	@exec $(BIN)/penstock up --workers $(WORKERS) $(if $(MODEL),--model '$(MODEL)') $(if $(PORT),--port $(PORT)) \
-		$(if $(REDIS_URL),--redis-url '$(REDIS_URL)')
+	@$(if $(REDIS_URL),PENSTOCK_REDIS_URL="$$REDIS_URL") exec $(BIN)/penstock up --workers $(WORKERS) \
+		$(if $(MODEL),--model '$(MODEL)') $(if $(PORT),--port $(PORT)) $(if $(DATA),--data '$(DATA)')
 
 test: .venv/.ready-dev
 	$(BIN)/pytest

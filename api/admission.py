@@ -18,8 +18,8 @@ from api.schemas.tokens import Counted, DetokenizeRequest
 from api.schemas.tools import tools_request
 from api.terms import Terms, weights
 from shared.directory import Directory
-from shared.errors import InvalidRequest, NotFound
-from shared.job import Grammar, GrammarKind, Job, Kind, Priority, Sampling
+from shared.errors import ContextLengthExceeded, InvalidRequest, NotFound
+from shared.job import Grammar, GrammarKind, Job, Kind, ModelInfo, Priority, Sampling
 from shared.settings import Settings
 
 KNOWN_FOR_S = 5.0
@@ -34,7 +34,7 @@ class Admission:
         self._settings = settings
         self._clock = clock
         self._weights = weights(settings)
-        self._known: dict[str, float] = {}
+        self._known: dict[str, tuple[float, ModelInfo]] = {}
 
     async def chat(self, body: ChatCompletionRequest, terms: Terms) -> Job:
         """Raise InvalidRequest or NotFound; accept nothing yet."""
@@ -57,7 +57,7 @@ class Admission:
                 logprobs=(body.top_logprobs or 0) if body.logprobs else None,
             ),
             user=body.user or body.safety_identifier,
-            cache_salt=body.cache_salt or "",
+            cache_salt=self._salt(body.cache_salt, terms),
         )
 
     async def completion(self, body: CompletionRequest, terms: Terms) -> Job:
@@ -83,7 +83,7 @@ class Admission:
                 logprobs=ranked if body.logprobs is None else body.logprobs,
             ),
             user=body.user,
-            cache_salt=body.cache_salt or "",
+            cache_salt=self._salt(body.cache_salt, terms),
         )
 
     async def embedding(self, body: EmbeddingRequest, terms: Terms) -> Job:
@@ -136,10 +136,10 @@ class Admission:
     async def _job(
         self, prefix: str, model: str, kind: Kind, terms: Terms, *, tier: str | None = None, **fields: Any
     ) -> Job:
-        await self._require_model(model, terms.caller)
+        known = await self._require_model(model, terms.caller)
         settings = self._settings
         priority = self._priority(terms, tier)
-        return Job(
+        job = Job(
             id=f"{prefix}-{secrets.token_hex(16)}",
             model=model,
             kind=kind,
@@ -152,6 +152,13 @@ class Admission:
             grace_ms=self._grace_ms(terms),
             **fields,
         )
+        _require_room(job, known)
+        return job
+
+    def _salt(self, asked: str | None, terms: Terms) -> str:
+        """A tenant shares computed prompts with nobody: how many tokens were cached, and how soon an answer begins,
+        would tell others what it has asked. Names of tenants hold no slash."""
+        return asked or "" if self._settings.prefix_cache_shared else f"{terms.caller.tenant}/{asked or ''}"
 
     def _priority(self, terms: Terms, tier: str | None) -> Priority:
         """As asked for, but not above the key's own class."""
@@ -193,18 +200,38 @@ class Admission:
             grammar=_grammar(body),
         )
 
-    async def _require_model(self, name: str, caller: Caller) -> None:
+    async def _require_model(self, name: str, caller: Caller) -> ModelInfo:
+        """Its record. A Redis that was emptied may have forgotten it for a moment."""
         require_use(caller, name)
-        now, until = self._clock(), self._known.get(name, -math.inf)
-        if until >= now:
-            return
+        now = self._clock()
+        until, known = self._known.get(name, (-math.inf, None))
+        if known and until >= now:
+            return known
         try:
-            await self._directory.model(name)
+            found = await self._directory.model(name)
         except NotFound:
-            if now > until + MISSED_FOR_S:
+            if known is None or now > until + MISSED_FOR_S:
                 raise
-        else:
-            self._known[name] = now + KNOWN_FOR_S
+            return known
+        self._known[name] = now + KNOWN_FOR_S, found
+        return found
+
+
+def _require_room(job: Job, model: ModelInfo) -> None:
+    """Raise ContextLengthExceeded for a prompt that cannot fit however it is split: no worker need look at it."""
+    if job.kind is Kind.CHAT:
+        param, prompts = "messages", ["".join(message["content"] or "" for message in job.request["messages"])]
+    else:
+        param, prompts = "prompt", job.request.get("prompts", [])
+    for prompt in prompts:
+        most = model.prompt_chars_max if isinstance(prompt, str) else model.context_length
+        if most and len(prompt) > most:
+            unit = "characters, which are more" if isinstance(prompt, str) else "tokens"
+            raise ContextLengthExceeded(
+                f"This model's maximum context length is {model.context_length} tokens. However, your {param} of "
+                f"{len(prompt)} {unit}. Please reduce the length of the {param}.",
+                param=param,
+            )
 
 
 def _grammar(body: GenerationRequest) -> Grammar | None:

@@ -85,13 +85,14 @@ def make_app(settings: Settings) -> FastAPI:
         house = _furnish(settings, counts)
         app.state.house = house
         relaying = asyncio.create_task(house.relay.run())
-        relaying.add_done_callback(_stop_if_failed)
         runner = BatchRunner(house, folder=Path(settings.files), at_once=settings.batch_requests)
         notifier = Notifier(
             [shard.client for shard in house.places.shards], webhooks=house.webhooks, channel=house.channel
         )
         forever = (house.pressure.run(), runner.run(), notifier.run(), watch_loop(counts.loop_lag))
         background = [asyncio.create_task(work) for work in forever]
+        for task in (relaying, *background):
+            task.add_done_callback(_stop_if_failed)
         yield
         await house.relay.close()
         await asyncio.wait([relaying])
@@ -133,10 +134,11 @@ def _trace_requests(app: FastAPI) -> None:
     FastAPIInstrumentor.instrument_app(app, excluded_urls="health/,metrics", exclude_spans=["receive", "send"])
 
 
-def _stop_if_failed(relaying: asyncio.Task[None]) -> None:
-    """An API that hears nothing must not look alive: stop, and let the supervisor start a new one."""
-    if not relaying.cancelled() and (error := relaying.exception()):
-        log.critical("the relay failed; stopping", exc_info=error)
+def _stop_if_failed(task: asyncio.Task[None]) -> None:
+    """An API that hears nothing, or does no more what it does beside, must not look alive: stop, and let the supervisor
+    start a new one."""
+    if not task.cancelled() and (error := task.exception()):
+        log.critical("a part of the API failed; stopping", exc_info=error)
         signal.raise_signal(signal.SIGTERM)
 
 

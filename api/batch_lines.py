@@ -1,24 +1,42 @@
 """The lines of a batch: what comes in, what is done of it, what goes out. Plain files, appended to as answers come, so
-that whoever goes on after a crash knows what is left."""
+that whoever goes on after a crash knows what is left. All of it blocks: it is for threads."""
 
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from threading import Lock
+from typing import Any, BinaryIO, NamedTuple
+
+import orjson
 
 LINES_MAX = 50_000
 ERRORS_MAX = 20
+PIECE = 1 << 20
 FIELDS = {"custom_id", "method", "url", "body"}
+SUFFIXES = {True: ".output", False: ".errors"}
+
+
+class Wrong(NamedTuple):
+    """What is wrong with a line. `param`: the field, if it is one's fault."""
+
+    code: str
+    message: str
+    param: str | None = None
 
 
 class Line(NamedTuple):
-    """`number` from 0, `body` as the endpoint would get it."""
+    """`number` from 0, `body` as the endpoint would get it, `size` in bytes. A line that cannot be read has only its
+    number and what is `wrong`."""
 
     number: int
-    custom_id: str
+    custom_id: str | None
     body: dict[str, Any]
+    size: int = 0
+    wrong: Wrong | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,113 +47,168 @@ class Checked:
     errors: list[dict[str, Any]]
 
 
-def check(path: Path, endpoint: str) -> Checked:
-    """Read it all, remembering no more than the custom ids."""
-    seen: set[str] = set()
+def check(path: Path, endpoint: str, *, line_bytes_max: int) -> Checked:
+    """Read a file as far as it must be read, remembering no more than digests of the custom ids."""
+    seen: set[bytes] = set()
     errors: list[dict[str, Any]] = []
     total = 0
-    for number, raw in _rows(path):
+    for line in lines(path, endpoint, line_bytes_max=line_bytes_max):
         total += 1
-        wrong = _wrong(raw, endpoint, seen)
-        if wrong and len(errors) < ERRORS_MAX:
-            code, message, param = wrong
-            errors.append({"code": code, "line": number + 1, "message": message, "param": param})
+        if wrong := line.wrong or _repeated(line, seen):
+            errors.append(error_of(wrong, line.number + 1))
+        if total > LINES_MAX:
+            errors.append(error_of(Wrong("too_many_requests", f"The file has more than {LINES_MAX} requests.")))
+        if total > LINES_MAX or len(errors) >= ERRORS_MAX:
+            break
     if total == 0:
-        errors.append({"code": "empty_file", "line": None, "message": "The file has no requests.", "param": None})
-    if total > LINES_MAX:
-        message = f"The file has {total} requests; at most {LINES_MAX} are allowed."
-        errors.append({"code": "too_many_requests", "line": None, "message": message, "param": None})
+        errors.append(error_of(Wrong("empty_file", "The file has no requests.")))
     return Checked(total, errors)
 
 
-def lines(path: Path) -> Iterator[Line]:
-    """Of a file that was checked."""
-    for number, raw in _rows(path):
-        found = json.loads(raw)
-        yield Line(number, found["custom_id"], found["body"])
+def lines(path: Path, endpoint: str, *, line_bytes_max: int, done: Collection[int] = frozenset()) -> Iterator[Line]:
+    """Those that are not done. One that is longer than `line_bytes_max` is never in memory as a whole. Raises
+    FileNotFoundError."""
+    too_long = Wrong("request_too_large", f"This line is longer than {line_bytes_max} bytes.")
+    for number, raw in _rows(path, line_bytes_max):
+        if number in done:
+            continue
+        yield _parsed(number, raw, endpoint) if raw is not None else Line(number, None, {}, wrong=too_long)
 
 
 class Parts:
-    """What is done so far: one row for each answer, with the number of its line before it."""
+    """What is done so far: one row for each answer, with the number of its line before it.
 
-    def __init__(self, folder: Path, batch_id: str) -> None:
-        self._paths = {True: folder / f"{batch_id}.output", False: folder / f"{batch_id}.errors"}
+    Each lease of a batch (`tenure`) appends to files of its own. It reads those of the leases before it as far as they
+    were written when it began, so that nothing which a process writes after it lost its lease can do harm.
+    """
+
+    def __init__(self, folder: Path, batch_id: str, tenure: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.done = {good: self._recover(path) for good, path in self._paths.items()}
-        self._out = {good: path.open("ab") for good, path in self._paths.items()}
+        self._folder = folder
+        self._batch_id = batch_id
+        self._mine = {good: folder / f"{batch_id}.{tenure}{suffix}" for good, suffix in SUFFIXES.items()}
+        self._sources: dict[bool, dict[Path, int]] = {True: {}, False: {}}
+        self._out: dict[bool, BinaryIO] = {}
+        self._lock = Lock()  # a thread goes on when the task that waits for it is cancelled
+        self._closed = False
+        self.done: dict[bool, set[int]] = {True: set(), False: set()}
+        for good, suffix in SUFFIXES.items():
+            for path in sorted(folder.glob(f"{batch_id}*{suffix}")):
+                self._recover(path, good=good)
 
-    def add(self, number: int, row: dict[str, Any], *, good: bool) -> None:
-        self._out[good].write(f"{number}\t{json.dumps(row, ensure_ascii=False)}\n".encode())
-        self._out[good].flush()
-        self.done[good].add(number)
+    def add(self, rows: Collection[tuple[int, dict[str, Any]]], *, good: bool) -> None:
+        written = b"".join(f"{number}\t{json.dumps(row, ensure_ascii=False)}\n".encode() for number, row in rows)
+        with self._lock:
+            if self._closed:
+                return
+            if good not in self._out:
+                self._out[good] = self._mine[good].open("ab")
+            self._out[good].write(written)
+            self._out[good].flush()
+            self.done[good].update(number for number, _ in rows)
 
-    def assemble(self, path: Path, *, good: bool) -> bool:
-        """Write one kind in the order of its lines, each once; False when there are none."""
-        self._out[good].flush()
-        os.fsync(self._out[good].fileno())
-        places: dict[int, tuple[int, int]] = {}
-        with self._paths[good].open("rb") as source:
-            at = 0
-            for row in source:
-                number, _, rest = row.partition(b"\t")
-                places.setdefault(int(number), (at + len(number) + 1, len(rest)))
-                at += len(row)
-            with path.open("wb") as out:
-                for _, (begin, length) in sorted(places.items()):
-                    source.seek(begin)
-                    out.write(source.read(length))
-        return bool(places)
+    def assemble(self, path: Path, *, good: bool) -> int:
+        """Write one kind in the order of its lines, each once, and say how many bytes these are. A line that has an
+        answer is in no error file."""
+        with self._lock, ExitStack() as opened, path.open("wb") as out:
+            places: dict[int, tuple[BinaryIO, int, int]] = {}
+            for each, whole in self._all_sources(good).items():
+                source: BinaryIO = opened.enter_context(each.open("rb"))
+                for number, begin, length in _places(source, whole):
+                    places.setdefault(number, (source, begin, length))
+            for number in sorted(places.keys() - (set() if good else self.done[True])):
+                source, begin, length = places[number]
+                source.seek(begin)
+                out.write(source.read(length))
+            out.flush()
+            os.fsync(out.fileno())
+            return out.tell()
 
     def close(self) -> None:
-        for out in self._out.values():
-            out.close()
+        with self._lock:
+            self._closed = True
+            for out in self._out.values():
+                out.close()
 
-    def remove(self) -> None:
+    def remove(self, *, keep: Collection[Path]) -> None:
+        """Every file that any lease has made for this batch, except its results."""
         self.close()
-        for path in self._paths.values():
-            path.unlink(missing_ok=True)
+        for path in self._folder.glob(f"*{self._batch_id}*"):
+            if path not in keep:
+                path.unlink(missing_ok=True)
 
-    @staticmethod
-    def _recover(path: Path) -> set[int]:
-        """Lines that are done; what was being written when a machine died is cut off."""
-        done, whole = set[int](), 0
-        if path.exists():
-            with path.open("rb") as source:
-                for row in source:
-                    number, tab, _ = row.partition(b"\t")
-                    if not row.endswith(b"\n") or not tab or not number.isdigit():
-                        break
-                    done.add(int(number))
-                    whole += len(row)
-            os.truncate(path, whole)
-        return done
+    def _all_sources(self, good: bool) -> dict[Path, int]:
+        mine = {self._mine[good]: self._out[good].tell()} if good in self._out else {}
+        return self._sources[good] | mine
+
+    def _recover(self, path: Path, *, good: bool) -> None:
+        """What was being written when a machine died is left out."""
+        whole = 0
+        with path.open("rb") as source:
+            for number, begin, length in _places(source, path.stat().st_size):
+                self.done[good].add(number)
+                whole = begin + length
+        self._sources[good][path] = whole
 
 
-def _rows(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Lines with something on them, counted from 0."""
+def _places(source: BinaryIO, whole: int) -> Iterator[tuple[int, int, int]]:
+    """Number, begin and length of each row, up to `whole` bytes or the first row that is not one."""
+    at = 0
+    while at < whole and (row := source.readline()).endswith(b"\n"):
+        number, tab, rest = row.partition(b"\t")
+        if not tab or not number.isdigit():
+            return
+        yield int(number), at + len(number) + 1, len(rest)
+        at += len(row)
+
+
+def _rows(path: Path, bytes_max: int) -> Iterator[tuple[int, bytes | None]]:
+    """Lines with something on them, counted from 0; None for one that is too long, which is passed over in pieces."""
     with path.open("rb") as source:
-        for number, raw in enumerate(source):
-            if raw.strip():
+        number = 0
+        while raw := source.readline(bytes_max + 1):
+            if len(raw) > bytes_max and not raw.endswith(b"\n"):
+                while raw and not raw.endswith(b"\n"):
+                    raw = source.readline(PIECE)
+                yield number, None
+            elif raw.strip():
                 yield number, raw
+            number += 1
 
 
-def _wrong(raw: bytes, endpoint: str, seen: set[str]) -> tuple[str, str, str | None] | None:
-    """Code, message and parameter of what is wrong with a line."""
+def _parsed(number: int, raw: bytes, endpoint: str) -> Line:
     try:
-        found = json.loads(raw)
-    except (ValueError, RecursionError):
-        return "invalid_json_line", "This line is not valid JSON.", None
+        found = orjson.loads(raw)
+    except ValueError:
+        return Line(number, None, {}, wrong=Wrong("invalid_json_line", "This line is not valid JSON."))
+    if wrong := _wrong(found, endpoint):
+        return Line(number, None, {}, wrong=wrong)
+    return Line(number, found["custom_id"], found["body"], size=len(raw))
+
+
+def _wrong(found: Any, endpoint: str) -> Wrong | None:
     if not isinstance(found, dict) or FIELDS - found.keys():
-        return "missing_required_parameter", f"A line has {', '.join(sorted(FIELDS))}.", None
+        return Wrong("missing_required_parameter", f"A line has {', '.join(sorted(FIELDS))}.")
     if not isinstance(found["custom_id"], str) or not found["custom_id"]:
-        return "invalid_custom_id", "'custom_id' is a text.", "custom_id"
-    if found["custom_id"] in seen:
-        return "duplicate_custom_id", f"The custom_id {found['custom_id']!r:.80} comes twice.", "custom_id"
-    seen.add(found["custom_id"])
+        return Wrong("invalid_custom_id", "'custom_id' must be a text that is not empty.", "custom_id")
     if found["method"] != "POST":
-        return "invalid_method", "'method' is POST.", "method"
+        return Wrong("invalid_method", "'method' must be POST.", "method")
     if found["url"] != endpoint:
-        return "mismatched_endpoint", f"'url' is the batch's endpoint, {endpoint}.", "url"
+        return Wrong("mismatched_endpoint", f"'url' must be the batch's endpoint, {endpoint}.", "url")
     if not isinstance(found["body"], dict):
-        return "invalid_body", "'body' is an object.", "body"
+        return Wrong("invalid_body", "'body' must be an object.", "body")
     return None
+
+
+def _repeated(line: Line, seen: set[bytes]) -> Wrong | None:
+    assert line.custom_id is not None
+    digest = hashlib.blake2b(line.custom_id.encode(), digest_size=16).digest()
+    if digest in seen:
+        return Wrong("duplicate_custom_id", f"The custom_id {line.custom_id!r:.80} comes twice.", "custom_id")
+    seen.add(digest)
+    return None
+
+
+def error_of(wrong: Wrong, line: int | None = None) -> dict[str, Any]:
+    """OpenAI's form. `line` from 1; None for what is wrong with the file as a whole."""
+    return {"code": wrong.code, "line": line, "message": wrong.message, "param": wrong.param}

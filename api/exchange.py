@@ -14,7 +14,7 @@ from fastapi.responses import Response
 from opentelemetry.trace import SpanKind
 
 from api.auth import limit_headers
-from api.formats.common import Answer, Chunks, Numbered
+from api.formats.common import Answer, Chunks
 from api.house import House
 from api.problems import Refused, problem_of_outcome
 from api.relay import JobStream
@@ -51,9 +51,7 @@ async def stream(house: House, work: Work, terms: Terms, began: float) -> Respon
     with ExitStack() as opened:
         job, events, headers = await enter(house, work, terms, opened)
         first = await _early(house, events)
-        chunks = work.frames(job)
-        numbered = Numbered(chunks) if terms.event_ids else chunks
-        blocks = _blocks(house, events, first, numbered, began)
+        blocks = _blocks(house, events, first, work.frames(job, ids=terms.event_ids), began)
         return EventStream(blocks, house.settings, opened=opened.pop_all(), headers=headers)
 
 
@@ -146,7 +144,7 @@ async def _blocks(
                 seen, before = time.monotonic(), seen
                 observe(seen - before)
                 observe = next_seen.observe
-            if block := chunks.block(events):
+            if block := b"".join(frame for event in events for frame in chunks.frames(event)):
                 yield block
             if isinstance(events[-1], Finished):
                 break

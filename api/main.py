@@ -1,11 +1,12 @@
 """An API process from its settings."""
 
 import logging
+from functools import partial
 
 from api.app import make_app
 from api.server import ApiServer, allow_many_connections
 from api.terms import weights
-from shared.checkup import require_healthy
+from shared.checkup import patiently, require_healthy
 from shared.errors import QueueUnavailable, SettingsError
 from shared.redis_client import connect
 from shared.settings import Settings
@@ -19,23 +20,26 @@ async def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT. Raises SettingsError when it cannot start."""
     weights(settings)  # said now, not by the first request
     start_tracing(settings, service="penstock-api")
-    bound = listen(settings.host, settings.port, setting="PENSTOCK_PORT")
+    listen(settings.host, settings.port, setting="PENSTOCK_PORT").close()  # a taken port is said now, too
     for url in settings.redis_urls:
         await _check(settings, url)
     allow_many_connections()
+    bound = listen(settings.host, settings.port, setting="PENSTOCK_PORT")  # nobody connects while nobody answers
     await ApiServer(make_app(settings), settings).serve(sockets=[bound])
 
 
 async def _check(settings: Settings, url: str) -> None:
-    """Raises SettingsError for a Redis that loses jobs, and QueueUnavailable when the home is away. Another one that is
-    away has only its own models with it, until it comes."""
+    """Raises SettingsError for a Redis that loses jobs, and QueueUnavailable when the home stays away. Another one that
+    is away has only its own models with it, until it comes."""
+    home = url == settings.redis_url
     try:
         client = connect(url)
-        for warning in await require_healthy(client, settings.model_copy(update={"redis_url": url})):
+        examined = partial(require_healthy, client, settings.model_copy(update={"redis_url": url}))
+        for warning in await (patiently(examined, settings) if home else examined()):
             log.warning(warning)
         await client.aclose()
     except (SettingsError, QueueUnavailable) as error:
-        if url == settings.redis_url:
+        if home:
             raise
         about = f"PENSTOCK_SHARD_URLS: {str(error).removeprefix('PENSTOCK_REDIS_URL: ')}"
         if isinstance(error, SettingsError):

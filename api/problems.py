@@ -24,6 +24,7 @@ STATUS = {
     "method_not_allowed": 405,
     "deadline_exceeded": 408,
     "cancelled": 409,
+    "file_in_use": 409,
     "request_too_large": 413,
     "idempotency_key_reused": 422,
     "rate_limit_exceeded": 429,
@@ -88,6 +89,9 @@ class Refused(Exception):
 
 def problem_of(error: errors.PenstockError) -> Problem:
     match error:
+        case errors.FileInUse():  # clients would try a 409 again at once, in vain
+            headers = {"x-should-retry": "false"}
+            return Problem(code="file_in_use", message=str(error), param=error.param, headers=headers)
         case errors.InvalidRequest():
             return Problem(code=error.code or "invalid_request", message=str(error), param=error.param)
         case errors.NotFound():

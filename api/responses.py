@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 from redis.asyncio import Redis
 
+from api.formats.response import Builder
 from api.problems import validation_problem
 from api.schemas.chat import ChatCompletionRequest
 from api.schemas.response import LOGPROBS, MessageItem, ResponseRequest
@@ -16,6 +17,8 @@ from shared import keys
 from shared.errors import InvalidRequest, NotFound
 from shared.queue import StoredRecord
 from shared.redis_client import translated
+
+RESPONSE_PREFIX = "resp_"  # of ids of responses, and of the jobs that answer them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,10 +34,17 @@ class ResponseRecord:
     items: list[dict[str, Any]]
     own: int
 
+    def builder(self, job_id: str = "") -> Builder:
+        """What folds a job's events into this response. `job_id`: the job that answers it, when that is not its own."""
+        return Builder(job_id or self.id, self.head, created_s=self.created_s)
+
     def own_items(self) -> list[dict[str, Any]]:
         """Each with an id."""
         mine = self.items[self.own :]
-        return [{"id": f"item_{self.id[5:]}_{at}", "status": "completed", **item} for at, item in enumerate(mine)]
+        return [
+            {"id": f"item_{self.id.removeprefix(RESPONSE_PREFIX)}_{at}", "status": "completed", **item}
+            for at, item in enumerate(mine)
+        ]
 
 
 class ResponseStore:

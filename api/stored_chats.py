@@ -1,11 +1,13 @@
 """Chat completions that were asked to be stored: what was asked, in Redis; what was answered is in the job's log."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from redis.asyncio import Redis
 
+from api.pages import Asked, Body, Pick, page
 from shared import keys
 from shared.errors import NotFound
 from shared.queue import StoredRecord
@@ -54,8 +56,12 @@ class ChatStore:
             raise NotFound(f"There is no stored chat completion {chat_id}.", param="completion_id")
         return chat
 
-    async def ids(self, tenant: str) -> list[str]:
-        """The oldest first."""
+    async def get_many(self, chat_ids: Sequence[str]) -> list[StoredChat]:
+        """Those that are still there."""
         with translated():
-            found: Any = await self._redis.zrange(keys.chats_of(tenant), 0, -1)
-        return [chat_id.decode() for chat_id in found]
+            found: Any = await self._redis.mget([keys.chat(chat_id) for chat_id in chat_ids])
+        return [StoredChat(**json.loads(data)) for data in found if data]
+
+    async def page(self, tenant: str, asked: Asked, pick: Pick) -> tuple[list[Body], bool]:
+        """As `api.pages` says."""
+        return await page(self._redis, keys.chats_of(tenant), asked, pick)

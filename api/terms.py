@@ -5,10 +5,12 @@ import hashlib
 import math
 import re
 from dataclasses import dataclass
+from typing import Annotated
 
-from fastapi import Request
+from fastapi import Header, Query, Request
 
 from api.auth import Caller, caller_of
+from api.formats.position import PATTERN
 from shared.errors import InvalidRequest, SettingsError
 from shared.job import Priority
 from shared.queue import Idempotency
@@ -18,6 +20,15 @@ PREFIX = "x-penstock-"
 KEY_MAX = 255
 SECONDS_MAX = 7 * 86400
 FOREVER = "forever"
+POSITION = {"pattern": f"^{PATTERN}$"}
+StartingAfter = Annotated[
+    str | None,
+    Query(description="The `id` of the last frame that came: what follows it is sent.", json_schema_extra=POSITION),
+]
+LastEventId = Annotated[
+    str | None,
+    Header(description="The same, as browsers send it; `starting_after` comes first.", json_schema_extra=POSITION),
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,41 +8,34 @@ with the same id.
 import asyncio
 import base64
 import hmac
-import ipaddress
 import json
-import logging
 import secrets
 import socket
+import ssl
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 from redis.asyncio import Redis
 
+from api.addresses import is_public
+from api.deliveries import Delivery, DeliveryStore
 from shared import keys
-from shared.errors import InvalidRequest, NotFound, QueueUnavailable
-from shared.redis_client import translated
+from shared.errors import InvalidRequest, NotFound
+from shared.redis_client import Command, translated
 
-log = logging.getLogger(__name__)
 EVENTS = (
     *(f"response.{end}" for end in ("completed", "failed", "cancelled", "incomplete")),
     *(f"batch.{end}" for end in ("completed", "failed", "expired", "cancelled")),
 )
-PAUSES_S = (5, 30, 120, 600, 3600, 3 * 3600, 8 * 3600)  # after each attempt in vain
-LIFETIME_S = 2 * 86400  # of a delivery, whatever becomes of it
 ROTATION_S = 86400
-LEASE_S = 60
-LOOK_S = 1.0
-AT_ONCE = 20
-TIMEOUT_S = 10.0
-TAKE = """
-local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, ARGV[3])
-for _, id in ipairs(due) do redis.call('ZADD', KEYS[1], ARGV[2], id) end
-return due
-"""
+TIMEOUT_S = 10.0  # for all of a POST, from the look-up of its host to the head of the answer
+LOOKUPS_AT_ONCE = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,16 +66,6 @@ class Endpoint:
         return " ".join(f"v1,{_signed(secret, f'{event_id}.{at_s}.{payload}')}" for secret in known)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delivery:
-    id: str
-    tenant: str
-    endpoint: str
-    event: str
-    payload: str
-    attempts: int = 0
-
-
 @dataclass(frozen=True, slots=True)
 class Result:
     """What a receiver answered, or why it could not be asked."""
@@ -96,13 +79,25 @@ class Result:
 
 
 class Webhooks:
-    """`private`: receivers may be in this network, and need no TLS."""
+    """`private`: receivers may be in this network, and need no TLS. `timeout_s`: for one POST as a whole, since a
+    receiver may send a byte now and then for ever."""
 
-    def __init__(self, client: Redis, *, private: bool, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        client: Redis,
+        *,
+        private: bool,
+        timeout_s: float = TIMEOUT_S,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.queue = DeliveryStore(client, clock=clock)
         self._redis = client
         self._private = private
+        self._timeout_s = timeout_s
         self._clock = clock
-        self._take = client.register_script(TAKE)
+        self._tls = httpx.create_ssl_context(trust_env=False)
+        # A resolver may block for long; in threads of its own it holds up neither files nor anything else.
+        self._resolving = ThreadPoolExecutor(LOOKUPS_AT_ONCE, thread_name_prefix="resolve")
 
     async def add(self, tenant: str, url: str, events: Sequence[str]) -> Endpoint:
         """Raises InvalidRequest for a URL where nothing may be sent."""
@@ -144,16 +139,13 @@ class Webhooks:
 
     async def notify(self, tenant: str, event: str, about_id: str) -> None:
         """Tell every endpoint of the tenant that wants to know; told again, it is the same delivery."""
-        for endpoint in await self.list(tenant):
-            if event in endpoint.events:
-                await self._enqueue(endpoint, event, about_id)
+        for delivery in await self._made(tenant, event, about_id):
+            await self.queue.add(delivery)
 
-    async def run_due(self) -> None:
-        """Try what is due now."""
-        now = self._clock()
-        with translated():
-            due: Any = await self._take(keys=[keys.DELIVERIES], args=[now, now + LEASE_S, AT_ONCE])
-        await asyncio.gather(*[self._attempt(delivery_id.decode()) for delivery_id in due])
+    async def deliveries(self, tenant: str, event: str, about_id: str) -> Sequence[Command]:
+        """The commands of `notify`, for a transaction that happens only once."""
+        made = await self._made(tenant, event, about_id)
+        return [command for delivery in made for command in self.queue.addition(delivery)]
 
     async def send(self, endpoint: Endpoint, event_id: str, payload: str) -> Result:
         """Once. Redirects are not followed: they could lead anywhere."""
@@ -166,8 +158,11 @@ class Webhooks:
             "webhook-signature": endpoint.signature(event_id, at_s, payload),
         }
         try:
-            address = await self.require_reachable(endpoint.url)
-            return await _post(endpoint.url, address, headers, payload)
+            async with asyncio.timeout(self._timeout_s):
+                address = await self.require_reachable(endpoint.url)
+                return await _post(endpoint.url, address, headers, payload, self._tls)
+        except TimeoutError:
+            return Result(error=f"no answer within {self._timeout_s:g} seconds")
         except (InvalidRequest, httpx.HTTPError, OSError) as error:
             return Result(error=str(error) or type(error).__name__)
 
@@ -184,59 +179,26 @@ class Webhooks:
         if parts.scheme == "http" and not self._private:
             raise InvalidRequest("'url' must be https.", param="url")
         try:
-            found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
-        except OSError as error:
+            look_up = partial(socket.getaddrinfo, parts.hostname, port, type=socket.SOCK_STREAM)
+            found = await asyncio.get_running_loop().run_in_executor(self._resolving, look_up)
+        except (OSError, UnicodeError) as error:
             raise InvalidRequest(f"'url' names a host that is not found: {parts.hostname}.", param="url") from error
         addresses = [str(entry[4][0]) for entry in found]
-        if not self._private and not all(ipaddress.ip_address(address).is_global for address in addresses):
+        if not self._private and not all(is_public(address) for address in addresses):
             raise InvalidRequest("'url' leads into a private network.", param="url")
         return addresses[0]
 
-    async def _enqueue(self, endpoint: Endpoint, event: str, about_id: str) -> None:
-        now = int(self._clock())
-        delivery_id = f"{about_id}-{endpoint.id}"
-        made = Delivery(
-            id=delivery_id,
-            tenant=endpoint.tenant,
-            endpoint=endpoint.id,
-            event=f"evt_{about_id}",
-            payload=payload_of(f"evt_{about_id}", event, about_id, now),
-        )
-        with translated():
-            if await self._redis.set(keys.delivery(delivery_id), json.dumps(asdict(made)), nx=True, ex=LIFETIME_S):
-                await self._redis.zadd(keys.DELIVERIES, {delivery_id: now})
-
-    async def _attempt(self, delivery_id: str) -> None:
-        try:
-            with translated():
-                found: Any = await self._redis.get(keys.delivery(delivery_id))
-            if found is None:
-                await self._drop(delivery_id)
-                return
-            delivery = Delivery(**json.loads(found))
-            endpoint = await self.get(delivery.endpoint, tenant=delivery.tenant)
-            result = await self.send(endpoint, delivery.event, delivery.payload)
-            await (self._drop(delivery_id) if result.good else self._postpone(delivery, result))
-        except NotFound:
-            await self._drop(delivery_id)
-        except QueueUnavailable as error:
-            log.warning("a webhook waits for redis", extra={"delivery": delivery_id, "error": str(error)})
-
-    async def _postpone(self, delivery: Delivery, result: Result) -> None:
-        log.info("webhook not taken", extra={"delivery": delivery.id, "status": result.status, "error": result.error})
-        if delivery.attempts >= len(PAUSES_S):
-            await self._drop(delivery.id)
-            return
-        due = self._clock() + PAUSES_S[delivery.attempts]
-        tried = replace(delivery, attempts=delivery.attempts + 1)
-        with translated():
-            await self._redis.set(keys.delivery(delivery.id), json.dumps(asdict(tried)), keepttl=True)
-            await self._redis.zadd(keys.DELIVERIES, {delivery.id: due})
-
-    async def _drop(self, delivery_id: str) -> None:
-        """Done, or given up. What was told stays known for a while, so that nothing is told twice."""
-        with translated():
-            await self._redis.zrem(keys.DELIVERIES, delivery_id)
+    async def _made(self, tenant: str, event: str, about_id: str) -> Sequence[Delivery]:
+        """One for each endpoint that wants it."""
+        event_id = f"evt_{about_id}"
+        payload = payload_of(event_id, event, about_id, int(self._clock()))
+        return [
+            Delivery(
+                id=f"{about_id}-{endpoint.id}", tenant=tenant, endpoint=endpoint.id, event=event_id, payload=payload
+            )
+            for endpoint in await self.list(tenant)
+            if event in endpoint.events
+        ]
 
     async def _save(self, endpoint: Endpoint) -> None:
         with translated():
@@ -247,12 +209,13 @@ def payload_of(event_id: str, event: str, about_id: str, at_s: int) -> str:
     return json.dumps({"id": event_id, "object": "event", "created_at": at_s, "type": event, "data": {"id": about_id}})
 
 
-async def _post(url: str, address: str, headers: dict[str, str], payload: str) -> Result:
+async def _post(url: str, address: str, headers: dict[str, str], payload: str, tls: ssl.SSLContext) -> Result:
+    """The head of the answer is enough; it is bounded by the HTTP library, and the rest is not read."""
     parts = urlsplit(url)
     host = f"[{address}]" if ":" in address else address
     netloc = host if parts.port is None else f"{host}:{parts.port}"
     headers["host"] = parts.netloc
-    async with httpx.AsyncClient(timeout=TIMEOUT_S, follow_redirects=False, trust_env=False) as client:
+    async with httpx.AsyncClient(verify=tls, timeout=TIMEOUT_S, follow_redirects=False, trust_env=False) as client:
         request = client.build_request(
             "POST",
             parts._replace(netloc=netloc).geturl(),

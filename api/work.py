@@ -8,11 +8,11 @@ from typing import Any
 
 from api.admission import Admission
 from api.formats.chat import WholeChat
-from api.formats.common import Answer, Chunks
+from api.formats.common import Answer, Chunks, Numbered
 from api.formats.completion import WholeCompletion
 from api.formats.embedding import EmbeddingList
-from api.formats.response import Builder, ResponseChunks, WholeResponse
-from api.responses import ResponseRecord, chat_of, record_of
+from api.formats.response import ResponseChunks, WholeResponse
+from api.responses import RESPONSE_PREFIX, ResponseRecord, chat_of, record_of
 from api.schemas.chat import ChatCompletionRequest
 from api.schemas.completion import CompletionRequest
 from api.schemas.embedding import EmbeddingRequest
@@ -27,16 +27,21 @@ from shared.queue import StoredRecord
 @dataclass(frozen=True, slots=True)
 class Work:
     """`answer` makes what collects it, given the job that is really done, which may be an earlier one; `chunks` what
-    frames its stream, where that is not the view's way. `record` is stored when the job is accepted."""
+    frames its stream, with ids or without, where that is not the view's way. `record` is stored when the job is
+    accepted."""
 
     job: Job
     view: View
     answer: Callable[[Job], Answer]
-    chunks: Callable[[Job], Chunks] | None = None
+    chunks: Callable[[Job, bool], Chunks] | None = None
     record: StoredRecord | None = None
 
-    def frames(self, job: Job) -> Chunks:
-        return self.chunks(job) if self.chunks else replace(self.view, created_ms=job.created_ms).chunks(job.id)
+    def frames(self, job: Job, *, ids: bool) -> Chunks:
+        """`ids`: each frame says where it belongs, so that its stream can be picked up behind it."""
+        if self.chunks:
+            return self.chunks(job, ids)
+        chunks = replace(self.view, created_ms=job.created_ms).chunks(job.id)
+        return Numbered(chunks) if ids else chunks
 
 
 async def chat_work(admission: Admission, body: ChatCompletionRequest, terms: Terms, *, keep_s: int = 0) -> Work:
@@ -65,18 +70,16 @@ async def response_work(
         if body.previous_response_id or body.background:
             param = "background" if body.background else "previous_response_id"
             raise InvalidRequest(f"A response of a batch has no '{param}'.", param=param)
-        record = record_of(body, f"resp_{secrets.token_hex(16)}", terms.caller.tenant, ())
+        record = record_of(body, f"{RESPONSE_PREFIX}{secrets.token_hex(16)}", terms.caller.tenant, ())
     job = await admission.chat(chat_of(body, record.items), terms)
     job = replace(job, id=record.id, keep_s=keep_s)
     if record.background:
         job = replace(job, grace_ms=None, notify=True)
 
-    def builder(made: Job) -> Builder:
-        return Builder(made.id, record.head, created_s=record.created_s)
+    def chunks(made: Job, ids: bool) -> Chunks:
+        return ResponseChunks(record.builder(made.id), ids=ids)
 
-    return Work(
-        job, view_of(job), lambda made: WholeResponse(builder(made)), chunks=lambda made: ResponseChunks(builder(made))
-    )
+    return Work(job, view_of(job), lambda made: WholeResponse(record.builder(made.id)), chunks)
 
 
 def _usage(body: ChatCompletionRequest | CompletionRequest) -> bool:

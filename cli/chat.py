@@ -1,20 +1,28 @@
 """`penstock chat`: talk to any OpenAI-compatible server in the terminal."""
 
+import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
+from openai.types import Model
 from prompt_toolkit import PromptSession
 from prompt_toolkit.history import FileHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from rich.console import Console
-from rich.live import Live
-from rich.markdown import Markdown
 
+from cli.answer import Answer
 from cli.conversation import Conversation
+from cli.private_files import private_file
+from cli.terminal import plain, unechoed
 from shared.errors import InvalidRequest, NotFound
 
+LOOK_S = 0.5  # an answer that has not begun by then may wait for a worker
+INTERRUPTED = 130
 HELP = """\
 /reset          forget the conversation
 /undo           forget the last question and its answer
@@ -36,13 +44,12 @@ class Chat:
         self._console = console
         self._read = read
         self._conversation = Conversation()
-        self._models = [listed.id for listed in client.models.list()]
-        if not self._models and not model:
-            raise NotFound("The server lists no model; start a worker or name one with --model.")
-        self._model = model or self._models[0]
+        listed = list(client.models.list())
+        self._models = [each.id for each in listed]
+        self._model = model or choose(listed)
 
     def run(self) -> None:
-        self._console.print(f"[bold]{self._model}[/bold] at {self._client.base_url}  (/help)")
+        self._say(f"{self._model} at {self._client.base_url}  (/help)", style="bold")
         while True:
             try:
                 text = self._read().strip()
@@ -54,8 +61,12 @@ class Chat:
                 if not self._obey(text):
                     return
             elif text:
-                self._conversation.ask(text)
-                self._answer()
+                self.answer(text)
+
+    def answer(self, text: str) -> int:
+        """Ask one question; the exit status that its answer deserves."""
+        self._conversation.ask(text)
+        return self._answer()
 
     def _obey(self, text: str) -> bool:
         """Carry out a command; False to leave."""
@@ -65,7 +76,7 @@ class Chat:
             case "/exit" | "/quit":
                 return False
             case "/help":
-                self._console.print(HELP, markup=False)
+                self._say(HELP, style="")
             case "/reset":
                 self._conversation.reset()
                 self._say("forgotten")
@@ -87,22 +98,26 @@ class Chat:
                 self._say(f"{command} is no command, or lacks its argument; /help lists them")
         return True
 
-    def _answer(self) -> None:
-        """Stream the answer as Markdown. Ctrl-C keeps what has come so far; a failure keeps the question away."""
-        said = ""
+    def _answer(self) -> int:
+        """Stream the answer. Ctrl-C keeps what has come so far; a failure keeps the question away."""
+        status = 0
+        answer = Answer(self._console)
         try:
-            with Live(console=self._console, refresh_per_second=12, vertical_overflow="visible") as live:
+            with unechoed(), answer, self._telling_of_waiting() as began:
                 for piece in self._stream():
-                    said += piece
-                    live.update(Markdown(said))
+                    began.set()
+                    answer.add(piece)
         except KeyboardInterrupt:
-            self._say("stopped")
-        except openai.OpenAIError as error:
-            self._console.print(f"[red]{error}[/red]", highlight=False)
-        if said:
-            self._conversation.answer(said)
+            self._say("stopped", err=True)
+            status = INTERRUPTED
+        except (openai.OpenAIError, httpx.HTTPError) as error:
+            self._say(str(error), style="red", err=True)
+            status = 1
+        if answer.text:
+            self._conversation.answer(answer.text)
         else:
             self._conversation.undo()
+        return status
 
     def _stream(self) -> Iterator[str]:
         messages: Any = self._conversation.messages
@@ -110,6 +125,32 @@ class Chat:
             for chunk in stream:
                 if chunk.choices and chunk.choices[0].delta.content:
                     yield chunk.choices[0].delta.content
+
+    @contextmanager
+    def _telling_of_waiting(self) -> Iterator[threading.Event]:
+        """Tell once that no worker serves the model, while the answer has not begun. Yields what its beginning sets."""
+        began = threading.Event()
+
+        def look() -> None:
+            while not began.wait(LOOK_S):
+                if not self._served():
+                    self._say(f"waiting, no worker serves {self._model}  (Ctrl-C stops)", err=True)
+                    return
+
+        watcher = threading.Thread(target=look, daemon=True)
+        watcher.start()
+        try:
+            yield began
+        finally:
+            began.set()
+            watcher.join()
+
+    def _served(self) -> bool:
+        """Servers other than Penstock do not tell; they are believed to serve what they list."""
+        try:
+            return workers(self._client.models.retrieve(self._model, timeout=LOOK_S)) > 0
+        except openai.OpenAIError:
+            return True
 
     def _choose(self, name: str) -> None:
         if name and name not in self._models:
@@ -128,20 +169,50 @@ class Chat:
         except (InvalidRequest, OSError) as error:
             self._say(str(error))
 
-    def _say(self, text: str) -> None:
-        self._console.print(text, style="dim", markup=False, highlight=False)
+    def _say(self, text: str, *, style: str = "dim", err: bool = False) -> None:
+        """`err`: to the standard error where the output is not a terminal, but a file or another program."""
+        console = Console(stderr=True) if err and not self._console.is_terminal else self._console
+        console.print(plain(text), style=style, markup=False, highlight=False, emoji=False)
 
 
-def chat(url: str, *, model: str | None, api_key: str) -> None:
-    """Raises NotFound when no server answers at `url`."""
+def chat(url: str, *, model: str | None, api_key: str) -> int:
+    """The exit status. Raises NotFound when no server answers at `url`. Without a terminal the whole input is one
+    question."""
     client = openai.OpenAI(base_url=url, api_key=api_key, max_retries=0)
+    interactive = sys.stdin.isatty()
     try:
-        session = Chat(client, model=model, console=Console(), read=_terminal())
+        session = Chat(client, model=model, console=Console(), read=_terminal() if interactive else _no_input)
     except openai.APIConnectionError as error:
         raise NotFound(f"No server answers at {url} (start one with `penstock up`, or give --url).") from error
     except openai.OpenAIError as error:
         raise NotFound(f"The server at {url} does not list its models: {error}") from error
-    session.run()
+    if interactive:
+        session.run()
+        return 0
+    question = sys.stdin.read().strip()
+    if not question:
+        raise InvalidRequest("The standard input holds no question.")
+    return session.answer(question)
+
+
+def choose(models: list[Model]) -> str:
+    """The first that can chat and is served, else the first that can chat. Raises NotFound when none can."""
+    able = [model for model in models if "chat" in (capabilities(model) or ["chat"])]
+    if not able:
+        raise NotFound("The server lists no model that can chat; start a worker or name a model with --model.")
+    return next((model.id for model in able if workers(model)), able[0].id)
+
+
+def workers(model: Model) -> int:
+    return int((model.model_extra or {}).get("workers", 1))
+
+
+def capabilities(model: Model) -> list[str]:
+    return list((model.model_extra or {}).get("capabilities") or [])
+
+
+def _no_input() -> str:
+    raise EOFError
 
 
 def _terminal() -> Callable[[], str]:
@@ -161,6 +232,8 @@ def _terminal() -> Callable[[], str]:
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
-    history = FileHistory(str(Path("~/.penstock_history").expanduser()))
-    session: PromptSession[str] = PromptSession(history=history, multiline=True, key_bindings=keys)
+    past = Path("~/.penstock_history").expanduser()
+    with suppress(OSError):  # it may hold what nobody else should read; a home that takes no files has no history
+        private_file(past)
+    session: PromptSession[str] = PromptSession(history=FileHistory(str(past)), multiline=True, key_bindings=keys)
     return lambda: session.prompt("> ")

@@ -3,36 +3,46 @@
 import asyncio
 import sys
 import time
+from dataclasses import asdict
 
 import click
 from redis.asyncio import Redis
 
-from cli.jobs import Desk, at_desk
+from cli.desk import Desk, at_desk, json_option
+from cli.terminal import echo, echo_json, row
 from cli.where import operator_settings
 from shared import keys
 from shared.checkup import Finding, Level, examine
+from shared.job import ModelInfo
 from shared.lifecycle import State
 
 MARKS = {Level.GOOD: "ok", Level.WARNING: "!!", Level.BAD: "XX"}
 SLOW_MS = 20.0
 OLD_S = 60.0
+FAILED_MAX = 1000
 
 
 @click.command()
 @click.option("--redis-url", help="Where the queue lives; by default the one that `penstock up` runs here.")
-def doctor(redis_url: str | None) -> None:
+@json_option
+def doctor(redis_url: str | None, as_json: bool) -> None:
     """Examine Redis, the workers and the queues. Exit status 1 when something loses jobs, 0 otherwise."""
     found: list[Finding] = []
 
     async def work(seat: Desk) -> None:
         found.extend(await examine(seat.client, operator_settings(redis_url)))
         found.append(await _latency(seat.client))
+        if await seat.client.exists(keys.SUSPENDED):
+            found.append(Finding(Level.WARNING, "all queues are suspended: `rq resume` goes on"))
         for model in await seat.directory.models():
             found.extend(await _model(seat, model.name))
 
     at_desk(redis_url, work)
-    for finding in found:
-        click.echo(f"{MARKS[finding.level]}  {finding.text}")
+    if as_json:
+        echo_json([asdict(finding) for finding in found])
+    else:
+        for finding in found:
+            echo(row(MARKS[finding.level], finding.text))
     sys.exit(int(any(finding.level is Level.BAD for finding in found)))
 
 
@@ -43,26 +53,39 @@ async def _latency(client: Redis) -> Finding:
         await client.ping()
         took.append((time.perf_counter() - began) * 1000)
         await asyncio.sleep(0)
-    median = sorted(took)[5]
-    level = Level.WARNING if median > SLOW_MS else Level.GOOD
-    return Finding(level, f"Redis answers within {median:.1f} ms")
+    return latency(sorted(took)[5])
+
+
+def latency(median_ms: float) -> Finding:
+    text = f"Redis answers within {median_ms:.1f} ms"
+    if median_ms <= SLOW_MS:
+        return Finding(Level.GOOD, text)
+    return Finding(Level.WARNING, f"{text}, which delays every token: run it nearer, or give its machine more room")
 
 
 async def _model(seat: Desk, name: str) -> list[Finding]:
-    info = await seat.directory.model(name)
-    failed = len(await seat.ledger.ids(name, State.FAILED, limit=1000))
-    running = await seat.client.zcard(keys.registry(State.STARTED, name))
-    counts = f"workers {info.workers}, waiting {info.waiting}, running {running}, failed {failed}"
-    idle = info.waiting and not info.workers
-    found = [Finding(Level.WARNING if idle else Level.GOOD, f"{name}: {counts}")]
-    if info.paused:
-        found.append(Finding(Level.WARNING, f"{name} is paused: `penstock models resume {name}` goes on"))
-    if await seat.client.exists(keys.SUSPENDED):
-        found.append(Finding(Level.WARNING, "all queues are suspended: `rq resume` goes on"))
     oldest = await seat.ledger.records(name, State.QUEUED, limit=1)
-    if oldest and (waits := time.time() - oldest[0].queued_s) > OLD_S:
-        found.append(Finding(Level.WARNING, f"{name}: the first in its queue has waited for {waits:.0f} s"))
     silent: int = await seat.client.zcount(keys.leases(name), "-inf", time.time() * 1000 - OLD_S * 1000)
+    return diagnosis(
+        await seat.directory.model(name),
+        running=await seat.client.zcard(keys.registry(State.STARTED, name)),
+        failed=len(await seat.ledger.ids(name, State.FAILED, limit=FAILED_MAX)),
+        oldest_s=time.time() - oldest[0].queued_s if oldest else 0,
+        silent=silent,
+    )
+
+
+def diagnosis(info: ModelInfo, *, running: int, failed: int, oldest_s: float, silent: int) -> list[Finding]:
+    """`silent`: running jobs whose lease ran out long ago, so that no worker of the model can be alive."""
+    name = info.name
+    found = [f"{name}: workers {info.workers}, waiting {info.waiting}, running {running}, failed {failed}"]
+    start = f"start one with `penstock worker --model {info.parent or name}`"
+    if info.waiting and not info.workers:
+        found.append(f"{name}: {info.waiting} jobs wait and no worker serves it: {start}")
+    if info.paused:
+        found.append(f"{name} is paused: `penstock models resume {name}` goes on")
+    if oldest_s > OLD_S and info.workers and not info.paused:
+        found.append(f"{name}: the first in its queue has waited for {oldest_s:.0f} s: start more workers")
     if silent:
-        found.append(Finding(Level.WARNING, f"{name}: {silent} running jobs have no worker; start one"))
-    return found
+        found.append(f"{name}: {silent} running jobs have no worker: {start}")
+    return [Finding(Level.WARNING if number else Level.GOOD, text) for number, text in enumerate(found)]

@@ -2,84 +2,63 @@
 
 import asyncio
 import difflib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+import sys
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
+from typing import Any
 
 import click
-from redis.asyncio import Redis
 
 from cli.amounts import Age, Rate
-from cli.where import operator_settings
-from shared.directory import Directory
+from cli.desk import Desk, OperatorGroup, at_desk, json_option
+from cli.terminal import echo, echo_json, one_line, row
 from shared.errors import NotFound
 from shared.events import Delta, Event, Finished
-from shared.ledger import JobRecord, Ledger
+from shared.ledger import JobRecord
 from shared.lifecycle import TERMINAL, State
-from shared.redis_channel import RedisChannel
-from shared.redis_client import connect
-from shared.redis_queue import RedisQueue
 from shared.replay import EVERY_MODEL, Filter, Replayed, Replayer
 
 FOLLOW_S = 0.1
+LISTED_MAX = 1000
+UNLISTED = ("payload", "view", "timeline", "traceback")  # too large for a list, or the client's own
 LISTED = (State.STARTED, State.QUEUED, State.FAILED, State.FINISHED, State.CANCELED)
 
 
-@dataclass(frozen=True, slots=True)
-class Desk:
-    """What the commands work with."""
-
-    client: Redis
-    ledger: Ledger
-    queue: RedisQueue
-    channel: RedisChannel
-    directory: Directory
-
-
-@asynccontextmanager
-async def desk(redis_url: str | None) -> AsyncIterator[Desk]:
-    settings = operator_settings(redis_url)
-    client: Redis = connect(settings.redis_url)
-    queue = RedisQueue(client, job_ttl_s=settings.job_ttl_s, failed_ttl_s=settings.failed_ttl_s)
-    try:
-        yield Desk(client, Ledger(client), queue, RedisChannel(client), Directory(client))
-    finally:
-        await client.aclose()
-
-
-def at_desk(redis_url: str | None, work: Callable[[Desk], Awaitable[None]]) -> None:
-    async def sit() -> None:
-        async with desk(redis_url) as seat:
-            await work(seat)
-
-    asyncio.run(sit())
-
-
-@click.group()
-@click.option("--redis-url", help="Where the queue lives; by default the one that `penstock up` runs here.")
-@click.pass_context
-def jobs(context: click.Context, redis_url: str | None) -> None:
+@click.group(cls=OperatorGroup)
+def jobs() -> None:
     """Inspect, follow, cancel and replay jobs."""
-    context.obj = redis_url
 
 
 @jobs.command("list")
 @click.option("--model", "-m", help="Only this model's jobs.")
 @click.option("--state", type=click.Choice([str(state) for state in LISTED]), help="Only jobs in this state.")
-@click.option("--limit", default=20, show_default=True, help="At most this many of each state.")
+@click.option(
+    "--limit", default=20, show_default=True, type=click.IntRange(1, LISTED_MAX), help="At most so many of each state."
+)
+@json_option
 @click.pass_obj
-def list_jobs(redis_url: str | None, model: str | None, state: str | None, limit: int) -> None:
+def list_jobs(redis_url: str | None, model: str | None, state: str | None, limit: int, as_json: bool) -> None:
     """List jobs: running, waiting, failed, finished, cancelled."""
 
     async def work(seat: Desk) -> None:
-        states = [State(state)] if state else LISTED
-        for name in [model] if model else await seat.ledger.models():
-            for each in states:
-                for job_id in await seat.ledger.ids(name, each, limit=limit):
-                    await _print_line(seat, job_id)
+        if model:
+            await seat.require_model(model)
+        found = _records(seat, model, [State(state)] if state else LISTED, limit)
+        if as_json:
+            echo_json([_listed(record) async for record in found])
+            return
+        async for record in found:
+            echo(_line(record))
 
     at_desk(redis_url, work)
+
+
+async def _records(seat: Desk, model: str | None, states: Sequence[State], limit: int) -> AsyncIterator[JobRecord]:
+    for name in [model] if model else await seat.ledger.models():
+        for each in states:
+            for record in await seat.ledger.records(name, each, limit=limit):
+                yield record
 
 
 @jobs.command()
@@ -91,8 +70,8 @@ def show(redis_url: str | None, job_id: str) -> None:
     async def work(seat: Desk) -> None:
         record = await seat.ledger.record(job_id)
         (page,) = await seat.channel.read([(job_id, 0)])
-        click.echo(_details(record, events=len(page.events)))
-        click.echo(_text(page.events))
+        echo(_details(record, events=len(page.events)))
+        echo(_text(page.events))
 
     at_desk(redis_url, work)
 
@@ -110,9 +89,9 @@ def tail(redis_url: str | None, job_id: str) -> None:
             (page,) = await seat.channel.read([(job_id, seen)])
             for event in page.events:
                 if isinstance(event, Delta):
-                    click.echo(event.text, nl=False)
+                    echo(event.text, nl=False)
                 elif isinstance(event, Finished):
-                    click.echo(f"\n[{type(event.outcome).__name__.lower()}]")
+                    echo(f"\n[{type(event.outcome).__name__.lower()}]")
                     return
             seen += len(page.events)
             if page.state is None or (page.state in TERMINAL and not page.events):
@@ -133,7 +112,7 @@ def cancel(redis_url: str | None, job_ids: Sequence[str]) -> None:
             before = await seat.queue.cancel(job_id, by="operator")
             if before is None:
                 raise NotFound(f"There is no job {job_id}.")
-            click.echo(f"{job_id} {'was ' + before if before in TERMINAL else 'cancelled'}")
+            echo(f"{job_id} {'was ' + before if before in TERMINAL else 'cancelled'}")
 
     at_desk(redis_url, work)
 
@@ -159,22 +138,28 @@ def replay(
     rate_per_s: float,
     dry_run: bool,
 ) -> None:
-    """Run failed jobs once more: as new jobs, linked to the old ones, with the same request and seed."""
+    """Run failed jobs once more: as new jobs, linked to the old ones, with the same request and seed.
+
+    The exit status is 1 when a job that was named could not be run again."""
     if not job_ids and not model and not everything:
         raise click.UsageError("name jobs, or give --model or --all")
     wanted = Filter(model=model or EVERY_MODEL, since_s=since_s, error=error, tenant=tenant)
 
     async def work(seat: Desk) -> None:
+        if model:
+            await seat.require_model(model)
         replayer = Replayer(seat.queue, seat.ledger)
         chosen = list(job_ids) or [record.id async for record in replayer.find(wanted)]
         if dry_run:
-            click.echo("\n".join([*chosen, f"{_jobs(len(chosen))} would be queued again"]))
+            echo("\n".join([*chosen, f"{_jobs(len(chosen))} would be queued again"]))
             return
         replayed = 0
         async for each in replayer.replay(chosen, rate_per_s=rate_per_s):
             replayed += each.before is State.FAILED
-            click.echo(f"{each.origin} {_what(each)}")
-        click.echo(f"{_jobs(replayed)} queued again")
+            echo(f"{each.origin} {_what(each)}")
+        echo(f"{_jobs(replayed)} queued again")
+        if job_ids and replayed < len(chosen):
+            sys.exit(1)
 
     at_desk(redis_url, work)
 
@@ -193,7 +178,7 @@ def compare(redis_url: str | None, job_id: str) -> None:
         if not before:
             raise NotFound(f"The job {job_id} was never run again.")
         lines = difflib.unified_diff(_text(before).splitlines(), _text(new.events).splitlines(), *names, lineterm="")
-        click.echo("\n".join(lines) or "both wrote the same")
+        echo("\n".join(lines) or "both wrote the same")
 
     at_desk(redis_url, work)
 
@@ -213,12 +198,14 @@ def _text(events: Iterable[Event]) -> str:
     return "".join(event.text for event in events if isinstance(event, Delta) and event.choice == 0)
 
 
-async def _print_line(seat: Desk, job_id: str) -> None:
-    record = await seat.ledger.record_or_none(job_id)
-    if record is None:
-        return  # it expired between the two reads
+def _line(record: JobRecord) -> str:
     when = record.ended_at or record.started_at or record.enqueued_at
-    click.echo(f"{record.id}  {record.state:<8}  {record.model}  attempts {record.attempts}  {when[:19]}")
+    return row(record.id, f"{record.state:<8}", record.model, f"attempts {record.attempts}", when[:19], record.reason)
+
+
+def _listed(record: JobRecord) -> dict[str, Any]:
+    fields = {name: value for name, value in asdict(record).items() if name not in UNLISTED}
+    return fields | {"reason": record.reason}
 
 
 def _details(record: JobRecord, *, events: int) -> str:
@@ -237,8 +224,8 @@ def _details(record: JobRecord, *, events: int) -> str:
         "ended": record.ended_at,
         "worker": record.worker,
     }
-    lines = [f"{name:<12} {value}" for name, value in rows.items() if value != ""]
-    history = [f"{'history':<12} {_clock(at_ms)} {what}" for at_ms, what in record.timeline]
+    lines = [f"{name:<12} {one_line(value)}" for name, value in rows.items() if value != ""]
+    history = [f"{'history':<12} {_clock(at_ms)} {one_line(what)}" for at_ms, what in record.timeline]
     return "\n".join([*lines, *history, *([record.traceback] if record.traceback else [])])
 
 

@@ -3,12 +3,14 @@
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import click
 
 from cli.amounts import Age
-from cli.jobs import Desk, at_desk
+from cli.desk import Desk, OperatorGroup, at_desk, json_option
+from cli.terminal import echo, echo_json, row
 from shared.api_key import ApiKey, KeyRing
 from shared.job import Priority
 
@@ -16,12 +18,9 @@ SECRET_MIN = 16
 STDIN = "-"
 
 
-@click.group()
-@click.option("--redis-url", help="Where the queue lives; by default the one that `penstock up` runs here.")
-@click.pass_context
-def keys(context: click.Context, redis_url: str | None) -> None:
+@click.group(cls=OperatorGroup)
+def keys() -> None:
     """Create, list, limit and revoke API keys."""
-    context.obj = redis_url
 
 
 def limits(command: Callable[..., None]) -> Callable[..., None]:
@@ -57,21 +56,26 @@ def create(redis_url: str | None, /, name: str, secret: str | None, **given: Any
 
     async def work(seat: Desk) -> None:
         key, made = await KeyRing(seat.client).create(name, secret=secret or "", **_changes(given))
-        click.echo(f"{key.id}  {key.name}", err=True)
-        click.echo(made)
+        echo(row(key.id, key.name), err=True)
+        echo(made)
 
     at_desk(redis_url, work)
 
 
 @keys.command("list")
+@json_option
 @click.pass_obj
-def list_keys(redis_url: str | None) -> None:
+def list_keys(redis_url: str | None, as_json: bool) -> None:
     """List the keys with their limits and what they used this month."""
 
     async def work(seat: Desk) -> None:
         ring = KeyRing(seat.client)
-        for key in await ring.list():
-            click.echo(_line(key, used=await ring.used(key.id)))
+        found = [(key, await ring.used(key.id)) for key in await ring.list()]
+        if as_json:
+            echo_json([asdict(key) | {"tokens_this_month": used} for key, used in found])
+            return
+        for key, used in found:
+            echo(_line(key, used=used))
 
     at_desk(redis_url, work)
 
@@ -87,7 +91,7 @@ def limit(redis_url: str | None, /, key_id: str, name: str | None, **given: Any)
     async def work(seat: Desk) -> None:
         ring = KeyRing(seat.client)
         key = await ring.change(key_id, **_changes(given), **({"name": name} if name else {}))
-        click.echo(_line(key, used=await ring.used(key.id)))
+        echo(_line(key, used=await ring.used(key.id)))
 
     at_desk(redis_url, work)
 
@@ -101,7 +105,7 @@ def revoke(redis_url: str | None, key_ids: tuple[str, ...]) -> None:
     async def work(seat: Desk) -> None:
         for key_id in key_ids:
             await KeyRing(seat.client).revoke(key_id)
-            click.echo(f"{key_id} revoked")
+            echo(f"{key_id} revoked")
 
     at_desk(redis_url, work)
 
@@ -128,4 +132,4 @@ def _line(key: ApiKey, *, used: int) -> str:
     words += [f"models {','.join(key.models)}"] if key.models else []
     words += [f"weight {key.weight:g}"] if key.weight != 1 else []
     words += [f"expires {time.strftime('%Y-%m-%d', time.gmtime(key.expires_s))}"] if key.expires_s else []
-    return f"{key.id}  {key.name}  {key.priority}  used {used}  {', '.join(words) or 'no limits'}"
+    return row(key.id, key.name, key.priority, f"used {used}", ", ".join(words) or "no limits")

@@ -1,7 +1,11 @@
 """`penstock`: one command, its verbs each in a module of their own."""
 
 import asyncio
+import logging
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -10,16 +14,41 @@ from cli.doctor import doctor
 from cli.jobs import jobs
 from cli.keys import keys
 from cli.models import models
+from cli.terminal import echo
 from cli.where import DATA
 from shared.errors import PenstockError
-from shared.logs import configure_logging
-from shared.settings import load_settings
+from shared.logs import REFUSES, configure_logging
+from shared.settings import Settings, load_settings, unknown_variables
+
+SERVERS = ("api", "worker")
+NO_BARS = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS")
+EXIT_REFUSED = 2
 
 
 @click.group()
 @click.version_option(package_name="penstock")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """LLM serving that never loses a request."""
+    if context.invoked_subcommand not in SERVERS:  # those log it
+        for warning in unknown_variables(os.environ):
+            echo(f"warning: {warning}", err=True)
+
+
+@contextmanager
+def server(**overrides: object) -> Iterator[Settings]:
+    """A server's settings. Whatever it says is a line of its log, and so is why it refuses to run."""
+    configure_logging("INFO")
+    log = logging.getLogger(REFUSES)
+    try:
+        settings = load_settings(**overrides)
+        logging.getLogger().setLevel(settings.log_level)
+        for warning in unknown_variables(os.environ):
+            log.warning(warning)
+        yield settings
+    except PenstockError as error:
+        log.error(str(error))
+        sys.exit(EXIT_REFUSED)
 
 
 @main.command()
@@ -28,11 +57,10 @@ def main() -> None:
 @click.option("--redis-url", help="Where the queue lives.")
 def api(host: str | None, port: int | None, redis_url: str | None) -> None:
     """Serve the OpenAI API."""
-    from api.main import serve  # each command pays only for its own imports
+    with server(host=host, port=port, redis_url=redis_url) as settings:
+        from api.main import serve  # each command pays only for its own imports
 
-    settings = load_settings(host=host, port=port, redis_url=redis_url)
-    configure_logging(settings.log_level)
-    asyncio.run(serve(settings))
+        asyncio.run(serve(settings))
 
 
 MODEL = click.option(
@@ -50,26 +78,38 @@ ADAPTER = click.option(
 @click.option("--port", type=int, help="Port of health and metrics; 0 picks a free one.")
 def worker(models: tuple[str, ...], adapters: tuple[str, ...], redis_url: str | None, port: int | None) -> None:
     """Serve models from the queue."""
-    from workers.openmp import spare_other_processes
+    for name in NO_BARS:  # they are no lines of a log; the libraries read this when they are imported
+        os.environ.setdefault(name, "1")
+    with server(redis_url=redis_url, worker_port=port) as settings:
+        from workers.openmp import spare_other_processes
 
-    spare_other_processes()
-    from workers.main import run as run_worker
-    from workers.models import parse_specs
+        spare_other_processes()
+        from workers.main import run as run_worker
+        from workers.models import parse_specs
 
-    settings = load_settings(redis_url=redis_url, worker_port=port)
-    configure_logging(settings.log_level)
-    run_worker(parse_specs(models, adapters), settings)
+        run_worker(parse_specs(models, adapters), settings)
 
 
 @main.command()
 @MODEL
 @ADAPTER
-@click.option("--workers", "-w", default=1, show_default=True, type=click.IntRange(0), help="Worker processes.")
+@click.option(
+    "--workers",
+    "-w",
+    default=1,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Worker processes; 0 for the API alone.",
+)
 @click.option("--host", help="Address to listen on.")
 @click.option("--port", type=int, help="Port to listen on.")
-@click.option("--redis-url", help="Use this Redis instead of an embedded one.")
+@click.option("--redis-url", help="Use this Redis, not an embedded one; PENSTOCK_REDIS_URL where it has a password.")
 @click.option(
-    "--data", default=DATA, type=click.Path(path_type=Path), show_default=True, help="Folder of data and logs."
+    "--data",
+    default=DATA,
+    type=click.Path(path_type=Path),
+    show_default=True,
+    help="Folder of data and logs, for one `penstock up` at a time.",
 )
 def up(
     models: tuple[str, ...],
@@ -90,13 +130,13 @@ def up(
 
 @main.command()
 @click.option("--url", default="http://127.0.0.1:8000/v1", show_default=True, help="Any OpenAI-compatible server.")
-@click.option("--model", "-m", help="The first one listed, if not given.")
+@click.option("--model", "-m", help="By default the first that can chat and is served.")
 @click.option("--api-key", envvar="OPENAI_API_KEY", default="none", help="By default $OPENAI_API_KEY.")
 def chat(url: str, model: str | None, api_key: str) -> None:
     """Talk to a model in the terminal."""
     from cli.chat import chat as talk
 
-    talk(url, model=model, api_key=api_key)
+    sys.exit(talk(url, model=model, api_key=api_key))
 
 
 @main.command()
@@ -104,7 +144,7 @@ def chat(url: str, model: str | None, api_key: str) -> None:
 @click.option("--seconds", default=1.0, show_default=True, type=click.FloatRange(0.1), help="Between two pictures.")
 @click.option("--once", is_flag=True, help="Print one picture and end.")
 def top(redis_url: str | None, seconds: float, once: bool) -> None:
-    """Watch models, workers and jobs."""
+    """Watch models, workers and jobs; q quits. Piped, it prints one picture and ends."""
     from cli.top import top as watch
 
     watch(redis_url, seconds=seconds, once=once, target_wait_s=load_settings().target_wait_s)
@@ -121,5 +161,5 @@ def run() -> None:
     try:
         main()
     except PenstockError as error:
-        click.echo(f"penstock: {error}", err=True)
-        sys.exit(2)
+        echo(f"penstock: {error}", err=True)
+        sys.exit(EXIT_REFUSED)

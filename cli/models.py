@@ -1,18 +1,29 @@
-"""`penstock models`: which there are, and pausing one."""
+"""`penstock models`: which there are, pausing one, and forgetting one."""
+
+from dataclasses import asdict
 
 import click
 
-from cli.jobs import Desk, at_desk
+from cli.desk import Desk, OperatorGroup, at_desk, json_option
+from cli.terminal import echo, echo_json, row
+from shared.errors import InvalidRequest
 
 
-@click.group(invoke_without_command=True)
-@click.option("--redis-url", help="Where the queue lives; by default the one that `penstock up` runs here.")
+@click.group(cls=OperatorGroup, invoke_without_command=True)
+@json_option
 @click.pass_context
-def models(context: click.Context, redis_url: str | None) -> None:
-    """List the models with their workers and waiting jobs; pause one."""
-    context.obj = redis_url
+def models(context: click.Context, as_json: bool) -> None:
+    """List the models with their workers and waiting jobs; pause or forget one."""
     if context.invoked_subcommand is None:
-        at_desk(redis_url, _list)
+        _list(context.obj, as_json=as_json)
+
+
+@models.command("list")
+@json_option
+@click.pass_obj
+def list_models(redis_url: str | None, as_json: bool) -> None:
+    """List the models with their workers and waiting jobs."""
+    _list(redis_url, as_json=as_json)
 
 
 @models.command()
@@ -31,19 +42,43 @@ def resume(redis_url: str | None, model: str) -> None:
     _set(redis_url, model, paused=False)
 
 
-async def _list(seat: Desk) -> None:
-    for info in await seat.directory.models():
-        paused = "  paused" if info.paused else ""
-        click.echo(
-            f"{info.name}  {info.engine}  context {info.context_length}  "
-            f"workers {info.workers}  waiting {info.waiting}{paused}"
-        )
+@models.command()
+@click.argument("model")
+@click.pass_obj
+def forget(redis_url: str | None, model: str) -> None:
+    """List a model no more that nobody serves any longer. Jobs of it that have ended stay as long as they would."""
+
+    async def work(seat: Desk) -> None:
+        await seat.require_model(model)
+        if in_use := await seat.queue.forget(model):
+            raise InvalidRequest(f"{model} is not forgotten: {in_use}. Stop its workers and cancel its jobs first.")
+        echo(f"{model} forgotten")
+
+    at_desk(redis_url, work)
+
+
+def _list(redis_url: str | None, *, as_json: bool) -> None:
+    async def work(seat: Desk) -> None:
+        found = await seat.directory.models()
+        if as_json:
+            echo_json([asdict(info) for info in found])
+            return
+        for info in found:
+            about = [
+                info.engine,
+                f"context {info.context_length}",
+                f"workers {info.workers}",
+                f"waiting {info.waiting}",
+            ]
+            echo(row(info.name, *about, *(["paused"] if info.paused else [])))
+
+    at_desk(redis_url, work)
 
 
 def _set(redis_url: str | None, model: str, *, paused: bool) -> None:
     async def work(seat: Desk) -> None:
         info = await seat.directory.model(model)
         await seat.queue.pause(model, paused=paused)
-        click.echo(f"{model} {'paused' if paused else 'resumed'}, {info.waiting} waiting")
+        echo(f"{model} {'paused' if paused else 'resumed'}, {info.waiting} waiting")
 
     at_desk(redis_url, work)

@@ -1,18 +1,22 @@
 """`penstock top`: models, workers and running jobs, as Redis has them now."""
 
 import asyncio
+import os
+import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from redis.asyncio import Redis
-from rich.console import Console, Group
+from rich.console import Console, Group, JustifyMethod
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from cli.jobs import Desk, at_desk
+from cli.desk import Desk, at_desk
+from cli.terminal import one_line, unechoed
 from shared import keys
 from shared.demand import Demand, DemandReader
 from shared.job import Priority
@@ -21,6 +25,8 @@ from shared.lifecycle import State
 from shared.redis_client import translated
 
 JOBS_SHOWN = 15
+WIDE = 140  # columns that all there is to show needs with usual names
+UNBOUNDED = 10_000
 OLD_S = 30.0  # a wait that deserves a colour
 
 
@@ -45,21 +51,50 @@ class Picture:
 
 
 def top(redis_url: str | None, *, seconds: float, once: bool, target_wait_s: float) -> None:
-    """Until Ctrl-C, or one picture."""
+    """Until q or Ctrl-C. A file or another program gets one picture, as wide as it has to be, so that no id is cut."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=UNBOUNDED)
 
     async def watch(desk: Desk) -> None:
         now = await picture(desk)
-        if once:
-            Console().print(drawn(now, None, target_wait_s))
+        if once or not console.is_terminal:
+            console.print(drawn(now, None, target_wait_s, width=console.width))
             return
-        with Live(drawn(now, None, target_wait_s), auto_refresh=False, screen=True) as live:
-            while True:
-                await asyncio.sleep(seconds)
+        first = drawn(now, None, target_wait_s, width=console.width)
+        with quit_key() as quitting, Live(first, console=console, auto_refresh=False, screen=True) as live:
+            while not await _within(quitting, seconds):
                 before, now = now, await picture(desk)
-                live.update(drawn(now, before, target_wait_s), refresh=True)
+                live.update(drawn(now, before, target_wait_s, width=console.width), refresh=True)
 
     with suppress(KeyboardInterrupt):
         at_desk(redis_url, watch)
+
+
+@contextmanager
+def quit_key() -> Iterator[asyncio.Event]:
+    """Set when somebody presses q. Where the input is no terminal, never."""
+    pressed, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def read() -> None:
+        if b"q" in os.read(sys.stdin.fileno(), 64).lower():
+            pressed.set()
+
+    with unechoed() as keyboard:
+        if keyboard:
+            loop.add_reader(sys.stdin, read)
+        try:
+            yield pressed
+        finally:
+            loop.remove_reader(sys.stdin)
+
+
+async def _within(event: asyncio.Event, seconds: float) -> bool:
+    try:
+        await asyncio.wait_for(event.wait(), seconds)
+    except TimeoutError:
+        return False
+    return True
 
 
 async def picture(desk: Desk) -> Picture:
@@ -100,51 +135,82 @@ def _worker(key: str, fields: dict[bytes, bytes]) -> WorkerRecord:
     )
 
 
-def drawn(now: Picture, before: Picture | None, target_wait_s: float) -> Group:
-    return Group(_models(now, target_wait_s), Text(), _workers(now, before), Text(), _running(now))
+def drawn(now: Picture, before: Picture | None, target_wait_s: float, *, width: int) -> Group:
+    """On a narrow screen (80 columns) what matters most, with long names shortened; ids are never cut."""
+    wide = width >= WIDE
+    return Group(
+        _models(now, target_wait_s, wide=wide),
+        Text(),
+        _workers(now, before, wide=wide),
+        Text(),
+        _running(now, wide=wide),
+    )
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
+def _table(*columns: str, wide: bool, names: Mapping[str, int]) -> Table:
+    """A column whose title ends with # holds numbers; `names` says how long those may be that can be shortened."""
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
-        numbers = column.endswith("#")
-        table.add_column(column.removesuffix("#"), justify="right" if numbers else "left", no_wrap=True)
+        title = column.removesuffix("#")
+        justify: JustifyMethod = "right" if column.endswith("#") else "left"
+        table.add_column(title, justify=justify, no_wrap=True, max_width=None if wide else names.get(title))
     return table
 
 
-def _models(now: Picture, target_wait_s: float) -> Table:
-    classes = [f"{priority.value}#" for priority in Priority]
-    table = _table("MODEL", "workers#", "wanted#", "running#", *classes, "tokens waiting#", "oldest#", "")
+def _cell(text: object, style: str = "") -> Text:
+    return Text(one_line(text), style=style)
+
+
+def _models(now: Picture, target_wait_s: float, *, wide: bool) -> Table:
+    waiting = [f"{priority.value}#" for priority in Priority] if wide else ["waiting#"]
+    columns = (
+        "MODEL",
+        "workers#",
+        "wanted#",
+        "running#",
+        *waiting,
+        "tokens waiting#" if wide else "tokens#",
+        "oldest#",
+    )
+    table = _table(*columns, "", wide=wide, names={"MODEL": 16})
     for demand in now.demands:
-        old = f"{demand.oldest_s:.1f} s" if demand.waiting else "-"
+        jobs = [demand.waiting_jobs[priority] for priority in Priority]
         table.add_row(
-            demand.model,
-            Text(str(demand.workers), style="red" if demand.waiting and not demand.workers else ""),
-            str(demand.workers_wanted(target_wait_s)),
-            str(demand.running_jobs),
-            *[str(demand.waiting_jobs[priority]) for priority in Priority],
-            str(demand.waiting_tokens),
-            Text(old, style="yellow" if demand.oldest_s > OLD_S else ""),
-            "paused" if demand.model in now.paused else "",
+            _cell(demand.model),
+            _cell(demand.workers, "red" if demand.waiting and not demand.workers else ""),
+            _cell(demand.workers_wanted(target_wait_s)),
+            _cell(demand.running_jobs),
+            *map(_cell, jobs if wide else [sum(jobs)]),
+            _cell(demand.waiting_tokens),
+            _cell(f"{demand.oldest_s:.1f} s" if demand.waiting else "-", "yellow" if demand.oldest_s > OLD_S else ""),
+            _cell("paused" if demand.model in now.paused else ""),
         )
     return table
 
 
-def _workers(now: Picture, before: Picture | None) -> Table:
-    table = _table("WORKER", "host", "pid#", "state", "models", "done#", "failed#", "jobs/s#")
+def _workers(now: Picture, before: Picture | None, *, wide: bool) -> Table:
+    where = ("host", "pid#") if wide else ()
+    columns = ("WORKER", *where, "state", "models", "done#", "failed#", "jobs/s#")
+    table = _table(*columns, wide=wide, names={"WORKER": 26, "models": 20})
     earlier = {worker.name: worker.done for worker in before.workers} if before else {}
     for worker in now.workers:
         pace = "-"
         if before and worker.name in earlier:
             pace = f"{(worker.done - earlier[worker.name]) / (now.at - before.at):.1f}"
-        about = (worker.name, worker.host, str(worker.pid), worker.state, worker.models)
-        table.add_row(*about, str(worker.done), str(worker.failed), pace)
+        place = (worker.host, worker.pid) if wide else ()
+        about = (worker.name, *place, worker.state, worker.models, worker.done, worker.failed, pace)
+        table.add_row(*map(_cell, about))
     return table
 
 
-def _running(now: Picture) -> Table:
-    table = _table("JOB", "model", "class", "tenant", "attempt#", "since", "worker")
+def _running(now: Picture, *, wide: bool) -> Table:
+    if not wide:
+        table = _table("JOB", "model", "attempt#", "since", wide=wide, names={"model": 16})
+        for job in now.running:
+            table.add_row(*map(_cell, (job.id, job.model, job.attempts, job.started_at[11:19])))
+        return table
+    table = _table("JOB", "model", "class", "tenant", "attempt#", "since", "worker", wide=wide, names={})
     for job in now.running:
-        since = job.started_at[11:19]
-        table.add_row(job.id, job.model, job.priority.value, job.tenant, str(job.attempts), since, job.worker)
+        about = (job.id, job.model, job.priority.value, job.tenant, job.attempts, job.started_at[11:19], job.worker)
+        table.add_row(*map(_cell, about))
     return table

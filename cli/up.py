@@ -2,31 +2,41 @@
 
 import asyncio
 import os
-import shlex
-import shutil
 import signal
-import sys
+import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any, TypeVar
 
 import click
 import httpx
+import redis
 
-from cli.child import Child
-from cli.embedded_redis import EmbeddedRedis
-from cli.where import REDIS_URL_FILE
+from api.auth import keys_required
+from cli.child import Child, penstock
+from cli.data_folder import DataFolder
+from cli.embedded_redis import LEAVE_S, EmbeddedRedis, free_port
+from cli.private_files import UMASK
+from cli.supervisor import Supervisor
+from cli.welcome import Welcome
+from shared import keys
 from shared.checkup import require_healthy
-from shared.redis_client import connect
+from shared.errors import QueueUnavailable
+from shared.redis_client import connect, translated
 from shared.settings import Settings
 from shared.sockets import listen
-from workers.models import ModelSpec, parse_specs
+from workers.models import parse_specs
 
 STOP_S = 5.0
 APPENDFSYNC = {"fast": "everysec", "safe": "always", "durable": "always"}
-POLL_S = 0.2
+ASK_S = 2.0
+LOAD_S = 4 * 3600.0  # for models to be fetched and loaded, and for Redis to load its data
+CHILD_REDIS_WAIT_S = 3600.0  # longer than any pause between two lives of the embedded one
+Answer = TypeVar("Answer")
 
 
 def up(
@@ -40,138 +50,147 @@ def up(
 ) -> None:
     """Run until Ctrl-C or SIGTERM. Raises SettingsError, before anything runs, for what cannot work."""
     specs = parse_specs(models, adapters)
-    asked = [f"--model={text}" for text in models] + [f"--adapter={text}" for text in adapters]
-    listen(settings.host, settings.port, setting="PORT").close()
+    names = [name for spec in specs for name in (spec.name, *dict(spec.adapters))]
+    asked = [*[f"--model={text}" for text in models], *[f"--adapter={text}" for text in adapters]]
+    settings = settings.model_copy(update={"port": settings.port or free_port()})
+    folder = DataFolder(data)
+    stopping = _stopped_by_signals()
+    with folder.held(url=f"{base_url(settings)}/v1"):
+        listen(settings.host, settings.port, setting="PORT").close()
+        supervisor = Supervisor(stopping)
+        try:
+            url = redis_url or _start_redis(supervisor, folder, settings)
+            settings = settings.model_copy(update={"redis_url": url})
+            if not supervisor.wait_for(partial(_unfit, settings), bound_s=settings.redis_wait_s):
+                return
+            folder.note_redis(url)
+            hands = _start_processes(supervisor, asked, workers, folder, settings)
+            loading = f"Loading    {', '.join(names)} in {workers} worker{'' if workers == 1 else 's'}"
+            click.echo(loading if workers else "Starting   the API, without a worker")
+            began = time.monotonic()
+            if supervisor.wait_for(partial(_missing, settings, hands, names), bound_s=LOAD_S):
+                click.echo(f"Ready      after {time.monotonic() - began:.1f} s")
+                click.echo(Welcome(base_url(settings), names[0], asked, workers, folder, url, keys_required(settings)))
+            supervisor.run()
+        finally:
+            supervisor.stop()
+
+
+def _stopped_by_signals() -> threading.Event:
     stopping = threading.Event()
+
+    def stop(_: int, __: FrameType | None) -> None:
+        stopping.set()
+
     for sign in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(sign, _setter(stopping))
-    redis = None if redis_url else EmbeddedRedis(data / "redis", appendfsync=APPENDFSYNC[settings.durability])
-    if redis:
-        click.echo(f"Redis      {redis.url}  (embedded, data in {data / 'redis'})")
-        redis.start()
-    url = redis_url or (redis.url if redis else "")
-    children: list[Child] = []
+        signal.signal(sign, stop)
+    return stopping
+
+
+def _start_redis(supervisor: Supervisor, folder: DataFolder, settings: Settings) -> str:
+    """Its URL, once it has loaded its data."""
+    server = EmbeddedRedis(folder.redis, appendfsync=APPENDFSYNC[settings.durability])
+    click.echo(f"Redis      {server.url}  (embedded, data in {folder.redis})")
+
+    def missing() -> list[str]:
+        try:
+            return [] if server.answers() else ["Redis loads its data"]
+        except redis.RedisError:
+            return [f"Redis does not answer (see {server.log})"]
+
+    supervisor.start(Child("Redis", server.launch, log=server.log), stop_s=LEAVE_S)
+    supervisor.wait_for(missing, bound_s=LOAD_S)
+    return server.url
+
+
+def _unfit(settings: Settings) -> list[str]:
+    """Why Redis cannot be used now. Raises SettingsError for one that would lose jobs."""
+
+    async def examine() -> None:
+        client = connect(settings.redis_url)
+        try:
+            await require_healthy(client, settings)
+        finally:
+            await client.aclose()
+
     try:
-        asyncio.run(_check(settings.model_copy(update={"redis_url": url})))
-        data.mkdir(parents=True, exist_ok=True)
-        (data / REDIS_URL_FILE).write_text(url + "\n")
-        children = _children(asked, workers, data, url, settings)
-        for child in children:
-            child.start()
-        if _wait_ready(children, specs, workers, settings, stopping):
-            click.echo(_welcome(specs[0].name, settings, url, data))
-        _watch(children, stopping)
-    finally:
-        _stop(children, redis)
+        _asked(examine())
+    except QueueUnavailable as error:
+        return [str(error)]
+    return []
 
 
-async def _check(settings: Settings) -> None:
-    client = connect(settings.redis_url)
-    try:
-        await require_healthy(client, settings)
-    finally:
-        await client.aclose()
-
-
-def _children(asked: Sequence[str], workers: int, data: Path, url: str, settings: Settings) -> list[Child]:
+def _start_processes(
+    supervisor: Supervisor, asked: Sequence[str], workers: int, folder: DataFolder, settings: Settings
+) -> list[Child]:
+    """Start the API and the workers. The workers."""
     threads = max(1, (os.cpu_count() or 1) // max(workers, 1))
     shared = {
-        "PENSTOCK_REDIS_URL": url,
-        "PENSTOCK_FILES": settings.files if "files" in settings.model_fields_set else str(data / "files"),
+        "PENSTOCK_REDIS_URL": settings.redis_url,
+        "PENSTOCK_REDIS_WAIT_S": str(max(settings.redis_wait_s, CHILD_REDIS_WAIT_S)),
+        "PENSTOCK_FILES": settings.files if "files" in settings.model_fields_set else str(folder.files),
         "PENSTOCK_DRAIN_S": str(min(settings.drain_s, STOP_S - 2)),
         "PENSTOCK_HOST": settings.host,
         "PENSTOCK_PORT": str(settings.port),
     }
     threaded = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
-    api = Child("api", ["api"], environment=shared, log=data / "logs" / "api.log")
-    return [
-        api,
-        *[
-            Child(
-                f"worker {n}", ["worker", *asked], environment=shared | threaded, log=data / "logs" / f"worker-{n}.log"
-            )
-            for n in range(1, workers + 1)
-        ],
-    ]
+
+    def child(name: str, arguments: Sequence[str], more: dict[str, str], umask: int) -> Child:
+        log = folder.logs / f"{name.replace(' ', '-')}.log"
+        return Child(name, penstock(arguments, environment=shared | more, log=log, umask=umask), log=log)
+
+    api = child("api", ["api"], {}, UMASK)
+    # What workers fetch from a hub is for other users of its cache, too: their files keep the usual mode.
+    hands = [child(f"worker {n}", ["worker", *asked], threaded, -1) for n in range(1, workers + 1)]
+    supervisor.start(api, *hands, stop_s=STOP_S)
+    return hands
 
 
-def _wait_ready(
-    children: list[Child], specs: list[ModelSpec], workers: int, settings: Settings, stopping: threading.Event
-) -> bool:
-    """Until every model has all its workers; False when asked to stop before."""
-    names = [name for spec in specs for name in (spec.name, *dict(spec.adapters))]
-    click.echo(f"Loading    {', '.join(names)} in {workers} worker{'s' if workers != 1 else ''} ", nl=False)
-    began, shown = time.monotonic(), 0
-    while not stopping.wait(POLL_S):
-        for child in children:
-            child.check()
-        if _serving(settings, names, workers):
-            click.echo(f" ready after {time.monotonic() - began:.1f} s")
-            return True
-        if time.monotonic() - began > shown + 1:
-            shown += 1
-            click.echo(".", nl=False)
-    click.echo()
-    return False
-
-
-def _serving(settings: Settings, names: list[str], workers: int) -> bool:
+def _missing(settings: Settings, hands: Sequence[Child], names: Sequence[str]) -> list[str]:
+    """Who does not serve yet. None of the questions needs a key."""
+    lacking = []
     try:
-        listed = httpx.get(f"{_base(settings)}/v1/models", timeout=2).json()["data"]
-    except (httpx.HTTPError, ValueError, KeyError):
-        return False
-    counts = {model["id"]: model["workers"] for model in listed}
-    return all(counts.get(name, 0) >= workers for name in names)
+        answer = httpx.get(f"{base_url(settings)}/health/ready", timeout=ASK_S, trust_env=False)
+        if not answer.is_success:
+            lacking.append(f"the API is not ready: {answer.text[:200]}")
+    except httpx.HTTPError:
+        lacking.append(f"the API does not answer at {base_url(settings)}")
+    try:
+        pids, announced = _asked(_at_work(settings.redis_url, names))
+    except QueueUnavailable as error:
+        return [*lacking, str(error)]
+    lacking += [f"{hand.name} is not ready (see {hand.log})" for hand in hands if hand.pid not in pids]
+    return lacking if lacking or announced or not hands else ["the models are not listed"]
 
 
-def _watch(children: list[Child], stopping: threading.Event) -> None:
-    while not stopping.wait(POLL_S):
-        for child in children:
-            if told := child.check():
-                click.echo(told)
+def _asked(asking: Coroutine[Any, Any, Answer]) -> Answer:
+    """Its answer, or QueueUnavailable before whoever waits for Ctrl-C grows impatient."""
+
+    async def bounded() -> Answer:
+        async with asyncio.timeout(ASK_S):
+            return await asking
+
+    try:
+        return asyncio.run(bounded())
+    except TimeoutError as error:
+        raise QueueUnavailable(f"Redis does not answer within {ASK_S:g} s") from error
 
 
-def _stop(children: list[Child], redis: EmbeddedRedis | None) -> None:
-    if children:
-        click.echo("Stopping ..")
-    deadline = time.monotonic() + STOP_S
-    for child in children:
-        child.terminate()
-    for child in children:
-        child.wait(deadline)
-    if redis:
-        redis.stop()
+async def _at_work(url: str, names: Sequence[str]) -> tuple[set[int], bool]:
+    """The workers that serve on this machine, by process, and whether all models have been announced."""
+    client = connect(url)
+    try:
+        with translated():
+            members: Any = await client.smembers(keys.WORKERS)
+            records: Any = [await client.hmget(member, "hostname", "pid") for member in members]
+            announced = await client.exists(*[keys.model(name) for name in names])
+    finally:
+        await client.aclose()
+    here = socket.gethostname().encode()
+    return {int(pid) for host, pid in records if pid and host == here}, announced == len(names)
 
 
-def _setter(stopping: threading.Event) -> "signal._HANDLER":
-    def stop(_: int, __: FrameType | None) -> None:
-        stopping.set()
-
-    return stop
-
-
-def _base(settings: Settings) -> str:
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
-    return f"http://{host}:{settings.port}"
-
-
-def _welcome(model: str, settings: Settings, redis_url: str, data: Path) -> str:
-    base = _base(settings)
-    bin_ = "" if shutil.which("penstock") else os.path.relpath(Path(sys.executable).parent) + "/"
-    body = f'{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "Hello!"}}]}}'
-    return f"""
-Penstock   {base}/v1   (logs in {data / "logs"}; Ctrl-C stops everything)
-
-  curl -N {base}/v1/chat/completions -H 'content-type: application/json' \\
-    -d {shlex.quote(body)}
-
-  from openai import OpenAI
-  client = OpenAI(base_url="{base}/v1", api_key="none")
-  hello = [{{"role": "user", "content": "Hello!"}}]
-  for chunk in client.chat.completions.create(model="{model}", messages=hello, stream=True):
-      print(chunk.choices[0].delta.content or "", end="", flush=True)
-
-  {bin_}penstock chat{"" if settings.port == 8000 else f" --url {base}/v1"}
-  {bin_}penstock jobs list
-  {bin_}rq info -u {redis_url}
-"""
+def base_url(settings: Settings) -> str:
+    """Where this machine reaches the API."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"

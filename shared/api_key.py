@@ -48,7 +48,6 @@ class KeyRing:
         self._redis = client
         self._counting = counting or [client]
         self._clock = clock
-        self._salt = b""
 
     async def create(self, name: str, *, secret: str = "", **limits: Any) -> tuple[ApiKey, str]:
         """The key and its secret, which nobody can be told again. `secret`: one that clients have already. Raises
@@ -114,13 +113,14 @@ class KeyRing:
         return time.strftime("%Y-%m", time.gmtime(self._clock()))
 
     async def _id(self, secret: str) -> str:
-        """The same for the same secret, and with the deployment's salt, so that a digest is of use nowhere else."""
-        if not self._salt:
-            with translated():
+        """The same for the same secret, and with the deployment's salt, so that a digest is of use nowhere else. The
+        salt is read each time: a process that remembered it would disagree with others once Redis was emptied."""
+        with translated():
+            salt: Any = await self._redis.get(keys.API_KEY_SALT)
+            if salt is None:
                 await self._redis.set(keys.API_KEY_SALT, secrets.token_hex(16), nx=True)
-                salt: Any = await self._redis.get(keys.API_KEY_SALT)
-                self._salt = salt
-        return "key-" + _digest(self._salt, secret).hex()[:ID_LENGTH]
+                salt = await self._redis.get(keys.API_KEY_SALT)
+        return "key-" + _digest(salt, secret).hex()[:ID_LENGTH]
 
     async def _fields(self, key_id: str) -> dict[str, str]:
         with translated():

@@ -1,17 +1,19 @@
 """Whether a Redis can be trusted with jobs: what a process looks at before it starts, and `penstock doctor` prints."""
 
+import asyncio
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 import redis.exceptions
 from redis.asyncio import Redis
 
 from shared import keys
 from shared.errors import QueueUnavailable, SettingsError
-from shared.redis_client import memory_share, translated
+from shared.redis_client import masked, memory_share, translated
 from shared.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -19,6 +21,9 @@ OLDEST = (6, 2)
 WAITAOF_SINCE = (7, 2)
 CONFIRM_MS = 2000
 MENDED_S = 86400
+ASK_AGAIN_S = 0.5
+SAY_AGAIN_S = 10.0
+Answer = TypeVar("Answer")
 
 
 class Level(StrEnum):
@@ -36,7 +41,7 @@ class Finding:
 
 
 async def examine(client: Redis, settings: Settings) -> list[Finding]:
-    """Raises QueueUnavailable when no Redis answers."""
+    """Raises QueueUnavailable when no Redis answers, SettingsError when one refuses the URL's password."""
     info = await _info(client, settings)
     return [*_server(info), *_memory(info, settings), *_persistence(info), *_durability(info, settings)]
 
@@ -49,6 +54,25 @@ async def require_healthy(client: Redis, settings: Settings) -> list[str]:
         if finding.level is Level.BAD:
             raise SettingsError(finding.text)
     return [finding.text for finding in found if finding.level is Level.WARNING]
+
+
+async def patiently(
+    ask: Callable[[], Awaitable[Answer]], settings: Settings, *, say: Callable[[str], None] = log.warning
+) -> Answer:
+    """What `ask` answers, asked again while it raises QueueUnavailable, for `redis_wait_s`; then raises that. Says so
+    at once, and again from time to time."""
+    began, said = time.monotonic(), float("-inf")
+    while True:
+        try:
+            return await ask()
+        except QueueUnavailable as error:
+            waited = time.monotonic() - began
+            if waited >= settings.redis_wait_s:
+                raise
+            if waited - said >= SAY_AGAIN_S:
+                said = waited
+                say(f"waiting for Redis, {settings.redis_wait_s - waited:.0f} s more: {error}")
+        await asyncio.sleep(ASK_AGAIN_S)
 
 
 async def confirmation(client: Redis, settings: Settings) -> tuple[Any, ...]:
@@ -86,8 +110,14 @@ async def _info(client: Redis, settings: Settings) -> dict[str, Any]:
             info, config = await pipe.execute(raise_on_error=False)
         if isinstance(info, Exception):
             raise info
+    except redis.exceptions.AuthenticationError as error:
+        raise SettingsError(
+            f"PENSTOCK_REDIS_URL: {masked(settings.redis_url)} refuses its password ({error})"
+        ) from error
     except (redis.exceptions.RedisError, OSError) as error:
-        raise QueueUnavailable(f"PENSTOCK_REDIS_URL: no Redis answers at {settings.redis_url} ({error})") from error
+        raise QueueUnavailable(
+            f"PENSTOCK_REDIS_URL: no Redis answers at {masked(settings.redis_url)} ({error})"
+        ) from error
     fsync = "unknown"  # managed servers keep CONFIG to themselves
     if not isinstance(config, Exception) and config:
         fsync = (next(iter(config.values())) if isinstance(config, dict) else config[1]) or fsync
@@ -99,7 +129,7 @@ def _server(info: dict[str, Any]) -> Iterator[Finding]:
     if _version(info) < OLDEST:
         yield Finding(Level.BAD, f"Redis {info['redis_version']} is too old: Penstock needs 6.2 or newer")
     else:
-        yield Finding(Level.GOOD, f"Redis {info['redis_version']}")
+        yield Finding(Level.GOOD, _name(info))
     if info.get("role", "master") != "master":
         yield Finding(Level.BAD, "this Redis is a replica and takes no writes: use the primary's URL, or a Sentinel's")
     if info.get("cluster_enabled"):
@@ -113,10 +143,16 @@ def _memory(info: dict[str, Any], settings: Settings) -> Iterator[Finding]:
             Level.BAD, f"Redis has maxmemory-policy {policy}, which deletes jobs when memory is short: set noeviction"
         )
     if not info.get("maxmemory"):
-        yield Finding(Level.WARNING, "Redis has no maxmemory: set one, so that its machine never kills it for memory")
+        yield Finding(
+            Level.WARNING, "Redis has no maxmemory: set one below its machine's memory, which kills it otherwise"
+        )
     share = memory_share(info)
     level = Level.BAD if share >= 1 else Level.WARNING if share >= settings.redis_memory_share else Level.GOOD
-    yield Finding(level, f"Redis uses {share:.0%} of its memory; new jobs stop at {settings.redis_memory_share:.0%}")
+    todo = (
+        "" if level is Level.GOOD else ": raise its maxmemory, or shorten PENSTOCK_JOB_TTL_S and PENSTOCK_FAILED_TTL_S"
+    )
+    used = f"Redis uses {share:.0%} of its memory; new jobs stop at {settings.redis_memory_share:.0%}"
+    yield Finding(level, used + todo)
 
 
 def _persistence(info: dict[str, Any]) -> Iterator[Finding]:
@@ -127,7 +163,7 @@ def _persistence(info: dict[str, Any]) -> Iterator[Finding]:
         )
         return
     if info.get("aof_last_write_status", "ok") != "ok":
-        yield Finding(Level.BAD, "Redis cannot write its append-only file: is its disk full?")
+        yield Finding(Level.BAD, "Redis cannot write its append-only file: make room on its disk")
     else:
         yield Finding(Level.GOOD, f"Redis writes an append-only file, synced {info['appendfsync']}")
 
@@ -141,8 +177,13 @@ def _durability(info: dict[str, Any], settings: Settings) -> Iterator[Finding]:
                 "PENSTOCK_DURABILITY=safe needs an append-only file, and Redis 7.2 or newer or --appendfsync always",
             )
     if settings.durability == "durable" and not info.get("connected_slaves"):
-        yield Finding(Level.WARNING, "PENSTOCK_DURABILITY=durable accepts nothing until a replica is connected")
+        yield Finding(Level.WARNING, "PENSTOCK_DURABILITY=durable accepts nothing: connect a replica")
     yield Finding(Level.GOOD, f"durability profile {settings.durability}")
+
+
+def _name(info: dict[str, Any]) -> str:
+    compatible = f"Redis {info['redis_version']}"
+    return f"Valkey {info['valkey_version']}, compatible with {compatible}" if "valkey_version" in info else compatible
 
 
 def _version(info: dict[str, Any]) -> tuple[int, ...]:

@@ -139,7 +139,7 @@ def event_from_wire(seq: int, wire: list[Any]) -> Event:
                 return Finished(seq=seq, outcome=_outcome_from_wire(outcome))
             case _:
                 raise DecodeError(f"unknown event {wire!r:.80}")
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DecodeError(f"not an event: {error}") from error
 
 

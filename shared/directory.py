@@ -62,6 +62,7 @@ class Directory:
             parent=fields.get(b"parent", b"").decode(),
             capabilities=tuple(fields.get(b"capabilities", b"").decode().split()),
             slots=int(fields.get(b"slots", 1)),
+            prompt_chars_max=int(fields.get(b"prompt_chars_max", 0)),
             workers=alive,
             waiting=waiting,
             paused=bool(paused),
@@ -75,4 +76,5 @@ def _fields(info: ModelInfo) -> dict[Any, Any]:
         "parent": info.parent,
         "capabilities": " ".join(info.capabilities),
         "slots": info.slots,
+        "prompt_chars_max": info.prompt_chars_max,
     }

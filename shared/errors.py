@@ -3,7 +3,8 @@
     PenstockError
     ├── SettingsError            a setting cannot be used; names it
     ├── InvalidRequest           the request is wrong; names the parameter
-    │   └── ContextLengthExceeded
+    │   ├── ContextLengthExceeded
+    │   └── FileInUse            a batch that has not ended reads the file; names the batch
     ├── NotFound                 no such model, job or route
     ├── QueueFull                the model's queue has no room; says why and when to try again
     ├── StorageFull              a tenant has stored as many bytes as it may
@@ -36,6 +37,10 @@ class InvalidRequest(PenstockError):
 
 class ContextLengthExceeded(InvalidRequest):
     code = "context_length_exceeded"
+
+
+class FileInUse(InvalidRequest):
+    code = "file_in_use"
 
 
 class NotFound(PenstockError):

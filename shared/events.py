@@ -106,6 +106,10 @@ class Completed:
     usage: Usage
 
 
+# The codes of a failure that lies in the request itself. The same request would end alike on every worker.
+REQUEST_FAULTS = frozenset({"invalid_request", "context_length_exceeded", "model_not_found", "request_too_large"})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
     """`code` is a slug of `api.problems`; `detail` (a traceback) stays with the job and never reaches the client."""
@@ -114,6 +118,11 @@ class Failed:
     message: str
     param: str | None = None
     detail: str = field(default="", compare=False)
+
+    @property
+    def by_request(self) -> bool:
+        """Whether the request was wrong, and neither the engine nor a worker."""
+        return self.code in REQUEST_FAULTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ from shared.events import Event
 from shared.job import Job, ModelInfo
 from shared.ledger import JobRecord, Ledger
 from shared.lifecycle import State
-from shared.queue import Accepted, Allowance, JobChannel, JobQueue, Page, StoredRecord
+from shared.queue import Accepted, Allowance, InUse, JobChannel, JobQueue, Page, StoredRecord
 from shared.redis_channel import RedisChannel
 from shared.redis_client import translated
 from shared.tasks import end
@@ -31,10 +31,12 @@ from shared.tasks import end
 log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 Known = TypeVar("Known", ModelInfo, Demand)
+Heard = list[tuple[str, Sequence[Event]]]  # jobs and their events, as they were published together
 PLACED_FOR_S = 10.0
 ANSWER_S = 3.0  # one of several that has not answered by then counts as away,
 SILENT_FOR_S = 5.0  # and is not asked again for so long
 JOBS_PLACED_MAX = 100_000
+HEARD_MAX = 1000  # batches from all, before those who are heard have to wait
 NO_NEWS = Page(state=State.STARTED, events=())  # of a job whose Redis is away
 
 
@@ -225,21 +227,24 @@ class Fleet:
     async def pause(self, model: str, *, paused: bool) -> None:
         await (await self._places.of_model(model)).queue.pause(model, paused=paused)
 
-    async def listen(self, subscriber: str) -> AsyncIterator[list[tuple[str, Sequence[Event]]]]:
+    async def forget(self, model: str) -> InUse:
+        return await (await self._places.of_model(model)).queue.forget(model)
+
+    async def listen(self, subscriber: str) -> AsyncIterator[Heard]:
+        """Raises what ends the listening to any of them: a process that hears only some must not look alive. One that
+        is away is no such thing, its channel connects again."""
         if len(self._places.shards) == 1:
             async for batch in self._places.home.channel.listen(subscriber):
                 yield batch
             return
-        heard: asyncio.Queue[list[tuple[str, Sequence[Event]]]] = asyncio.Queue()
-
-        async def hear(shard: Shard) -> None:
-            async for batch in shard.channel.listen(subscriber):
-                heard.put_nowait(batch)
-
-        hearing = [asyncio.create_task(hear(shard)) for shard in self._places.shards]
+        heard: asyncio.Queue[Heard | Exception] = asyncio.Queue(HEARD_MAX)
+        hearing = [asyncio.create_task(_hear(shard, subscriber, heard)) for shard in self._places.shards]
         try:
             while True:
-                yield await heard.get()
+                said = await heard.get()
+                if isinstance(said, Exception):
+                    raise said
+                yield said
         finally:
             await end(hearing)
 
@@ -255,6 +260,16 @@ class Fleet:
         if error and not pages:
             raise error
         return [next(pages[place]) if place in pages else NO_NEWS for place in places]
+
+
+async def _hear(shard: Shard, subscriber: str, heard: "asyncio.Queue[Heard | Exception]") -> None:
+    """Pass on what is published in one Redis, and at last why no more comes."""
+    try:
+        async for batch in shard.channel.listen(subscriber):
+            await heard.put(batch)
+        raise RuntimeError("a Redis is listened to no more")
+    except Exception as error:
+        await heard.put(error)
 
 
 class FleetDirectory(Directory):

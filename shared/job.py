@@ -5,6 +5,7 @@ from enum import StrEnum
 from typing import Any
 
 JOB_ID = r"[A-Za-z0-9_-]{1,128}"
+SPLIT_SHARE = 16  # splitting a text into tokens costs this part of computing them
 
 
 class Kind(StrEnum):
@@ -86,7 +87,7 @@ class Job:
     deadline: how long it may take from its first claim to its end. `tenant`: for whom, and `weight`: their share
     beside other tenants. `grace_ms`: how long it goes on when nobody reads it any more; None for ever. `keep_s`: how
     long it is kept after its end, if that is longer than usual. `notify`: whoever sends webhooks hears of its end.
-    `cache_salt`: prompts share what was computed for them only with prompts of the same salt.
+    `cache_salt`: prompts share what was computed for them only with prompts of the same salt, which names the tenant.
     """
 
     id: str
@@ -114,13 +115,13 @@ class Job:
     @property
     def prompt_tokens_about(self) -> int:
         """Before a tokenizer has seen it: four characters a token, as texts in English have."""
-        if self.kind is Kind.TOKENS:
-            return 1
-        texts = self.request.get("prompts") or self.request.get("inputs")
+        request = self.request
+        texts = request.get("prompts") or request.get("inputs")
         if texts is None:
-            texts = [str(message) for message in self.request["messages"]]
-            texts.append(str(self.request.get("tools", "")))
-        return sum(len(text) // 4 + 1 if isinstance(text, str) else len(text) for text in texts)
+            texts = [*map(str, request.get("messages") or ()), str(request.get("tools", ""))]
+            texts += [request[name] for name in ("prompt", "tokens") if request.get(name)]
+        tokens = sum(len(text) // 4 + 1 if isinstance(text, str) else len(text) for text in texts)
+        return tokens // SPLIT_SHARE + 1 if self.kind is Kind.TOKENS else tokens
 
     @property
     def output_tokens_max(self) -> int | None:
@@ -134,7 +135,7 @@ class Job:
 class ModelInfo:
     """What a worker says of a model it serves. `engine` is batched, stepwise, embedding or scripted. `parent`: of an
     adapter, the model that it adapts. `capabilities`: what may be asked of it. `slots`: how many jobs a worker runs at
-    a time."""
+    a time. `prompt_chars_max`: a prompt of more characters cannot fit, however it is split; 0 when nobody knows."""
 
     name: str
     engine: str
@@ -143,6 +144,7 @@ class ModelInfo:
     parent: str = ""
     capabilities: tuple[str, ...] = ()
     slots: int = 1
+    prompt_chars_max: int = 0
     workers: int = 0
     waiting: int = 0
     paused: bool = False

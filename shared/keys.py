@@ -13,7 +13,8 @@
 | rq:canceled:{model}        | zset    | queue.lua, rq     | cancelled ids by expiry                      | member: the job's lifetime |
 | rq:results:{job}           | stream  | queue.lua         | RQ's result record with the traceback        | the job's lifetime |
 | rq:worker:{worker}         | hash    | rq_view, queue.lua| RQ's worker fields                           | 10 s after the last heartbeat |
-| rq:workers[:{model}]       | set     | rq_view           | keys of workers                              | cleaned by every reader |
+| rq:workers                 | set     | rq_view           | keys of workers                              | cleaned by every reader |
+| rq:workers:{model}         | set     | rq_view           | keys of the model's workers                  | cleaned by every reader |
 | rq:suspended               | string  | rq                | set by `rq suspend`: nothing new is claimed  | the operator's |
 | penstock:stream:{model}    | stream  | queue.lua         | one entry `j`=job id per waiting or running job | while it has entries |
 | penstock:wake:{model}      | list    | queue.lua         | one element for a worker to be woken by      | 1 h; none while nobody waits |
@@ -40,8 +41,8 @@
 | penstock:stored-bytes:{tenant} | string | records.lua    | how many bytes those are together            | as long as the last of them |
 | penstock:webhooks:{tenant} | hash    | api.webhooks      | endpoints by id, as JSON                     | until removed |
 | penstock:notices           | list    | queue.lua         | `job tenant` that ended and is to be told    | while it has entries |
-| penstock:delivery:{delivery} | string | api.webhooks     | what is told to an endpoint, as JSON         | 2 days |
-| penstock:deliveries        | zset    | api.webhooks      | deliveries by when they are tried next       | while it has members |
+| penstock:delivery:{delivery} | string | api.deliveries   | what is told to an endpoint, as JSON         | 2 days |
+| penstock:deliveries        | zset    | api.deliveries    | deliveries by when they are tried next       | while it has members |
 | penstock:response:{response} | string | records.lua     | what was asked of a response, as JSON        | the response's lifetime |
 | penstock:file:{file}       | hash    | api.files         | what is known of an uploaded or written file | until deleted or expired |
 | penstock:files:{tenant}    | zset    | api.files         | ids of files by when they came               | while it has members |
@@ -49,7 +50,7 @@
 | penstock:batch:{batch}     | string  | api.batch         | a batch, as JSON                             | 30 days after its end |
 | penstock:batches:{tenant}  | zset    | api.batch         | ids of batches by when they came             | 90 days after the last |
 | penstock:batches           | set     | api.batch         | ids of batches that have not ended           | while it has members |
-| penstock:batch-lease:{batch} | string | api.batch        | the API process that works on it             | 10 s |
+| penstock:batch-lease:{batch} | string | api.batch        | whose lease of it holds: `process.token`     | 10 s |
 | penstock:batch-cancel:{batch} | string | api.batch       | it is to be cancelled                        | 30 days |
 | penstock:mended:{start}    | string  | checkup           | since this start Redis's file was rewritten  | 1 day |
 | penstock:log:{job}         | list    | queue.lua         | the job's events, by number                  | 7 days at most; then the job's lifetime |
@@ -98,6 +99,9 @@ _BY_NAME = {
     "bucket": "penstock:bucket:",
     "holding": "penstock:holding:",
     "usage": "penstock:usage:",
+    "workers_of": "rq:workers:",
+    "model": "penstock:model:",
+    "pace": "penstock:pace:",
     "stored": "penstock:stored:",
     "stored_bytes": "penstock:stored-bytes:",
 }
@@ -140,7 +144,7 @@ def rate(model: str) -> str:
 
 
 def pace(model: str) -> str:
-    return f"penstock:pace:{model}"
+    return _BY_NAME["pace"] + model
 
 
 def leases(model: str) -> str:
@@ -217,11 +221,11 @@ def worker(name: str) -> str:
 
 
 def workers_of(model: str) -> str:
-    return f"{WORKERS}:{model}"
+    return _BY_NAME["workers_of"] + model
 
 
 def model(name: str) -> str:
-    return f"penstock:model:{name}"
+    return _BY_NAME["model"] + name
 
 
 def events_channel(api: str) -> str:
@@ -235,5 +239,7 @@ def control_channel(worker_name: str) -> str:
 def lua_prelude() -> str:
     """Lua functions `job_key(id)`, `queue_key(model)`, .. and constants, so that no name is written twice."""
     functions = [f"local function {name}_key(x) return '{prefix}' .. x end" for name, prefix in _BY_NAME.items()]
-    constants = [f"local QUEUES, SUSPENDED, NOTICES = '{QUEUES}', '{SUSPENDED}', '{NOTICES}'"]
+    constants = [
+        f"local QUEUES, SUSPENDED, NOTICES, MODELS = '{QUEUES}', '{SUSPENDED}', '{NOTICES}', '{MODELS}'",
+    ]
     return "\n".join([*constants, *functions, ""])

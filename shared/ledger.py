@@ -36,6 +36,11 @@ class JobRecord:
     timeline: list[tuple[int, str]]
 
     @property
+    def reason(self) -> str:
+        """Why it failed, or why its request was refused, in one line."""
+        return self.traceback.strip().rpartition("\n")[2]
+
+    @property
     def queued_s(self) -> float:
         """When it was queued, by the clock of whoever queued it."""
         return _seconds(self.enqueued_at)

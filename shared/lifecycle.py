@@ -52,11 +52,14 @@ def after(state: State, move: Move) -> State:
 
 
 def settling(outcome: Outcome) -> Move:
-    """The move that an outcome makes. An expired job counts as failed, so that it can be replayed."""
+    """The move that an outcome makes. An expired job counts as failed, so that it can be replayed. A job whose request
+    was wrong counts as cancelled: nobody needs to look at it, and no requeue would help it. Its client still reads the
+    error in the log. A worker of release 0.2 settles such a job as failed; every reader goes by the log's last event,
+    so it takes both."""
     match outcome:
         case Completed():
             return Move.COMPLETE
+        case Failed(by_request=True) | Cancelled():
+            return Move.CANCEL
         case Failed() | Expired():
             return Move.FAIL
-        case Cancelled():
-            return Move.CANCEL

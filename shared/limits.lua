@@ -51,6 +51,13 @@ local function use(tenant, month, tokens)
   redis.call('EXPIRE', key, USAGE_TTL_S)
 end
 
+-- One of the key's jobs at a time, for as long as its deadlines let it be.
+local function hold(tenant, id, longest_ms)
+  local holding = holding_key(tenant)
+  redis.call('ZADD', holding, now_ms() + longest_ms, id)
+  redis.call('PEXPIRE', holding, math.max(longest_ms, redis.call('PTTL', holding)))
+end
+
 local function put_levels(tenant, requests, tokens)
   local bucket = bucket_key(tenant)
   redis.call('HSET', bucket, 'requests', tostring(requests), 'tokens', tostring(tokens), 'at_ms', now_ms())
@@ -70,26 +77,37 @@ local function take_limits(id, fields, cost)
   if not fields.month then return 0, 0, 0, 0 end
   local limits, tenant = limits_of(fields), fields.tenant
   local requests, tokens = levels(tenant, limits)
-  local holding = holding_key(tenant)
   requests, tokens = requests - 1, tokens - cost
   put_levels(tenant, requests, tokens)
-  local longest_ms = tonumber(fields.patience_ms) + tonumber(fields.run_ms)
-  redis.call('ZADD', holding, now_ms() + longest_ms, id)
-  redis.call('PEXPIRE', holding, math.max(longest_ms, redis.call('PTTL', holding)))
+  hold(tenant, id, tonumber(fields.patience_ms) + tonumber(fields.run_ms))
   use(tenant, fields.month, cost)
   local function until_full(level, limit) return limit > 0 and math.ceil((limit - level) / limit * MINUTE_MS) or 0 end
   return math.max(0, math.floor(requests)), math.max(0, math.floor(tokens)), until_full(requests, limits.requests),
          until_full(tokens, limits.tokens)
 end
 
--- A job took so many tokens more than was thought, or fewer.
-local function correct_limits(id, more)
-  local h = redis.call('HMGET', job_key(id), 'tenant', 'month')
-  if not h[2] then return end
-  use(h[1], h[2], more)
-  if redis.call('EXISTS', bucket_key(h[1])) == 1 then
-    redis.call('HINCRBYFLOAT', bucket_key(h[1]), 'tokens', tostring(-more))
+local function take_tokens(tenant, month, tokens)
+  use(tenant, month, tokens)
+  if redis.call('EXISTS', bucket_key(tenant)) == 1 then
+    redis.call('HINCRBYFLOAT', bucket_key(tenant), 'tokens', tostring(-tokens))
   end
+end
+
+-- An ended job took so many tokens more than was thought, or fewer. `paid` says that this is done.
+local function correct_limits(id, more)
+  local h = redis.call('HMGET', job_key(id), 'tenant', 'month', 'paid')
+  if not h[2] or h[3] then return end
+  redis.call('HSET', job_key(id), 'paid', 1)
+  take_tokens(h[1], h[2], more)
+end
+
+-- An ended job runs once more, by an operator's hand: it takes its tokens and its place again, whatever is left of
+-- them. Else the correction at its end would give back what it has not taken.
+local function take_again(id)
+  if redis.call('HDEL', job_key(id), 'paid') == 0 then return end
+  local h = redis.call('HMGET', job_key(id), 'tenant', 'month', 'cost', 'patience_ms', 'run_ms')
+  take_tokens(h[1], h[2], tonumber(h[3]))
+  hold(h[1], id, h[4] + h[5])
 end
 
 local function let_go(id)

@@ -5,6 +5,8 @@
 
 local SERVED_TTL_S = 86400
 local RATE_FRESH_MS = 60000
+local ANY_WIDTH = 1000000000              -- a worker with this much room takes any job
+local LOOK_MAX = 32                       -- tenants of a class looked at for a job that is not too wide
 local OUTPUT_GUESS = 256                  -- tokens of an answer without a limit, before any was seen
 local WEIGHED_FOR_MS = 5000               -- waiting bytes are counted anew at most once in this time
 local NEWCOMER_SHARE = 5                  -- a tenant with less than this part of a full queue may go over its bound
@@ -117,24 +119,41 @@ local function step_out(model, id, sid)
   end
 end
 
--- The next job's entry and id, taken out and paid for; nil when nobody waits. The caller checks that it still waits.
-local function take_next(model)
-  local class = redis.call('ZRANGE', line_key(model), 0, 0)[1]
-  if not class then return nil end
-  local tenant = redis.call('ZRANGE', line_key(model .. ':' .. class), 0, 0)[1]
-  if not tenant then
-    quit(model, class)
-    return take_next(model)
+-- The places that a job takes in a batch.
+local function width_of(id)
+  return tonumber(redis.call('HGET', job_key(id), 'width') or 1)
+end
+
+-- Whether the first job of a lane is not too wide; a lane that turns out to be empty is somebody's to tidy up.
+local function fits(lane, widest)
+  local id = widest < ANY_WIDTH and string.match(redis.call('LINDEX', lane, 0) or '', '^%S+ (%S+)')
+  return not id or width_of(id) <= widest
+end
+
+-- The class and tenant served least, of those whose next job is not wider than `widest`; nil when there are none.
+local function next_place(model, widest)
+  for _, class in ipairs(redis.call('ZRANGE', line_key(model), 0, -1)) do
+    local tenants = redis.call('ZRANGE', line_key(model .. ':' .. class), 0, widest < ANY_WIDTH and LOOK_MAX or 0)
+    if not tenants[1] then quit(model, class) end
+    for _, tenant in ipairs(tenants) do
+      local place = { class = tonumber(class), tenant = tenant }
+      if fits(lane_of(model, place), widest) then return place end
+    end
   end
-  local place = { class = tonumber(class), tenant = tenant }
+end
+
+-- The next job's entry and id, taken out and paid for; nil when nobody waits. The caller checks that it still waits.
+local function take_next(model, widest)
+  local place = next_place(model, widest)
+  if not place then return nil end
   local item = redis.call('LPOP', lane_of(model, place))
   if not item then
     leave_if_empty(model, place)
-    return take_next(model)
+    return take_next(model, widest)
   end
   local sid, id, cost = string.match(item, '^(%S+) (%S+) (%S+)$')
   place.weight = tonumber(redis.call('HGET', job_key(id), 'weight') or 1)
-  count(model, id, class, cost, -1)
+  count(model, id, place.class, cost, -1)
   charge_both(model, place, tonumber(cost))
   leave_if_empty(model, place)
   return sid, id

@@ -36,8 +36,9 @@ class Counters:
         elif amount > 0 or member in self._idle:
             self._idle[member] = max(self._idle.get(member, self._least) + amount, 0.0)
 
-    def least(self) -> str:
-        return min(self.active, key=lambda member: (self.active[member], member))
+    def by_least(self) -> list[str]:
+        """Whoever was served least comes first."""
+        return sorted(self.active, key=lambda member: (self.active[member], member))
 
 
 class Line:
@@ -58,16 +59,17 @@ class Line:
         self._lanes[_place(job)].remove(job)
         self._leave_if_empty(*_place(job))
 
-    def take_next(self, cost: Callable[[Job], float]) -> Job | None:
-        """The next job, paid for with `cost` tokens; None when nobody waits."""
-        if not self._classes.active:
-            return None
-        rank = self._classes.least()
-        tenant = self._tenants[rank].least()
-        job = self._lanes[rank, tenant].popleft()
-        self.charge(job, cost(job))
-        self._leave_if_empty(rank, tenant)
-        return job
+    def take_next(self, cost: Callable[[Job], float], widest: int) -> Job | None:
+        """The next job of at most `widest` sequences, paid for with `cost` tokens; None when none waits. A wider one
+        keeps its own tenant waiting and nobody else."""
+        places = [(rank, tenant) for rank in self._classes.by_least() for tenant in self._tenants[rank].by_least()]
+        for place in places:
+            if self._lanes[place][0].width <= widest:
+                job = self._lanes[place].popleft()
+                self.charge(job, cost(job))
+                self._leave_if_empty(*place)
+                return job
+        return None
 
     def charge(self, job: Job, tokens: float) -> None:
         rank, tenant = _place(job)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from shared.codec import encode_job
 from shared.errors import IdempotencyKeyReused, QueueFull, StorageFull
 from shared.events import Cancelled, Completed, Deadline, Event, Finished
-from shared.job import Job
+from shared.job import Job, Kind
 from shared.lifecycle import TERMINAL, Move, State, after, settling
 from shared.line import Line
 from shared.queue import (
@@ -20,6 +20,7 @@ from shared.queue import (
     Bounds,
     Delivery,
     Idempotency,
+    InUse,
     Page,
     StoredRecord,
     Write,
@@ -123,9 +124,9 @@ class MemoryQueue:
         return record.state
 
     async def claim(
-        self, model: str, *, worker: str, limit: int, room: int = ANY_WIDTH, wait_ms: int = 0
+        self, model: str, *, worker: str, limit: int, room: int = ANY_WIDTH, widest: int = ANY_WIDTH, wait_ms: int = 0
     ) -> list[Delivery]:
-        claimed = self._claim(model, worker, limit, room)
+        claimed = self._claim(model, worker, limit, room, widest)
         if claimed or not wait_ms:
             return claimed
         self._arrived.clear()
@@ -133,7 +134,7 @@ class MemoryQueue:
             await asyncio.wait_for(self._arrived.wait(), wait_ms / 1000)
         except TimeoutError:
             return []
-        return self._claim(model, worker, limit, room)
+        return self._claim(model, worker, limit, room, widest)
 
     async def renew(self, held: Sequence[Delivery], *, worker: str) -> list[str]:
         lost = []
@@ -168,6 +169,8 @@ class MemoryQueue:
         outcome = finished(write).outcome
         self._close(record, settling(outcome))
         took = outcome.usage.prompt_tokens + outcome.usage.completion_tokens if isinstance(outcome, Completed) else 0
+        if record.job.kind is Kind.TOKENS:
+            took = record.job.prompt_tokens_about
         self._line(record.job.model).charge(record.job, took - _cost(record.job))
         self._log(record, write.events)
         return SETTLED
@@ -217,6 +220,13 @@ class MemoryQueue:
     async def pause(self, model: str, *, paused: bool) -> None:
         (self._paused.add if paused else self._paused.discard)(model)
         self._arrived.set()
+
+    async def forget(self, model: str) -> InUse:
+        running = sum(record.job.model == model for record in self._running.values())
+        in_use = InUse(jobs=len(self._line(model)) + running, workers=0)
+        if not in_use:
+            self._paused.discard(model)
+        return in_use
 
     async def listen(self, subscriber: str) -> AsyncIterator[list[tuple[str, Sequence[Event]]]]:
         box = self._boxes.setdefault(subscriber, asyncio.Queue())
@@ -274,7 +284,7 @@ class MemoryQueue:
         if subscriber and subscriber not in record.subscribers and record.state not in TERMINAL:
             record.subscribers.append(subscriber)
 
-    def _claim(self, model: str, worker: str, limit: int, room: int) -> list[Delivery]:
+    def _claim(self, model: str, worker: str, limit: int, room: int, widest: int) -> list[Delivery]:
         now, claimed = self._clock_ms(), list[Delivery]()
         lapsed = [r for r in self._running.values() if r.job.model == model and r.lease_ms <= now]
         for record in lapsed:
@@ -283,7 +293,7 @@ class MemoryQueue:
                 claimed.append(delivery)
                 room -= record.job.width
         while model not in self._paused and len(claimed) < limit and room > 0:
-            job = self._line(model).take_next(_cost)
+            job = self._line(model).take_next(_cost, widest)
             if job is None:
                 break
             claimed.append(self._start(self._records[job.id], Move.CLAIM, worker, 1))
@@ -335,6 +345,8 @@ class MemoryQueue:
         if record.alone:
             self._suspects.pop(record.worker, None)
         record.exec, record.alone = "", False
+        if record.job.width > 1:
+            self._arrived.set()
 
     @staticmethod
     def _move(record: _Record, move: Move) -> None:

@@ -71,6 +71,7 @@ local function add_entry(model, id)
     redis.call('RENAME', log_key(id), previous_key(id))
     redis.call('EXPIRE', previous_key(id), LOG_TTL_S)
   end
+  take_again(id)
   note(job, 'queued')
   join(model, id, sid)
   wake(model)
@@ -169,6 +170,8 @@ local function close(model, id, status, iso, ttl_s)
   redis.call('EXPIRE', job, status == 'failed' and ttl_s + 3600 or ttl_s)
   redis.call('EXPIRE', log_key(id), ttl_s)
   note(job, status)
+  -- Its worker may have passed over others that were too wide beside it.
+  if width_of(id) > 1 and redis.call('LLEN', queue_key(model)) > 0 then wake(model) end
 end
 
 -- The longest time that plausibly lies between two ends: some times what this job took, over how many ran beside it.
@@ -360,11 +363,6 @@ local function claim_waiting(claim, sid, id)
   return start(claim, id, 1)
 end
 
--- The places that a job takes in a batch.
-local function width_of(id)
-  return tonumber(redis.call('HGET', job_key(id), 'width') or 1)
-end
-
 -- Jobs that were running, since a lease has run out or its owner has let go of it. One that would have to wait in this
 -- worker for a place is left to another for a moment.
 local function claim_lapsed(claim, ids)
@@ -387,7 +385,7 @@ local function claim_jobs(claim)
   claim_lapsed(claim, ids)
   if redis.call('EXISTS', SUSPENDED, paused_key(model)) > 0 then return ids end
   while not dry and #ids < claim.limit and claim.room > 0 do
-    local sid, id = take_next(model)
+    local sid, id = take_next(model, claim.widest)
     local claimed = sid and claim_waiting(claim, sid, id)
     if claimed then
       ids[#ids + 1] = claimed
@@ -395,6 +393,7 @@ local function claim_jobs(claim)
     end
     dry = not sid
   end
+  dry = dry and claim.widest >= ANY_WIDTH          -- else there may be some that are too wide for this worker
   if redis.call('LLEN', queue_key(model)) == 0 then
     redis.call('DEL', load_key(model))             -- whatever other tools did meanwhile, nobody waits
     if dry then redis.call('DEL', wake_key(model)) end
@@ -406,10 +405,11 @@ local function claim_jobs(claim)
   return ids
 end
 
--- claim model worker exec iso lease_ms limit room attempts_max -> delivery*. A repeated claim gets the same.
-function verbs.claim(model, worker, exec, iso, lease_ms, limit, room, attempts_max)
+-- claim model worker exec iso lease_ms limit room attempts_max widest -> delivery*. A repeated claim gets the same.
+function verbs.claim(model, worker, exec, iso, lease_ms, limit, room, attempts_max, widest)
   local claim = { model = model, worker = worker, exec = exec, iso = iso, lease_ms = tonumber(lease_ms),
-                  limit = tonumber(limit), room = tonumber(room), attempts_max = tonumber(attempts_max) }
+                  limit = tonumber(limit), room = tonumber(room), attempts_max = tonumber(attempts_max),
+                  widest = tonumber(widest) }
   local ids = {}
   local before = redis.call('GET', claim_key(exec))
   if before then
@@ -573,6 +573,21 @@ function verbs.replay(origin, id)
   note(job_key(origin), 'replayed as ' .. id)
   accept(h[2], id, fields_from(4), 4)
   return { 'ok', id }
+end
+
+-- forget_model model -> {jobs that wait or run, workers alive}: nothing is forgotten unless both are 0. What ended is kept as
+-- long as it would have been; while failed jobs are among it, their queue stays listed, so that they can be found.
+function verbs.forget_model(model)
+  local jobs = redis.call('LLEN', queue_key(model)) + redis.call('ZCARD', leases_key(model))
+  local workers = 0
+  for _, key in ipairs(redis.call('SMEMBERS', workers_of_key(model))) do
+    workers = workers + redis.call('EXISTS', key)
+  end
+  if jobs > 0 or workers > 0 then return { jobs, workers } end
+  redis.call('SREM', MODELS, model)
+  redis.call('DEL', model_key(model), paused_key(model), pace_key(model), workers_of_key(model))
+  if redis.call('EXISTS', failed_key(model)) == 0 then redis.call('SREM', QUEUES, queue_key(model)) end
+  return { 0, 0 }
 end
 
 return verbs

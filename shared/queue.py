@@ -107,6 +107,20 @@ class Write:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InUse:
+    """What keeps a model from being forgotten: jobs that wait or run, and workers that are alive."""
+
+    jobs: int
+    workers: int
+
+    def __bool__(self) -> bool:
+        return self.jobs > 0 or self.workers > 0
+
+    def __str__(self) -> str:
+        return f"it has {self.jobs} jobs that wait or run and {self.workers} workers"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
     """What is known of a job from one event on. `state` is None when the job is gone."""
 
@@ -165,16 +179,19 @@ class JobQueue(Protocol):
     async def pause(self, model: str, *, paused: bool) -> None:
         """Claim no more of the model's waiting jobs, or do again; what runs goes on."""
 
+    async def forget(self, model: str) -> InUse:
+        """Know the model no longer, and whether it was paused, unless something still uses it; return what does."""
+
 
 class WorkQueue(Protocol):
     """A worker's side of the same queue."""
 
     async def claim(
-        self, model: str, *, worker: str, limit: int, room: int = ANY_WIDTH, wait_ms: int = 0
+        self, model: str, *, worker: str, limit: int, room: int = ANY_WIDTH, widest: int = ANY_WIDTH, wait_ms: int = 0
     ) -> list[Delivery]:
-        """Take up to `limit` jobs, until they fill the worker's `room`, in sequences: abandoned ones first, then whose
-        class and tenant were served least; wait that long for one; `[]` when there is none. An abandoned one that has
-        no room here is left to other workers for a moment."""
+        """Claim up to `limit` jobs or `room` sequences: lapsed leases first, then the least-served class and tenant;
+        wait that long for one; `[]` when there is none. A lapsed one that has no room here is left to other workers for
+        a moment; waiting ones of more sequences than `widest` are passed over."""
 
     async def renew(self, held: Sequence[Delivery], *, worker: str) -> list[str]:
         """Extend the leases; return the ids of jobs that are no longer the worker's."""
@@ -197,7 +214,8 @@ class JobChannel(Protocol):
         """Batches of (job id, events in order) as they are published, until closed."""
 
     async def read(self, cursors: Sequence[tuple[str, int]]) -> list[Page]:
-        """The log of each job from the given event number on."""
+        """The log of each job from the given event number on. An event that cannot be decoded is a failure of its job,
+        which ends the page."""
 
 
 class WorkChannel(Protocol):

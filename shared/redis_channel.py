@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -12,7 +13,7 @@ from redis.asyncio import Redis
 from shared import keys
 from shared.codec import decode_event, event_from_wire
 from shared.errors import DecodeError
-from shared.events import Event
+from shared.events import Event, Failed, Finished
 from shared.lifecycle import State
 from shared.queue import Page
 from shared.redis_client import translated
@@ -28,14 +29,11 @@ class RedisChannel:
     async def listen(self, subscriber: str) -> AsyncIterator[list[tuple[str, Sequence[Event]]]]:
         async for message in self._messages(keys.events_channel(subscriber)):
             try:
-                batch: list[tuple[str, Sequence[Event]]] = [
-                    (job_id, [event_from_wire(first + i, wire) for i, wire in enumerate(events)])
-                    for job_id, first, events in orjson.loads(message)
-                ]
-            except (DecodeError, orjson.JSONDecodeError, ValueError) as error:
+                published = list(orjson.loads(message))
+            except (TypeError, ValueError) as error:
                 log.warning("a published batch cannot be read", extra={"error": str(error)})
                 continue
-            yield batch
+            yield list(_heard(published))
 
     async def dropped(self, worker: str) -> AsyncIterator[str]:
         async for message in self._messages(keys.control_channel(worker)):
@@ -45,7 +43,7 @@ class RedisChannel:
         """What the job had written before `rq requeue` ran it again."""
         with translated():
             rows: Any = await self._redis.lrange(keys.previous(job_id), 0, -1)
-        return tuple(decode_event(seq, row) for seq, row in enumerate(rows))
+        return tuple(_events(0, rows))
 
     async def read(self, cursors: Sequence[tuple[str, int]]) -> list[Page]:
         with translated():
@@ -55,11 +53,10 @@ class RedisChannel:
                     pipe.hget(keys.job(job_id), "status")
                     pipe.lrange(keys.log(job_id), start, -1)
                 answers = await pipe.execute()
-        pages = []
-        for (_, start), status, rows in zip(cursors, answers[::2], answers[1::2], strict=True):
-            events = tuple(decode_event(start + i, row) for i, row in enumerate(rows))
-            pages.append(Page(state=State(status.decode()) if status else None, events=events))
-        return pages
+        return [
+            Page(state=_state(status), events=tuple(_events(start, rows)))
+            for (_, start), status, rows in zip(cursors, answers[::2], answers[1::2], strict=True)
+        ]
 
     async def _messages(self, channel: str) -> AsyncIterator[bytes]:
         """Messages for ever. A lost connection is made again; what was published meanwhile is not heard."""
@@ -79,4 +76,36 @@ class RedisChannel:
                 lost = True
                 await asyncio.sleep(RECONNECT_S)
             finally:
-                await subscription.aclose()  # type: ignore[no-untyped-call]
+                with suppress(redis.exceptions.RedisError, OSError):  # of a connection that is lost as it is
+                    await subscription.aclose()  # type: ignore[no-untyped-call]
+
+
+def _heard(published: Sequence[Any]) -> Iterator[tuple[str, Sequence[Event]]]:
+    """The jobs of a published batch. One that cannot be read is left to its log, and holds up no other."""
+    for each in published:
+        try:
+            job_id, first, events = each
+            yield job_id, [event_from_wire(first + i, wire) for i, wire in enumerate(events)]
+        except (DecodeError, TypeError, ValueError) as error:
+            log.warning("published events cannot be read", extra={"error": str(error)})
+
+
+def _events(start: int, rows: Sequence[bytes]) -> Iterator[Event]:
+    """The events of a log. At the first one that cannot be decoded the job has failed, for whoever reads it here; its
+    bytes stay where they are."""
+    for seq, row in enumerate(rows, start):
+        try:
+            yield decode_event(seq, row)
+        except DecodeError as error:
+            log.error("a log cannot be read", extra={"seq": seq, "error": str(error)})
+            message = f"The event {seq} of this job cannot be read by this release of Penstock."
+            yield Finished(seq=seq, outcome=Failed(code="internal_error", message=message, detail=str(error)))
+            return
+
+
+def _state(status: bytes | None) -> State | None:
+    """None for no job. Another tool may have ended a job in a way that is not among ours."""
+    if status is None:
+        return None
+    name = status.decode(errors="replace")
+    return State(name) if name in list(State) else State.FAILED

@@ -1,6 +1,7 @@
 """Connections to Redis, and its errors in our words."""
 
 import asyncio
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -17,8 +18,12 @@ from shared.errors import QueueUnavailable, SettingsError
 
 CONNECTIONS_MAX = 32  # a burst of requests waits for one of these rather than open a thousand
 POOL_WAIT_S = 15  # a full house is no broken Redis, whose connections fail sooner
+Command = tuple[str | int | float, ...]  # the words of one
 SENTINEL, SENTINEL_TLS = "redis+sentinel", "rediss+sentinel"
 SENTINEL_PORT = 26379
+HIDDEN = "***"
+QUOTED = re.compile(r"'[^']*'")
+PASSWORD_OPTION = re.compile(r"(\b\w*password=)[^&]*")
 
 
 def connect(url: str, *, retries: int = 2) -> Redis:
@@ -42,7 +47,23 @@ def connect(url: str, *, retries: int = 2) -> Redis:
             return _by_sentinel(url, options)
         return Redis.from_pool(_FairPool.from_url(url, **options))
     except ValueError as error:
-        raise SettingsError(f"PENSTOCK_REDIS_URL: {error}") from error
+        reason = QUOTED.sub("'***'", str(error))  # it may quote a part of the password
+        raise SettingsError(f"PENSTOCK_REDIS_URL: {masked(url)} cannot be read: {reason}") from None
+
+
+def masked(url: str) -> str:
+    """The URL for people and logs: without its password. A password with characters that a URL does not allow is not
+    shown either."""
+    place, mark, options = url.partition("?")
+    if "@" in options:  # an unencoded ? belongs to the password
+        place, mark, options = url, "", ""
+    scheme, colons, rest = place.partition("://")
+    login, at, address = rest.rpartition("@")
+    if at and not rest.startswith("/"):  # what begins so is the path of a socket
+        user, colon, _ = login.partition(":")
+        rest = f"{user}{colon}{HIDDEN if colon else ''}@{address}"
+    options = PASSWORD_OPTION.sub(lambda found: found[1] + HIDDEN, options)
+    return f"{scheme}{colons}{rest}{mark}{options}"
 
 
 class _FairPool(ConnectionPool):
@@ -96,7 +117,7 @@ def _by_sentinel(url: str, options: dict[str, Any]) -> Redis:
     login, _, hosts = address.rpartition("@")
     service, _, db = place.partition("/")
     if not service or not hosts:
-        raise ValueError(f"{scheme}://host:port,host:port/service/db is expected, not {url}")
+        raise ValueError(f"{scheme}://host:port,host:port/service/db is expected")
     security = _security(query) if scheme == SENTINEL_TLS else {}
     user, _, password = login.partition(":")
     addresses = []

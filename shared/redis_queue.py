@@ -16,7 +16,7 @@ from shared.codec import decode_event, decode_job, encode_event, encode_job
 from shared.errors import DecodeError, IdempotencyKeyReused, LimitReached, QueueFull, QueueUnavailable, StorageFull
 from shared.events import Cancelled, Completed, Deadline, Expired, Failed, Finished, Outcome
 from shared.job import Job, Kind
-from shared.lifecycle import State, after, settling
+from shared.lifecycle import Move, State, after, settling
 from shared.queue import (
     ANY_WIDTH,
     LOST,
@@ -26,6 +26,7 @@ from shared.queue import (
     Bounds,
     Delivery,
     Idempotency,
+    InUse,
     Left,
     StoredRecord,
     Write,
@@ -49,8 +50,6 @@ LIMITS = {
     "limit_jobs": "The key has {0.jobs} jobs at a time already, which is as many as it may.",
     "quota": "The key's {0.month_tokens} tokens of this month are used up.",
 }
-# Failures by the request's own fault: running it again would end alike, so they are kept like any ended job.
-FRUITLESS = frozenset({"invalid_request", "context_length_exceeded"})
 
 
 class RedisQueue:
@@ -148,14 +147,14 @@ class RedisQueue:
         return _state(await self._call("attach", job_id, keys.events_channel(subscriber)))
 
     async def claim(
-        self, model: str, *, worker: str, limit: int, room: int = ANY_WIDTH, wait_ms: int = 0
+        self, model: str, *, worker: str, limit: int, room: int = ANY_WIDTH, widest: int = ANY_WIDTH, wait_ms: int = 0
     ) -> list[Delivery]:
-        claimed = await self._claim(model, worker, limit, room)
+        claimed = await self._claim(model, worker, limit, room, widest)
         if claimed or not wait_ms:
             return claimed
         with translated():
             woken: Any = await self._blocking.blpop([keys.wake(model)], timeout=wait_ms / 1000)
-        return await self._claim(model, worker, limit, room) if woken else []
+        return await self._claim(model, worker, limit, room, widest) if woken else []
 
     async def renew(self, held: Sequence[Delivery], *, worker: str) -> list[str]:
         flat = [x for d in held for x in (d.job.model, d.job.id, d.exec)]
@@ -222,6 +221,10 @@ class RedisQueue:
         with translated():
             await (self._redis.set(keys.paused(model), 1) if paused else self._redis.delete(keys.paused(model)))
 
+    async def forget(self, model: str) -> InUse:
+        jobs, workers = await self._call("forget_model", model)
+        return InUse(jobs=jobs, workers=workers)
+
     def fields(self, job: Job) -> dict[str, Any]:
         """Of a job's hash, as `enqueue` writes them where they say something."""
         return rq_view.job_fields(job, iso_now(), self._failed_ttl_s) | {
@@ -240,19 +243,16 @@ class RedisQueue:
         }
 
     def _ttl_s(self, job: Job, outcome: Outcome) -> int:
-        match outcome:
-            case Completed() if job.kind in (Kind.EMBEDDING, Kind.TOKENS):
-                return min(self._job_ttl_s, VECTORS_TTL_S)  # large, and asked for once
-            case Failed(code=code) if code not in FRUITLESS:
-                return self._failed_ttl_s
-            case Expired():
-                return self._failed_ttl_s
-            case _:
-                return self._job_ttl_s
+        move = settling(outcome)
+        if move is Move.FAIL:
+            return self._failed_ttl_s
+        if move is Move.COMPLETE and job.kind in (Kind.EMBEDDING, Kind.TOKENS):
+            return min(self._job_ttl_s, VECTORS_TTL_S)  # large, and asked for once
+        return self._job_ttl_s
 
-    async def _claim(self, model: str, worker: str, limit: int, room: int) -> list[Delivery]:
+    async def _claim(self, model: str, worker: str, limit: int, room: int, widest: int) -> list[Delivery]:
         token = uuid.uuid4().hex
-        bounds = limit, room, self._attempts_max
+        bounds = limit, room, self._attempts_max, widest
         rows = await self._call("claim", model, worker, token, iso_now(), self._lease_ms, *bounds)
         claimed = [await self._delivery(model, worker, token, row) for row in rows]
         return [delivery for delivery in claimed if delivery]
@@ -343,6 +343,8 @@ def _state(answer: bytes) -> State | None:
 
 def _tokens(job: Job, outcome: Outcome, events: int) -> tuple[int, int]:
     """What a job took, in all and as output; about one token an event where nobody counted."""
+    if isinstance(outcome, Completed) and job.kind is Kind.TOKENS:
+        return job.prompt_tokens_about, 0  # it used none of the model's, but the worker's time
     if isinstance(outcome, Completed):
         usage = outcome.usage
         return usage.prompt_tokens + usage.completion_tokens, usage.completion_tokens

@@ -19,6 +19,7 @@ DATA = zlib.compress(
     b"\x80\x04\x954\x00\x00\x00\x00\x00\x00\x00(\x8c)shared.rq_view.served_by_penstock_workers\x94N)}\x94t\x94."
 )
 RQ_VERSION = "2.12.0"
+ELSEWHERE = ("192.0.2.1", 9)  # an address that nobody has (RFC 5737)
 
 
 def served_by_penstock_workers() -> None:
@@ -51,13 +52,12 @@ async def register_worker(
     """Make the worker visible to `rq info` for `ttl_s`; repeated with every heartbeat, so that even a flushed Redis
     shows it again. `url` is where its health and metrics are."""
     key = keys.worker(name)
-    hostname = socket.gethostname()
     record: dict[Any, Any] = {
         "birth": born,
         "queues": ",".join(models),
         "pid": os.getpid(),
-        "hostname": hostname,
-        "ip_address": _address(hostname),
+        "hostname": socket.gethostname(),
+        "ip_address": _address(),
         "version": RQ_VERSION,
         "python_version": platform.python_version(),
         "url": url,
@@ -85,8 +85,12 @@ async def unregister_worker(client: Redis, name: str, models: Sequence[str]) -> 
         await pipe.execute()
 
 
-def _address(hostname: str) -> str:
-    try:
-        return socket.gethostbyname(hostname)
-    except OSError:
-        return "127.0.0.1"
+def _address() -> str:
+    """The address from which this machine talks to others. Connecting a datagram socket sends nothing and asks no name
+    server, which may be long in answering, while leases wait to be renewed."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
+        try:
+            datagrams.connect(ELSEWHERE)
+        except OSError:
+            return "127.0.0.1"
+        return str(datagrams.getsockname()[0])

@@ -1,20 +1,26 @@
 """Every setting, read once at the start of a process. A bad value stops the start and names its key."""
 
+import difflib
+from collections.abc import Iterable, Iterator
+
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.errors import SettingsError
 
+PREFIX = "PENSTOCK_"
+
 
 class Settings(BaseSettings):
     """Frozen. Each field is the environment variable PENSTOCK_<NAME>; README's table lists them all."""
 
-    model_config = SettingsConfigDict(env_prefix="PENSTOCK_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
 
     redis_url: str = Field("redis://127.0.0.1:6379/0", description="where the queue lives")
     shard_urls: str = Field(
         "", description="for the API: more Redis, separated by spaces, each with the models of the workers there"
     )
+    redis_wait_s: float = Field(60, ge=0, description="how long a process that starts waits for a Redis that is away")
     host: str = Field("127.0.0.1", description="address the API listens on")
     port: int = Field(8000, ge=0, le=65535, description="port the API listens on")
     worker_host: str = Field("127.0.0.1", description="address of a worker's health and metrics")
@@ -75,6 +81,8 @@ class Settings(BaseSettings):
     file_bytes_max: int = Field(200_000_000, ge=1000, description="largest uploaded file")
     file_ttl_s: int = Field(30 * 86400, ge=0, description="lifetime of files that ask for none; 0 for ever")
     batch_requests: int = Field(64, ge=1, description="requests of one batch that are jobs at a time")
+    batches_at_once: int = Field(4, ge=1, description="batches of one key that are worked on at a time; others wait")
+    batches_open_max: int = Field(100, ge=1, description="batches of one key that may not have ended before 429")
     choices_max: int = Field(16, ge=1, description="largest n of a request")
     first_event_ms: int = Field(
         1000, ge=0, description="longest wait for the first token before the headers of a stream go out"
@@ -100,6 +108,9 @@ class Settings(BaseSettings):
     batch_tokens_max: int = Field(512, ge=1, description="tokens computed in one step, decoding and prompts together")
     kv_cache_gib: float = Field(0, ge=0, description="memory for keys and values; 0 takes part of what is free")
     prefix_cache: bool = Field(True, description="share what prompts that begin alike have in common")
+    prefix_cache_shared: bool = Field(
+        False, description="share it among tenants, too; who guesses the beginning of another's prompt can tell"
+    )
     deterministic: bool = Field(False, description="same tokens bit for bit alone, batched and resumed; slower prompts")
     context_length: int = Field(0, ge=0, description="longest prompt plus answer; 0 takes the model's own")
     outbox_steps_max: int = Field(
@@ -153,3 +164,14 @@ def load_settings(**overrides: object) -> Settings:
         first = error.errors()[0]
         name = "PENSTOCK_" + str(first["loc"][0]).upper()
         raise SettingsError(f"{name}: {first['msg']} (got {first['input']!r})") from error
+
+
+def unknown_variables(names: Iterable[str]) -> Iterator[str]:
+    """A sentence for each environment variable that looks like a setting and is none, with the nearest one's name."""
+    known = [name.upper() for name in Settings.model_fields]
+    for name in sorted(names):
+        setting = name.upper().removeprefix(PREFIX)
+        if name.upper().startswith(PREFIX) and setting not in known:
+            near = difflib.get_close_matches(setting, known, n=1)
+            meant = f"; is {PREFIX}{near[0]} meant?" if near else ", whose settings are listed in the README"
+            yield f"{name} is no setting of Penstock{meant}"

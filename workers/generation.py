@@ -7,9 +7,9 @@ from shared.errors import ContextLengthExceeded, InvalidRequest
 from shared.events import Completed, Delta, Echoed, Event, FinishReason, Likelihood, Logprobs, Usage
 from shared.job import Job, Kind, Sampling
 from shared.queue import Delivery
-from workers.engine.base import Chat, Defaults, Engine, plain_chat
+from workers.engine.base import Chat, Defaults, Engine, plain_chat, require_room
 from workers.replies.base import Parts
-from workers.sequence import Choosing, Sampled, Sequence
+from workers.sequence import NOTHING, Choosing, Sampled, Sequence
 from workers.transcript import Transcript
 from workers.turn import Turn, known
 
@@ -114,7 +114,10 @@ class Generation(Turn):
         return Completed(usage=usage)
 
     def advance(self, sequence: Sequence, new: Sampled) -> list[Event]:
-        """The events of one new token: a Delta, and Finished when it was the last of the last choice."""
+        """The events of one new token: a Delta, and Finished when it was the last of the last choice. Raises whatever
+        reading the answer raises; InvalidRequest where the request itself is at fault."""
+        if new.token == NOTHING:
+            raise InvalidRequest("'min_tokens' and the grammar together leave no token to choose.", param="min_tokens")
         events = self._echo(sequence.choice // self._n) if sequence.choosing.scores is not None else []
         if self._prompt(sequence.choice).tokens_max:
             parts, reason = self._take(sequence, new.token)
@@ -189,17 +192,19 @@ def _prompts(job: Job, engine: Engine) -> list[Prompt]:
     """A chat is one prompt; a completion may have several, each a text or token ids."""
     context, max_tokens, grammar = engine.limits.context_length, job.sampling.max_tokens, job.sampling.grammar
     if job.kind is Kind.CHAT:
-        chat = engine.tokenizer.chat(job.request, grammar)
+        chat = engine.tokenizer.chat(job.request, grammar, tokens_max=context)
         return [Prompt(chat.ids, budget(len(chat.ids), max_tokens, context, param="messages"), chat)]
     prompts = []
     for item in job.request["prompts"]:
+        if isinstance(item, str):
+            require_room(len(item), engine.tokenizer, context, param="prompt")
         ids = (
             engine.tokenizer.encode_text(item)
             if isinstance(item, str)
             else known(item, engine.limits.vocabulary, param="prompt")
         )
         if not ids:
-            raise InvalidRequest("'prompt' holds a text of no tokens.", param="prompt")
+            raise InvalidRequest("'prompt' must not be empty: it has no tokens.", param="prompt")
         echo = (item if isinstance(item, str) else engine.tokenizer.decode(ids)) if job.request["echo"] else None
         tokens_max = budget(len(ids), max_tokens, context, param="prompt")
         prompts.append(Prompt(ids, tokens_max, plain_chat(ids, engine.tokenizer, grammar), echo))

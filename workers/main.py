@@ -7,11 +7,12 @@ import signal
 import socket
 import uuid
 from collections.abc import Sequence
+from functools import partial
 
 from redis.asyncio import Redis
 
 from shared import rq_view
-from shared.checkup import require_healthy
+from shared.checkup import patiently, require_healthy
 from shared.directory import Directory
 from shared.errors import SettingsError
 from shared.job import ModelInfo
@@ -62,11 +63,12 @@ def _follow(spec: ModelSpec, settings: Settings) -> None:
 async def serve(specs: Sequence[ModelSpec], settings: Settings) -> None:
     """Run until SIGTERM or SIGINT. Raises SettingsError when it cannot start."""
     client, blocking = connect(settings.redis_url), connect(settings.redis_url, retries=0)
-    for warning in await require_healthy(client, settings):
+    for warning in await patiently(partial(require_healthy, client, settings), settings):
         log.warning(warning)
     bound = listen(settings.worker_host, settings.worker_port, setting="PENSTOCK_WORKER_PORT")
     models = [await load(spec, settings) for spec in specs]
     presence = _Presence(client, [info for model in models for info in model.infos], url_of(bound))
+    await patiently(presence.announce, settings)  # Redis may have gone while the models were loaded
     metrics = WorkerMetrics()
     worker = _worker(presence, models, client, blocking, settings, metrics)
     server = HealthServer(worker, metrics)

@@ -19,6 +19,7 @@ from workers.limits import Limits
 BUILTIN = Path(__file__).parent / "models" / "penstock-tiny"
 SCRIPTED_CONTEXT = 1_000_000
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
+HUB_PAGE = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co|modelscope\.cn/models)/([\w.-]+/[\w.-]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ def parse_specs(models: Seq[str], adapters: Seq[str] = ()) -> list[ModelSpec]:
 
 def _adapter(text: str, models: list[str]) -> tuple[str, str, str]:
     """Its name, its source, and the model it belongs to."""
+    _require_no_url("ADAPTER", text)
     before, _, base = text.rpartition("@")
     if base not in models:
         before, base = text, models[0]
@@ -57,6 +59,7 @@ def _adapter(text: str, models: list[str]) -> tuple[str, str, str]:
 
 
 def _model(text: str) -> ModelSpec:
+    _require_no_url("MODEL", text)
     name, _, source = text.rpartition("=")
     source = str(BUILTIN) if source in ("builtin", BUILTIN.name) else source
     source = _folder("MODEL", source)
@@ -70,13 +73,24 @@ def _model(text: str) -> ModelSpec:
 
 
 def _folder(what: str, source: str) -> str:
-    """The source; a local one must be there."""
-    folder = Path(source).expanduser()
-    if source and folder.is_dir():
-        return str(folder)
+    """The source; a local one must be there, and be a folder."""
+    path = Path(source).expanduser()
+    if source and path.is_dir():
+        return str(path)
+    if source.endswith(".gguf"):
+        raise SettingsError(f"{what}: {source} is GGUF, which is not loaded; name a folder or hub id with safetensors")
+    if source and path.is_file():
+        raise SettingsError(f"{what}: {source} is a file; name the folder with its config.json")
     if not source or source.startswith((".", "/", "~")):
         raise SettingsError(f"{what}: there is no folder {source}")
     return source
+
+
+def _require_no_url(what: str, text: str) -> None:
+    if "://" in text:
+        page = HUB_PAGE.search(text)
+        example = f"here {page[1]}" if page else "like Qwen/Qwen2.5-0.5B-Instruct"
+        raise SettingsError(f"{what}: {text} is a URL; name a local folder or a hub id, {example}")
 
 
 def _require_name(what: str, name: str) -> None:
@@ -105,10 +119,16 @@ async def load(spec: ModelSpec, settings: Settings) -> Loaded:
         created_s=int(time.time()),
         capabilities=_capabilities(engine),
         slots=engine.limits.sequences_max,
+        prompt_chars_max=_prompt_chars_max(engine),
     )
     aliases = [replace(info, name=name) for name in spec.aliases]
     adapted = [replace(info, name=name, parent=spec.name) for name, _ in spec.adapters]
     return Loaded([info, *aliases, *adapted], engine, thread)
+
+
+def _prompt_chars_max(engine: Engine) -> int:
+    """Of a model that writes; one that makes vectors may cut its texts, or take a long word for one token."""
+    return 0 if engine.kind == "embedding" else engine.limits.context_length * engine.tokenizer.token_chars_max
 
 
 def _capabilities(engine: Engine) -> tuple[str, ...]:

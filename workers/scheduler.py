@@ -1,6 +1,7 @@
 """Who computes what in the next step, and in which blocks. Pure: no engine, no clock, no I/O."""
 
 import heapq
+from collections import Counter
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -42,11 +43,17 @@ class Batch:
 
 
 class Scheduler:
-    """First come, first served. Each step decodes every running sequence that can, then computes prompts with what is
-    left of `batch_tokens_max`, so that a long one does not stall the others.
+    """Each step decodes every running sequence that can, then computes prompts with what is left of `batch_tokens_max`,
+    so that a long one does not stall the others.
+
+    Places in the batch are shared among jobs: of those that wait, the job with the fewest places is next, and among
+    equals the oldest. A job that has no place takes one from the job with the most, if that has two more: its latest
+    sequence starts again later, mostly from blocks that are still known. So a job of many sequences fills a batch only
+    while it is alone.
 
     A sequence starts when there are blocks for all its known tokens. When a running one finds no block for its next
-    token, the latest arrival gives all of its own back and starts again later: the oldest always gets on. A sequence
+    token, the latest arrival of the job with the most places gives all of its own back and starts again later: the
+    oldest always gets on. A sequence
     whose next block another one is just computing waits for that instead of computing it twice.
     """
 
@@ -57,8 +64,12 @@ class Scheduler:
         self._pool = BlockPool(limits.blocks)
         self._arrivals: dict[Sequence, int] = {}  # all that are here, and their place in the order
         self._arrived = 0
-        self._waiting: list[tuple[int, Sequence]] = []  # a heap; who left or runs already is passed over
+        self._waiting: dict[
+            str, list[tuple[int, Sequence]]
+        ] = {}  # a heap for each job; who left or runs is passed over
         self._running: dict[Sequence, None] = {}
+        self._here: Counter[str] = Counter()  # sequences of each job
+        self._places: Counter[str] = Counter()  # those of them that run
         self._suspects: dict[Sequence, None] = {}
         self._computing: dict[bytes, Sequence] = {}  # blocks of prompts now on their way, by digest
         self._awaiting: dict[bytes, list[Sequence]] = {}
@@ -70,6 +81,11 @@ class Scheduler:
     @property
     def waiting(self) -> int:
         return len(self._arrivals) - len(self._running)
+
+    @property
+    def jobs_waiting(self) -> int:
+        """Jobs of which no sequence runs."""
+        return len(self._here) - len(self._places)
 
     @property
     def busy(self) -> bool:
@@ -88,6 +104,7 @@ class Scheduler:
         """`alone`: until it has got a token."""
         self._arrived += 1
         self._arrivals[sequence] = self._arrived
+        self._here[sequence.job_id] += 1
         self._queue(sequence)
         if alone:
             self._suspects[sequence] = None
@@ -96,6 +113,7 @@ class Scheduler:
         """Forget a finished, cancelled or failed sequence; one that is not here is no error."""
         if self._arrivals.pop(sequence, None) is not None:
             self._suspects.pop(sequence, None)
+            _less(self._here, sequence.job_id)
             if sequence in self._running:
                 self._halt(sequence)
 
@@ -117,15 +135,15 @@ class Scheduler:
         if self._suspects:
             suspect = next(iter(self._suspects))
             while suspect not in self._running and not self._open(suspect):
-                preempted += self._preempt_youngest()
+                preempted += self._preempt_latest()
             return Batch((self._row(suspect, min(self._tokens_max, suspect.length - suspect.computed)),), preempted)
         self._extend(preempted)
         if not preempted:
-            self._admit()
+            preempted += self._admit()
         decoding = [self._row(sequence, 1) for sequence in self._running if sequence.decoding]
         prefill, budget = [], max(self._tokens_max - len(decoding), 1)
-        for sequence in self._running:
-            if budget and not sequence.decoding:
+        for sequence in self._in_turn([each for each in self._running if not each.decoding]):
+            if budget:
                 count = min(budget, sequence.length - sequence.computed)
                 budget -= count
                 prefill.append(self._row(sequence, count))
@@ -146,22 +164,37 @@ class Scheduler:
         return taken
 
     def _queue(self, sequence: Sequence) -> None:
-        heapq.heappush(self._waiting, (self._arrivals[sequence], sequence))
+        waiting = self._waiting.setdefault(sequence.job_id, [])
+        heapq.heappush(waiting, (self._arrivals[sequence], sequence))
+
+    def _in_turn(self, sequences: list[Sequence]) -> list[Sequence]:
+        """The first sequence of each job, then the second of each: a job of many prompts does not keep others from
+        theirs."""
+        rank: Counter[str] = Counter()
+        ranked = []
+        for sequence in sequences:
+            ranked.append((rank[sequence.job_id], self._arrivals[sequence], sequence))
+            rank[sequence.job_id] += 1
+        return [sequence for _, _, sequence in sorted(ranked)]
 
     def _preempt(self, sequence: Sequence) -> None:
         """Take everything from a running sequence but its tokens, and start it again when there is room."""
         self._halt(sequence)
         self._queue(sequence)
 
-    def _preempt_youngest(self) -> list[Sequence]:
-        victims = self._youngest(1)
-        for victim in victims:
-            self._preempt(victim)
-        return victims
+    def _preempt_latest(self) -> list[Sequence]:
+        """Of the job with the most places the latest arrival; of all, where no job has two. The oldest stays."""
+        most, places = self._widest()
+        victims = [sequence for sequence in self._running if places < 2 or sequence.job_id == most]
+        if not victims:
+            return []
+        victim = max(victims, key=self._arrivals.__getitem__)
+        self._preempt(victim)
+        return [victim]
 
-    def _youngest(self, count: int) -> list[Sequence]:
-        """The running sequences that came last."""
-        return heapq.nlargest(count, self._running, key=self._arrivals.__getitem__)
+    def _widest(self) -> tuple[str, int]:
+        """The job with the most places, and how many."""
+        return max(self._places.items(), key=lambda each: each[1], default=("", 0))
 
     def _extend(self, preempted: list[Sequence]) -> None:
         """A block for every decoding sequence whose last one is full; `preempted` gets those who made room for it."""
@@ -172,15 +205,47 @@ class Scheduler:
                 if block is not None:
                     sequence.blocks.append(block)
                     break
-                preempted += self._preempt_youngest()
+                preempted += self._preempt_latest()
 
-    def _admit(self) -> None:
-        while self._waiting and len(self._running) < self._sequences_max:
-            _, sequence = self._waiting[0]
-            here = sequence in self._arrivals and sequence not in self._running
-            if here and not self._await(sequence) and not self._open(sequence):
-                return
-            heapq.heappop(self._waiting)
+    def _admit(self) -> list[Sequence]:
+        """Start those that wait, as far as there is room; return who had to make it."""
+        preempted: list[Sequence] = []
+        if len(self._running) >= self._sequences_max and self._widest()[1] < 2:
+            return preempted  # nobody has a place to give
+        while (sequence := self._next()) is not None:
+            if not self._await(sequence) and not (len(self._running) < self._sequences_max and self._open(sequence)):
+                victim = self._privileged(sequence)
+                if victim is None:
+                    return preempted
+                self._preempt(victim)
+                preempted.append(victim)
+                continue
+            heapq.heappop(self._waiting[sequence.job_id])
+        return preempted
+
+    def _next(self) -> Sequence | None:
+        """The oldest that waits of the job with the fewest places."""
+        heads = []
+        for job_id, waiting in list(self._waiting.items()):
+            while waiting and (waiting[0][1] not in self._arrivals or waiting[0][1] in self._running):
+                heapq.heappop(waiting)
+            if waiting:
+                heads.append((self._places[job_id], waiting[0]))
+            else:
+                del self._waiting[job_id]
+        return min(heads)[1][1] if heads else None
+
+    def _privileged(self, newcomer: Sequence) -> Sequence | None:
+        """The latest sequence of the job with the most places, if the newcomer's job has at least two fewer, and if
+        with all that it could take there would be blocks enough."""
+        most, places = self._widest()
+        spare = places - self._places[newcomer.job_id] - 1
+        if spare < 1:
+            return None
+        theirs = [sequence for sequence in self._running if sequence.job_id == most]
+        latest = heapq.nlargest(spare, theirs, key=self._arrivals.__getitem__)
+        blocks = self._pool.free + sum(len(sequence.blocks) for sequence in latest)
+        return latest[0] if blocks >= blocks_for(newcomer.length) + len(self._running) - len(latest) else None
 
     def _await(self, sequence: Sequence) -> bool:
         """Whether another sequence is computing what this one needs; it will be queued again then."""
@@ -206,6 +271,7 @@ class Scheduler:
         if sequence.cached is None:
             sequence.cached = sequence.computed
         self._running[sequence] = None
+        self._places[sequence.job_id] += 1
         for name in digests[shared:]:
             self._computing.setdefault(name, sequence)
         return True
@@ -230,6 +296,7 @@ class Scheduler:
 
     def _halt(self, sequence: Sequence) -> None:
         del self._running[sequence]
+        _less(self._places, sequence.job_id)
         for name in sequence.digests:
             self._settle(name, sequence)
         self._pool.close(sequence.blocks)
@@ -252,3 +319,10 @@ class Scheduler:
     @staticmethod
     def _row(sequence: Sequence, count: int) -> Row:
         return Row(sequence=sequence, start=sequence.computed, count=count, decoding=sequence.decoding)
+
+
+def _less(counts: Counter[str], name: str) -> None:
+    """One fewer; none is no entry."""
+    counts[name] -= 1
+    if not counts[name]:
+        del counts[name]

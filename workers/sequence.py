@@ -36,6 +36,9 @@ class Choosing:
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
+NOTHING = -1  # instead of a token, where min_tokens and a grammar together forbid all of them
+
+
 class Sampled(NamedTuple):
     """A token and, where asked for, its log probability and the likeliest (token, log probability) pairs, best first:
     as the model gave them, before temperature, penalties and limits."""
@@ -53,7 +56,8 @@ class Constraint(Protocol):
         """Nothing but the end may follow."""
 
     def accept(self, token: int) -> None:
-        """The token has been taken. Raises EngineError for one that is not allowed."""
+        """The token has been taken. Raises EngineError for one that is not allowed, InvalidRequest when the grammar
+        costs too much to go on with."""
 
 
 class Sequence:

@@ -2,7 +2,8 @@
 the outbox is full.
 
 A step that fails costs nobody an answer but the one that cannot be computed: its sequences are computed again, each
-alone, and only one that fails alone fails its job. A step that finds no memory is tried again with less in it."""
+alone, and only one that fails alone fails its job. A step that finds no memory is tried again with less in it. An
+answer that cannot be read (its text, its tool calls, its grammar) fails its own job and nothing else."""
 
 import logging
 import queue
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 
+from shared.errors import InvalidRequest
 from shared.events import Event, Failed, Outcome
 from shared.telemetry import WorkerMetrics
 from workers.call_thread import CallThread
@@ -22,9 +24,11 @@ from workers.limits import BLOCK_SIZE
 from workers.outbox import Outbox, Update
 from workers.scheduler import Batch, Scheduler
 from workers.sequence import Sampled, Sequence
+from workers.time_box import time_box
 from workers.turn import Turn
 
 log = logging.getLogger(__name__)
+READ_S_MAX = 10.0  # for one token of one answer; what takes longer fails its job, long before the worker seems hung
 
 
 class Stepper:
@@ -39,7 +43,11 @@ class Stepper:
         room: Callable[[], None],
     ) -> None:
         """`thread`: the one in which the engine was loaded. `room` is called, in it, when nothing waits any more for a
-        place in the batch."""
+        place in the batch.
+
+        `waiting`: jobs that had no place in the batch when this thread last said so. Other threads read it, so it
+        changes only together with that call: between the two nobody could be told."""
+        self.waiting = 0
         self._room = room
         self._engine = engine
         self._outbox = outbox
@@ -83,11 +91,6 @@ class Stepper:
         self._inbox.put(self._stop)
         return self._ended
 
-    @property
-    def waiting(self) -> int:
-        """Sequences that have no place in the batch yet."""
-        return self._scheduler.waiting
-
     def alive(self, *, step_timeout_s: float) -> bool:
         """It steps, no step has taken longer than that, and steps have got somewhere within that time."""
         since = [at for at in (self._step_began, self._stuck_since) if at is not None]
@@ -119,16 +122,17 @@ class Stepper:
             block = False
 
     def _count(self) -> None:
-        """For the metrics; before each step, and before a pause."""
+        """Say how things stand, to the metrics and to whoever waits for room; before each step, and before a pause."""
         self._running.set(len(self._owners))
         self._blocks.set(self._scheduler.blocks_used)
         self._waiting.set(self._scheduler.waiting)
+        waited, self.waiting = self.waiting, self._scheduler.jobs_waiting
+        if waited and not self.waiting:
+            self._room()
 
     def _step(self) -> None:
-        waited = self._scheduler.waiting
         batch = self._scheduler.next_batch()
-        if waited and not self._scheduler.waiting:
-            self._room()
+        self._count()
         for sequence in batch.preempted:
             self._engine.free(sequence)
         moved = False
@@ -209,10 +213,18 @@ class Stepper:
     def _take(self, batch: Batch, sampled: list[Sampled]) -> list[Update]:
         updates = []
         for sequence, new in self._scheduler.apply(batch, sampled):
-            turn = self._owners[sequence]
+            turn = self._owners.get(sequence)
+            if turn is None:
+                continue  # another choice of its job could not be read, just now
             if sequence.made == 1:
                 self._shared.inc(sequence.cached or 0)
-            events = turn.advance(sequence, new)
+            try:
+                with time_box(READ_S_MAX):
+                    events = turn.advance(sequence, new)
+            except Exception as error:
+                log.exception("an answer cannot be read", extra={"job_id": turn.delivery.job.id})
+                updates.append(self._finish(turn, _unreadable(error)))
+                continue
             if sequence not in turn.unfinished:
                 self._forget(sequence)
             updates.append(Update(turn, events))
@@ -229,7 +241,7 @@ class Stepper:
         return Update(turn, events)
 
     def _end(self, turn: Turn, outcome: Outcome) -> None:
-        if not turn.done:
+        if not turn.ended:
             self._outbox.put([self._finish(turn, outcome)])
 
     def _measure(self, batch: Batch, tokens: int) -> None:
@@ -267,3 +279,11 @@ class Stepper:
 
     def _stop(self) -> None:
         self._stopping = True
+
+
+def _unreadable(error: Exception) -> Failed:
+    """The outcome of a job whose answer cannot be read: the client's fault if its grammar is."""
+    if isinstance(error, InvalidRequest):
+        return Failed(code=error.code or "invalid_request", message=str(error), param=error.param)
+    detail = "".join(traceback.format_exception(error))
+    return Failed(code="engine_error", message=f"The answer cannot be read: {error}", detail=detail)

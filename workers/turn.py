@@ -14,6 +14,7 @@ class Turn(ABC):
     def __init__(self, delivery: Delivery, *, prompt_tokens: int) -> None:
         self.delivery = delivery
         self.prompt_tokens = prompt_tokens
+        self.ended = False  # the last event has a number; nothing may follow it
         self._next_seq = len(delivery.log)
 
     @property
@@ -38,6 +39,9 @@ class Turn(ABC):
         return [self.finish(self.completed())] if self.done else []
 
     def finish(self, outcome: Outcome) -> Finished:
+        """The last event. A turn is finished once: whoever may come second asks `ended` first."""
+        assert not self.ended, "a finished turn is finished"
+        self.ended = True
         return Finished(seq=self.number(), outcome=outcome)
 
     def number(self) -> int:

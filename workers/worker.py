@@ -7,28 +7,36 @@ the rest back with what they have, for another worker to go on with).
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 from shared.errors import InvalidRequest, QueueUnavailable
-from shared.events import Deadline, Delta, Event, Expired, Failed, Finished, Outcome
+from shared.events import Deadline, Delta, Expired, Failed, Finished, Outcome
 from shared.job import Kind, ModelInfo
 from shared.queue import LOST, SETTLED, Delivery, WorkChannel, WorkQueue, Write
 from shared.settings import Settings
 from shared.tasks import end
 from shared.telemetry import WorkerMetrics, watch_loop
-from workers.attempt import Attempt
 from workers.embedding import Embedding
 from workers.engine.base import Engine, EngineBroken
 from workers.generation import Generation
+from workers.held_job import HeldJob
 from workers.models import Loaded
 from workers.outbox import Outbox, Update
+from workers.room import Room, room_beside
 from workers.stepper import Stepper
+from workers.time_box import TimeBoxExceeded, time_box
 from workers.tokenization import Tokenization
 from workers.turn import Turn
 
 log = logging.getLogger(__name__)
 RETRY_S = 0.2
+ROOM_S = 1.0  # longest wait for room without looking again
 CLAIMED_AT_ONCE = 8  # so that of many jobs that arrive together each idle worker gets some
+ENCODE_S_MAX = 30.0
+REPLAY_S_MAX = 0.01  # for each event that earlier attempts have written
+LARGE_TOKENS = 8192  # a prompt of more, as far as can be told, is large
 STOP_S = 1.0  # for the step that runs when stopping; a hung one is left behind
 FLUSH_S = 2.0  # for the last events to reach Redis when stopping
 TURNS: dict[Kind, Callable[[Delivery, Engine], Turn]] = {
@@ -70,11 +78,9 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._outbox = Outbox(self._loop, steps_max=settings.outbox_steps_max)
         self._served = {served.info.name: served for model in models for served in self._serve(model)}
-        self._held: dict[str, Delivery] = {}  # every job that is ours, from its claim on
-        self._attempts: dict[str, Attempt] = {}  # their traces
-        self._turns: dict[str, Turn] = {}  # those of them that the engine knows
-        self._records: dict[str, list[Event]] = {}  # what was written of each, should Redis lose the end of a log
-        self._timers: dict[str, asyncio.TimerHandle] = {}  # until their run deadlines
+        self._held: dict[str, HeldJob] = {}  # every job that is ours, from its claim on
+        self._accepting: set[asyncio.Task[None]] = set()  # bounded as what is held
+        self._large = asyncio.Semaphore(1)  # one large prompt is encoded at a time, beside the small ones
         self._room = asyncio.Event()
         self._quiet = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -87,14 +93,14 @@ class Worker:
         for stepper in self._steppers:
             stepper.start()
         async with asyncio.TaskGroup() as tasks:
-            intakes = [tasks.create_task(self._intake(served)) for served in self._served.values()]
+            intakes = [tasks.create_task(self._intake(served, tasks)) for served in self._served.values()]
             outlet = tasks.create_task(self._outlet())
             work = (self._heartbeat(), self._obey_drops(), watch_loop(self._metrics.loop_lag))
             forever = [outlet, *[tasks.create_task(each) for each in work]]
             await asyncio.wait(intakes)
             await self._drain()
             await self._release(outlet)
-            await end(forever)
+            await end([*forever, *self._accepting])
 
     def stop(self) -> None:
         """Begin to stop; called again, drain no longer."""
@@ -117,22 +123,29 @@ class Worker:
     def accepting(self) -> bool:
         return not self._quiet.is_set() and self.alive and self._lease_is_fresh()
 
-    async def _intake(self, served: Served) -> None:
+    async def _intake(self, served: Served, tasks: asyncio.TaskGroup) -> None:
         while not self._quiet.is_set():
             room = self._room_of(served)
-            if room <= 0:
-                self._room.clear()
-                await self._room.wait()
+            if room.sequences <= 0:
+                await self._until_room(ROOM_S)
                 continue
             claimed = await self._claim(served, room)
             # A job that comes again was lost before we heard of it: what was made of it here no longer counts.
-            self._drop([known for d in claimed if (known := self._held.get(d.job.id))], found="claim")
-            # Held before any is encoded: encoding may take longer than a lease.
+            self._drop([known.delivery for d in claimed if (known := self._held.get(d.job.id))], found="claim")
+            # Held before any is encoded: encoding may take longer than a lease, and nobody waits for another's.
             for delivery in claimed:
                 self._hold(delivery)
-            for delivery in claimed:
-                if self._holds(delivery):
-                    await self._accept(served, delivery)
+                accepting = tasks.create_task(self._accept(served, delivery))
+                self._accepting.add(accepting)
+                accepting.add_done_callback(self._accepting.discard)
+
+    async def _until_room(self, longest_s: float) -> None:
+        """Until something may have made room, which whoever makes it says; but look again after `longest_s`."""
+        self._room.clear()
+        try:
+            await asyncio.wait_for(self._room.wait(), longest_s)
+        except TimeoutError:
+            return
 
     def _serve(self, model: Loaded) -> list[Served]:
         """Its names share what computes them."""
@@ -152,14 +165,15 @@ class Worker:
         """From an engine's thread."""
         self._loop.call_soon_threadsafe(self._room.set)
 
-    def _room_of(self, served: Served) -> int:
-        """Sequences to claim now: none while some that are here already wait for memory; another worker may have it."""
+    def _room_of(self, served: Served) -> Room:
+        """None while jobs that are here already wait for a place: another worker may have what waits in the queue."""
         if served.stepper.waiting:
-            return 0
-        mine = [d.job for d in self._held.values() if self._served[d.job.model].stepper is served.stepper]
-        return served.engine.limits.sequences_max - sum(job.width for job in mine)
+            return Room(0, 0)
+        jobs = [held.delivery.job for held in self._held.values()]
+        widths = [job.width for job in jobs if self._served[job.model].stepper is served.stepper]
+        return room_beside(widths, served.engine.limits.sequences_max)
 
-    async def _claim(self, served: Served, room: int) -> list[Delivery]:
+    async def _claim(self, served: Served, room: Room) -> list[Delivery]:
         if not self._lease_is_fresh():
             # Claiming now could hand us our own jobs, whose leases we are late to renew.
             await asyncio.sleep(RETRY_S)
@@ -169,7 +183,8 @@ class Worker:
                 served.info.name,
                 worker=self.name,
                 limit=CLAIMED_AT_ONCE,
-                room=room,
+                room=room.sequences,
+                widest=room.widest,
                 wait_ms=self._settings.idle_wait_ms,
             )
         except QueueUnavailable as error:
@@ -178,10 +193,11 @@ class Worker:
 
     def _hold(self, delivery: Delivery) -> None:
         job = delivery.job
-        self._held[job.id] = delivery
-        self._attempts[job.id] = Attempt(delivery, worker=self.name)
-        if delivery.attempt > 1 or delivery.log:
+        held = self._held[job.id] = HeldJob(delivery, worker=self.name)
+        if held.taken_over:
             self._metrics.redelivered.labels(job.model).inc()
+            about = {"job_id": job.id, "model": job.model, "attempt": delivery.attempt, "events": len(delivery.log)}
+            log.info("job taken over", extra=about)
         else:
             self._metrics.queued.labels(job.model, job.priority).observe(delivery.waited_ms / 1000)
 
@@ -194,7 +210,9 @@ class Worker:
             await self._refuse(delivery, Failed(code="poison", message=message))
             return
         try:
-            turn = await asyncio.to_thread(TURNS[delivery.job.kind], delivery, served.engine)
+            async with self._large if delivery.job.prompt_tokens_about > LARGE_TOKENS else nullcontext():
+                turn = await asyncio.to_thread(_begin, delivery, served.engine)
+            events = turn.opening()
         except InvalidRequest as error:
             refusal = Failed(code=error.code or "invalid_request", message=str(error), param=error.param)
             await self._refuse(delivery, refusal)
@@ -203,16 +221,12 @@ class Worker:
             log.exception("job not accepted", extra={"job_id": delivery.job.id})
             await self._refuse(delivery, Failed(code="engine_error", message=f"The request cannot be encoded: {error}"))
             return
-        if not self._holds(delivery):
+        if (held := self._holding(delivery)) is None:
             return
-        self._turns[delivery.job.id] = turn
-        if events := turn.opening():
+        held.start(turn, partial(served.stepper.end, turn, Expired(deadline=Deadline.RUN)))
+        if events:
             self._outbox.put_now(Update(turn, events))
         served.stepper.add(turn)
-        if delivery.left_ms is not None:
-            self._timers[delivery.job.id] = self._loop.call_later(
-                delivery.left_ms / 1000, served.stepper.end, turn, Expired(deadline=Deadline.RUN)
-            )
 
     async def _refuse(self, delivery: Delivery, outcome: Outcome) -> None:
         await self._settle(Write(delivery=delivery, events=(Finished(seq=len(delivery.log), outcome=outcome),)))
@@ -220,10 +234,8 @@ class Worker:
     async def _outlet(self) -> None:
         while updates := await self._outbox.take():
             for update in updates:
-                delivery = update.turn.delivery
-                if self._holds(delivery):
-                    self._records.setdefault(delivery.job.id, list(delivery.log)).extend(update.events)
-                    self._attempts[delivery.job.id].wrote(update.events)
+                if held := self._holding(update.turn.delivery):
+                    held.wrote(update.events)
             running = [u for u in updates if not isinstance(u.events[-1], Finished)]
             if running:
                 await self._append([_write(update) for update in running])
@@ -255,8 +267,9 @@ class Worker:
     def _from(self, length: int, write: Write) -> Write:
         """The same and what was written before it, from the end of its log on."""
         log.warning("redis has lost the end of a log", extra={"job_id": write.delivery.job.id, "length": length})
-        known = self._records.get(write.delivery.job.id, [])
-        return replace(write, events=(*known[length : write.events[0].seq], *write.events))
+        held = self._holding(write.delivery)
+        before = held.log[length : write.events[0].seq] if held else []
+        return replace(write, events=(*before, *write.events))
 
     async def _settle(self, write: Write) -> None:
         while True:
@@ -280,11 +293,9 @@ class Worker:
         self._metrics.jobs.labels(job.model, outcome).inc()
         if isinstance(last.outcome, Failed):
             self._metrics.failed.labels(job.model, last.outcome.code).inc()
-        about = {"job_id": job.id, "model": job.model, "attempt": write.delivery.attempt, "outcome": outcome}
-        if attempt := self._attempts.get(job.id):
-            attempt.ended(outcome, last)
-            about |= {"trace_id": attempt.trace_id} if attempt.trace_id else {}
-        log.info("job ended", extra=about)
+        if held := self._holding(write.delivery):
+            log.info("job ended", extra=held.account(outcome, last))
+            held.let_go(outcome, last)
         self._forget(write.delivery)
 
     async def _heartbeat(self) -> None:
@@ -297,7 +308,7 @@ class Worker:
             if not self.alive:
                 raise EngineBroken("an engine hangs or has ended; only a new process helps")
             try:
-                held = list(self._held.values())
+                held = [each.delivery for each in self._held.values()]
                 lost = set(await self._queue.renew(held, worker=self.name))
                 self._renewed_at = asyncio.get_running_loop().time()
                 self._redis_lost = False
@@ -311,50 +322,44 @@ class Worker:
 
     async def _obey_drops(self) -> None:
         async for job_id in self._channel.dropped(self.name):
-            if delivery := self._held.get(job_id):
-                self._drop([delivery], found="cancelled")
+            if held := self._held.get(job_id):
+                self._drop([held.delivery], found="cancelled")
 
-    def _holds(self, delivery: Delivery) -> bool:
-        return self._held.get(delivery.job.id) is delivery
+    def _holding(self, delivery: Delivery) -> HeldJob | None:
+        """None when the job is no longer ours, or ours by another claim."""
+        held = self._held.get(delivery.job.id)
+        return held if held and held.delivery is delivery else None
 
     def _drop(self, deliveries: Sequence[Delivery], *, found: str) -> None:
         """Give up what is no longer ours; its slots are free before the next step. `found`: how that was noticed."""
-        for delivery in filter(self._holds, deliveries):
-            if turn := self._turns.get(delivery.job.id):
-                self._served[delivery.job.model].stepper.drop(turn)
+        for held in filter(None, map(self._holding, deliveries)):
+            delivery = held.delivery
+            if held.turn:
+                self._served[delivery.job.model].stepper.drop(held.turn)
             self._metrics.lost.labels(delivery.job.model, found).inc()
-            self._attempts[delivery.job.id].ended("cancelled" if found == "cancelled" else "lost")
+            held.let_go("cancelled" if found == "cancelled" else "lost")
             self._forget(delivery)
 
     def _forget(self, delivery: Delivery) -> None:
-        if self._holds(delivery):
+        if self._holding(delivery):
             del self._held[delivery.job.id]
-            del self._attempts[delivery.job.id]
-            self._turns.pop(delivery.job.id, None)
-            self._records.pop(delivery.job.id, None)
-            if timer := self._timers.pop(delivery.job.id, None):
-                timer.cancel()
         self._room.set()
 
     async def _drain(self) -> None:
         deadline = asyncio.get_running_loop().time() + self._settings.drain_s
         while self._held and not self._hurry.is_set() and asyncio.get_running_loop().time() < deadline:
-            self._room.clear()
-            try:
-                await asyncio.wait_for(self._room.wait(), min(0.2, self._settings.drain_s))
-            except TimeoutError:
-                continue
+            await self._until_room(min(0.2, self._settings.drain_s))
 
     async def _release(self, outlet: asyncio.Task[None]) -> None:
         await asyncio.wait([asyncio.wrap_future(stepper.stop()) for stepper in self._steppers], timeout=STOP_S)
         self._outbox.close()
         await asyncio.wait([outlet], timeout=FLUSH_S)
         try:
-            await self._queue.release(list(self._held.values()), worker=self.name)
+            await self._queue.release([held.delivery for held in self._held.values()], worker=self.name)
         except QueueUnavailable as error:
             log.warning("not released; the leases run out by themselves", extra={"error": str(error)})
-        for attempt in self._attempts.values():
-            attempt.ended("released")
+        for held in self._held.values():
+            held.let_go("released")
         log.info("stopped", extra={"worker": self.name, "released": len(self._held)})
 
     async def _redis_is_away(self, verb: str, error: QueueUnavailable) -> None:
@@ -367,3 +372,12 @@ class Worker:
 
 def _write(update: Update) -> Write:
     return Write(delivery=update.turn.delivery, events=tuple(update.events))
+
+
+def _begin(delivery: Delivery, engine: Engine) -> Turn:
+    """In a thread. Raises InvalidRequest for what cannot be encoded, or not in time; a long log gets longer."""
+    try:
+        with time_box(ENCODE_S_MAX + REPLAY_S_MAX * len(delivery.log)):
+            return TURNS[delivery.job.kind](delivery, engine)
+    except TimeBoxExceeded as error:
+        raise InvalidRequest(f"The prompt takes more than {ENCODE_S_MAX:g} s to encode. Shorten it.") from error

@@ -28,11 +28,7 @@ class ChatChunks:
     def opening(self) -> bytes:
         return b""
 
-    def block(self, events: Iterable[Event]) -> bytes:
-        """All frames of these events; what only the log needs has none."""
-        return b"".join(part for event in events for part in self._frames(event))
-
-    def _frames(self, event: Event) -> Iterable[bytes]:
+    def frames(self, event: Event) -> Iterable[bytes]:
         match event:
             case Started():
                 for choice in self._choices:

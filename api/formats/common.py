@@ -1,8 +1,9 @@
 """What chat and text completions share."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
+from api.formats.position import START, Position
 from shared.events import Event, Usage
 from shared.job import Job
 
@@ -26,15 +27,16 @@ class Chunks(Protocol):
     def opening(self) -> bytes:
         """Frames before any event."""
 
-    def block(self, events: Iterable[Event]) -> bytes:
-        """All frames of these events; what only the log needs has none."""
+    def frames(self, event: Event) -> Iterable[bytes]:
+        """The event's frames, each with its blank line; an event that only the log needs has none. A log gives the
+        same frames whenever it is read, since a client names the place where it lost its stream by counting them."""
 
 
 class Numbered:
-    """Frames that carry the number of their event, so that a client knows where to go on. Events up to `after` are
-    passed over."""
+    """Frames that carry their position as `id`, so that a client can go on behind any of them. Those up to `after` are
+    left out."""
 
-    def __init__(self, chunks: Chunks, *, after: int = -1) -> None:
+    def __init__(self, chunks: Chunks, *, after: Position = START) -> None:
         self.tells_failure = chunks.tells_failure
         self._chunks = chunks
         self._after = after
@@ -42,15 +44,13 @@ class Numbered:
     def opening(self) -> bytes:
         return self._chunks.opening()
 
-    def block(self, events: Iterable[Event]) -> bytes:
-        return b"".join(self._numbered(event) for event in events)
-
-    def _numbered(self, event: Event) -> bytes:
-        """The number stands in the event's last frame: whoever has it has them all."""
-        frames = self._chunks.block([event])
-        if event.seq <= self._after or not frames:
-            return b""
-        return frames[:-1] + b"id: %d\n\n" % event.seq
+    def frames(self, event: Event) -> Iterator[bytes]:
+        """The event's number stands in its last frame: a client that has it has the whole event."""
+        frames = list(self._chunks.frames(event))
+        for count, frame in enumerate(frames, 1):
+            position = Position(event.seq) if count == len(frames) else Position(event.seq - 1, count)
+            if position > self._after:
+                yield frame[:-1] + b"id: %s\n\n" % str(position).encode()
 
 
 def head(job: Job, kind: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """From events to text completions: frames of a stream, or one body."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,10 +123,7 @@ class CompletionChunks:
     def opening(self) -> bytes:
         return b""
 
-    def block(self, events: Iterable[Event]) -> bytes:
-        return b"".join(part for event in events for part in self._frames(event))
-
-    def _frames(self, event: Event) -> Iterator[bytes]:
+    def frames(self, event: Event) -> Iterator[bytes]:
         match event:
             case Delta() | Echoed():
                 for choice in self._choices.add(event):

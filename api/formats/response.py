@@ -156,27 +156,29 @@ class Builder:
 
 
 class ResponseChunks:
-    """Formats the frames of one stream, those after number `after`."""
+    """Formats the frames of one stream, those after number `after`. `ids`: each carries its number as `id`, too."""
 
     tells_failure = True
 
-    def __init__(self, builder: Builder, *, after: int = -1) -> None:
+    def __init__(self, builder: Builder, *, after: int = -1, ids: bool = False) -> None:
         self._builder = builder
         self._after = after
+        self._ids = ids
         self._number = 0
 
     def opening(self) -> bytes:
-        return b"".join(self._frames(self._builder.opening()))
+        return b"".join(self._framed(self._builder.opening()))
 
-    def block(self, events: Iterable[Event]) -> bytes:
-        return b"".join(frame for event in events for frame in self._frames(self._builder.take(event)))
+    def frames(self, event: Event) -> Iterator[bytes]:
+        return self._framed(self._builder.take(event))
 
-    def _frames(self, told: Iterable[Told]) -> Iterator[bytes]:
+    def _framed(self, told: Iterable[Told]) -> Iterator[bytes]:
         for each in told:
             number, self._number = self._number, self._number + 1
             if number > self._after:
                 data = orjson.dumps(each | {"sequence_number": number})
-                yield b"event: " + each["type"].encode() + b"\ndata: " + data + b"\n\n"
+                name = b"id: %d\n" % number if self._ids else b""
+                yield b"event: " + each["type"].encode() + b"\ndata: " + data + b"\n" + name + b"\n"
 
 
 class WholeResponse:

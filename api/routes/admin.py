@@ -17,7 +17,7 @@ from api.routes.jobs import job_object
 from api.schemas.admin import KeyLimits, NewKey, ReplayRequest
 from shared.api_key import ApiKey
 from shared.demand import demand_object, together
-from shared.errors import NotFound
+from shared.errors import InvalidRequest, NotFound
 from shared.lifecycle import State
 from shared.replay import Filter, Replayer
 
@@ -157,6 +157,16 @@ async def pause_model(name: str, house: InHouse) -> dict[str, Any]:
 @router.post("/models/{name:path}/resume")
 async def resume_model(name: str, house: InHouse) -> dict[str, Any]:
     return await _pause(house, name, paused=False)
+
+
+@router.delete("/models/{name:path}")
+async def forget_model(name: str, house: InHouse) -> dict[str, Any]:
+    """Forget a model that nobody serves any more. It must have no worker, and no job that waits or runs."""
+    await house.directory.model(name)
+    if in_use := await house.queue.forget(name):
+        message = f"The model '{name}' is in use: {in_use}. Stop its workers and cancel its jobs first."
+        raise InvalidRequest(message, param="name")
+    return {"id": name, "object": "model", "deleted": True}
 
 
 async def _pause(house: House, name: str, *, paused: bool) -> dict[str, Any]:

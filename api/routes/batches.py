@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -10,11 +10,12 @@ from fastapi import APIRouter, Depends, Query, Request
 
 from api.auth import caller_of
 from api.batch import Batch, Status
-from api.formats.listing import listing, page_of
+from api.formats.listing import listing
 from api.house import House, house_of
 from api.json_route import JsonRoute
+from api.pages import Asked, Body
 from api.schemas.batch import BatchRequest
-from shared.errors import InvalidRequest, NotFound
+from shared.errors import InvalidRequest
 
 router = APIRouter(route_class=JsonRoute)
 InHouse = Annotated[House, Depends(house_of)]
@@ -22,13 +23,14 @@ InHouse = Annotated[House, Depends(house_of)]
 
 @router.post("/v1/batches")
 async def create_batch(body: BatchRequest, request: Request, house: InHouse) -> dict[str, Any]:
-    """Start a batch over a file of requests."""
+    """Start a batch over a file of requests. It waits in `validating` while others of the same key are worked on."""
+    house.pressure.check(house.redis)
     caller = caller_of(request)
     record = await house.files.record(body.input_file_id, tenant=caller.tenant)
     if record.purpose != "batch":
         raise InvalidRequest("'input_file_id' is not a file for batches.", param="input_file_id")
     batch = Batch(
-        id=f"batch_{secrets.token_hex(12)}",
+        id=_new_id(),
         tenant=caller.tenant,
         key=caller.key.id if caller.key else "",
         endpoint=body.endpoint,
@@ -39,7 +41,7 @@ async def create_batch(body: BatchRequest, request: Request, house: InHouse) -> 
         metadata=body.metadata or {},
         output_lifetime_s=body.output_expires_after.seconds if body.output_expires_after else house.settings.file_ttl_s,
     )
-    await house.batches.create(batch)
+    await house.batches.create(batch, open_max=house.settings.batches_open_max)
     return batch.body()
 
 
@@ -52,12 +54,13 @@ async def list_batches(
 ) -> dict[str, Any]:
     """The newest first."""
     tenant = caller_of(request).tenant
-    wanted, more = page_of(await house.batches.ids(tenant), after=after, limit=limit)
-    found = []
-    for batch_id in wanted:
-        with suppress(NotFound):
-            found.append(await _look(house, batch_id, tenant))
-    return listing(found, more=more)
+
+    async def pick(ids: Sequence[str]) -> list[Body]:
+        return await _bodies(house, await house.batches.get_many(ids))
+
+    asked = Asked(after=after, limit=limit, newest_first=True)
+    bodies, more = await house.batches.page(tenant, asked, pick)
+    return listing(bodies, more=more)
 
 
 @router.get("/v1/batches/{batch_id}")
@@ -76,7 +79,16 @@ async def cancel_batch(batch_id: str, request: Request, house: InHouse) -> dict[
 
 
 async def _look(house: House, batch_id: str, tenant: str) -> dict[str, Any]:
-    batch = await house.batches.get(batch_id, tenant=tenant)
-    if not batch.status.ended and await house.batches.to_cancel(batch_id):
-        batch = replace(batch, status=Status.CANCELLING)
-    return batch.body()
+    (body,) = await _bodies(house, [await house.batches.get(batch_id, tenant=tenant)])
+    return body
+
+
+async def _bodies(house: House, batches: Sequence[Batch]) -> list[Body]:
+    """Those whose cancel was asked for are being cancelled, whatever their record says by now."""
+    asked = await house.batches.to_cancel([batch.id for batch in batches if not batch.status.ended])
+    return [replace(batch, status=Status.CANCELLING).body() if batch.id in asked else batch.body() for batch in batches]
+
+
+def _new_id() -> str:
+    """Later ones sort behind earlier ones, those of the same second too: that is their order of work."""
+    return f"batch_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(6)}"

@@ -1,5 +1,6 @@
 """`/v1/files`: upload, list, read, delete. Only for the key whose files they are."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 
@@ -8,8 +9,9 @@ from fastapi.responses import FileResponse
 
 from api.auth import caller_of
 from api.files import FileRecord
-from api.formats.listing import listing, page_of
+from api.formats.listing import listing
 from api.house import House, house_of
+from api.pages import Asked, Body
 from shared.errors import InvalidRequest, NotFound
 
 router = APIRouter()
@@ -52,13 +54,19 @@ async def list_files(
 ) -> dict[str, Any]:
     """The newest first."""
     tenant = caller_of(request).tenant
-    ids = await house.files.ids(tenant)
-    wanted, more = page_of(ids if order == "desc" else ids[::-1], after=after, limit=limit)
-    found = []
-    for file_id in wanted:
-        with suppress(NotFound):
-            found.append(await house.files.record(file_id, tenant=tenant))
-    return listing([record.body() for record in found if purpose in (None, record.purpose)], more=more)
+
+    async def pick(ids: Sequence[str]) -> list[Body]:
+        found = []
+        for file_id in ids:
+            with suppress(NotFound):
+                record = await house.files.record(file_id, tenant=tenant)
+                if purpose in (None, record.purpose):
+                    found.append(record.body())
+        return found
+
+    asked = Asked(after=after, limit=limit, newest_first=order == "desc")
+    bodies, more = await house.files.page(tenant, asked, pick)
+    return listing(bodies, more=more)
 
 
 async def _mine(file_id: str, request: Request, house: InHouse) -> FileRecord:

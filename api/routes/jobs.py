@@ -2,15 +2,19 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from api.auth import caller_of
 from api.exchange import pick_up
-from api.formats.common import Numbered
+from api.formats.common import Chunks, Numbered
+from api.formats.position import position_after, sequence_number_after
+from api.formats.response import ResponseChunks
 from api.house import House, house_of
+from api.responses import RESPONSE_PREFIX
+from api.terms import LastEventId, StartingAfter
 from api.view import View, decode_view
-from shared.errors import InvalidRequest, NotFound
+from shared.errors import NotFound
 from shared.ledger import JobRecord
 
 router = APIRouter()
@@ -28,14 +32,19 @@ async def stream_job_events(
     job_id: str,
     request: Request,
     house: Annotated[House, Depends(house_of)],
-    starting_after: Annotated[int | None, Query(ge=-1)] = None,
-    last_event_id: Annotated[str | None, Header()] = None,
+    starting_after: StartingAfter = None,
+    last_event_id: LastEventId = None,
 ) -> Response:
-    """The job's stream from the event after `starting_after` or `Last-Event-ID` on, in the shape of its endpoint, each
-    event with its `id`: while it waits, runs, and as long as it is kept."""
+    """The job's stream from the frame after `starting_after` or `Last-Event-ID` on, in the shape of its endpoint, each
+    frame with its `id`: while the job waits, runs, and as long as it is kept."""
     _, view = await _mine(house, job_id, request)
-    after = _event_number(last_event_id) if starting_after is None else starting_after
-    return await pick_up(house, view.job(job_id), Numbered(view.chunks(job_id), after=after))
+    chunks: Chunks
+    if job_id.startswith(RESPONSE_PREFIX):
+        record = await house.responses.get(job_id, tenant=view.tenant)
+        chunks = ResponseChunks(record.builder(), after=sequence_number_after(starting_after, last_event_id), ids=True)
+    else:
+        chunks = Numbered(view.chunks(job_id), after=position_after(starting_after, last_event_id))
+    return await pick_up(house, view.job(job_id), chunks)
 
 
 @router.post("/v1/jobs/{job_id}/cancel", response_model=None)
@@ -70,11 +79,3 @@ async def _mine(house: House, job_id: str, request: Request) -> tuple[JobRecord,
         if view.tenant == caller_of(request).tenant:
             return record, view
     raise NotFound(f"There is no job {job_id}.")
-
-
-def _event_number(last_event_id: str | None) -> int:
-    if last_event_id is None:
-        return -1
-    if not last_event_id.isascii() or not last_event_id.isdigit():
-        raise InvalidRequest("'Last-Event-ID' is the number of an event.", param="Last-Event-ID")
-    return int(last_event_id)

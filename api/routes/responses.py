@@ -11,12 +11,13 @@ from fastapi.responses import JSONResponse, Response
 from api.auth import caller_of
 from api.exchange import pick_up, stream, submit, whole
 from api.formats.listing import listing, page_of
-from api.formats.response import Builder, ResponseChunks
+from api.formats.position import sequence_number_after
+from api.formats.response import ResponseChunks
 from api.house import House, house_of
 from api.json_route import JsonRoute
-from api.responses import ResponseRecord, record_of
+from api.responses import RESPONSE_PREFIX, ResponseRecord, record_of
 from api.schemas.response import ResponseRequest
-from api.terms import Terms, terms_of
+from api.terms import LastEventId, StartingAfter, Terms, terms_of
 from api.view import decode_view
 from api.work import response_work
 from shared.errors import InvalidRequest, NotFound
@@ -34,7 +35,8 @@ async def create_response(
 ) -> Response:
     """A response, whole, streamed or in the background. One in the background goes on when its client leaves."""
     began = time.monotonic()
-    record = record_of(body, f"resp_{secrets.token_hex(16)}", terms.caller.tenant, await _before(body, house, request))
+    response_id = f"{RESPONSE_PREFIX}{secrets.token_hex(16)}"
+    record = record_of(body, response_id, terms.caller.tenant, await _before(body, house, request))
     stored = body.store is not False
     keep_s = house.settings.response_ttl_s if stored else 0
     work = await response_work(house.admission, body, terms, record, keep_s)
@@ -44,7 +46,7 @@ async def create_response(
         return await stream(house, work, terms, began)
     if record.background:
         job, headers = await submit(house, work, terms)
-        return JSONResponse(_builder(record, job.id).body(), headers=headers)
+        return JSONResponse(record.builder(job.id).body(), headers=headers)
     return await whole(house, work, terms, request)
 
 
@@ -59,12 +61,14 @@ Mine = Annotated[ResponseRecord, Depends(_mine)]
 async def retrieve_response(
     record: Mine,
     house: InHouse,
+    terms: Annotated[Terms, Depends(terms_of)],
     stream: bool = False,
-    starting_after: Annotated[int | None, Query(ge=-1)] = None,
+    starting_after: StartingAfter = None,
+    last_event_id: LastEventId = None,
     include: Annotated[list[str] | None, Query()] = None,
     include_obfuscation: bool = False,
 ) -> Response:
-    """As it is now; or all its events from the one after `starting_after` on, until it ends."""
+    """As it is now; or all its events from the one after `starting_after` or `Last-Event-ID` on, until it ends."""
     if starting_after is not None and not stream:
         raise InvalidRequest("'starting_after' goes with 'stream': true.", param="starting_after")
     if include_obfuscation:
@@ -73,8 +77,8 @@ async def retrieve_response(
         return JSONResponse(await _now(house, record))
     found = await house.ledger.record(record.id)
     job = decode_view(found.view).job(record.id)
-    after = -1 if starting_after is None else starting_after
-    return await pick_up(house, job, ResponseChunks(_builder(record, record.id), after=after))
+    after = sequence_number_after(starting_after, last_event_id)
+    return await pick_up(house, job, ResponseChunks(record.builder(), after=after, ids=terms.event_ids))
 
 
 @router.post("/v1/responses/{response_id}/cancel")
@@ -124,7 +128,7 @@ async def _before(body: ResponseRequest, house: House, request: Request) -> list
 async def _now(house: House, record: ResponseRecord) -> dict[str, Any]:
     """From the job's log; a job that ended without a last event, by another tool's hand, has failed."""
     (page,) = await house.channel.read([(record.id, 0)])
-    builder = _builder(record, record.id)
+    builder = record.builder()
     for event in page.events:
         for _ in builder.take(event):
             pass
@@ -133,10 +137,6 @@ async def _now(house: House, record: ResponseRecord) -> dict[str, Any]:
         for _ in builder.take(Finished(seq=len(page.events), outcome=GONE)):
             pass
     return builder.body()
-
-
-def _builder(record: ResponseRecord, response_id: str) -> Builder:
-    return Builder(response_id, record.head, created_s=record.created_s)
 
 
 def _listed(item: dict[str, Any]) -> dict[str, Any]:

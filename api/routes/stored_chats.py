@@ -1,5 +1,6 @@
 """`/v1/chat/completions/{id}`: chat completions that were asked to be stored. Only for the key whose they are."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Annotated, Any, Literal
@@ -11,6 +12,7 @@ from api.formats.chat import WholeChat
 from api.formats.listing import listing, page_of
 from api.house import House, house_of
 from api.json_route import JsonRoute
+from api.pages import Asked, Body
 from api.schemas.base import Metadata, Strict
 from api.stored_chats import StoredChat
 from api.view import decode_view
@@ -49,19 +51,17 @@ async def list_chat_completions(
         for name, value in request.query_params.items()
         if name.startswith("metadata[") and name.endswith("]")
     }
-    ids = await house.chats.ids(tenant)
-    found = []
-    for chat_id in ids if order == "asc" else ids[::-1]:
-        with suppress(NotFound):
-            chat = await house.chats.get(chat_id, tenant=tenant)
+
+    async def pick(ids: Sequence[str]) -> list[Body]:
+        found = []
+        for chat in await house.chats.get_many(ids):
             if model in (None, chat.model) and wanted.items() <= chat.metadata.items():
-                found.append(chat)
-    page, more = page_of([chat.id for chat in found], after=after, limit=limit)
-    bodies = []
-    for chat in found:
-        with suppress(NotFound):
-            if chat.id in page:
-                bodies.append(await _body(house, chat))
+                with suppress(NotFound):  # it is not done
+                    found.append(await _body(house, chat))
+        return found
+
+    asked = Asked(after=after, limit=limit, newest_first=order == "desc")
+    bodies, more = await house.chats.page(tenant, asked, pick)
     return listing(bodies, more=more)
 
 

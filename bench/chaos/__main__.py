@@ -19,10 +19,10 @@ import redis
 
 from bench.chaos import torch_script
 from bench.chaos.act import Act
-from bench.chaos.faults import SCENARIOS, TORCH_SCENARIOS, Scenario
-from bench.chaos.judge import Verdict, judge, leftovers
+from bench.chaos.judge import RECORDS, Verdict, judge, leftovers
 from bench.chaos.load import Asked, Load
 from bench.chaos.report import bars, summary, timeline
+from bench.chaos.scenarios import SCENARIOS, TORCH_SCENARIOS, Scenario
 from bench.chaos.site import Site
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +50,7 @@ SETTINGS = {
     "step_timeout_s": 2,
     "drain_s": 2,
     "job_ttl_s": 3600,
+    "context_length": 20_000,
 }
 
 
@@ -91,6 +92,7 @@ async def play(site: Site, scenario: Scenario, *, seed: int, release: bool, scri
     await load.ended()
     # Clients that left are noticed, jobs that nobody reads run to their end.
     await site.until(lambda: not site.client.exists(f"penstock:leases:{site.model}"), "the last jobs end", seconds=60)
+    await act.muster()
     verdict = await asyncio.to_thread(judge, site, load.stories, scenario.mercy)
     act.measure(verdict)
     for found in verdict.violations.values():
@@ -111,7 +113,8 @@ async def watch_rq(site: Site, total: Verdict) -> None:
 
 def forget(site: Site) -> None:
     """The jobs of a scenario, so that the next one is judged by its own."""
-    for pattern in ("rq:job:*", "penstock:log:*", "penstock:previous:*", "rq:results:*", "rq:f*ed:*", "rq:canceled:*"):
+    names = ("job", "results", "f*ed", "canceled")
+    for pattern in [*(f"rq:{name}:*" for name in names), *(f"penstock:{name}:*" for name in RECORDS)]:
         for key in site.client.scan_iter(pattern, count=1000):
             site.client.delete(key)
 

@@ -4,12 +4,15 @@ import asyncio
 import math
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bench.chaos.judge import Verdict, pause_across
 from bench.chaos.load import Load
 from bench.chaos.site import Process, Site
 from bench.chaos.story import Way
+
+MUSTER_TOKENS = 40  # of each job: with steps of 20 ms they are here for long enough to be seen by every worker
 
 
 @dataclass(slots=True)
@@ -25,7 +28,7 @@ class Act:
     marks: list[tuple[str, float, float, set[str] | None]] = field(default_factory=list)
     strikes: list[tuple[float, set[str]]] = field(default_factory=list)
     ratios: dict[str, float] = field(default_factory=dict)
-    wrongs: list[str] = field(default_factory=list)
+    wrongs: list[tuple[str, str]] = field(default_factory=list)  # of an invariant, what does not hold
 
     def strike(self, only: set[str] | None = None) -> float:
         """Now: every job that runs is hit, or those only."""
@@ -52,33 +55,32 @@ class Act:
         open_ids = [story.job_id for story in self.load.open() if story.job_id]
         return {job_id for job_id in open_ids if client.hget(f"rq:job:{job_id}", "worker_name") in owners}
 
+    def blame(self, invariant: str, text: str) -> None:
+        self.wrongs.append((invariant, text))
+
+    def ratio(self, name: str, value: float) -> None:
+        """The worst of them counts."""
+        self.ratios[name] = max(value, self.ratios.get(name, 0.0))
+
     async def staffed(self) -> None:
         """Wait until every worker serves, those that take the place of dead ones too."""
-        client, site = self.site.client, self.site
-
-        def complete() -> bool:
-            live, known = site.live_workers(), [client.hget(key, "pid") for key in client.scan_iter("rq:worker:*")]
-            return len(live) == site.workers_max and {str(worker.pid) for worker in live} <= set(known)
-
-        await site.until(complete, "every worker serves", seconds=60)
+        site = self.site
+        await site.until(lambda: site.alive_workers() >= site.workers_max, "every worker serves", seconds=60)
 
     async def muster(self) -> None:
-        """Whether every worker takes work: as many jobs as they have room for, all at once."""
-        crowd = [self.load.add(self.load.story(Way.PLAIN, tokens=100)) for _ in range(16 * self.site.workers_max)]
-        wanted, busy = {str(worker.pid) for worker in self.site.live_workers()}, set[str]()
-        for _ in range(40):
-            busy |= await asyncio.to_thread(self._busy)
-            if wanted <= busy:
-                break
-            await asyncio.sleep(0.1)
-        else:
-            self.wrongs.append(f"{len(wanted - busy)} of {len(wanted)} workers take no work any more")
-        await asyncio.wait(crowd)
+        """Whether every worker that is here takes work: jobs for all their places come at once, on a quiet site, and
+        each of them must be seen to have claimed one before they are done, which is about a second later."""
+        await self.staffed()
+        names = await asyncio.to_thread(self.site.worker_names)
+        stories = [self.load.story(Way.PLAIN, tokens=MUSTER_TOKENS) for _ in range(self.site.places)]
+        await asyncio.wait([self.load.add(story) for story in stories])
+        claimed = await asyncio.to_thread(self._owners, [story.job_id for story in stories])
+        for name in names - claimed:
+            self.blame("I14", f"worker {name} takes no work any more, and {len(stories)} jobs were there")
 
-    def _busy(self) -> set[str]:
-        client = self.site.client
-        found = [client.hmget(key, ["state", "pid"]) for key in client.scan_iter("rq:worker:*")]
-        return {str(pid) for state, pid in found if state == "busy"}
+    def _owners(self, job_ids: Sequence[str]) -> set[str]:
+        """Names of the workers that have claimed one of the jobs."""
+        return {str(self.site.client.hget(f"rq:job:{job_id}", "worker_name")) for job_id in job_ids if job_id}
 
     def _struck_after(self, begin: float, job_id: str) -> float:
         return min((at for at, jobs in self.strikes if at > begin and job_id in jobs), default=math.inf)
@@ -93,4 +95,5 @@ class Act:
                     verdict.pauses.setdefault(name, []).append(pause.seconds)
         verdict.hit = len(set[str]().union(*[jobs for _, jobs in self.strikes]))
         verdict.ratios |= self.ratios
-        verdict.blame("I4", self.wrongs)
+        for invariant, text in self.wrongs:
+            verdict.blame(invariant, [text])

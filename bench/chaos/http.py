@@ -45,12 +45,26 @@ class Answer:
         self.writer.transport.abort()
 
 
+async def call(
+    url: str, *, method: str = "POST", body: dict[str, Any] | bytes | None = None, headers: dict[str, str] | None = None
+) -> tuple[int, dict[str, Any]]:
+    """Status and body of a whole answer. Raises Broken when none comes."""
+    answer = await ask(url, method=method, body=body, headers=headers)
+    try:
+        found = json.loads(await answer.body())
+        return answer.status, found if isinstance(found, dict) else {}
+    except ValueError as error:
+        raise Broken(f"status {answer.status} without JSON") from error
+    finally:
+        answer.close()
+
+
 async def ask(
-    url: str, *, method: str = "POST", body: dict[str, Any] | None = None, headers: dict[str, str] | None = None
+    url: str, *, method: str = "POST", body: dict[str, Any] | bytes | None = None, headers: dict[str, str] | None = None
 ) -> Answer:
-    """Raises Broken when no answer comes."""
+    """Raises Broken when no answer comes. Given up, it leaves no connection behind."""
     parts = urlsplit(url)
-    data = json.dumps(body).encode() if body is not None else b""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode() if body is not None else b""
     path = parts.path + (f"?{parts.query}" if parts.query else "")
     head = {"host": parts.netloc, "content-length": str(len(data)), "content-type": "application/json"}
     lines = [f"{method} {path} HTTP/1.1", *[f"{name}: {value}" for name, value in (head | (headers or {})).items()]]
@@ -64,5 +78,8 @@ async def ask(
     except (asyncio.IncompleteReadError, OSError) as error:
         writer.transport.abort()
         raise Broken(str(error)) from error
+    except asyncio.CancelledError:
+        writer.transport.abort()
+        raise
     pairs = [line.partition(": ") for line in rest if line]
     return Answer(int(first.split()[1]), {name.lower(): value for name, _, value in pairs}, reader, writer)

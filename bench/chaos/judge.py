@@ -4,7 +4,7 @@ import itertools
 import math
 import re
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,11 @@ from bench.chaos.story import Story, Way
 from shared.lifecycle import TERMINAL, State
 
 # What may stay without a lifetime: the deployment's names, see shared/keys.py.
-LASTING = re.compile(r"rq:queues|rq:workers(:.*)?|penstock:models|penstock:keys:salt|rq:(failed|finished|canceled):.*")
+LASTING = re.compile(
+    r"rq:queues|rq:workers(:.*)?|penstock:(models|keys|key:.*|keys:salt|files?:.*|files-expiring|webhooks:.*)|"
+    r"rq:(failed|finished|canceled):.*"
+)
+RECORDS = ("log", "previous", "chat", "response")  # what is kept of a job, by its id
 DEADLINE_S = 65.0  # of a story: no fault lasts longer than half of it
 
 
@@ -78,7 +82,17 @@ def judge(site: Site, stories: Sequence[Story], mercy: Mercy) -> Verdict:
         if job.get("status") in set(map(str, TERMINAL)):
             verdict.blame("I6", (f"{key} of an ended job has no lifetime" for key in job["lasting"]))
         verdict.blame("I7", _badly_failed(job_id, job, jobs))
+    if not mercy.lost:
+        verdict.blame("I13", orphans(site, jobs))
     return verdict
+
+
+def orphans(site: Site, jobs: Collection[str]) -> Iterator[str]:
+    """What is kept of requests that never were jobs."""
+    for record in RECORDS:
+        for key in map(str, site.client.scan_iter(f"penstock:{record}:*", count=1000)):
+            if key.removeprefix(f"penstock:{record}:") not in jobs:
+                yield f"{key} is kept of no job"
 
 
 def dump(site: Site) -> dict[str, dict[str, Any]]:

@@ -1,6 +1,7 @@
-"""Bugs that were planted to see the campaign find them: `python -m bench.chaos.mutants`. A campaign that a mutant
-survives proves nothing."""
+"""Bugs that were planted to see the campaign or the simulation find them: `python -m bench.chaos.mutants`. A campaign
+that a mutant survives proves nothing."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -13,17 +14,25 @@ import click
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("api", "workers", "shared", "cli")
+SIMULATED = ("tests/__init__.py", "tests/factories.py", "tests/simulation")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mutant:
-    """`old` becomes `new` in `file`; the faults `under` must notice."""
+    """`old` becomes `new` in `file`; the faults `under` must notice, or one of so many simulated `histories`."""
 
     name: str
     file: str
     old: str
     new: str
-    under: tuple[str, ...]
+    under: tuple[str, ...] = ()
+    histories: int = 0
+
+    def command(self, code: Path) -> list[str]:
+        """The program that must fail on it, run in the folder of the code."""
+        if self.histories:
+            return ["tests.simulation", "0", str(self.histories - 1)]
+        return ["bench.chaos", "--code", str(code), *[part for fault in self.under for part in ("--only", fault)]]
 
 
 MUTANTS = [
@@ -154,6 +163,62 @@ MUTANTS = [
         new="            self._quiet.clear()\n            await asyncio.Event().wait()\n            return []",
         under=("F8",),
     ),
+    Mutant(
+        name="nobody says that a drop has made room",
+        file="workers/stepper.py",
+        old="        if waited and not self.waiting:\n            self._room()\n",
+        new="",
+        histories=1000,
+    ),
+    Mutant(
+        name="an answer is read without a guard",
+        file="workers/stepper.py",
+        old='        except Exception as error:\n                log.exception("an answer cannot be read"',
+        new='        except ZeroDivisionError as error:\n                log.exception("an answer cannot be read"',
+        under=("F18",),
+    ),
+    Mutant(
+        name="a finished turn may finish again",
+        file="workers/turn.py",
+        old='        assert not self.ended, "a finished turn is finished"\n        self.ended = True\n',
+        new="",
+        histories=1000,
+    ),
+    Mutant(
+        name="of an event's frames only the last one says where it belongs",
+        file="api/formats/common.py",
+        old='                yield frame[:-1] + b"id: %s\\n\\n" % str(position).encode()',
+        new='                yield frame if position.frames else frame[:-1] + b"id: %s\\n\\n" % str(position).encode()',
+        under=("F6b",),
+    ),
+    Mutant(
+        name="a refused request is stored",
+        file="shared/queue.lua",
+        old="  local limit, limit_ms = over_limit(fields, place.cost)\n",
+        new="  write_record(record)\n  local limit, limit_ms = over_limit(fields, place.cost)\n",
+        under=("F19c",),
+    ),
+    Mutant(
+        name="a wide job takes a worker's room",
+        file="workers/room.py",
+        old="max(min(sum(wide), left), 1)",
+        new="sum(wide)",
+        under=("F19b",),
+    ),
+    Mutant(
+        name="tenants share what was computed",
+        file="api/admission.py",
+        old="if self._settings.prefix_cache_shared else",
+        new="if True else",
+        under=("F19d",),
+    ),
+    Mutant(
+        name="the cache knows no salt",
+        file="workers/sequence.py",
+        old='self.salt = adapter.encode() + b"\\0" + salt if adapter else salt',
+        new="self.salt = adapter.encode()",
+        histories=200,
+    ),
 ]
 
 
@@ -169,10 +234,30 @@ def planted(mutant: Mutant, folder: Path) -> Path:
     return folder
 
 
+def found_by(mutant: Mutant, code: Path) -> str:
+    """What the program says that must find it; "" when it says that all is well."""
+    for name in SIMULATED if mutant.histories else ():
+        (code / name).parent.mkdir(exist_ok=True)
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, code / name)
+    where = code if mutant.histories else ROOT
+    done = subprocess.run(
+        [sys.executable, "-m", *mutant.command(code)],
+        cwd=where,
+        env={**os.environ, "PYTHONPATH": str(where)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if mutant.histories:
+        return done.stdout.splitlines()[-1] if done.returncode and done.stdout else ""
+    broken = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("BROKEN")]
+    return ", ".join(broken) or ("the campaign could not end" if done.returncode else "")
+
+
 @click.command()
 @click.option("--only", help="Mutants whose name holds this.")
 def main(only: str | None) -> None:
-    """Plant each bug and let the campaign find it. Exit status 1 when one survives."""
+    """Plant each bug and let the campaign or the simulation find it. Exit status 1 when one survives."""
     survivors = []
     for mutant in MUTANTS:
         if only and only not in mutant.name:
@@ -180,12 +265,8 @@ def main(only: str | None) -> None:
         with tempfile.TemporaryDirectory() as folder:
             code = planted(mutant, Path(folder))
             began = time.monotonic()
-            faults = [part for fault in mutant.under for part in ("--only", fault)]
-            command = [sys.executable, "-m", "bench.chaos", "--code", str(code), *faults]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        broken = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("BROKEN")]
-        found = ", ".join(broken) or ("the campaign could not end" if done.returncode else "")
-        click.echo(f"{mutant.name:<50} {found or 'SURVIVES':<30} {time.monotonic() - began:>4.0f} s")
+            found = found_by(mutant, code)
+        click.echo(f"{mutant.name:<60} {found or 'SURVIVES':<30} {time.monotonic() - began:>4.0f} s")
         if not found:
             survivors.append(mutant.name)
     sys.exit(int(bool(survivors)))

@@ -23,12 +23,17 @@ INVARIANTS = {
     "I8": "nobody but its owner writes a log",
     "I9": "neither a flood nor an overload moves others' waits for long",
     "I10": "next to nothing is computed twice",
+    "I11": "no request stops a process for others",
+    "I12": "no tenant learns of another's content",
+    "I13": "what is refused leaves nothing behind",
+    "I14": "a worker that says it accepts does accept, after every fault",
     "RQ": "`rq info` tells the truth",
 }
 RATIOS = {  # what, under which invariant, and its bar
     "p99 TTFT of others in a flood": ("I9", 1.2),
     "p99 TTFT after overload": ("I9", 2.0),
     "tokens computed for each that is kept": ("I10", 1.02),
+    "p99 TTFT of others beside wide jobs": ("I11", 1.2),
 }
 BARS_S = {"worker killed": 5.0, "worker told to stop": 0.5, "redis is back": 2.0}
 

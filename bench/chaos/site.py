@@ -18,6 +18,10 @@ from cli.embedded_redis import EmbeddedRedis, free_port
 
 READY_S = 60.0
 LOOK_S = 0.1
+PASSING = (
+    *("rq:worker", "penstock:model:", "penstock:rate:", "penstock:pace:", "penstock:claim:", "penstock:served:"),
+    *("penstock:bucket:", "penstock:usage:"),
+)
 # Runs before a process's own code: a wrong clock, and a count of every token that the engine makes.
 SITECUSTOMIZE = """
 import os, sys, time
@@ -78,6 +82,7 @@ class Site:
         self.folder = folder
         self.model = model
         self.workers_max = workers
+        self.places = workers * int(str(settings["sequences_max"]))
         self.redis = EmbeddedRedis(folder / "redis", port=free_port())
         self.proxy = Proxy("127.0.0.1", self.redis.port)
         self.workers: list[Process] = []
@@ -85,6 +90,8 @@ class Site:
         self.base_fds: dict[int, int] = {}
         self.code = code
         self._counted = 0
+        self.files = folder / "files"
+        settings = {"files": self.files, "webhook_private": True, **settings}
         self._settings = {f"PENSTOCK_{name.upper()}": str(value) for name, value in settings.items()}
         self._redis_client: redis.Redis | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -151,11 +158,19 @@ class Site:
         return total - self._counted
 
     def alive_workers(self) -> int:
-        pids = {str(worker.pid) for worker in self.live_workers()}
         with suppress(redis.RedisError):
-            known: list[Any] = [self.client.hget(key, "pid") for key in self.client.scan_iter("rq:worker:*")]
-            return len(pids & set(known))
+            return len(self.worker_names())
         return 0
+
+    def worker_names(self) -> set[str]:
+        """Of the workers that live and have said that they are here."""
+        pids = {str(worker.pid) for worker in self.live_workers()}
+        known = {key: self.client.hget(key, "pid") for key in self.client.scan_iter("rq:worker:*")}
+        return {str(key).removeprefix("rq:worker:") for key, pid in known.items() if pid in pids}
+
+    def keys(self) -> set[str]:
+        """Names of all that is in Redis but comes and goes by itself, or is what a refusal may cost."""
+        return {key for key in map(str, self.client.scan_iter("*", count=1000)) if not key.startswith(PASSING)}
 
     async def until(self, truth: Any, what: str, *, seconds: float = READY_S) -> None:
         for _ in range(int(seconds / LOOK_S)):

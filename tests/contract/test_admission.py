@@ -1,14 +1,17 @@
 """What enters a queue while Redis forgets which models there are."""
 
+from typing import Any
+
 import pytest
 from redis.asyncio import Redis
 
 from api.admission import KNOWN_FOR_S, MISSED_FOR_S, Admission
 from api.auth import Caller
+from api.schemas.chat import ChatCompletionRequest
 from api.schemas.completion import CompletionRequest
 from api.terms import Terms
 from shared.directory import Directory
-from shared.errors import NotFound
+from shared.errors import ContextLengthExceeded, NotFound
 from shared.job import ModelInfo
 from shared.settings import load_settings
 
@@ -33,3 +36,23 @@ async def test_a_model_outlives_a_flush_until_its_workers_speak_again(client: Re
     assert job.model == "m"
     with pytest.raises(NotFound):
         await admission.completion(ASK, TERMS)
+
+
+def completion_of(prompt: Any) -> CompletionRequest:
+    return CompletionRequest.model_validate({"model": "m", "prompt": prompt})
+
+
+async def test_a_prompt_that_cannot_fit_is_refused_before_any_worker_looks_at_it(client: Redis) -> None:
+    directory = Directory(client)
+    admission = Admission(directory, load_settings())
+    of_ten = ModelInfo(name="m", engine="scripted", context_length=10, created_s=0, prompt_chars_max=60)
+    await directory.announce(of_ten)
+    chat = {"model": "m", "messages": [{"role": "user", "content": "x" * 31}, {"role": "user", "content": "x" * 30}]}
+
+    for request, param in (("x" * 61, "prompt"), ([0] * 11, "prompt")):
+        with pytest.raises(ContextLengthExceeded) as refused:
+            await admission.completion(completion_of(request), TERMS)
+        assert refused.value.param == param
+    with pytest.raises(ContextLengthExceeded, match="messages"):
+        await admission.chat(ChatCompletionRequest.model_validate(chat), TERMS)
+    assert await admission.completion(completion_of("x" * 60), TERMS)

@@ -1,19 +1,23 @@
 """What a key may use, as Redis counts it: taken when a job is accepted, corrected when it ends."""
 
 import hmac
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import redis
 from redis.asyncio import Redis
+from rq.registry import FailedJobRegistry
 
+from cli.embedded_redis import EmbeddedRedis
 from shared import keys
 from shared.api_key import KeyRing
 from shared.errors import InvalidRequest, LimitReached, NotFound, QueueFull
-from shared.events import Completed, Finished, Started, Usage
-from shared.job import Job
+from shared.events import Completed, Event, Failed, Finished, Started, Usage
+from shared.job import Job, Kind, Sampling
 from shared.queue import Allowance, Bounds
 from shared.redis_queue import RedisQueue
-from tests.factories import make_job, write
+from tests.factories import delta, done, make_job, started, write
 
 MONTH = "2026-11"
 BOUNDS = Bounds(jobs_max=100)
@@ -148,6 +152,64 @@ async def test_a_months_tokens_are_a_budget(queue: RedisQueue, client: Redis) ->
     assert await used(client) == 60
 
 
+async def fail(queue: RedisQueue, *, tokens: int) -> None:
+    """Claim the next job and fail it after about so many tokens."""
+    (delivery,) = await queue.claim("m", worker="w", limit=1)
+    prompt = delivery.job.prompt_tokens_about
+    events: list[Event] = [started(), *[delta(seq) for seq in range(1, tokens - prompt)]]
+    await queue.append([write(delivery, *events)])
+    await queue.settle(write(delivery, done(len(events), Failed(code="engine_error", message="x"))), worker="w")
+
+
+async def left_in_bucket(client: Redis) -> float:
+    return float(await client.hget(f"penstock:bucket:{TENANT}", "tokens") or 0)
+
+
+def rq_requeue(server: EmbeddedRedis) -> None:
+    """As `rq requeue --all` does it."""
+    with redis.Redis.from_url(server.url) as connection:
+        registry = FailedJobRegistry("m", connection=connection)
+        for job_id in registry.get_job_ids():
+            registry.requeue(job_id)
+
+
+async def test_what_is_requeued_takes_its_tokens_and_its_place_again(
+    queue: RedisQueue, client: Redis, redis_server: EmbeddedRedis
+) -> None:
+    await submit(queue, job(), tokens=100_000, jobs=1)
+    await fail(queue, tokens=20)
+    before, bucket = await used(client), await left_in_bucket(client)
+    assert before == 20
+
+    rq_requeue(redis_server)
+    (delivery,) = await queue.claim("m", worker="w", limit=1)
+    with pytest.raises(LimitReached, match="jobs at a time"):
+        await submit(queue, job(), tokens=100_000, jobs=1)
+    usage = Usage(prompt_tokens=1, completion_tokens=29)
+    await queue.settle(write(delivery, done(0, Completed(usage=usage))), worker="w")
+
+    assert await used(client) == before + 30
+    assert await left_in_bucket(client) == pytest.approx(bucket - 30)
+    await submit(queue, job(), tokens=100_000, jobs=1)
+
+
+@pytest.mark.parametrize("seen", [True, False])
+async def test_what_is_requeued_and_cancelled_gives_back_no_more_than_it_took(
+    queue: RedisQueue, client: Redis, redis_server: EmbeddedRedis, seen: bool
+) -> None:
+    again = job()
+    await submit(queue, again, tokens=100_000)
+    await fail(queue, tokens=20)
+    rq_requeue(redis_server)
+    if seen:  # by a claim that takes nothing of it
+        await queue.claim("m", worker="w", limit=0)
+        assert await used(client) > 20
+
+    await queue.cancel(again.id)
+
+    assert await used(client) == 20
+
+
 async def test_a_key_is_known_by_its_secret_and_stored_as_a_digest(client: Redis) -> None:
     ring = KeyRing(client)
     key, secret = await ring.create("team", requests_per_minute=5, models=("a", "b"))
@@ -159,6 +221,18 @@ async def test_a_key_is_known_by_its_secret_and_stored_as_a_digest(client: Redis
     assert len(stored) == 1
     assert secret not in stored[0]
     assert secret.removeprefix("sk-penstock-") not in stored[0]
+
+
+async def test_processes_agree_about_keys_after_redis_was_emptied(client: Redis) -> None:
+    one, other = KeyRing(client), KeyRing(client)
+    for ring in (one, other):
+        assert await ring.authenticate("both have seen the first salt") is None
+    await client.flushall()
+
+    key, secret = await one.create("made after it")
+
+    assert await other.authenticate(secret) == await KeyRing(client).authenticate(secret) == key
+    assert await one.authenticate(secret) == key
 
 
 async def test_a_key_expires_and_is_changed_and_revoked(client: Redis) -> None:
@@ -208,3 +282,15 @@ async def test_a_wrong_secret_and_an_unknown_one_cost_what_a_right_one_does(
     for wrong in (secret[:-1] + "x", secret[:10], "", "sk-unknown", secret + "x", "\U0001f600"):
         assert await ring.authenticate(wrong) is None
     assert compared == [(32, 32)] * 7  # digests of one length, always compared to their ends
+
+
+async def test_splitting_a_text_costs_its_key_a_part_of_computing_it(queue: RedisQueue, client: Redis) -> None:
+    request = {"prompt": "word " * 1280, "special": True, "texts": False}
+    asked = replace(job(), kind=Kind.TOKENS, request=request, sampling=Sampling(seed=0))
+    await submit(queue, asked, tokens=1000)
+    (delivery,) = await queue.claim("m", worker="w", limit=1)
+    nothing = Completed(usage=Usage(prompt_tokens=0, completion_tokens=0))
+
+    await queue.settle(write(delivery, Finished(seq=0, outcome=nothing)), worker="w")
+
+    assert await used(client) == 1601 // 16 + 1

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from shared.errors import IdempotencyKeyReused, QueueFull, StorageFull
-from shared.events import Cancelled, Completed, Deadline, Delta, Expired, Failed, Finished, Usage
+from shared.events import REQUEST_FAULTS, Cancelled, Completed, Deadline, Delta, Expired, Failed, Finished, Usage
 from shared.job import Job, Priority
 from shared.lifecycle import State
 from shared.memory import MemoryQueue
@@ -180,6 +180,23 @@ async def test_settle_ends_a_job_once(house: House) -> None:
     assert await house.queue.claim("m", worker="b", limit=1) == []
 
 
+@pytest.mark.parametrize("code", sorted(REQUEST_FAULTS))
+async def test_a_wrong_request_is_no_failed_job_and_its_error_stays_readable(house: House, code: str) -> None:
+    job = make_job()
+    await house.queue.enqueue(job, bounds=TEN)
+    (delivery,) = await house.queue.claim("m", worker="w", limit=1)
+    refused = done(0, Failed(code=code, message="no"))
+
+    assert await house.queue.settle(write(delivery, refused), worker="w") == SETTLED
+
+    (page,) = await house.channel.read([(job.id, 0)])
+    assert page.state is State.CANCELED
+    assert page.events == (refused,)
+    assert await house.queue.replay(job.id, as_id="again") == (State.CANCELED, "")
+    assert await house.queue.cancel(job.id) is State.CANCELED
+    assert await house.queue.claim("m", worker="w", limit=1) == []
+
+
 async def test_a_silent_worker_loses_its_job_with_the_log_and_its_pen(house: House) -> None:
     job = make_job()
     await house.queue.enqueue(job, bounds=TEN)
@@ -235,6 +252,25 @@ async def test_a_claim_stops_when_its_room_is_full(house: House) -> None:
 
     assert [d.job for d in first] == [narrow, wide]  # a job that began to fit is not torn apart
     assert [d.job for d in second] == [next_one]
+
+
+async def test_a_waiting_job_that_is_too_wide_is_passed_over_and_keeps_its_turn(house: House) -> None:
+    running, wide = make_job(n=4, tenant="a"), make_job(n=4, tenant="a")
+    other, urgent = make_job(tenant="b"), make_job(tenant="c", priority=Priority.INTERACTIVE)
+    await house.queue.enqueue(running, bounds=TEN)
+    held = await house.queue.claim("m", worker="w", limit=1)
+    for job in (wide, other, urgent):
+        await house.queue.enqueue(job, bounds=TEN)
+
+    beside = await house.queue.claim("m", worker="w", limit=8, room=5, widest=3)
+    nothing = await house.queue.claim("m", worker="w", limit=8, room=5, widest=3)
+
+    assert {d.job.id for d in beside} == {other.id, urgent.id}
+    assert nothing == []
+    assert await house.queue.depth("m") == 1
+    waiting = asyncio.create_task(house.queue.claim("m", worker="w", limit=8, wait_ms=10_000))
+    await house.queue.settle(write(held[0], started(), done(1)), worker="w")  # which wakes whoever passed it over
+    assert [d.job for d in await asyncio.wait_for(waiting, 5)] == [wide]
 
 
 async def test_a_running_job_is_handed_to_a_worker_with_room_for_all_of_it(house: House) -> None:
@@ -473,6 +509,24 @@ async def test_a_paused_model_claims_nothing_new_but_resumes_what_runs(house: Ho
     assert [d.job.id for d in await house.queue.claim("m", worker="b", limit=5)] == [running.id]
     await house.queue.pause("m", paused=False)
     assert [d.job.id for d in await house.queue.claim("m", worker="b", limit=5)] == [waiting.id]
+
+
+async def test_a_model_is_forgotten_when_nothing_of_it_waits_or_runs(house: House) -> None:
+    job = make_job()
+    await house.queue.enqueue(job, bounds=TEN)
+    await house.queue.pause("m", paused=True)
+    waiting = await house.queue.forget("m")
+    await house.queue.pause("m", paused=False)
+    (delivery,) = await house.queue.claim("m", worker="w", limit=1)
+    running = await house.queue.forget("m")
+    await house.queue.settle(write(delivery, done(0)), worker="w")
+    await house.queue.pause("m", paused=True)
+
+    assert (waiting.jobs, running.jobs) == (1, 1)
+    assert not await house.queue.forget("m")
+    assert not await house.queue.forget("m")  # a second time it changes nothing
+    await house.queue.enqueue(make_job(), bounds=TEN)
+    assert await house.queue.claim("m", worker="w", limit=1)  # it is no longer paused
 
 
 async def test_on_its_last_attempt_a_job_is_alone_and_its_neighbours_are_acquitted(house: House) -> None:

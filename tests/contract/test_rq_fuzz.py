@@ -14,17 +14,20 @@ from rq.registry import FailedJobRegistry, StartedJobRegistry
 
 from cli.embedded_redis import EmbeddedRedis
 from shared import keys
-from shared.events import Failed
-from shared.queue import SETTLED, Bounds, Delivery
+from shared.events import Completed, Failed, Outcome
+from shared.queue import SETTLED, Allowance, Bounds, Delivery
 from shared.redis_queue import RedisQueue
 from tests.factories import done, make_job, write
 
 OPERATIONS = 600
 WORKERS = 3
+TENANT, MONTH = "key-of-all", "2026-11"
+REPLAYED = "again-"  # jobs of no key
 
 
 class Fuzz:
-    """`queue` and RQ act on the same model; `ran` counts how often each job was settled, `allowed` how often it may."""
+    """`queue` and RQ act on the same model; `ran` counts how often each job was settled, `allowed` how often it may.
+    `took`: the tokens that the key is charged for."""
 
     def __init__(self, seed: int, client: Redis, sync: SyncRedis) -> None:
         self.rng = random.Random(seed)
@@ -33,10 +36,11 @@ class Fuzz:
         self.held: dict[str, dict[str, Delivery]] = {f"w{n}": {} for n in range(WORKERS)}
         self.ran: Counter[str] = Counter()
         self.allowed: Counter[str] = Counter()
+        self.took = 0
 
     async def enqueue(self) -> None:
-        job = make_job(patience_ms=86_400_000)  # however slow this machine is now
-        await self.queue.enqueue(job, bounds=Bounds(jobs_max=10_000))
+        job = make_job(patience_ms=86_400_000, tenant=TENANT)  # however slow this machine is now
+        await self.queue.enqueue(job, bounds=Bounds(jobs_max=10_000), allowance=Allowance(month=MONTH))
         self.allowed[job.id] += 1
 
     async def claim(self) -> None:
@@ -54,8 +58,7 @@ class Fuzz:
             return
         _, delivery = self.held[name].popitem()
         outcome = None if self.rng.random() < 0.6 else Failed(code="engine_error", message="no")
-        if await self.queue.settle(write(delivery, done(len(delivery.log), outcome)), worker=name) == SETTLED:
-            self.ran[delivery.job.id] += 1
+        await self._settle(delivery, name, outcome)
 
     async def release(self) -> None:
         name = self.rng.choice(list(self.held))
@@ -74,7 +77,7 @@ class Fuzz:
 
     async def replay(self) -> None:
         for job_id in FailedJobRegistry("m", connection=self.sync).get_job_ids()[:2]:
-            _, replayed_as = await self.queue.replay(job_id, as_id=f"again-{len(self.allowed)}")
+            _, replayed_as = await self.queue.replay(job_id, as_id=f"{REPLAYED}{len(self.allowed)}")
             self.allowed[replayed_as] += 1
 
     async def cancel(self) -> None:
@@ -108,8 +111,14 @@ class Fuzz:
             claimed = await self.queue.claim("m", worker="last", limit=50)
             idle = 0 if claimed else idle + 1
             for delivery in claimed:
-                if await self.queue.settle(write(delivery, done(len(delivery.log))), worker="last") == SETTLED:
-                    self.ran[delivery.job.id] += 1
+                await self._settle(delivery, "last")
+
+    async def _settle(self, delivery: Delivery, worker: str, outcome: Outcome | None = None) -> None:
+        end = done(len(delivery.log), outcome)
+        if await self.queue.settle(write(delivery, end), worker=worker) == SETTLED:
+            self.ran[delivery.job.id] += 1
+            if isinstance(end.outcome, Completed) and not delivery.job.id.startswith(REPLAYED):
+                self.took += end.outcome.usage.prompt_tokens + end.outcome.usage.completion_tokens
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -140,6 +149,7 @@ async def test_our_queue_and_rqs_tools_never_lose_or_double_a_job(
 
         stuck = [job_id for job_id in fuzz.allowed if sync.hget(keys.job(job_id), "status") in (b"queued", b"started")]
         assert stuck == []
+        assert int(await client.get(keys.usage(TENANT, MONTH)) or 0) >= fuzz.took > 0
         assert [job_id for job_id, times in fuzz.ran.items() if times > fuzz.allowed[job_id]] == []
         assert sync.llen(keys.queue("m")) == 0
         assert sync.xlen(keys.stream("m")) == 0

@@ -320,6 +320,20 @@ def test_the_next_turn_of_a_chat_pays_only_for_what_is_new(builtin: Stack) -> No
     assert turn(second)["choices"][0]["message"] == turn(second, cache_salt="a third")["choices"][0]["message"]
 
 
+def test_nobody_learns_from_the_cache_what_another_tenant_has_asked(builtin: Stack) -> None:
+    messages = ask("The secret of team a is that the whale is blue. " * 4)
+
+    def cached(key: str) -> int:
+        body = {"model": BUILTIN, "messages": messages, "max_tokens": 1}
+        usage = builtin.post(body, headers={"authorization": f"Bearer {key}"}).json()["usage"]
+        return int(usage["prompt_tokens_details"]["cached_tokens"])
+
+    assert cached("team-a") == 0
+
+    assert cached("team-b") == 0
+    assert cached("team-a") > 16
+
+
 def test_neutral_values_of_unsupported_parameters_are_accepted(scripted: Stack) -> None:
     neutral = {"presence_penalty": 0, "frequency_penalty": 0.0, "logprobs": False, "tools": None, "user": "u"}
 

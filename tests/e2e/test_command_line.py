@@ -1,4 +1,4 @@
-"""`penstock up`, `penstock chat`, and the oldest openai client that we promise to serve."""
+"""`penstock chat`, and the oldest openai client that we promise to serve."""
 
 import fcntl
 import json
@@ -7,7 +7,6 @@ import pty
 import re
 import select
 import shutil
-import signal
 import subprocess
 import sys
 import termios
@@ -16,134 +15,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import pytest
-import redis
 
-from cli.embedded_redis import EmbeddedRedis, free_port
 from tests.e2e.conftest import BUILTIN
 from tests.e2e.harness import Stack, eventually, running_house
-from tests.e2e.test_faults import ask
 from workers.models import BUILTIN as FOLDER
 
-UP_S = 60.0
 COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-
-
-class Up:
-    """`penstock up` in a folder of its own."""
-
-    def __init__(self, folder: Path, *arguments: str) -> None:
-        self.port = free_port()
-        self._out = folder / "up.log"
-        with self._out.open("wb") as out:
-            self.popen = subprocess.Popen(
-                [sys.executable, "-m", "cli", "up", "--port", str(self.port), *arguments],
-                cwd=folder,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-            )
-
-    @property
-    def said(self) -> str:
-        return self._out.read_text()
-
-    def ready(self) -> bool:
-        assert self.popen.poll() is None, self.said
-        return "from openai import OpenAI" in self.said
-
-    def interrupt(self) -> int:
-        self.popen.send_signal(signal.SIGINT)
-        return self.popen.wait(timeout=10)
-
-
-@contextmanager
-def up(folder: Path, *arguments: str) -> Iterator[Up]:
-    started = Up(folder, *arguments)
-    try:
-        eventually("ready", started.ready, seconds=UP_S)
-        yield started
-    finally:
-        if started.popen.poll() is None:
-            started.interrupt()
-
-
-def processes_of(folder: Path) -> list[str]:
-    """Command lines of processes that run in `folder` or on its data."""
-    done = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
-    return [line for line in done.stdout.splitlines() if str(folder) in line and "ps -eo" not in line]
-
-
-def test_up_serves_stops_cleanly_and_finds_its_data_again(tmp_path: Path) -> None:
-    body = {"model": "scripted", "messages": ask("hi"), "max_tokens": 3}
-    with up(tmp_path, "--model", "scripted", "--workers", "2") as first:
-        answer = httpx.post(f"http://127.0.0.1:{first.port}/v1/chat/completions", json=body)
-        assert answer.status_code == 200
-        began = time.monotonic()
-        assert first.interrupt() == 0
-        assert time.monotonic() - began < 8
-    assert processes_of(tmp_path) == []
-
-    with up(tmp_path, "--model", "scripted") as second:
-        listed = subprocess.run(
-            [sys.executable, "-m", "cli", "jobs", "list"], cwd=tmp_path, capture_output=True, text=True, check=True
-        )
-        assert answer.json()["id"] in listed.stdout
-        assert second.interrupt() == 0
-
-
-def test_up_restarts_a_killed_worker(tmp_path: Path) -> None:
-    with up(tmp_path, "--model", "scripted") as running:
-        url = (tmp_path / ".penstock" / "redis.url").read_text().strip()
-        with redis.Redis.from_url(url) as client:
-            (key,) = client.scan_iter("rq:worker:*")
-            pid = client.hget(key, "pid")
-            assert pid
-            os.kill(int(pid), signal.SIGKILL)
-        eventually("told", lambda: "worker 1 died (SIGKILL); started again" in running.said)
-        body = {"model": "scripted", "messages": ask("hi"), "max_tokens": 3}
-        assert httpx.post(f"http://127.0.0.1:{running.port}/v1/chat/completions", json=body, timeout=30).is_success
-
-
-def test_kill_9_of_up_leaves_nothing_running(tmp_path: Path) -> None:
-    with up(tmp_path, "--model", "scripted") as running:
-        running.popen.kill()
-        running.popen.wait()
-
-        eventually("all gone", lambda: processes_of(tmp_path) == [], seconds=15)
-
-
-def refused(folder: Path, *arguments: str, **environment: str) -> str:
-    """What `penstock up` says, in one line, when it cannot start."""
-    done = subprocess.run(
-        [sys.executable, "-m", "cli", "up", *arguments],
-        cwd=folder,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("penstock: ")]
-    return line
-
-
-def test_what_cannot_start_is_one_clear_sentence(tmp_path: Path, own_redis: EmbeddedRedis) -> None:
-    taken = str(own_redis.port)
-
-    assert f"port {taken} on 127.0.0.1 is in use" in refused(tmp_path, "--port", taken)
-    assert "there is no folder /no/such/model" in refused(tmp_path, "--model", "/no/such/model")
-    nobody = f"redis://127.0.0.1:{free_port()}"
-    port = str(free_port())
-    assert f"no Redis answers at {nobody}" in refused(tmp_path, "--port", port, "--redis-url", nobody)
-    assert "PENSTOCK_LEASE_MS" in refused(tmp_path, PENSTOCK_LEASE_MS="soon")
-    with redis.Redis.from_url(own_redis.url) as client:
-        client.config_set("maxmemory-policy", "allkeys-lru")
-    assert "noeviction" in refused(tmp_path, "--port", port, "--redis-url", own_redis.url)
-    assert processes_of(tmp_path) == []
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +83,7 @@ def test_chat_streams_undoes_saves_and_leaves(greedy: Stack, tmp_path: Path) -> 
         assert chat.wait(timeout=10) == 0
     assert "2 + 2" in saved.read_text()
     assert "Hello" not in saved.read_text()
+    assert (tmp_path / ".penstock_history").stat().st_mode & 0o077 == 0
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_chat(scripted: Stack, tmp_path: Path) -> None:

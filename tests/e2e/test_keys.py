@@ -176,6 +176,18 @@ def test_an_operator_keeps_keys_over_http(guarded: Stack) -> None:
     assert httpx.get(f"{guarded.base}/admin/keys").status_code == 401
 
 
+def test_every_api_takes_a_key_that_was_made_after_redis_was_emptied(guarded: Stack) -> None:
+    _, other = guarded.start_api()
+    for base in (guarded.base, other):
+        assert httpx.get(f"{base}/v1/models", headers={"authorization": "Bearer unknown"}).status_code == 401
+    guarded.redis.flushall()
+
+    made = httpx.post(f"{guarded.base}/admin/keys", headers=ADMIN, json={"name": "new"}).json()
+
+    headers = {"authorization": f"Bearer {made['secret']}"}
+    assert [httpx.get(f"{base}/v1/models", headers=headers).status_code for base in (guarded.base, other)] == [200, 200]
+
+
 def _refused(client: openai.OpenAI, kind: type[openai.APIStatusError] = openai.AuthenticationError) -> bool:
     try:
         client.chat.completions.create(**ASK)

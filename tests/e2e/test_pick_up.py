@@ -66,8 +66,8 @@ class Frames:
 
     def __init__(self) -> None:
         self.text = ""
-        self.last_id = -1
-        self.ids: list[int] = []
+        self.last_id = ""
+        self.ids: list[int] = []  # of whole events
         self.finish: str | None = None
         self.done = False
         self.error: dict[str, Any] | None = None
@@ -88,9 +88,10 @@ class Frames:
             if line.startswith("data: "):
                 self._take(line.removeprefix("data: "))
             elif line.startswith("id: "):
-                self.last_id = int(line.removeprefix("id: "))
-                self.ids.append(self.last_id)
-                if until is not None and self.last_id >= until:
+                self.last_id = line.removeprefix("id: ")
+                if "." not in self.last_id:
+                    self.ids.append(int(self.last_id))
+                if until is not None and self.ids and self.ids[-1] >= until:
                     return
 
     def _take(self, data: str) -> None:
@@ -154,7 +155,7 @@ def test_a_stream_is_picked_up_on_another_api_in_the_middle(
 ) -> None:
     first = post(stack.base, body(), until=20, headers={"x-penstock-grace-s": "30"})
     cursor: dict[str, Any] = (
-        {"headers": {way: str(first.last_id)}} if way == "Last-Event-ID" else {"params": {way: first.last_id}}
+        {"headers": {way: first.last_id}} if way == "Last-Event-ID" else {"params": {way: first.last_id}}
     )
 
     second = pick_up(other, first.job_id, **cursor)
@@ -163,6 +164,28 @@ def test_a_stream_is_picked_up_on_another_api_in_the_middle(
     assert first.ids + second.ids == undisturbed.ids
     assert second.finish == "length"
     assert second.done
+
+
+def test_a_stream_is_picked_up_between_two_frames_of_one_event(stack: Stack, other: str) -> None:
+    request = body(n=2, stream_options={"include_usage": True})
+    headers = {"x-penstock-event-ids": "true", "x-penstock-grace-s": "30"}
+    with httpx.stream("POST", f"{stack.base}/v1/chat/completions", json=request, headers=headers, timeout=60) as answer:
+        job_id = answer.headers["x-penstock-job-id"]
+        lines = answer.iter_lines()
+        first = [next(lines) for _ in range(3)]  # the opening of the first of two choices
+    events = f"{other}/v1/jobs/{job_id}/events"
+
+    rest = httpx.get(events, headers={"Last-Event-ID": first[1].removeprefix("id: ")}, timeout=60)
+
+    whole = without_comments(httpx.get(events, timeout=60).text)
+    assert "\n".join(first) + "\n" + without_comments(rest.text) == whole
+    *_, usage_id, _, _, done_id, _, _ = whole.split("\n")
+    assert float(usage_id.removeprefix("id: ")) == int(done_id.removeprefix("id: ")) - 1 + 0.1
+    assert httpx.get(events, params={"starting_after": usage_id.removeprefix("id: ")}).text.startswith("data: [DONE]")
+
+
+def without_comments(text: str) -> str:
+    return text.replace(": keep-alive\n", "")
 
 
 def test_a_finished_job_is_read_again_from_the_start_by_many(stack: Stack, other: str, undisturbed: Frames) -> None:
@@ -184,7 +207,7 @@ def test_a_client_goes_on_elsewhere_when_its_api_is_killed_or_frozen(
             first = Frames().read(response, until=10)
             api.popen.send_signal(sign)
             eventually("the API is dead or frozen", partial(halted, api.popen.pid))
-        second = pick_up(other, first.job_id, headers={"Last-Event-ID": str(first.last_id)})
+        second = pick_up(other, first.job_id, headers={"Last-Event-ID": first.last_id})
         api.popen.send_signal(signal.SIGCONT)  # it finds its client gone; the job is not its own to cancel
 
         assert first.text + second.text == undisturbed.text
@@ -201,7 +224,7 @@ def test_an_api_that_stops_cuts_long_streams_and_cancels_none(stack: Stack, othe
         first = Frames().read(response)
     api.popen.wait(timeout=10)
 
-    second = pick_up(other, first.job_id, headers={"Last-Event-ID": str(first.last_id)})
+    second = pick_up(other, first.job_id, headers={"Last-Event-ID": first.last_id})
 
     assert not first.done
     assert first.ids + second.ids == list(range(402))

@@ -13,7 +13,7 @@ import redis
 
 from cli.embedded_redis import EmbeddedRedis, free_port
 from tests.conftest import binary_of
-from tests.e2e.harness import Stack, eventually, running_stack
+from tests.e2e.harness import Stack, eventually, frozen, running_stack
 from tests.e2e.test_faults import LONG, ask, expect_whole, read_all
 
 NAMES = ["a", "b", "c", "d"]
@@ -113,8 +113,8 @@ def test_dropped_connections_and_stalls_cost_a_pause(tmp_path: Path, own_redis: 
                 for kind in ("normal", "pubsub"):
                     stack.redis.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
             case "stall":
-                with redis.Redis.from_url(own_redis.url, socket_timeout=10) as client:
-                    client.execute_command("DEBUG", "SLEEP", "2")
+                with frozen(own_redis.pid):
+                    threading.Event().wait(2)
             case "pause":
                 stack.redis.execute_command("CLIENT", "PAUSE", "2000", "ALL")
 

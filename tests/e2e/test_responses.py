@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import httpx
 import jsonschema
 import openai
 import pytest
@@ -98,6 +99,25 @@ def test_one_in_the_background_is_polled_and_picked_up(responses: Any) -> None:
     again = list(responses.retrieve(queued.id, stream=True))
     assert [event.to_dict() for event in again] == [event.to_dict() for event in [*first, *rest]]
     assert responses.retrieve(queued.id) == rest[-1].response
+
+
+def test_a_stream_with_ids_is_picked_up_behind_any_event(caller: Stack) -> None:
+    asked = {"model": "scripted", "input": "x", "max_output_tokens": 3, "temperature": 0, "stream": True}
+    numbered = {"x-penstock-event-ids": "true"}
+    answer = httpx.post(f"{caller.base}/v1/responses", json=asked, headers=numbered, timeout=30)
+    job_id, whole = answer.headers["x-penstock-job-id"], answer.text
+    frames = [frame + "\n\n" for frame in whole.split("\n\n")[:-1]]
+    assert [frame.splitlines()[2] for frame in frames] == [f"id: {at}" for at in range(len(frames))]
+
+    for at in (0, 2, len(frames) - 1):
+        after = numbered | {"Last-Event-ID": str(at)}
+        for path in (f"responses/{job_id}?stream=true", f"jobs/{job_id}/events"):
+            assert httpx.get(f"{caller.base}/v1/{path}", headers=after).text == "".join(frames[at + 1 :])
+
+    for path in (f"responses/{job_id}?stream=true", f"jobs/{job_id}/events"):
+        for wrong in ("x", "1.1"):
+            refused = httpx.get(f"{caller.base}/v1/{path}", headers={"Last-Event-ID": wrong})
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, "Last-Event-ID")
 
 
 def test_the_stream_helper_picks_up_what_ran_in_the_background(responses: Any) -> None:

@@ -101,6 +101,25 @@ def test_rq_requeue_runs_failed_jobs_again(slow: Stack) -> None:
     assert "0, 0 executing, 0 finished, 2 failed" in rq(slow, "info")
 
 
+def test_a_wrong_request_is_in_no_failed_registry_and_not_requeued(slow: Stack) -> None:
+    answer = slow.post({"model": "scripted", "messages": ask("long " * 200), "max_tokens": 9_000_000})
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
+    canceled: Any = slow.redis.zrange("rq:canceled:scripted", 0, -1)
+    job_id = canceled[0].decode()
+    assert "0, 0 executing, 0 finished, 0 failed" in rq(slow, "info")
+    assert "Nothing to do" in rq(slow, "requeue", "--all", "--queue", "scripted")
+    (line,) = penstock(slow, "list").splitlines()
+    assert job_id in line
+    assert "canceled" in line
+    assert "context_length_exceeded" in line
+    assert "context_length_exceeded" in penstock(slow, "show", job_id)
+    fields: Any = slow.redis.hgetall(f"rq:job:{job_id}")
+    assert b"payload" not in fields
+    lives: Any = slow.redis.ttl(f"rq:job:{job_id}")
+    assert 0 < lives <= 3600
+
+
 def test_jobs_are_listed_shown_followed_cancelled_and_replayed(slow: Stack) -> None:
     slow.post({"model": "scripted", "messages": ask("secret fault:raise@2"), "max_tokens": 5})
     running = Reader(slow, "scripted", "a", max_tokens=400)

@@ -1,9 +1,6 @@
 """Models in two Redis behind one API: the same as one, and each fails alone."""
 
-import os
-import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +9,7 @@ import pytest
 import redis
 
 from cli.embedded_redis import EmbeddedRedis, find_binary, free_port
-from tests.e2e.harness import Process, Stack, eventually, running_house, text_of
+from tests.e2e.harness import Process, Stack, eventually, frozen, running_house, text_of
 
 ADMIN = {"authorization": "Bearer secret"}
 
@@ -36,15 +33,6 @@ class Far:
         self._worker.stop()
         self.redis.close()
         self.server.stop()
-
-
-@contextmanager
-def frozen(pid: int) -> Iterator[None]:
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 @pytest.fixture

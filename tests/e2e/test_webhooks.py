@@ -3,6 +3,7 @@
 import io
 import json
 import queue
+import socket
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -139,6 +140,26 @@ def test_who_fails_is_told_again_with_the_same_id(house: Stack) -> None:
     receiver.stop()
 
 
+def test_a_receiver_that_is_never_done_holds_up_nobody_else(house: Stack, receiver: Receiver) -> None:
+    """It sends a byte of a header now and then, for ever; a time-out for each read would never see it."""
+    with socket.create_server(("127.0.0.1", 0)) as dripping:
+        subscribe(house, "dripping", f"http://127.0.0.1:{dripping.getsockname()[1]}/")
+        subscribe(house, "quick", receiver.url)
+        slow, quick = house.client(api_key="dripping").responses, house.client(api_key="quick").responses
+        for _ in range(6):
+            slow.create(model="scripted", input="x", max_output_tokens=3, background=True)
+        dripping.settimeout(30)
+        taken, _ = dripping.accept()
+        with taken:
+            taken.sendall(b"HTTP/1.1 200 OK\r\nx: ")
+            made = quick.create(model="scripted", input="x", max_output_tokens=3, background=True)
+
+            _, body = receiver.told.get(timeout=4)
+
+            assert json.loads(body)["data"]["id"] == made.id
+            taken.sendall(b"x")
+
+
 def test_an_endpoint_is_tested_rotated_and_removed(house: Stack, receiver: Receiver) -> None:
     made = subscribe(house, "managing", receiver.url)
     with hooks(house, "managing") as client:
@@ -180,6 +201,9 @@ def test_a_redirect_is_not_followed(house: Stack) -> None:
         "https://0x7f.1/x",
         "https://2130706433/x",
         "https://[::ffff:127.0.0.1]/x",
+        "https://[64:ff9b::7f00:1]/x",
+        "https://[2002:7f00:1::]/x",
+        "https://[fec0::1]/x",
         "http://example.com/x",
         "https://user:secret@example.com/x",
         "file:///etc/passwd",

@@ -1,30 +1,60 @@
 """Real workers and relays over the queue in memory, on a network that loses, delays and repeats, in processes that die,
-freeze and wake. One seed is one history."""
+freeze and wake, with answers that cannot be computed or read, and deadlines that pass. One seed is one history."""
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from itertools import count
 from typing import Any
 
 from api.relay import Relay
 from shared.errors import QueueUnavailable
-from shared.events import Delta, Event, Finished
+from shared.events import Event, Finished, Outcome
 from shared.job import Job, ModelInfo
 from shared.memory import MemoryQueue
-from shared.queue import Bounds, Page
+from shared.queue import Bounds
 from shared.settings import load_settings
 from shared.telemetry import ApiMetrics, WorkerMetrics
 from tests.factories import make_job
-from tests.simulation.loop import Process, SimulatedThread
+from tests.simulation.loop import STEP_S, Process, SimulatedThread
 from workers.engine.scripted import ScriptedEngine
-from workers.limits import Limits
+from workers.limits import BLOCK_SIZE, Limits
 from workers.models import Loaded
+from workers.scheduler import Batch
+from workers.sequence import Sampled
 from workers.worker import Worker
 
 INFO = ModelInfo(name="m", engine="scripted", context_length=1000, created_s=0)
 VERBS = ("enqueue", "attach", "claim", "renew", "append", "settle", "release", "cancel", "leave", "read")
 BOUNDS = Bounds(jobs_max=100)
 SETTINGS = load_settings(heartbeat_ms=300, lease_ms=1000, idle_wait_ms=50, drain_s=0.2, outbox_steps_max=100_000)
+# Hardly room for two long jobs, so that others wait for blocks, and that a growing one takes them from a younger one.
+LIMITS = Limits(sequences_max=3, batch_tokens_max=16, context_length=144, vocabulary=50_000, blocks=10)
+TENANTS = ("ann", "bob", "eve")
+# What prompts begin with: from less than a block to four of them.
+BEGINNINGS = [" ".join(f"p{name}w{word}" for word in range(name * BLOCK_SIZE + 5)) for name in range(5)]
+FAULTS = ("raise", "oom", "read", "decode", "grammar")
+ASKS_WITHIN_S = 0.5  # a worker that has room and says that it accepts
+ENDS_WITHIN_S = 5.0  # a worker that is told to stop
+LOOK_S = 0.1
+
+
+class SimulatedEngine(ScriptedEngine):
+    """Its steps take their time, in which the event loop goes on: what is asked of the engine then comes after them."""
+
+    def __init__(self, thread: SimulatedThread, rng: random.Random) -> None:
+        super().__init__(limits=LIMITS, step_ms=0, tokens=100)
+        self._thread = thread
+        self._rng = rng
+
+    def step(self, batch: Batch) -> list[Sampled]:
+        begins = self._rng.random() * STEP_S
+        self._thread.pause(begins)
+        sampled = super().step(batch)
+        self._thread.pause(STEP_S - begins)
+        return sampled
 
 
 class Line:
@@ -39,10 +69,14 @@ class Line:
         assert verb in VERBS, verb
 
         async def call(*args: Any, **options: Any) -> Any:
+            if verb == "claim":
+                self._process.asked_at = asyncio.get_running_loop().time()
             await self._travel()
             if self._world.trouble():
                 raise QueueUnavailable("the request is lost")
             answer = await getattr(self._world.queue, verb)(*args, **options)
+            if verb == "claim":
+                self._world.claims.update(delivery.job.id for delivery in answer)
             await self._travel()
             if self._world.trouble():
                 raise QueueUnavailable("the answer is lost")
@@ -74,25 +108,32 @@ class Client:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.events: list[Event] = []
-        self.left = False
-
-    @property
-    def text(self) -> str:
-        return "".join(event.text for event in self.events if isinstance(event, Delta))
 
     @property
     def ended(self) -> bool:
         return bool(self.events) and isinstance(self.events[-1], Finished)
 
+    @property
+    def outcome(self) -> Outcome:
+        last = self.events[-1]
+        assert isinstance(last, Finished)
+        return last.outcome
+
 
 class World:
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
-        loop = asyncio.get_running_loop()
-        self.queue = MemoryQueue(lambda: loop.time() * 1000, lease_ms=SETTINGS.lease_ms)
+        self._loop = asyncio.get_running_loop()
+        self.queue = MemoryQueue(lambda: self._loop.time() * 1000, lease_ms=SETTINGS.lease_ms)
         self.workers: list[tuple[Worker, Process]] = []
         self.relays: list[tuple[Relay, Process]] = []
         self.clients: list[Client] = []
+        self.cancelled: set[str] = set()  # ids of jobs that somebody asked to cancel
+        self.claims = Counter[str]()  # of each job
+        self.wrongs: list[str] = []
+        self._names = count()
+        self._stopped: dict[str, float] = {}  # workers that were told to stop, and when
+        self._thawed_at = 0.0  # when the last frozen process will be awake
         self._tasks: list[asyncio.Future[Any]] = []
         self._odds = 0.0
 
@@ -100,10 +141,12 @@ class World:
         return self.rng.random() < self._odds
 
     async def live(self, *, jobs: int = 6, faults: int = 6) -> None:
-        """A history: jobs come, things break, all is well again, everybody gets an answer."""
+        """A history: jobs come, things break, all is well again, everybody gets an answer, and every worker that lives
+        asks for more."""
         for _ in range(2):
             self.add_worker()
             self.add_relay()
+        watching = asyncio.ensure_future(self._watch())
         for _ in range(jobs):
             self._tasks.append(asyncio.ensure_future(self._client(self._job())))
             await asyncio.sleep(self.rng.random() * 0.1)
@@ -111,13 +154,13 @@ class World:
             await self._break()
             await asyncio.sleep(self.rng.random() * 0.5)
         self._odds = 0.0
-        self.add_worker()
         async with asyncio.timeout(60):
             await asyncio.gather(*self._tasks)
+        quiet_from = max(self._loop.time(), self._thawed_at)
+        await asyncio.sleep(quiet_from - self._loop.time() + ASKS_WITHIN_S + 3 * LOOK_S)
+        watching.cancel()
 
     async def end(self) -> None:
-        for task in self._tasks + [task for _, process in self.workers + self.relays for task in process.tasks]:
-            task.cancel()
         everything = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in everything:
             task.cancel()
@@ -125,12 +168,11 @@ class World:
 
     def add_worker(self) -> None:
         process = Process()
-        limits = Limits(sequences_max=3, batch_tokens_max=16, context_length=1000, vocabulary=50_000)
-        engine = ScriptedEngine(limits=limits, step_ms=0, tokens=100)
+        thread: Any = SimulatedThread(process)
         line: Any = Line(self, process)
         worker = Worker(
             f"w{len(self.workers)}",
-            [Loaded([INFO], engine, SimulatedThread(process))],  # type: ignore[arg-type]
+            [Loaded([INFO], SimulatedEngine(thread, self.rng), thread)],
             queue=line,
             channel=line,
             announce=process.gate,
@@ -144,41 +186,100 @@ class World:
         process = Process()
         line: Any = Line(self, process)
         relay = Relay(
-            f"api{len(self.relays)}", queue=line, channel=line, silence_ms=200, buffer_max=8, metrics=ApiMetrics()
+            f"api{next(self._names)}", queue=line, channel=line, silence_ms=200, buffer_max=8, metrics=ApiMetrics()
         )
         process.tasks.append(asyncio.ensure_future(relay.run()))
         self.relays.append((relay, process))
 
     def _job(self) -> Job:
-        content, tokens = f"question {self.rng.randrange(100)}", self.rng.randint(1, 25)
-        return make_job(prompt=content, max_tokens=tokens, n=self.rng.choice([1, 1, 2]), temperature=0, grace_ms=None)
+        """Several may begin alike, for one tenant or for several; some cannot be answered, or not in time."""
+        rng = self.rng
+        tokens = rng.choice([rng.randint(1, 25), rng.randint(1, 60)])
+        content = f"{rng.choice(BEGINNINGS)} question {rng.randrange(100)}"
+        if rng.random() < 0.15:
+            content += f" fault:{rng.choice(FAULTS)}@{rng.randrange(tokens)}"
+        tenant = rng.choice(TENANTS)
+        job = make_job(
+            prompt=content,
+            max_tokens=tokens,
+            n=rng.choice([1, 1, 2, 4]),
+            temperature=0,
+            grace_ms=None,
+            tenant=tenant,
+            run_ms=rng.choice([0, 0, rng.randint(100, 3000)]),
+        )
+        return replace(job, cache_salt=tenant)
 
     async def _break(self) -> None:
         rng = self.rng
-        worker, process = rng.choice(self.workers)
-        match rng.choice(["kill", "freeze", "stop", "network", "api", "cancel", "silence"]):
+        worker, process = rng.choice(self._living())
+        match rng.choice(["kill", "freeze", "stop", "network", "api", "cancel", "leave", "silence"]):
             case "kill":
-                process.freeze()
+                process.kill()
                 self.add_worker()
             case "freeze":
                 process.freeze()
-                asyncio.get_running_loop().call_later(rng.random() * 3, process.thaw)
+                asleep_s = rng.random() * 3
+                self._thawed_at = max(self._thawed_at, self._loop.time() + asleep_s)
+                self._loop.call_later(asleep_s, process.thaw)
                 self.add_worker()
             case "stop":
                 worker.stop()
+                self._stopped[worker.name] = self._loop.time()
                 self.add_worker()
             case "network":
                 self._odds = rng.choice([0.02, 0.2])
             case "api":
                 _, dead = self.relays.pop(rng.randrange(len(self.relays)))
-                dead.freeze()
+                dead.kill()
                 self.add_relay()
             case "cancel":
-                await self.queue.cancel(rng.choice(self.clients).job.id)
+                await self._cancel(rng.choice(self.clients))
+            case "leave":
+                for client in self.clients:
+                    await self._cancel(client)
             case "silence":
                 self._odds = 1.0
                 await asyncio.sleep(rng.random() * 2)
                 self._odds = 0.0
+
+    async def _cancel(self, client: Client) -> None:
+        self.cancelled.add(client.job.id)
+        await self.queue.cancel(client.job.id)
+
+    def _living(self) -> list[tuple[Worker, Process]]:
+        """Workers that are awake and shall go on."""
+        return [(w, p) for w, p in self.workers if not p.frozen and w.name not in self._stopped]
+
+    def _has_room(self, worker: Worker) -> bool:
+        """As the queue and the engine see it, whatever the worker itself remembers."""
+        held = [record.job for record in self.queue._running.values() if record.worker == worker.name]
+        waiting = any(stepper._scheduler.waiting for stepper in worker._steppers)
+        return not waiting and sum(job.width for job in held) < LIMITS.sequences_max
+
+    async def _watch(self) -> None:
+        """A worker that lives, has room and says that it accepts asks for work; one that stops comes to its end. The
+        time counts anew while the network or the process is disturbed."""
+        idle_since = dict[str, float]()
+        while not self.wrongs:
+            await asyncio.sleep(LOOK_S)
+            now = self._loop.time()
+            calm = {w.name for w, p in self.workers if not p.frozen} if not self._odds else set[str]()
+            for worker, process in self.workers:
+                name, ended = worker.name, process.tasks[0].done()
+                if name not in calm:
+                    idle_since.pop(name, None)
+                    if name in self._stopped:
+                        self._stopped[name] = now
+                elif name in self._stopped:
+                    if not ended and now - self._stopped[name] > ENDS_WITHIN_S:
+                        self.wrongs.append(f"{name} was told to stop and goes on")
+                elif ended:
+                    self.wrongs.append(f"{name} has died")
+                elif not worker.accepting or not self._has_room(worker):
+                    idle_since.pop(name, None)
+                elif now - max(idle_since.setdefault(name, now), process.asked_at) > ASKS_WITHIN_S:
+                    self.wrongs.append(f"{name} accepts, has room and does not ask for work")
 
     async def _client(self, job: Job) -> None:
         client = Client(job)
@@ -213,10 +314,3 @@ class World:
     async def _enter(client: Client, relay: Relay, line: Any) -> None:
         await line.enqueue(client.job, bounds=BOUNDS, subscriber=relay.name)
         await line.attach(client.job.id, subscriber=relay.name)
-
-
-def pages(world: World) -> list[Page]:
-    return [
-        Page(state=record.state, events=tuple(record.log))
-        for record in (world.queue._records[client.job.id] for client in world.clients)
-    ]

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from bench.chaos.act import Act
-from bench.chaos.judge import Mercy, Verdict, _ended_badly, _ended_late, pause_across, percentile
+from bench.chaos.judge import Mercy, Verdict, _ended_badly, _ended_late, orphans, pause_across, percentile
 from bench.chaos.load import right_answer, wrong_texts
 from bench.chaos.mutants import MUTANTS, Mutant, planted
 from bench.chaos.proxy import Proxy
+from bench.chaos.scenarios import SCENARIOS
 from bench.chaos.story import Story, Way
 
 
@@ -20,6 +21,12 @@ def story(text: str = "", *, tokens: int = 5, way: Way = Way.PLAIN, ends: tuple[
     told = Story(name="s", way=way, content="question", tokens=tokens, ends=list(ends))
     told.texts = {0: [(float(at), f" {word}") for at, word in enumerate(text.split())]}
     return told
+
+
+def test_the_planted_bugs_are_looked_for_where_there_are_faults() -> None:
+    names = {scenario.name for scenario in SCENARIOS}
+
+    assert all(mutant.histories or (mutant.under and names.issuperset(mutant.under)) for mutant in MUTANTS)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
@@ -85,6 +92,43 @@ def test_a_pause_across_two_faults_is_none_of_the_first() -> None:
 
     assert verdict.pauses == {"killed, its successor too": [4.5], "killed": [2.0, 2.0, 2.25]}
     assert verdict.hit == 1
+
+
+async def test_a_worker_that_claims_none_of_many_jobs_is_seen() -> None:
+    class Site:
+        """Of two workers, where one gets everything."""
+
+        places, workers_max = 4, 2
+        client = SimpleNamespace(hget=lambda key, field: "busy")
+
+        def worker_names(self) -> set[str]:
+            return {"busy", "asleep"}
+
+        async def until(self, truth: Any, what: str, *, seconds: float) -> None:
+            pass
+
+    class Load:
+        def story(self, way: Way, *, tokens: int) -> Story:
+            return Story(name="s", way=way, content="question", tokens=tokens, job_id="chatcmpl-1")
+
+        def add(self, story: Story) -> asyncio.Task[None]:
+            return asyncio.create_task(asyncio.sleep(0))
+
+    act = Act(site=Site(), load=Load(), rng=Random(0), rounds=1, long=False)  # type: ignore[arg-type]
+
+    await act.muster()
+
+    assert [invariant for invariant, _ in act.wrongs] == ["I14"]
+    assert "asleep" in act.wrongs[0][1]
+
+
+def test_what_is_kept_of_a_request_that_was_refused_is_seen() -> None:
+    kept = ["penstock:chat:chatcmpl-1", "penstock:chat:chatcmpl-2", "penstock:log:chatcmpl-1"]
+    client = SimpleNamespace(scan_iter=lambda pattern, count: [key for key in kept if key.startswith(pattern[:-1])])
+
+    found = list(orphans(SimpleNamespace(client=client), {"chatcmpl-1"}))  # type: ignore[arg-type]
+
+    assert found == ["penstock:chat:chatcmpl-2 is kept of no job"]
 
 
 async def test_the_network_that_is_broken_delivers_what_was_sent() -> None:

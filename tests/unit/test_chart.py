@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from shared.events import REQUEST_FAULTS
 from shared.telemetry import ApiMetrics, WorkerMetrics
 from tools.dashboard import dashboard
 from tools.values_schema import schema
@@ -262,6 +263,13 @@ def test_chart_and_package_are_of_one_release() -> None:
 
 def test_the_dashboard_is_made_of_its_panels() -> None:
     assert json.loads((CHART / "files" / "dashboard.json").read_text()) == dashboard(), "python -m tools.dashboard"
+
+
+def test_the_alert_on_failing_jobs_leaves_wrong_requests_out() -> None:
+    rules = yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())["groups"][0]["rules"]
+    (fails,) = [rule for rule in rules if rule["alert"] == "PenstockJobsFail"]
+
+    assert f'code=~"{"|".join(sorted(REQUEST_FAULTS))}"' in fails["expr"]
 
 
 def test_dashboard_and_alerts_ask_for_metrics_that_there_are() -> None:

@@ -71,11 +71,15 @@ def engine() -> Engine:
     return load_engine(parse_specs(["builtin"])[0], load_settings(deterministic=True))
 
 
+def turn_of(engine: Engine, log: list[Event] | None = None, **sampling: Any) -> Generation:
+    job = make_job(prompt="Hello!", **(WILD | sampling))
+    return Generation(Delivery(job=job, exec="e", attempt=1, log=tuple(log or ())), engine)
+
+
 def play(engine: Engine, log: list[Event] | None = None, n: int = 1, **sampling: Any) -> list[Event]:
     """The whole log of a job that had `log` when it was claimed."""
-    job = make_job(prompt="Hello!", n=n, **(WILD | sampling))
     known = list(log or [])
-    turn = Generation(Delivery(job=job, exec="e", attempt=1, log=tuple(known)), engine)
+    turn = turn_of(engine, known, n=n, **sampling)
     events = [*known, *turn.opening()]
 
     def ended(sequence: Sequence, new: Sampled) -> bool:
@@ -139,6 +143,7 @@ def test_neighbours_in_the_batch_are_not_bound(engine: Engine) -> None:
     "grammar",
     [
         schema({"type": "nonsense"}),
+        schema({"$ref": "#"}),
         Grammar(kind=GrammarKind.JSON_SCHEMA, text="{not json", param="response_format"),
         regex("(unclosed"),
         regex("a" * (GRAMMAR_BYTES_MAX + 1)),
@@ -156,6 +161,36 @@ def test_a_regex_of_huge_counts_costs_no_time(engine: Engine) -> None:
     grammar = regex("(((((a{1,1000}){1,1000}){1,1000}){1,1000}){1,1000})")
 
     assert set(said(play(engine, grammar=grammar, max_tokens=20))) == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "param"),
+    [
+        ({"grammar": regex("(a?){5000}a{5000}")}, "structured_outputs.regex"),
+        ({"grammar": regex(""), "min_tokens": 8}, "min_tokens"),
+    ],
+    ids=["a grammar that becomes too costly", "a grammar that ends before the fewest tokens"],
+)
+def test_a_rule_that_cannot_be_kept_fails_its_own_answer_and_no_step(
+    engine: Engine, asked: dict[str, Any], param: str
+) -> None:
+    hostile, beside = turn_of(engine, **asked), turn_of(engine)
+    refused: list[InvalidRequest] = []
+    read: list[Event] = []
+
+    def ended(sequence: Sequence, new: Sampled) -> bool:
+        if sequence in beside.sequences:
+            read.extend(beside.advance(sequence, new))
+            return len(read) == 5
+        with pytest.raises(InvalidRequest) as caught:
+            hostile.advance(sequence, new)
+        refused.append(caught.value)
+        return True
+
+    run(engine, [*hostile.unfinished, *beside.unfinished], ended)
+
+    assert [error.param for error in refused] == [param]
+    assert len(read) == 5
 
 
 def test_compiled_grammars_are_kept_but_not_without_bound(engine: Engine) -> None:

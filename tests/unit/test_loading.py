@@ -63,6 +63,24 @@ def test_a_model_that_cannot_be_is_one_clear_sentence(text: str) -> None:
         parse_specs([text])
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("https://huggingface.co/Qwen/Qwen2.5-0.5B-Instruct/tree/main?x=y", "hub id, here Qwen/Qwen2.5-0.5B-Instruct"),
+        ("mine=https://example.com/model", "is a URL; name a local folder or a hub id"),
+        ("models/qwen.Q4_K_M.gguf", "is GGUF, which is not loaded; name a folder or hub id with safetensors"),
+        ("{folder}/model.safetensors", "is a file; name the folder with its config.json"),
+        ("{folder}/model.gguf", "is GGUF"),
+    ],
+)
+def test_what_is_no_model_is_told_what_would_be(tmp_path: Path, text: str, said: str) -> None:
+    for name in ("model.safetensors", "model.gguf"):
+        (tmp_path / name).touch()
+
+    with pytest.raises(SettingsError, match=f"^MODEL: .*{said}"):
+        parse_specs([text.format(folder=tmp_path)])
+
+
 def test_a_folder_without_weights_is_one_clear_sentence(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
 

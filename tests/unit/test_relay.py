@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 
 from api.relay import JobStream, Relay
+from shared.codec import decode_event
 from shared.events import Cancelled, Event, Expired, Failed, Finished
 from shared.lifecycle import State
 from shared.memory import MemoryQueue
@@ -94,6 +95,16 @@ def test_an_answer_that_was_made_again_otherwise_ends_with_an_error() -> None:
     assert isinstance(last, Finished)
     assert isinstance(last.outcome, Failed)
     assert last.outcome.code == "job_lost"
+
+
+def test_an_event_of_strange_data_is_passed_on() -> None:
+    strange = decode_event(1, b'["d",0,"x",[[1]],null,[],"",[[[],"","",""]]]')
+    opened = stream()
+
+    for _ in range(2):
+        opened.hear([started(), strange], 0)
+
+    assert opened.ready() == [started(), strange]
 
 
 @pytest.fixture

@@ -180,7 +180,7 @@ def test_logits_that_are_no_numbers_are_an_error(bad: float) -> None:
     logits = random_logits(2, 10)
     logits[1, 3] = bad
 
-    with pytest.raises(EngineError, match="no numbers"):
+    with pytest.raises(EngineError, match="NaN or infinite"):
         choose(logits, [sequence(how()), sequence(how())])
 
 

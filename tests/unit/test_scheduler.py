@@ -1,6 +1,7 @@
 """Who computes what: decode rows first, prompts in chunks under a budget, newcomers at the next step."""
 
 import random
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -17,10 +18,10 @@ def make(**given: Any) -> Scheduler:
     return Scheduler(Limits(**{"context_length": 1000, "vocabulary": 100, "batch_tokens_max": 100} | given))
 
 
-def sequence(prompt: int, output: int = 0, *, first: int = 0, salt: bytes = b"") -> Sequence:
+def sequence(prompt: int, output: int = 0, *, first: int = 0, salt: bytes = b"", job: str = "j") -> Sequence:
     """Of numbers that count up from `first`."""
     ids = list(range(first, first + prompt))
-    return Sequence(job_id="j", choice=0, prompt=ids, choosing=GREEDY, output=list(range(output)), salt=salt)
+    return Sequence(job_id=job, choice=0, prompt=ids, choosing=GREEDY, output=list(range(output)), salt=salt)
 
 
 def run(scheduler: Scheduler) -> list[tuple[int, int]]:
@@ -218,6 +219,59 @@ def test_the_latest_arrival_makes_room_and_loses_nothing() -> None:
     assert second.output == [*said, 9]
 
 
+def places(scheduler: Scheduler) -> Counter[str]:
+    return Counter(each.job_id for each in scheduler._running)
+
+
+def test_a_job_of_many_sequences_leaves_a_place_to_each_other_job_and_fills_the_batch_alone() -> None:
+    scheduler = make(sequences_max=8)
+    wide = [sequence(5, first=10 * n, job="wide") for n in range(20)]
+    for each in wide:
+        scheduler.add(each)
+    run(scheduler)
+    assert places(scheduler) == {"wide": 8}
+
+    chats = [sequence(5, first=500 + 10 * n, job=f"chat {n}") for n in range(3)]
+    for each in chats:
+        scheduler.add(each)
+    assert scheduler.jobs_waiting == 3
+    batch = scheduler.next_batch()
+
+    assert batch.preempted == [wide[7], wide[6], wide[5]]
+    assert places(scheduler) == {"wide": 5, "chat 0": 1, "chat 1": 1, "chat 2": 1}
+    assert scheduler.jobs_waiting == 0
+    scheduler.apply(batch, [NINE] * len(batch.sampling))
+    scheduler.drop(chats[0])
+    run(scheduler)
+    assert places(scheduler) == {"wide": 6, "chat 1": 1, "chat 2": 1}
+    assert wide[5].computed == wide[5].length - 1  # of those that made room the first goes on first
+
+
+def test_jobs_of_many_sequences_share_the_batch_and_the_step_evenly() -> None:
+    scheduler = make(sequences_max=8, batch_tokens_max=40)
+    for job in ("first", "second"):
+        for n in range(10):
+            scheduler.add(sequence(30, first=100 * n + (50 if job == "first" else 0), job=job))
+        batch = scheduler.next_batch()
+
+    assert places(scheduler) == {"first": 4, "second": 4}
+    assert [row.sequence.job_id for row in batch.rows] == ["first", "second"]
+
+
+def test_nobody_makes_room_where_all_of_it_would_not_be_enough() -> None:
+    scheduler = make(sequences_max=8, blocks=30, context_length=400)
+    for n in range(4):
+        scheduler.add(sequence(40, first=50 * n, job="wide"))
+    scheduler.add(sequence(200, first=300, job="large"))
+    run(scheduler)
+    scheduler.add(sequence(320, first=600, job="too large for now"))
+
+    batch = scheduler.next_batch()
+
+    assert not batch.preempted
+    assert places(scheduler) == {"wide": 4, "large": 1}
+
+
 def test_what_is_cached_is_forgotten_least_recently_used_and_last_blocks_first() -> None:
     scheduler = make(sequences_max=1, blocks=8, context_length=128)
 
@@ -237,7 +291,7 @@ def test_what_is_cached_is_forgotten_least_recently_used_and_last_blocks_first()
 
 
 def test_no_block_is_lost_and_none_is_given_twice_whatever_comes() -> None:
-    """10,000 random sequences of few beginnings, through a pool that is always too small."""
+    """10,000 random sequences of few beginnings, in jobs of many widths, through a pool that is always too small."""
     rng = random.Random(7)
     scheduler = make(sequences_max=8, blocks=40, context_length=400, batch_tokens_max=64)
     alive: list[Sequence] = []
@@ -248,7 +302,7 @@ def test_no_block_is_lost_and_none_is_given_twice_whatever_comes() -> None:
             made += 1
             alive.append(
                 Sequence(
-                    job_id=str(made),
+                    job_id=str(made // 12) if made // 12 % 2 else str(made),
                     choice=0,
                     prompt=[*shared[: rng.randint(1, 130)], *(rng.randrange(9) for _ in range(rng.randint(1, 30)))],
                     choosing=GREEDY,
@@ -276,3 +330,6 @@ def test_no_block_is_lost_and_none_is_given_twice_whatever_comes() -> None:
     assert not scheduler.busy
     assert not scheduler._computing
     assert not scheduler._awaiting
+    assert scheduler.jobs_waiting == 0
+    assert not scheduler._here
+    assert not scheduler._places

@@ -17,6 +17,7 @@ from api.problems import STATUS, problem_of, problem_of_outcome
 from shared import errors, keys, lifecycle, rq_view
 from shared.errors import SettingsError
 from shared.events import (
+    REQUEST_FAULTS,
     Cancelled,
     Completed,
     Expired,
@@ -92,6 +93,7 @@ def test_every_error_has_a_status() -> None:
         errors.SettingsError("x"),
         errors.InvalidRequest("x", param="p"),
         errors.ContextLengthExceeded("x"),
+        errors.FileInUse("x", param="file_id"),
         errors.NotFound("x"),
         *[errors.QueueFull("x", reason=r, position=1, wait_s=2, retry_after_s=3) for r in (*REFUSALS, "redis_memory")],
         errors.StorageFull(used=1, bytes_max=2),
@@ -111,6 +113,15 @@ def test_every_error_has_a_status() -> None:
         assert problem_of(error).status in STATUS.values()
         if isinstance(error, errors.QueueFull):
             assert problem_of(error).response().headers["x-penstock-dropped-reason"] == error.reason
+
+
+def test_every_fault_of_a_request_is_the_clients_error() -> None:
+    raised = {"invalid_request", *[kind.code for kind in errors.InvalidRequest.__subclasses__()]}
+
+    assert raised <= REQUEST_FAULTS
+    assert all(400 <= STATUS[code] < 500 for code in REQUEST_FAULTS)
+    assert lifecycle.settling(Failed(code="engine_error", message="m")) is Move.FAIL
+    assert lifecycle.settling(Failed(code="invalid_request", message="m")) is Move.CANCEL
 
 
 def test_every_outcome_but_completed_is_a_problem() -> None:

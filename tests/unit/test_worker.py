@@ -1,14 +1,16 @@
 """A worker on the queue in memory: what it refuses, what it resumes, what it hands over."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
 
-from shared.events import Completed, Deadline, Delta, Event, Expired, Failed, Finished, Outcome
-from shared.job import Job, ModelInfo
+from shared.events import Completed, Deadline, Delta, Event, Expired, Failed, Finished, FinishReason, Outcome
+from shared.job import Grammar, Job, ModelInfo
 from shared.lifecycle import State
 from shared.memory import MemoryQueue
 from shared.queue import Bounds
@@ -16,13 +18,14 @@ from shared.settings import load_settings
 from shared.telemetry import WorkerMetrics
 from tests.factories import make_job
 from workers.call_thread import CallThread
-from workers.engine.base import EngineBroken
-from workers.engine.scripted import ScriptedEngine
+from workers.engine.base import Chat, EngineBroken
+from workers.engine.scripted import ScriptedEngine, ScriptedTokenizer
 from workers.limits import Limits
 from workers.models import Loaded
+from workers.replies.base import Parts, PlainReply
 from workers.scheduler import Batch, Scheduler
 from workers.sequence import Sampled
-from workers.worker import Worker
+from workers.worker import ROOM_S, Worker
 
 INFO = ModelInfo(name="m", engine="scripted", context_length=1000, created_s=0)
 
@@ -96,6 +99,13 @@ async def heard(queue: MemoryQueue, job: Job, *, seq: int | None = None) -> None
         last = batch[-1][1][-1]
         if isinstance(last, Finished) or (seq is not None and last.seq >= seq):
             return
+
+
+async def eventually(truth: Callable[[], Any]) -> None:
+    """For what gives no event to wait for."""
+    async with asyncio.timeout(10):
+        while not truth():  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
 
 
 async def log_of(queue: MemoryQueue, job: Job) -> list[Event]:
@@ -232,6 +242,161 @@ async def test_no_more_jobs_are_claimed_than_their_choices_have_places(queue: Me
         assert all([isinstance(await outcome_of(queue, job), Completed) for job in wide])
 
 
+async def test_a_job_that_leaves_while_it_waits_for_a_place_makes_room_for_the_next(queue: MemoryQueue) -> None:
+    """The second choice waits for the first one's prompt; both are dropped between two steps."""
+    leaving = await submit(queue, make_job(prompt="word " * 400, n=2, max_tokens=20))
+    async with working(make_worker(queue, step_ms=50, sequences_max=8)) as worker:
+        await heard(queue, leaving, seq=0)
+        turn: Any = worker._held[leaving.id].turn
+        await eventually(lambda: turn.sequences[0].computed >= 128)  # two steps: no more is claimed by now
+        assert await queue.cancel(leaving.id) is State.STARTED
+        after = await submit(queue, make_job(max_tokens=1))
+
+        async with asyncio.timeout(ROOM_S / 2):  # it is told: it need not look again by itself
+            assert isinstance(await outcome_of(queue, after), Completed)
+
+
+class Unreadable(ScriptedEngine):
+    """Reading the third token of a prompt that says so raises; nothing is wrong with its step."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.tokenizer = UnreadableTokenizer()
+
+
+class UnreadableTokenizer(ScriptedTokenizer):
+    def chat(self, request: Mapping[str, Any], wanted: Grammar | None = None, *, tokens_max: int | None = None) -> Chat:
+        chat = super().chat(request, wanted)
+        return replace(
+            chat, reply=lambda seed: BadReply() if "bad" in request["messages"][0]["content"] else PlainReply()
+        )
+
+
+class BadReply(PlainReply):
+    read = 0
+
+    def push(self, text: str, reason: FinishReason | None = None) -> Parts:
+        self.read += 1
+        if self.read == 3:
+            raise RecursionError("nested too deep")
+        return super().push(text, reason)
+
+
+async def test_an_answer_that_cannot_be_read_fails_its_own_job_and_no_other(queue: MemoryQueue) -> None:
+    undisturbed = await submit(queue, make_job(prompt="good", max_tokens=12))
+    bad = await submit(queue, make_job(prompt="bad", n=2, max_tokens=12))
+    beside = await submit(queue, make_job(prompt="good", max_tokens=12))
+
+    async with working(make_worker(queue, step_ms=5, engine=Unreadable)) as worker:
+        outcome = await outcome_of(queue, bad)
+        assert all([isinstance(await outcome_of(queue, job), Completed) for job in (undisturbed, beside)])
+        assert worker.alive
+
+    assert isinstance(outcome, Failed)
+    assert (outcome.code, "nested too deep" in outcome.message) == ("engine_error", True)
+    assert sum(isinstance(event, Finished) for event in await log_of(queue, bad)) == 1
+    assert text_of(await log_of(queue, beside)) == text_of(await log_of(queue, undisturbed))
+
+
+async def test_an_answer_that_takes_for_ever_to_read_fails_its_own_job(
+    queue: MemoryQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forever(*_: Any) -> Parts:
+        while True:
+            pass
+
+    monkeypatch.setattr("workers.stepper.READ_S_MAX", 0.2)
+    monkeypatch.setattr(BadReply, "push", forever)
+    bad = await submit(queue, make_job(prompt="bad", max_tokens=12))
+    beside = await submit(queue, make_job(prompt="good", max_tokens=12))
+
+    async with working(make_worker(queue, engine=Unreadable)):
+        assert isinstance(await outcome_of(queue, bad), Failed)
+        assert isinstance(await outcome_of(queue, beside), Completed)
+
+
+async def test_a_job_that_fails_while_its_deadline_passes_ends_once(queue: MemoryQueue) -> None:
+    """Nothing is written meanwhile, so that both ends would be on their way together."""
+    answers = asyncio.Event()
+    append, settle = queue.append, queue.settle
+
+    class Away(MemoryQueue):
+        async def append(self, writes: Any) -> Any:
+            await answers.wait()
+            return await append(writes)
+
+        async def settle(self, write: Any, *, worker: str) -> Any:
+            await answers.wait()
+            return await settle(write, worker=worker)
+
+    queue.__class__ = Away
+    job = await submit(queue, make_job(prompt="fault:raise@2", run_ms=300, max_tokens=50))
+    async with working(make_worker(queue, step_ms=30)) as worker:
+        await eventually(lambda: job.id in worker._held and worker._held[job.id]._deadline)
+        timer, (stepper,) = worker._held[job.id]._deadline, worker._steppers
+        assert timer
+        await eventually(lambda: timer.when() < asyncio.get_running_loop().time())
+        passed = threading.Event()
+        stepper._inbox.put(passed.set)
+        await asyncio.to_thread(passed.wait)  # in the engine's thread, too
+        answers.set()
+        assert isinstance(await outcome_of(queue, job), Failed)
+
+    assert sum(isinstance(event, Finished) for event in await log_of(queue, job)) == 1
+
+
+async def test_nobody_waits_for_the_prompt_of_another_to_be_encoded(
+    queue: MemoryQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = threading.Event()
+    encode = ScriptedTokenizer.encode_text
+
+    def slow(self: ScriptedTokenizer, text: str, *given: Any, **options: Any) -> list[int]:
+        if "slow" in text:
+            encoded.wait(20)
+        return encode(self, text, *given, **options)
+
+    monkeypatch.setattr(ScriptedTokenizer, "encode_text", slow)
+    first = await submit(queue, make_job(prompt="slow", max_tokens=3))
+    others = [await submit(queue, make_job(max_tokens=3)) for _ in range(3)]
+
+    async with working(make_worker(queue)):
+        assert all([isinstance(await outcome_of(queue, job), Completed) for job in others])
+        encoded.set()
+        assert isinstance(await outcome_of(queue, first), Completed)
+
+
+async def test_a_prompt_that_takes_too_long_to_encode_is_refused(
+    queue: MemoryQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forever(*_: Any, **__: Any) -> list[int]:
+        while True:
+            pass
+
+    monkeypatch.setattr("workers.worker.ENCODE_S_MAX", 0.2)
+    monkeypatch.setattr(ScriptedTokenizer, "encode_text", forever)
+    job = await submit(queue, make_job())
+
+    async with working(make_worker(queue)):
+        outcome = await outcome_of(queue, job)
+
+    assert isinstance(outcome, Failed)
+    assert (outcome.code, "0.2 s to encode" in outcome.message) == ("invalid_request", True)
+
+
+async def test_jobs_wider_than_the_batch_keep_no_other_from_its_answer(queue: MemoryQueue) -> None:
+    wide = [await submit(queue, make_job(n=64, max_tokens=20)) for _ in range(3)]
+
+    async with working(make_worker(queue, step_ms=5, sequences_max=8)):
+        await heard(queue, wide[0], seq=20)
+        for _ in range(3):
+            chat = await submit(queue, make_job(tenant="another", max_tokens=5))
+            assert isinstance(await outcome_of(queue, chat), Completed)
+        pages = await queue.read([(job.id, 0) for job in wide])
+        assert [page.state for page in pages] == [State.STARTED, State.QUEUED, State.QUEUED]
+        assert all([isinstance(await outcome_of(queue, job), Completed) for job in wide])
+
+
 async def test_a_cancelled_job_writes_nothing_more(queue: MemoryQueue) -> None:
     job = make_job(max_tokens=20)
     await submit(queue, job)
@@ -301,6 +466,26 @@ async def test_a_job_over_its_run_deadline_ends_and_frees_its_slot(queue: Memory
         assert isinstance(await outcome_of(queue, after), Completed)
 
     assert len(await log_of(queue, job)) > 1
+
+
+async def test_the_log_says_what_became_of_a_job_and_that_one_was_taken_over(
+    queue: MemoryQueue, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "workers.worker")
+    job = await submit(queue, make_job(prompt="one two", max_tokens=5, tenant="team-a"))
+    clock.now_ms += 250
+    assert await queue.claim("m", worker="dead", limit=1)
+    clock.now_ms += 10_000
+
+    async with working(make_worker(queue)):
+        await outcome_of(queue, job)
+
+    over, ended = ([r for r in caplog.records if r.message == message] for message in ("job taken over", "job ended"))
+    assert [(r.job_id, r.attempt, r.events) for r in over] == [(job.id, 2, 0)]  # type: ignore[attr-defined]
+    (line,) = [vars(record) for record in ended]
+    assert (line["tenant"], line["outcome"], line["attempt"]) == ("team-a", "completed", 2)
+    assert (line["prompt_tokens"], line["output_tokens"], line["waited_ms"]) == (3, 5, 10_250)
+    assert line["took_ms"] >= 0
 
 
 async def test_who_is_alone_is_computed_alone_until_it_has_a_token(queue: MemoryQueue, clock: Clock) -> None:

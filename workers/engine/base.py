@@ -5,7 +5,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from shared.errors import EngineError
+from shared.errors import ContextLengthExceeded, EngineError
 from shared.job import Grammar
 from workers.limits import Limits
 from workers.replies.base import PlainReply, Reply
@@ -43,14 +43,16 @@ class Chat:
 
 
 class Tokenizer(Protocol):
-    """`abilities`: what the model was taught beside writing: tools, reasoning."""
+    """`abilities`: what the model was taught beside writing: tools, reasoning. `token_chars_max`: no token stands for
+    more characters, so that a text of more than n times as many has more than n tokens."""
 
     ends: frozenset[int]
     abilities: frozenset[str]
+    token_chars_max: int
 
-    def chat(self, request: Mapping[str, Any], wanted: Grammar | None = None) -> Chat:
+    def chat(self, request: Mapping[str, Any], wanted: Grammar | None = None, *, tokens_max: int | None = None) -> Chat:
         """Raises InvalidRequest, which names the parameter, when the model's template refuses the request, or the model
-        cannot do what it asks for."""
+        cannot do what it asks for; ContextLengthExceeded, soon, for a prompt that must have more than `tokens_max`."""
 
     def encode_text(self, text: str, tokens_max: int | None = None, *, special: bool = True) -> list[int]:
         """Ids of a text by itself, with the special tokens that belong around it, cut to `tokens_max`."""
@@ -73,6 +75,16 @@ def plain_chat(ids: list[int], tokenizer: Tokenizer, wanted: Grammar | None) -> 
         reply=lambda seed: PlainReply(),
         constraint=lambda: tokenizer.constraint(wanted) if wanted else None,
     )
+
+
+def require_room(characters: int, tokenizer: Tokenizer, tokens_max: int, *, param: str) -> None:
+    """Raises ContextLengthExceeded for a text that is too long however it is split, before that takes its time."""
+    if characters > tokens_max * tokenizer.token_chars_max:
+        raise ContextLengthExceeded(
+            f"This model's maximum context length is {tokens_max} tokens. However, your {param} of {characters} "
+            f"characters have more. Please reduce the length of the {param}.",
+            param=param,
+        )
 
 
 class Embedder(Protocol):

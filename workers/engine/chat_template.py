@@ -39,6 +39,12 @@ class ChatTemplate:
 
     def render(self, request: Mapping[str, Any], *, reasons: bool) -> Rendered:
         """Raises InvalidRequest for what the template refuses, or does not know."""
+        try:
+            return self._rendered(request, reasons=reasons)
+        except RecursionError as error:
+            raise InvalidRequest("'messages' or 'tools' are nested too deeply.", param="messages") from error
+
+    def _rendered(self, request: Mapping[str, Any], *, reasons: bool) -> Rendered:
         wedge = self._wedge(request)
         messages = self._wedged([self._message(message) for message in request["messages"]], wedge)
         if not self._tokenizer.chat_template:
@@ -55,11 +61,14 @@ class ChatTemplate:
         looks = "|".join(
             re.escape(token[0] + prompt.wedge + token[1:]) for token in filter(None, self._tokenizer.all_special_tokens)
         )
-        ids: list[int] = []
-        for part in re.split(f"({looks})", prompt.broken):
+        parts = re.split(f"({looks})", prompt.broken)  # each second one only looks like a special token
+        texts = [text for text in dict.fromkeys(parts[::2]) if text]
+        between = self._tokenizer(texts, add_special_tokens=False, verbose=False).input_ids if texts else []
+        known = dict(zip(texts, between, strict=True))
+        for part in set(parts[1::2]):
             text = part.replace(prompt.wedge, "")
-            ids += self._ids(text, add_special_tokens=False, split_special_tokens=text != part)
-        return ids
+            known[part] = self._ids(text, add_special_tokens=False, split_special_tokens=True)
+        return [id_ for part in parts if part for id_ in known[part]]
 
     def _ids(self, text: str, **how: bool) -> list[int]:
         ids: list[int] = self._tokenizer(text, **how, verbose=False).input_ids if text else []

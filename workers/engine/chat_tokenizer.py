@@ -8,7 +8,7 @@ from typing import Any
 
 from shared.errors import InvalidRequest
 from shared.job import Grammar
-from workers.engine.base import Chat, plain_chat
+from workers.engine.base import Chat, plain_chat, require_room
 from workers.engine.chat_template import ChatTemplate
 from workers.engine.grammar import Grammars, Reasoning
 from workers.replies.dialect import dialect_of, thinking_of
@@ -27,6 +27,7 @@ class ChatTokenizer:
         self.ends = ends
         self._grammars = Grammars(tokenizer, vocabulary=vocabulary, ends=ends)
         self._tokenizer = tokenizer
+        self.token_chars_max = max(map(len, tokenizer.get_vocab()), default=1)
         self._bytes: dict[int, bytes] = {}
         self._before = tokenizer.encode("a", add_special_tokens=False)  # tokenizers may strip what begins a text
         self._template = ChatTemplate(tokenizer)
@@ -36,11 +37,13 @@ class ChatTokenizer:
         taught = {"tools": self._calls_tools, "reasoning": self._thinking is not None}
         self.abilities = frozenset(name for name, can in taught.items() if can)
 
-    def chat(self, request: Mapping[str, Any], wanted: Grammar | None = None) -> Chat:
+    def chat(self, request: Mapping[str, Any], wanted: Grammar | None = None, *, tokens_max: int | None = None) -> Chat:
         tools = tools_of(request)
         if tools:
             self._require_tools(tools)
         prompt = self._template.render(request, reasons=self._thinking is not None)
+        if tokens_max is not None:
+            require_room(len(prompt.text), self, tokens_max, param="messages")
         ids = self._template.encode(prompt)
         if not (tools or self._thinking or self._own):
             return plain_chat(ids, self, wanted)

@@ -1,7 +1,8 @@
 """Answers of a given form: which tokens may come next, by llguidance, which compiles as it goes.
 
-A grammar's first compilation happens in the thread that encodes the job, never between steps. What a hostile one may
-cost is bounded by the parser's own limits, counted in work and not in time, so that they are the same everywhere.
+A grammar is compiled, and its first mask computed, in the thread that encodes the job, never between steps. What a
+hostile one may cost is bounded by the parser's own limits, counted in work and not in time, so that they are the same
+everywhere. A grammar that passes them in the middle of an answer fails that answer, not the step it is part of.
 """
 
 import functools
@@ -21,6 +22,7 @@ from shared.job import Grammar, GrammarKind
 from workers.replies.lark import WHITESPACE
 
 COMPILED_MAX = 64
+OUTSIDE = "doesn't satisfy the grammar"  # the parser's words for a token that its mask forbids
 GRAMMAR_BYTES_MAX = 200_000
 
 
@@ -34,10 +36,11 @@ class Reasoning(NamedTuple):
 
 class GrammarState:
     """A `Constraint`. Its state is what has been said: accepting the logged tokens again restores it. Reasoning keeps
-    to no grammar; what follows does."""
+    to no grammar; what follows does. `param`: which of the request's parameters holds the grammar."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, reasoning: Reasoning | None = None) -> None:
+    def __init__(self, matcher: llguidance.LLMatcher, reasoning: Reasoning | None = None, *, param: str) -> None:
         self.matcher = matcher
+        self._param = param
         self.free = bool(reasoning and reasoning.begun)
         self._reasoning = reasoning
         self._first = True
@@ -57,8 +60,14 @@ class GrammarState:
         if self.free or token == opening:
             self.free = not (self._reasoning and token == self._reasoning.closing)
             return
-        if not self.matcher.consume_token(token):
-            raise EngineError(f"the answer left its grammar: {self.matcher.get_error()}")
+        if self.matcher.is_error() or not self.matcher.consume_token(token):
+            raise self._failure()
+
+    def _failure(self) -> EngineError | InvalidRequest:
+        said = _first_error(self.matcher)
+        if OUTSIDE in said:
+            return EngineError(f"the answer left its grammar: {said}")
+        return InvalidRequest(f"'{self._param}' cannot be kept to: {said}", param=self._param)
 
 
 class Grammars:
@@ -76,7 +85,7 @@ class Grammars:
         self._compiled.move_to_end(grammar)
         if len(self._compiled) > COMPILED_MAX:
             self._compiled.popitem(last=False)
-        return GrammarState(matcher.deep_copy(), reasoning)
+        return GrammarState(matcher.deep_copy(), reasoning, param=grammar.param)
 
     def _compile(self, grammar: Grammar) -> llguidance.LLMatcher:
         if len(grammar.text) > GRAMMAR_BYTES_MAX:
@@ -87,9 +96,10 @@ class Grammars:
             matcher = llguidance.LLMatcher(self._compiler, _to_llguidance(grammar), log_level=0)
         except ValueError as error:
             raise InvalidRequest(f"'{grammar.param}' cannot be used: {error}", param=grammar.param) from error
+        if not matcher.is_error():
+            matcher.compute_bitmask()  # some grammars, like a reference to itself, fail at their first mask only
         if matcher.is_error():
-            first = matcher.get_error().strip().splitlines()[0]
-            raise InvalidRequest(f"'{grammar.param}' cannot be used: {first}", param=grammar.param)
+            raise InvalidRequest(f"'{grammar.param}' cannot be used: {_first_error(matcher)}", param=grammar.param)
         return matcher
 
     def _make_compiler(self, grammar: Grammar) -> Any:
@@ -101,17 +111,15 @@ class Grammars:
 
 
 def forbid(constraints: Seq[GrammarState], vocabulary: int) -> torch.Tensor:
-    """Bool [constraints, vocabulary]: tokens that may not come next. Computed on all cores."""
+    """Bool [constraints, vocabulary]: tokens that may not come next. Computed on all cores. Where the grammar costs too
+    much, nothing is forbidden: accepting the token then raises, for that answer alone."""
     bits = llguidance.numpy.allocate_token_bitmask(len(constraints), vocabulary)
     rows = [(constraint.matcher, row) for row, constraint in enumerate(constraints) if not constraint.free]
     if rows:
         llguidance.numpy.fill_next_token_bitmask_par(_executor(), rows, bits)
-    for constraint in constraints:
-        if constraint.matcher.is_error():
-            raise EngineError(f"the grammar costs too much: {constraint.matcher.get_error().splitlines()[0]}")
     allowed = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little")[:, :vocabulary]
     for row, constraint in enumerate(constraints):
-        if constraint.free:
+        if constraint.free or constraint.matcher.is_error():
             allowed[row] = 1
         elif constraint.opening is not None:
             allowed[row, constraint.opening] = 1
@@ -121,6 +129,12 @@ def forbid(constraints: Seq[GrammarState], vocabulary: int) -> torch.Tensor:
 @functools.cache
 def _executor() -> llguidance.LLExecutor:
     return llguidance.LLExecutor(num_threads=os.cpu_count() or 1)
+
+
+def _first_error(matcher: llguidance.LLMatcher) -> str:
+    """The parser's own words, without the state that it adds."""
+    text: str = matcher.get_error()
+    return text.strip().splitlines()[0]
 
 
 def _to_llguidance(grammar: Grammar) -> str:

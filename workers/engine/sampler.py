@@ -3,6 +3,7 @@ and what becomes of a row on that row alone, so that a seeded request gives the 
 and after it moves to another worker."""
 
 import hashlib
+import math
 import struct
 from collections.abc import Sequence as Seq
 
@@ -11,7 +12,7 @@ import torch
 
 from shared.errors import EngineError
 from workers.engine.grammar import GrammarState, forbid
-from workers.sequence import Choosing, Sampled, Sequence
+from workers.sequence import NOTHING, Choosing, Sampled, Sequence
 
 SCORED = 64  # rows of logits at once: vocabularies are large
 CANDIDATES = 1024  # sorted first; a row whose limits let more through is sorted whole
@@ -19,7 +20,8 @@ CANDIDATES = 1024  # sorted first; a row whose limits let more through is sorted
 
 @torch.inference_mode()
 def choose(logits: torch.Tensor, sequences: Seq[Sequence]) -> list[Sampled]:
-    """One token for each row. `logits`: float32 [rows, vocabulary]. Raises EngineError when a row holds no numbers."""
+    """One token for each row, NOTHING where a request's own rules forbid every token: that is its fault and must not
+    fail the step. `logits`: float32 [rows, vocabulary]. Raises EngineError when a row holds no numbers."""
     if not sequences:
         return []
     adjusted = _adjusted(logits, sequences)
@@ -29,11 +31,14 @@ def choose(logits: torch.Tensor, sequences: Seq[Sequence]) -> list[Sampled]:
         tokens[drawn] = _draw(adjusted[drawn], [sequences[row] for row in drawn])
     best = adjusted.amax(-1)
     chosen = torch.stack([tokens.double(), best.double()]).tolist()  # one wait for the device, not two
-    if not np.isfinite(chosen[1]).all():
-        raise EngineError("the model computed no numbers")
     sampled = [Sampled(int(token)) for token in chosen[0]]
     if any(sequence.choosing.logprobs is not None for sequence in sequences):
         _add_logprobs(sampled, logits, sequences)
+    for row, value in enumerate(chosen[1]):
+        if value == -math.inf and (sequences[row].constraint or sequences[row].choosing.min_tokens):
+            sampled[row] = Sampled(NOTHING)
+        elif not math.isfinite(value):
+            raise EngineError("the model produced NaN or infinite logits")
     return sampled
 
 

@@ -2,7 +2,8 @@
 
 Token i of an answer is a hash of the prompt and i (and of seed and choice, unless the temperature is 0). A prompt may
 ask for a fault: `fault:raise@5` raises at token 5, `fault:exit@5` kills the process, `fault:hang@5` never returns,
-`fault:oom@5` finds no memory.
+`fault:oom@5` finds no memory. In a chat the engine may also do its part while the answer cannot be read:
+`fault:read@5` is a parser that raises at token 5, `fault:decode@5` a detokeniser, `fault:grammar@5` a grammar.
 """
 
 import hashlib
@@ -11,20 +12,24 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from shared.errors import EngineError, InvalidRequest
+from shared.events import FinishReason
 from shared.job import Grammar
 from workers.engine.base import Chat, Defaults, OutOfMemory, plain_chat
 from workers.limits import Limits
+from workers.replies.base import Parts, PlainReply
 from workers.scheduler import Batch
 from workers.sequence import Constraint, Sampled, Sequence
 
 END = 0
 VOCABULARY = 50_000
-FAULTS = ("raise", "exit", "hang", "oom")
+FAULTS = ("raise", "exit", "hang", "oom", "read", "decode", "grammar")
 FAULT_IDS = 1_000_000  # ids from here on stand for a fault: kind * FAULT_IDS + position
 FAULT = re.compile("fault:(" + "|".join(FAULTS) + r")@(\d{1,5})")
 
@@ -32,12 +37,13 @@ FAULT = re.compile("fault:(" + "|".join(FAULTS) + r")@(\d{1,5})")
 class ScriptedTokenizer:
     ends = frozenset({END})
     abilities: frozenset[str] = frozenset()
+    token_chars_max = 1_000_000
 
-    def chat(self, request: Mapping[str, Any], wanted: Grammar | None = None) -> Chat:
+    def chat(self, request: Mapping[str, Any], wanted: Grammar | None = None, *, tokens_max: int | None = None) -> Chat:
         if request.get("tools"):
             raise InvalidRequest("'tools': the scripted engine calls none.", param="tools")
         lines = " ".join(f"{message['role']} {message['content']}" for message in request["messages"])
-        return plain_chat(self.encode_text(lines), self, wanted)
+        return _unreadable(plain_chat(self.encode_text(lines), self, wanted))
 
     def encode_text(self, text: str, tokens_max: int | None = None, *, special: bool = True) -> list[int]:
         """A word is a token."""
@@ -55,6 +61,33 @@ class ScriptedTokenizer:
     def _token(self, word: str) -> int:
         fault = FAULT.fullmatch(word)
         return (FAULTS.index(fault[1]) + 1) * FAULT_IDS + int(fault[2]) if fault else _hash(word) % VOCABULARY
+
+
+class UnreadableReply(PlainReply):
+    """Its parser raises at the token of this number, as one that recurses too deeply does."""
+
+    def __init__(self, position: int, seed: str) -> None:
+        self._left = position
+
+    def push(self, text: str, reason: FinishReason | None = None) -> Parts:
+        if self._left == 0:
+            raise RecursionError("the prompt asked for this fault")
+        self._left -= 1
+        return super().push(text, reason)
+
+
+class UnreadableGrammar:
+    """It refuses the token of this number."""
+
+    ended = False
+
+    def __init__(self, position: int) -> None:
+        self._left = position
+
+    def accept(self, token: int) -> None:
+        if self._left == 0:
+            raise EngineError("the prompt asked for this fault")
+        self._left -= 1
 
 
 class ScriptedEmbedder:
@@ -114,13 +147,47 @@ class ScriptedEngine:
 def scripted_token(sequence: Sequence, position: int) -> int:
     choosing = sequence.choosing
     drawn = (choosing.seed, sequence.draw) if choosing.temperature else ()
-    return 1 + _hash(f"{sequence.ids[: sequence.prompt_length].tolist()} {drawn} {position}") % (VOCABULARY - 1)
+    return _answered(sequence.ids[: sequence.prompt_length].tolist(), drawn, position)
+
+
+def _answered(prompt: list[int], drawn: tuple[int, ...], position: int) -> int:
+    return 1 + _hash(f"{prompt} {drawn} {position}") % (VOCABULARY - 1)
 
 
 def _obey(prompt: Iterable[int], *, position: int) -> None:
-    for token in prompt:
-        if token >= FAULT_IDS and token % FAULT_IDS == position:
-            _fail(FAULTS[token // FAULT_IDS - 1])
+    for fault, at in _faults(prompt):
+        if at == position:
+            _fail(fault)
+
+
+def _faults(prompt: Iterable[int]) -> Iterator[tuple[str, int]]:
+    """What the prompt asks to go wrong, and at which token of the answer."""
+    return ((FAULTS[token // FAULT_IDS - 1], token % FAULT_IDS) for token in prompt if token >= FAULT_IDS)
+
+
+def _unreadable(chat: Chat) -> Chat:
+    """The same, with what the prompt asks to go wrong when its answer is read."""
+    for fault, at in _faults(chat.ids):
+        match fault:
+            case "read":
+                chat = replace(chat, reply=partial(UnreadableReply, at))
+            case "grammar":
+                chat = replace(chat, constraint=partial(UnreadableGrammar, at))
+            case "decode":
+                chat = replace(chat, decode=_undecodable(chat, at))
+    return chat
+
+
+def _undecodable(chat: Chat, position: int) -> Callable[[Seq[int]], str]:
+    """It raises at the greedy answer's token of this number: a detokeniser knows nothing but ids."""
+    bad, decode = _answered(chat.ids, (), position), chat.decode
+
+    def decoded(ids: Seq[int]) -> str:
+        if bad in ids:
+            raise ValueError("the prompt asked for this fault")
+        return decode(ids)
+
+    return decoded
 
 
 def _hash(text: str) -> int:

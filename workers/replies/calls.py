@@ -133,7 +133,7 @@ class JsonCalls:
             call = json.loads(text)
             name = call["name"]
             arguments = call["arguments"] if "arguments" in call else call["parameters"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             yield from self._unread(text)
             return
         if not isinstance(name, str) or (self._known_only and name not in self._schemas):
@@ -193,7 +193,7 @@ def _typed(text: str, schema: Any) -> str:
     if wanted != "string":
         try:
             return json.dumps(json.loads(text), ensure_ascii=False)
-        except ValueError:
+        except (ValueError, RecursionError):
             pass
     return json.dumps(text, ensure_ascii=False)
 

@@ -84,7 +84,7 @@ class MarkedReply:
             events: list[dict[str, Any]] = self._parser.feed(text)
             if last:
                 events += self._parser.finalize()[1]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             self._broken = True
             return [_shown(self._region)]
         if events and events[-1]["type"] != "region_chunk":

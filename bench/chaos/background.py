@@ -1,0 +1,207 @@
+"""Work whose client does not wait on a connection: batches, and webhooks that tell of an end."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from bench.chaos.act import Act
+from bench.chaos.http import call
+from bench.chaos.keyring import limited_key, revoke
+
+TOLD_WITHIN_S = 6.0  # of a response's end
+DRIP_S = 0.5
+BATCH_ENDS_S = 15.0
+ENDED = ("completed", "failed", "expired", "cancelled")
+BOUNDARY = "chaos"
+
+
+class Receiver:
+    """Of webhooks. `drips`: its answer never ends, and never pauses for long."""
+
+    def __init__(self, *, drips: bool) -> None:
+        self._drips = drips
+        self._open: set[asyncio.Task[None]] = set()
+        self.heard = 0  # connections
+        self.told = asyncio.Queue[str]()  # ids of what has ended
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[str]:
+        """Its URL."""
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        try:
+            yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        finally:
+            server.close()
+            for task in self._open:
+                task.cancel()
+            await asyncio.gather(*self._open, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task
+        self._open.add(task)
+        self.heard += 1
+        try:
+            with suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+                await self._answer(reader, writer)
+        finally:
+            self._open.discard(task)
+            writer.transport.abort()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        length = int(next(line for line in head.split("\r\n") if line.startswith("content-length:")).split(":")[1])
+        body = json.loads(await reader.readexactly(length))
+        if self._drips:
+            writer.write(b"HTTP/1.1 200 OK\r\nx-drip: ")
+            while True:
+                writer.write(b".")
+                await writer.drain()
+                await asyncio.sleep(DRIP_S)
+        self.told.put_nowait(body["data"]["id"])
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        await writer.drain()
+
+
+async def dripping_receiver(act: Act) -> None:
+    """One tenant's receiver keeps every API process that tells it something; another tenant is told in time."""
+    site = act.site
+
+    async def respond(tenant: str) -> str:
+        body = {"model": site.model, "input": "hello", "background": True, "max_output_tokens": 16}
+        _, answer = await call(f"{act.rng.choice(site.bases())}/v1/responses", body=body, headers=_bearer(tenant))
+        return str(answer["id"])
+
+    for _ in range(act.rounds):
+        bad, good = Receiver(drips=True), Receiver(drips=False)
+        async with bad.listening() as bad_url, good.listening() as good_url:
+            endpoints = [
+                ("vandal", await _endpoint(act, "vandal", bad_url)),
+                ("told", await _endpoint(act, "told", good_url)),
+            ]
+            act.strike()
+            for _ in range(3):  # one after the other, so that no process takes all of them
+                await asyncio.gather(*[respond("vandal") for _ in range(4)])
+                await asyncio.sleep(1.2)
+            wanted = {await respond("told") for _ in range(3)}
+            began = time.monotonic()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(TOLD_WITHIN_S):
+                    while wanted:
+                        wanted.discard(await good.told.get())
+            if not bad.heard:
+                act.blame("I4", "the receiver that drips was never called: nothing is proven")
+            if wanted:
+                act.blame("I11", f"{len(wanted)} of 3 webhooks did not come within {time.monotonic() - began:.0f} s")
+            for tenant, endpoint in endpoints:
+                url = f"{act.rng.choice(site.bases())}/v1/webhooks/{endpoint}"
+                await call(url, method="DELETE", headers=_bearer(tenant))
+        site.client.delete("penstock:deliveries")  # they would be tried again, and dropped, for hours
+
+
+async def batches(act: Act) -> None:
+    """What a batch needs is gone while it is worked on, and another process takes it over: it has an end, and says
+    which."""
+    for _ in range(act.rounds):
+        act.strike()
+        await asyncio.gather(_without_file(act), _without_key(act), _without_model(act))
+
+
+async def _without_file(act: Act) -> None:
+    file_id, batch_id = await _batch(act, "batches")
+    await _under_way(act, batch_id, "batches")
+    (act.site.files / file_id).unlink()
+    _hand_over(act, batch_id)
+    batch = await _ended(act, batch_id, "batches")
+    if batch["status"] != "failed":
+        act.blame("I4", f"a batch without its file is {batch['status']}")
+
+
+async def _without_key(act: Act) -> None:
+    key_id, secret = await limited_key(act.site)
+    _, batch_id = await _batch(act, secret, lines=300)
+    await _under_way(act, batch_id, secret)
+    await revoke(act.site, key_id)
+    batch: dict[str, Any] = {}
+    deadline = time.monotonic() + BATCH_ENDS_S
+    while batch.get("status") not in ENDED and time.monotonic() < deadline:
+        found = await asyncio.to_thread(act.site.client.get, f"penstock:batch:{batch_id}")  # its key reads nothing now
+        batch = json.loads(str(found))
+        await asyncio.sleep(0.2)
+    if batch["status"] != "failed":
+        act.blame("I4", f"a batch whose key was revoked is {batch['status']}, with {batch['completed']} done")
+
+
+async def _without_model(act: Act) -> None:
+    _, batch_id = await _batch(act, "batches", lines=3, model="gone")
+    batch = await _ended(act, batch_id, "batches")
+    counts = batch["request_counts"]
+    if batch["status"] != "failed" and counts["failed"] != counts["total"]:
+        act.blame("I4", f"a batch of a model that is gone is {batch['status']} with {counts}")
+
+
+def _hand_over(act: Act, batch_id: str) -> None:
+    """Whoever works on it has lost its lease, to nobody."""
+    act.site.client.set(f"penstock:batch-lease:{batch_id}", "nobody", ex=2)
+
+
+async def _under_way(act: Act, batch_id: str, tenant: str) -> None:
+    """Until some of its lines are done."""
+    deadline = time.monotonic() + BATCH_ENDS_S
+    while time.monotonic() < deadline:
+        batch = await _look(act, batch_id, tenant)
+        if batch["request_counts"]["completed"]:
+            return
+        await asyncio.sleep(0.1)
+    act.blame("I4", f"a batch has not begun: {batch['status']}")
+
+
+async def _ended(act: Act, batch_id: str, tenant: str) -> dict[str, Any]:
+    """How it stands when it has ended, or when its time is over."""
+    deadline = time.monotonic() + BATCH_ENDS_S
+    while True:
+        batch = await _look(act, batch_id, tenant)
+        if batch["status"] in ENDED or time.monotonic() > deadline:
+            return batch
+        await asyncio.sleep(0.2)
+
+
+async def _look(act: Act, batch_id: str, tenant: str) -> dict[str, Any]:
+    url = f"{act.rng.choice(act.site.bases())}/v1/batches/{batch_id}"
+    _, batch = await call(url, method="GET", headers=_bearer(tenant))
+    return batch
+
+
+async def _batch(act: Act, tenant: str, *, lines: int = 200, model: str = "") -> tuple[str, str]:
+    """The ids of a new batch and of its file."""
+    asked = {"model": model or act.site.model, "messages": [{"role": "user", "content": "line"}], "max_tokens": 50}
+    rows = [
+        {"custom_id": f"{number}", "method": "POST", "url": "/v1/chat/completions", "body": asked}
+        for number in range(lines)
+    ]
+    text = "\n".join(json.dumps(row) for row in rows)
+    base = act.rng.choice(act.site.bases())
+    form = _form({"purpose": "batch"}, text)
+    kind = {"content-type": f"multipart/form-data; boundary={BOUNDARY}"}
+    _, file = await call(f"{base}/v1/files", body=form, headers=_bearer(tenant) | kind)
+    about = {"input_file_id": file["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    _, batch = await call(f"{base}/v1/batches", body=about, headers=_bearer(tenant))
+    return str(file["id"]), str(batch["id"])
+
+
+def _form(fields: dict[str, str], file: str) -> bytes:
+    parts = [f'content-disposition: form-data; name="{name}"\r\n\r\n{value}' for name, value in fields.items()]
+    parts.append(f'content-disposition: form-data; name="file"; filename="rows.jsonl"\r\n\r\n{file}')
+    return "".join(f"--{BOUNDARY}\r\n{part}\r\n" for part in parts).encode() + f"--{BOUNDARY}--\r\n".encode()
+
+
+async def _endpoint(act: Act, tenant: str, url: str) -> str:
+    _, made = await call(f"{act.rng.choice(act.site.bases())}/v1/webhooks", body={"url": url}, headers=_bearer(tenant))
+    return str(made["id"])
+
+
+def _bearer(secret: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {secret}"}

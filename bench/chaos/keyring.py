@@ -1,0 +1,26 @@
+"""API keys of a site, made and revoked as its operator would."""
+
+from typing import Any
+
+from redis.asyncio import Redis
+
+from bench.chaos.site import Site
+from shared.api_key import KeyRing
+
+
+async def limited_key(site: Site, **limits: Any) -> tuple[str, str]:
+    """Its id and its secret."""
+    client = Redis.from_url(site.redis.url)
+    try:
+        key, secret = await KeyRing(client).create("chaos", **limits)
+        return key.id, secret
+    finally:
+        await client.aclose()
+
+
+async def revoke(site: Site, key_id: str) -> None:
+    client = Redis.from_url(site.redis.url)
+    try:
+        await KeyRing(client).revoke(key_id)
+    finally:
+        await client.aclose()

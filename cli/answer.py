@@ -1,0 +1,102 @@
+"""An answer on its way to the screen: as Markdown in a terminal, each line of it once; as plain text anywhere else."""
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.markdown import Markdown
+from rich.segment import Segment, SegmentLines
+from rich.text import Text
+
+from cli.terminal import echo, plain
+
+REFRESHES_PER_S = 12
+MARGIN = 2  # rows of the screen that the moving part leaves free
+
+
+class Answer:
+    """Only the last block, which may still change, moves; what stands before it is printed and left alone. Rich's own
+    live display prints anew whatever has left the screen at its top."""
+
+    def __init__(self, console: Console) -> None:
+        self.text = ""
+        self._console = console
+        self._open = ""
+        self._live = Live(
+            get_renderable=lambda: self,
+            console=console,
+            refresh_per_second=REFRESHES_PER_S,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live.start(refresh=True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._live.stop()
+        if self._open:
+            self._print(self._open)
+        elif self.text and not self.text.endswith("\n") and not self._console.is_terminal:
+            echo()
+
+    def add(self, piece: str) -> None:
+        self.text += piece
+        if not self._console.is_terminal:
+            echo(piece, nl=False)
+            return
+        self._open += plain(piece)
+        if "\n" in piece:
+            done, self._open, gap = finished(self._open)
+            if done:
+                self._print(done)
+            if gap:
+                self._console.print()
+
+    def _print(self, source: str) -> None:
+        lines = rendered(source, self._console, self._console.options)
+        self._console.print(SegmentLines(lines, new_lines=True), end="")
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The moving part: the end of the open block, as much as the screen can hold."""
+        rows = max(console.height - MARGIN, 1)
+        lines = self._open.splitlines()
+        if len(lines) > rows:  # too long to be rendered again with each token
+            yield Text("\n".join(lines[-rows:]), overflow="crop", no_wrap=True)
+            return
+        shown = rendered(self._open, console, options)[-rows:]
+        for number, line in enumerate(shown):
+            yield from line
+            if number < len(shown) - 1:
+                yield Segment.line()
+
+
+def rendered(source: str, console: Console, options: ConsoleOptions) -> list[list[Segment]]:
+    """The lines of this Markdown, without empty ones around them. They are made plain once more: Markdown can spell
+    control characters as entities. Addresses of links are shown, not hidden behind their text."""
+    lines = console.render_lines(Markdown(source, hyperlinks=False), options, pad=False)
+    while lines and _empty(lines[-1]):
+        lines.pop()
+    first = next((number for number, line in enumerate(lines) if not _empty(line)), 0)
+    return [[Segment(plain(each.text), each.style) for each in line] for line in lines[first:]]
+
+
+def _empty(line: list[Segment]) -> bool:
+    return not any(each.text.strip() or (each.style and each.style.bgcolor) for each in line)
+
+
+def finished(source: str) -> tuple[str, str, bool]:
+    """What of this Markdown can change no more, the rest, and whether an empty line belongs between them.
+
+    The last block may go on, and so may the last item of a list; a line that has not ended says nothing yet."""
+    tokens = Markdown(source[: source.rfind("\n") + 1]).parsed
+    blocks = [token.map[0] for token in tokens if token.map and token.level == 0]
+    items = [token.map[0] for token in tokens if token.map and token.level == 1 and token.type == "list_item_open"]
+    items = [line for line in items if line >= blocks[-1]]  # those of the last block
+    cut = items[-1] if len(items) > 1 else blocks[-1] if len(blocks) > 1 else 0
+    lines = source.splitlines(keepends=True)
+    return "".join(lines[:cut]), "".join(lines[cut:]), cut > 0 and len(items) < 2

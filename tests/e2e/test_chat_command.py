@@ -1,0 +1,210 @@
+"""`penstock chat` without a terminal and with one, on models that are served and on one that is not."""
+
+import fcntl
+import json
+import os
+import pty
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import redis
+
+from shared import keys
+from tests.e2e.harness import Stack, eventually, running_house
+from tests.screen import Emulator
+
+DEAD = "a-model-that-was"
+ROWS = 24
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A model that is served, and before it in the list one whose workers are gone, and one that cannot chat."""
+    with running_house(tmp_path_factory.mktemp("chat"), "scripted", scripted_tokens=40) as stack:
+        _leave_behind(stack.redis, DEAD, "chat completions")
+        _leave_behind(stack.redis, "an-embedder", "embeddings")
+        yield stack
+
+
+def _leave_behind(client: redis.Redis, name: str, capabilities: str) -> None:
+    about = {"engine": "batched", "context_length": 100, "created_s": 1, "capabilities": capabilities}
+    client.hset(keys.model(name), mapping=about)  # type: ignore[arg-type]
+    client.sadd(keys.MODELS, name)
+
+
+def command(stack: Stack, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "cli", "chat", "--url", f"{stack.base}/v1", *arguments]
+
+
+def test_a_question_on_the_standard_input_is_answered_and_the_command_ends(house: Stack) -> None:
+    done = subprocess.run(command(house), input="one\ntwo\n", capture_output=True, text=True, timeout=60, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.split()) == 40
+    assert "\x1b" not in done.stdout
+
+
+def test_an_empty_input_and_an_unknown_model_are_errors(house: Stack) -> None:
+    empty = subprocess.run(command(house), input="", capture_output=True, text=True, timeout=60, check=False)
+    unknown = subprocess.run(
+        command(house, "-m", "nosuch"), input="q", capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert (empty.returncode, empty.stderr) == (2, "penstock: The standard input holds no question.\n")
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+    assert "'nosuch' does not exist" in unknown.stderr
+    assert "Traceback" not in unknown.stderr
+
+
+def test_a_model_that_nobody_serves_is_said_to_wait(house: Stack) -> None:
+    ask = command(house, "-m", DEAD)
+    with subprocess.Popen(ask, text=True, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as asking:
+        assert asking.stdin
+        assert asking.stderr
+        asking.stdin.write("q")
+        asking.stdin.close()
+
+        said = asking.stderr.readline()
+        asking.send_signal(signal.SIGINT)
+
+        assert said.startswith(f"waiting, no worker serves {DEAD}")
+        assert asking.wait(timeout=30) == 130
+        assert asking.stderr.read() == "stopped\n"
+    eventually("its job is cancelled", lambda: house.redis.llen(keys.queue(DEAD)) == 0)
+
+
+def test_a_terminal_shows_the_model_that_is_served(house: Stack, tmp_path: Path) -> None:
+    with in_terminal(command(house), tmp_path) as (terminal, _):
+        eventually("it greets", lambda: "scripted at http" in terminal.raw())
+
+
+ITEMS = 70
+HOSTILE = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202e[red]x[/red]"
+SPELLED = "\\x1b[2J\\x1b]0;owned\\x07\\x9b31m\\u202e"
+
+
+class Elsewhere(BaseHTTPRequestHandler):
+    """Some OpenAI-compatible server: an endless answer that begins with a list longer than the screen, or an error."""
+
+    going_on: ClassVar[threading.Event] = threading.Event()
+
+    def do_GET(self) -> None:
+        self._send(200, {"object": "list", "data": [{"id": HOSTILE, "object": "model", "created": 1, "owned_by": "x"}]})
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if "fail" in asked["messages"][-1]["content"]:
+            self._send(400, {"error": {"message": f"No: {HOSTILE}", "type": "x"}})
+            return
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.end_headers()
+        for n in range(1, ITEMS + 1):
+            self._piece(f"{n}. This is item number {n}\n")
+        self._piece(f"\nAt last {HOSTILE}")
+        self.going_on.wait(30)
+
+    def _piece(self, text: str) -> None:
+        choice = {"index": 0, "delta": {"content": text}, "finish_reason": None}
+        chunk = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "x", "choices": [choice]}
+        self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
+
+    def _send(self, status: int, body: object) -> None:
+        told = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("content-length", str(len(told)))
+        self.end_headers()
+        self.wfile.write(told)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[str]:
+    Elsewhere.going_on.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+        Elsewhere.going_on.set()
+        server.shutdown()
+        thread.join()
+
+
+def test_a_long_answer_stands_on_the_screen_once_also_when_it_is_interrupted(elsewhere: str, tmp_path: Path) -> None:
+    chat = [sys.executable, "-m", "cli", "chat", "--url", elsewhere]
+    with in_terminal(chat, tmp_path) as (terminal, process):
+        eventually("it greets", lambda: "(/help)" in terminal.raw())
+        terminal.type("list\r")
+        eventually("all has come", lambda: "At last" in terminal.raw())
+        terminal.type("\x03")
+        eventually("it stops", lambda: "stopped" in terminal.raw())
+        terminal.type("fail\r")
+        eventually("the error is told", lambda: "No: " in terminal.raw())
+        terminal.type("/exit\r")
+        eventually("it ends", lambda: (terminal.raw(), process.poll())[1] is not None)
+
+    seen = terminal.raw()
+    screen = Emulator(ROWS)
+    screen.feed(seen)
+    assert process.returncode == 0
+    assert [line.strip() for line in screen.lines if "item number" in line] == [
+        f"{n} This is item number {n}" for n in range(1, ITEMS + 1)
+    ]
+    assert sum("At last" in line for line in screen.lines) == 1
+    assert "Traceback" not in seen
+    assert seen.count(SPELLED) >= 3  # the model's name, its words and the server's error
+    assert "\x1b[2J" not in seen.replace("\x1b[2J\x1b[H", "")
+    assert "\x9b" not in seen
+    assert "\u202e" not in seen
+
+
+class Terminal:
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._seen = bytearray()
+
+    def type(self, text: str) -> None:
+        os.write(self._descriptor, text.encode())
+
+    def raw(self) -> str:
+        """All that came."""
+        with suppress(OSError):  # nothing there, or the other end is closed
+            while read := os.read(self._descriptor, 65536):
+                self._seen += read
+        return self._seen.decode(errors="replace")
+
+
+@contextmanager
+def in_terminal(command: list[str], home: Path) -> Iterator[tuple[Terminal, subprocess.Popen[bytes]]]:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, 80, 0, 0))
+    os.set_blocking(ours, False)
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    environment |= {"HOME": str(home), "TERM": "xterm"}
+
+    def own_terminal() -> None:  # so that Ctrl-C typed there is a signal here
+        os.setsid()
+        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, preexec_fn=own_terminal
+    )
+    os.close(theirs)
+    try:
+        yield Terminal(ours), process
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
