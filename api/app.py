@@ -23,6 +23,7 @@ from api.files import FileStore
 from api.house import House
 from api.middleware import BodyLimit, RequestFrame
 from api.notifier import Notifier
+from api.origins import OriginGuard, origins_of, readers
 from api.pressure import Pressure
 from api.relay import Relay
 from api.responses import ResponseStore
@@ -36,6 +37,7 @@ from api.routes import (
     files,
     health,
     jobs,
+    metrics,
     models,
     rerank,
     responses,
@@ -71,22 +73,23 @@ ROUTES = (
     billing,
     admin,
     health,
+    metrics,
 )
 
 
 def make_app(settings: Settings) -> FastAPI:
-    metrics = ApiMetrics()
+    counts = ApiMetrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        house = _furnish(settings, metrics)
+        house = _furnish(settings, counts)
         app.state.house = house
         relaying = asyncio.create_task(house.relay.run())
         runner = BatchRunner(house, folder=Path(settings.files), at_once=settings.batch_requests)
         notifier = Notifier(
             [shard.client for shard in house.places.shards], webhooks=house.webhooks, channel=house.channel
         )
-        forever = (house.pressure.run(), runner.run(), notifier.run(), watch_loop(metrics.loop_lag))
+        forever = (house.pressure.run(), runner.run(), notifier.run(), watch_loop(counts.loop_lag))
         background = [asyncio.create_task(work) for work in forever]
         for task in (relaying, *background):
             task.add_done_callback(_stop_if_failed)
@@ -98,24 +101,30 @@ def make_app(settings: Settings) -> FastAPI:
         for place in house.places.shards:
             await place.client.aclose()
 
-    app = described_app(lifespan=lifespan)
+    app = described_app(shown=settings.docs, lifespan=lifespan)
     problems.install(app)
-    for route in ROUTES:
+    for route in ROUTES if settings.metrics else [route for route in ROUTES if route is not metrics]:
         app.include_router(route.router, tags=[route.__name__.rpartition(".")[2].replace("_", " ")])
     app.add_middleware(BodyLimit, bytes_max=settings.body_bytes_max, file_bytes_max=settings.file_bytes_max)
     app.add_middleware(Authentication)
-    if settings.cors_origins:
+    _let_pages_in(app, settings)
+    app.add_middleware(RequestFrame, metrics=counts)
+    if settings.otlp_endpoint:
+        _trace_requests(app)
+    return app
+
+
+def _let_pages_in(app: FastAPI, settings: Settings) -> None:
+    if pages := readers(settings):
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=[origin.strip() for origin in settings.cors_origins.split(",")],
+            **pages,  # type: ignore[arg-type]
             allow_methods=["*"],
             allow_headers=["*"],
             expose_headers=["x-request-id", "x-penstock-job-id", "retry-after", *LIMIT_HEADERS],
         )
-    app.add_middleware(RequestFrame, metrics=metrics)
-    if settings.otlp_endpoint:
-        _trace_requests(app)
-    return app
+    if origins := origins_of(settings):
+        app.add_middleware(OriginGuard, origins=origins)
 
 
 def _trace_requests(app: FastAPI) -> None:

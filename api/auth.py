@@ -132,7 +132,7 @@ def require_use(caller: Caller, model: str) -> None:
 
 
 def keys_required(settings: Settings) -> bool:
-    return settings.keys == "required" or (settings.keys == "auto" and not _is_loopback(settings.host))
+    return settings.keys == "required" or (settings.keys == "auto" and not is_loopback(settings.host))
 
 
 def limit_headers(key: ApiKey | None, left: Left | None) -> dict[str, str]:
@@ -157,7 +157,7 @@ def _refused(secret: str) -> Problem:
     return Problem(code="invalid_api_key", message=message, headers={"www-authenticate": "Bearer"})
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -15,6 +15,7 @@ from shared.telemetry import ApiMetrics
 log = logging.getLogger(__name__)
 UPLOAD = "/v1/files"
 FORM_BYTES = 100_000  # for what a form has beside the file
+PATH_MAX = 200  # characters of a path in the log
 HEALTH = ("/health/", "/metrics")
 
 
@@ -31,7 +32,9 @@ class RequestFrame:
             return
         began = time.monotonic()
         request_id = f"req_{secrets.token_hex(12)}"
-        about: dict[str, Any] = {"request_id": request_id, "method": scope["method"], "path": scope["path"]}
+        about: dict[str, Any] = {"request_id": request_id, "method": scope["method"], "path": scope["path"][:PATH_MAX]}
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # the server, which has the other scope, sends no body
 
         async def framed(message: Message) -> None:
             if message["type"] == "http.response.start":

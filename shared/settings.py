@@ -91,7 +91,18 @@ class Settings(BaseSettings):
     silence_ms: int = Field(1000, ge=50, description="silence after which a stream is checked against its log")
     stream_buffer_max: int = Field(1024, ge=1, description="events held in memory for one slow reader")
     drain_s: float = Field(10, ge=0, description="time for running work to end before a worker hands it back")
-    cors_origins: str = Field("*", description="comma-separated origins that browsers may call from; empty for none")
+    cors_origins: str = Field(
+        "auto",
+        description="comma-separated origins that browsers may call from; empty for none, * for any; auto: any where"
+        " keys are required, else pages of this machine",
+    )
+    allowed_hosts: str = Field(
+        "",
+        description="comma-separated names under which an API without keys may be asked, beside this machine's own; *"
+        " for any; empty: any unless it listens on loopback only",
+    )
+    docs: bool = Field(True, description="whether the API has /docs, /redoc and /openapi.json")
+    metrics: bool = Field(True, description="whether the API has /metrics")
 
     sequences_max: int = Field(32, ge=1, description="sequences in one batch")
     batch_tokens_max: int = Field(512, ge=1, description="tokens computed in one step, decoding and prompts together")

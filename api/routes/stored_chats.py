@@ -25,6 +25,7 @@ InHouse = Annotated[House, Depends(house_of)]
 
 class MetadataUpdate(Strict):
     metadata: Metadata
+    """Names and values that replace those that are kept."""
 
 
 async def _mine(completion_id: str, request: Request, house: InHouse) -> StoredChat:

@@ -25,7 +25,9 @@ class WebhookRequest(Strict):
     """`events`: all of them when none is named."""
 
     url: str = Field(min_length=1, max_length=2000)
+    """Where events are posted."""
     events: Annotated[list[str], Items(len(EVENTS))] = Field(default_factory=list)
+    """Events that are told; all when none is named."""
 
     @field_validator("events")
     @classmethod

@@ -14,11 +14,17 @@ class ReplayRequest(Strict):
     everything by mistake; `model: "*"` says everything."""
 
     model: str = Field(min_length=1)
+    """The model whose failed jobs are meant; `*` for all."""
     since_s: float | None = Field(None, gt=0)
+    """Only jobs that failed within so many seconds."""
     error: str | None = Field(None, min_length=1)
+    """Only jobs whose failure has this word in its code or text."""
     tenant: str | None = Field(None, min_length=1)
+    """Only jobs of this tenant."""
     rate_per_s: float = Field(0, ge=0, le=1000)
+    """Jobs replayed a second; 0 for no limit."""
     dry_run: bool = False
+    """Only list the jobs that would be replayed."""
 
 
 class KeyLimits(Strict):
@@ -26,14 +32,23 @@ class KeyLimits(Strict):
     class of its jobs unless they ask for less."""
 
     name: str | None = Field(None, min_length=1, max_length=200)
+    """A name for people."""
     models: Annotated[list[str], Items(1000)] | None = None
+    """Models that the key may use; none for all."""
     requests_per_minute: int | None = Field(None, ge=0, lt=10**12)
+    """Requests a minute; 0 for no limit."""
     tokens_per_minute: int | None = Field(None, ge=0, lt=10**12)
+    """Tokens a minute; 0 for no limit."""
     concurrent_jobs: int | None = Field(None, ge=0, lt=10**12)
+    """Jobs at a time; 0 for no limit."""
     tokens_per_month: int | None = Field(None, ge=0, lt=10**15)
+    """Tokens a calendar month (UTC); 0 for no limit."""
     weight: float | None = Field(None, gt=0, le=1000)
+    """The key's share beside other keys while all wait."""
     priority: str | None = Field(None, pattern="^(interactive|standard|batch)$")
+    """The class of the key's jobs, unless they ask for less."""
     expires_in_s: int | None = Field(None, ge=0, le=10 * 366 * 86400)
+    """The key's lifetime from now; 0 for ever."""
 
     @field_validator("models")
     @classmethod
@@ -58,4 +73,6 @@ class NewKey(KeyLimits):
     """`secret`: one that clients have already, at least 16 characters; made up without."""
 
     name: str = Field(min_length=1, max_length=200)
+    """A name for people."""
     secret: str | None = Field(None, min_length=16, max_length=1000, pattern=r"^[!-~]+$")
+    """A secret that clients have already, at least 16 characters. Made up when it is not given."""

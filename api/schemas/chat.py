@@ -15,12 +15,16 @@ PARTS_MAX = 1000
 
 class TextPart(Strict):
     type: Literal["text"]
+    """Always `text`."""
     text: str
+    """The part's text."""
 
 
 class RefusalPart(Strict):
     type: Literal["refusal"]
+    """Always `refusal`."""
     refusal: str
+    """What an earlier answer refused with."""
 
     @property
     def text(self) -> str:
@@ -36,12 +40,19 @@ class Message(Strict):
     EMPTY: ClassVar[tuple[str, ...]] = ("annotations", "audio", "function_call")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
+    """Who speaks. `developer` is treated as `system`."""
     content: str | Annotated[list[Part], Items(PARTS_MAX)] | None = None
+    """The message's text, whole or in parts. Null only beside `tool_calls`."""
     name: str | None = None
+    """The speaker's name, for templates that show it."""
     refusal: str | None = None
+    """What an earlier answer refused with."""
     reasoning_content: str | None = None
+    """How an earlier answer reasoned."""
     tool_calls: Annotated[list[ToolCall], Items(TOOLS_MAX)] | None = None
+    """The calls that an earlier answer made."""
     tool_call_id: str | None = Field(None, min_length=1, max_length=256)
+    """The call that a message of the role `tool` answers."""
 
     @model_validator(mode="before")
     @classmethod
@@ -91,21 +102,33 @@ class ChatCompletionRequest(GenerationRequest):
     }
 
     messages: Messages
+    """The conversation so far, the oldest first."""
     max_tokens: int | None = Field(None, ge=1)
+    """The older name of `max_completion_tokens`."""
     max_completion_tokens: int | None = Field(None, ge=1)
+    """The longest answer, in tokens. Default: what the context has room for."""
     logprobs: bool | None = None
+    """Tell the log probability of each token."""
     top_logprobs: int | None = Field(None, ge=0, le=20)
+    """Tell so many of the likeliest tokens at each place, too. Needs `logprobs`."""
     store: bool | None = None
+    """Keep the completion, to be read at `GET /v1/chat/completions/{id}`."""
     metadata: Metadata | None = None
+    """Names and values kept with a stored completion."""
     tools: Tools | None = None
+    """Functions that the model may call."""
     tool_choice: ToolChoice | None = None
+    """Whether a function is called, and which."""
     parallel_tool_calls: bool | None = None
+    """Whether an answer may have several calls. Default: true."""
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
-    # An extension of vLLM's: more for the model's chat template, like enable_thinking.
+    """How much to reason, for templates that know it."""
     chat_template_kwargs: TemplateOptions | None = None
-    # These identify the caller; they cannot change an answer.
+    """An extension of vLLM's: more for the model's chat template, like `enable_thinking`."""
     safety_identifier: str | None = Field(None, max_length=512)
+    """It identifies the caller and cannot change an answer."""
     prompt_cache_key: str | None = Field(None, max_length=512)
+    """It identifies the caller and cannot change an answer."""
 
     @model_validator(mode="after")
     def _top_logprobs_need_logprobs(self) -> "ChatCompletionRequest":

@@ -18,10 +18,15 @@ class CompletionRequest(GenerationRequest):
     NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = {"skip_special_tokens": (True,), "suffix": ("",)}
 
     prompt: Annotated[Texts, texts_max(PROMPTS_MAX)]
+    """The text to go on with, or several, or their token ids."""
     max_tokens: int | None = Field(16, ge=0)
+    """The longest answer, in tokens."""
     best_of: int | None = Field(None, ge=1)
+    """Make so many candidates of each prompt and return the `n` likeliest."""
     echo: bool | None = None
+    """Return the prompt before the answer."""
     logprobs: int | None = Field(None, ge=0, le=20)
+    """Tell the log probability of each token, and of so many of the likeliest beside it."""
 
     @model_validator(mode="after")
     def _what_goes_together(self) -> "CompletionRequest":

@@ -13,9 +13,14 @@ class EmbeddingRequest(Strict):
     """`truncate_prompt_tokens`, vLLM's extension: keep so many tokens of each input, -1 for all that fit."""
 
     model: str = Field(min_length=1, max_length=200)
+    """The model's name, as `GET /v1/models` lists it."""
     input: Annotated[Texts, texts_max(INPUTS_MAX)]
+    """The text, or several, or their token ids."""
     encoding_format: Literal["float", "base64"] | None = None
+    """Vectors as numbers, or as base64 of their single precision bytes."""
     dimensions: int | None = Field(None, ge=1)
+    """Keep so many of each vector's first numbers, for models trained for it."""
     truncate_prompt_tokens: int | None = Field(None, ge=-1)
-    # It identifies the caller; it cannot change an answer.
+    """vLLM's extension: keep so many tokens of each input, -1 for all that fit."""
     user: str | None = Field(None, max_length=512)
+    """It identifies the caller and cannot change an answer."""

@@ -11,17 +11,24 @@ DOCUMENTS_MAX = 1000
 
 class Document(Strict):
     text: Text
+    """The document's text."""
 
 
 class RerankRequest(Strict):
     model: str = Field(min_length=1, max_length=200)
+    """The model's name, as `GET /v1/models` lists it."""
     query: Text
+    """What the documents are compared with."""
     documents: Annotated[list[Text | Document], Items(DOCUMENTS_MAX, least=1)]
+    """The texts to rank."""
     top_n: int | None = Field(None, ge=1)
+    """Return only so many of the nearest."""
     return_documents: bool = True
+    """Return each document's text, too."""
     truncate_prompt_tokens: int | None = Field(None, ge=-1)
-    # It identifies the caller; it cannot change an answer.
+    """Keep so many tokens of each text, -1 for all that fit."""
     user: str | None = Field(None, max_length=512)
+    """It identifies the caller and cannot change an answer."""
 
     @property
     def texts(self) -> list[str]:

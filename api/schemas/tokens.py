@@ -15,11 +15,17 @@ class Counted(Strict):
     """`prompt` or `messages`, as a completion or a chat would have them."""
 
     model: str = Field(min_length=1, max_length=200)
+    """The model's name, as `GET /v1/models` lists it."""
     prompt: str | None = None
+    """The text to split into tokens."""
     messages: Messages | None = None
+    """A chat to split into tokens, as the model's template writes it."""
     tools: Tools | None = None
+    """Functions that the chat may call."""
     chat_template_kwargs: TemplateOptions | None = None
+    """More for the model's chat template."""
     add_special_tokens: bool = True
+    """Add the tokens that belong around a text."""
 
     @model_validator(mode="after")
     def _one_of_them(self) -> "Counted":
@@ -32,14 +38,18 @@ class Counted(Strict):
 
 class TokenizeRequest(Counted):
     return_token_strs: bool = False
+    """Return each token's text, too."""
 
 
 class TokenCountRequest(Counted):
     """`max_tokens`: of an answer that shall fit, too."""
 
     max_tokens: int = Field(0, ge=0)
+    """Tokens of an answer that must fit, too."""
 
 
 class DetokenizeRequest(Strict):
     model: str = Field(min_length=1, max_length=200)
+    """The model's name, as `GET /v1/models` lists it."""
     tokens: Annotated[list[Annotated[int, Field(ge=0)]], Items(TOKENS_MAX)]
+    """The token ids to write out."""

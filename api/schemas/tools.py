@@ -15,33 +15,46 @@ class FunctionDefinition(Strict):
     """`strict` calls keep to `parameters`, a JSON schema; the others as well as the model can."""
 
     name: str = Field(pattern=NAME)
+    """The function's name."""
     description: str | None = None
+    """What the function does, for the model to read."""
     parameters: dict[str, Any] | None = None
+    """The function's arguments, as a JSON schema."""
     strict: bool | None = None
+    """Hold the model's arguments to the schema."""
 
 
 class Tool(Strict):
     type: Literal["function"]
+    """Always `function`."""
     function: FunctionDefinition
+    """The function that may be called."""
 
 
 class FunctionName(Strict):
     name: str = Field(pattern=NAME)
+    """The function's name."""
 
 
 class NamedTool(Strict):
     type: Literal["function"]
+    """Always `function`."""
     function: FunctionName
+    """The function that is meant."""
 
 
 class AllowedTools(Strict):
     mode: Literal["auto", "required"]
+    """`auto` lets the model decide whether it calls; `required` makes it call."""
     tools: Annotated[list[NamedTool], Items(TOOLS_MAX, least=1)]
+    """Those of `tools` that may be called."""
 
 
 class AllowedToolsChoice(Strict):
     type: Literal["allowed_tools"]
+    """Always `allowed_tools`."""
     allowed_tools: AllowedTools
+    """Which functions may be called."""
 
 
 ToolChoice = (
@@ -54,13 +67,18 @@ class CalledFunction(Strict):
     """`arguments`: JSON, as the model wrote it."""
 
     name: str = Field(min_length=1, max_length=256)
+    """The function's name."""
     arguments: str
+    """The arguments as JSON, as the model wrote them."""
 
 
 class ToolCall(Strict):
     id: str = Field(min_length=1, max_length=256)
+    """The call's id, which its answer names."""
     type: Literal["function"] = "function"
+    """Always `function`."""
     function: CalledFunction
+    """What was called, and with which arguments."""
 
 
 def tools_request(tools: Tools | None, choice: ToolChoice | None, parallel: bool | None) -> dict[str, Any]:

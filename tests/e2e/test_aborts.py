@@ -22,7 +22,7 @@ ASK = {"model": "scripted", "messages": [{"role": "user", "content": "x"}], "max
 
 async def cycle(port: int, rng: random.Random) -> None:
     body = json.dumps(ASK).encode()
-    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     request = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
     how = rng.choice(["at once", "in the head", "in the body", "asked", "answered"])
     sent = {"at once": 0, "in the head": rng.randrange(1, len(head)), "in the body": len(request) - 5}

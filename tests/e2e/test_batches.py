@@ -95,7 +95,7 @@ def test_an_id_is_never_a_path(house: Stack, file_id: str) -> None:
 
 
 def test_a_file_over_the_limit_is_refused_before_it_is_read(house: Stack) -> None:
-    head = f"POST /v1/files HTTP/1.1\r\nhost: x\r\ncontent-length: {300_000_000}\r\n\r\n"
+    head = f"POST /v1/files HTTP/1.1\r\nhost: localhost\r\ncontent-length: {300_000_000}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", house.port)) as connection:
         connection.sendall(head.encode())
 

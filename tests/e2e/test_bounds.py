@@ -36,7 +36,7 @@ def memory_mb(stack: Stack) -> float:
 
 def request(body: dict[str, object]) -> bytes:
     data = json.dumps(body).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(data)}\r\n"
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(data)}\r\n"
     return head.encode() + b"content-type: application/json\r\n\r\n" + data
 
 

@@ -180,7 +180,7 @@ def test_clients_that_leave_before_their_stream_begins_leave_nothing_behind(scri
     """At once, and a little later: while the job waits for room, before the answer's headers, or right after them."""
     body = json.dumps({"model": "scripted", "messages": ask("leave"), "max_tokens": 1_000_000, "stream": True})
     answered = metric(scripted.base, "penstock_http_requests_total")
-    request = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
+    request = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n"
     for number in range(100):
         with socket.create_connection(("127.0.0.1", scripted.port)) as connection:
             connection.sendall(f"{request}content-type: application/json\r\n\r\n{body}".encode())

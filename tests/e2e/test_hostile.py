@@ -115,7 +115,8 @@ def test_a_lone_surrogate_in_a_message_is_refused_or_answered(scripted: Stack) -
 
 
 def test_a_body_of_100_mb_is_refused_before_it_is_read(scripted: Stack) -> None:
-    head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100000000\r\n\r\n"
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    head += "content-length: 100000000\r\n\r\n"
     with socket.create_connection(("127.0.0.1", scripted.port)) as connection:
         connection.sendall(head.encode())
 
@@ -123,10 +124,10 @@ def test_a_body_of_100_mb_is_refused_before_it_is_read(scripted: Stack) -> None:
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1:1/../..", "x" * 5000, "[::1", "a b"])
-def test_the_host_header_decides_nothing(scripted: Stack, host: str) -> None:
+def test_a_foreign_host_header_is_refused_without_keys(scripted: Stack, host: str) -> None:
     answer = httpx.get(f"{scripted.base}/v1/models", headers={"host": host})
 
-    assert answer.status_code in (200, 400)
+    assert answer.status_code in (400, 403)
     assert host not in str(answer.headers)
 
 

@@ -284,3 +284,20 @@ def test_dashboard_and_alerts_ask_for_metrics_that_there_are() -> None:
 
     assert len(asked) > 20
     assert asked <= known
+
+
+def test_the_world_reaches_nothing_but_what_is_public(helm: Any) -> None:
+    exposed: dict[str, Any] = {
+        "ingress": {"enabled": True},
+        "gateway": {"enabled": True, "parentRefs": [{"name": "gate"}]},
+        "publicPaths": ["/v1"],
+    }
+    for values, paths in ((exposed, ["/v1"]), ({**exposed, "publicPaths": None}, ["/v1", "/dashboard/billing"])):
+        made = rendered(helm, {name: value for name, value in values.items() if value is not None})
+        (ingress,) = of_kind(made, "Ingress").values()
+        (route,) = of_kind(made, "HTTPRoute").values()
+
+        (rule,) = ingress["spec"]["rules"]
+        assert [each["path"] for each in rule["http"]["paths"]] == paths
+        (rule,) = route["spec"]["rules"]
+        assert [each["path"] for each in rule["matches"]] == [{"type": "PathPrefix", "value": path} for path in paths]

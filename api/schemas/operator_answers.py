@@ -1,0 +1,99 @@
+"""The bodies of answers about jobs, keys and models, most of them of `/admin`, as the documentation shows them."""
+
+from typing import Literal
+
+from pydantic import BaseModel
+
+
+class JobObject(BaseModel):
+    id: str
+    object: Literal["job"]
+    model: str
+    status: str
+    priority: str
+    attempts: int
+    enqueued_at: str
+    started_at: str | None
+    ended_at: str | None
+    replay_of: str | None
+    replayed_as: str | None
+    created: int | None = None
+
+
+class JobList(BaseModel):
+    object: Literal["list"]
+    data: list[JobObject]
+
+
+class JobMoment(BaseModel):
+    at_ms: int
+    what: str
+
+
+class JobHistory(JobObject):
+    tenant: str
+    worker: str | None
+    traceback: str | None
+    timeline: list[JobMoment]
+
+
+class ReplayedJob(BaseModel):
+    """`status` and `replayed_as` are left out when the jobs are only listed."""
+
+    job: str
+    status: str | None = None
+    replayed_as: str | None = None
+
+
+class ReplayedJobs(BaseModel):
+    object: Literal["list"]
+    data: list[ReplayedJob]
+
+
+class DemandObject(BaseModel):
+    object: Literal["demand"]
+    model: str
+    waiting_jobs: dict[str, int]
+    waiting_tokens: int
+    running_jobs: int
+    oldest_waiting_s: float
+    workers: int
+    worker_tokens_per_s: float
+    target_wait_s: float
+    workers_wanted: int
+
+
+class DemandList(BaseModel):
+    """Without `model`, the demand of each model that there is."""
+
+    object: Literal["list"]
+    data: list[DemandObject]
+
+
+class KeyObject(BaseModel):
+    """`secret` is shown when the key is made and never again."""
+
+    object: Literal["api_key"]
+    id: str
+    name: str
+    created_s: int
+    expires_s: int
+    models: list[str]
+    requests_per_minute: int
+    tokens_per_minute: int
+    concurrent_jobs: int
+    tokens_per_month: int
+    weight: float
+    priority: str
+    tokens_this_month: int
+    secret: str | None = None
+
+
+class KeyList(BaseModel):
+    object: Literal["list"]
+    data: list[KeyObject]
+
+
+class PausedModel(BaseModel):
+    model: str
+    paused: bool
