@@ -12,7 +12,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
-import click
 import httpx
 import redis
 
@@ -22,6 +21,7 @@ from cli.data_folder import DataFolder
 from cli.embedded_redis import LEAVE_S, EmbeddedRedis, free_port
 from cli.private_files import UMASK
 from cli.supervisor import Supervisor
+from cli.terminal import echo
 from cli.welcome import Welcome
 from shared import keys
 from shared.checkup import require_healthy
@@ -66,11 +66,11 @@ def up(
             folder.note_redis(url)
             hands = _start_processes(supervisor, asked, workers, folder, settings)
             loading = f"Loading    {', '.join(names)} in {workers} worker{'' if workers == 1 else 's'}"
-            click.echo(loading if workers else "Starting   the API, without a worker")
+            echo(loading if workers else "Starting   the API, without a worker")
             began = time.monotonic()
             if supervisor.wait_for(partial(_missing, settings, hands, names), bound_s=LOAD_S):
-                click.echo(f"Ready      after {time.monotonic() - began:.1f} s")
-                click.echo(Welcome(base_url(settings), names[0], asked, workers, folder, url, keys_required(settings)))
+                echo(f"Ready      after {time.monotonic() - began:.1f} s")
+                echo(Welcome(base_url(settings), names[0], asked, workers, folder, url, keys_required(settings)))
             supervisor.run()
         finally:
             supervisor.stop()
@@ -90,7 +90,7 @@ def _stopped_by_signals() -> threading.Event:
 def _start_redis(supervisor: Supervisor, folder: DataFolder, settings: Settings) -> str:
     """Its URL, once it has loaded its data."""
     server = EmbeddedRedis(folder.redis, appendfsync=APPENDFSYNC[settings.durability])
-    click.echo(f"Redis      {server.url}  (embedded, data in {folder.redis})")
+    echo(f"Redis      {server.url}  (embedded, data in {folder.redis})")
 
     def missing() -> list[str]:
         try:
