@@ -54,6 +54,7 @@ BODIES: dict[tuple[str, str], Body] = {
     ("get", "/admin/keys/{key_id}"): operator_answers.KeyObject,
     ("patch", "/admin/keys/{key_id}"): operator_answers.KeyObject,
     ("delete", "/admin/keys/{key_id}"): answers.Deleted,
+    ("delete", "/admin/models/{name}"): answers.Deleted,
     ("post", "/admin/models/{name}/pause"): operator_answers.PausedModel,
     ("post", "/admin/models/{name}/resume"): operator_answers.PausedModel,
 }
