@@ -245,7 +245,7 @@ async def flood(act: Act) -> None:
         load.start()
     await asyncio.sleep(2)
     others = [load.stories for load in fair[:4]]
-    seconds = 60 if act.long else 5
+    seconds = 60 if act.long else 4
     before = await _waits(others, seconds)
     more = Load(act.site, seed=rng.getrandbits(30), clients=112, tokens=40, ways={Way.PLAIN: 1}, tenant="tenant-4")
     more.start()

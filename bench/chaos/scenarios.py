@@ -19,7 +19,7 @@ class Scenario:
     mercy: Mercy = STRICT
     rounds: tuple[int, int] = (2, 20)  # in the short and in the release form
     clients: int = 40
-    tokens: tuple[int, int] = (80, 150)
+    tokens: tuple[int, int] = (60, 150)
 
 
 SCENARIOS = [
