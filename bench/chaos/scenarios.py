@@ -55,7 +55,7 @@ SCENARIOS = [
     Scenario(name="F6b", what="a stream cut behind any frame", run=hostile.streams_cut, rounds=(1, 10), clients=8),
     Scenario(name="F18", what="reading an answer raises", run=hostile.unreadable, rounds=(3, 30)),
     Scenario(name="F19", what="hostile bodies", run=hostile.bodies, rounds=(1, 3), clients=8),
-    Scenario(name="F19b", what="one tenant's wide jobs", run=hostile.wide_jobs, rounds=(1, 4), clients=0),
+    Scenario(name="F19b", what="one tenant's wide jobs", run=hostile.wide_jobs, rounds=(1, 2), clients=0),
     Scenario(name="F19c", what="requests that are refused", run=hostile.refused, rounds=(1, 3), clients=0),
     Scenario(name="F19d", what="tenants guess each other's prompts", run=hostile.guesses, rounds=(1, 3), clients=0),
     Scenario(name="F20", what="a receiver that drips", run=background.dripping_receiver, rounds=(1, 3), clients=8),
