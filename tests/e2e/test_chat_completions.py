@@ -429,10 +429,11 @@ def test_health_and_metrics_tell_the_truth(scripted: Stack) -> None:
     assert 'penstock_http_requests_total{route="/v1/chat/completions",status="200"}' in page
 
 
-def test_a_browser_may_call_from_anywhere(scripted: Stack) -> None:
-    asked = {"origin": "https://chat.example", "access-control-request-method": "POST"}
+@pytest.mark.parametrize(("origin", "status"), [("http://localhost:3000", 200), ("https://chat.example", 403)])
+def test_without_keys_pages_of_this_machine_may_call(scripted: Stack, origin: str, status: int) -> None:
+    asked = {"origin": origin, "access-control-request-method": "POST"}
 
     response = httpx.options(f"{scripted.base}/v1/chat/completions", headers=asked)
 
-    assert response.status_code == 200
-    assert response.headers["access-control-allow-origin"] == "*"
+    assert response.status_code == status
+    assert response.headers.get("access-control-allow-origin") == (origin if status == 200 else None)
