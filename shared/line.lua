@@ -5,7 +5,6 @@
 
 local SERVED_TTL_S = 86400
 local RATE_FRESH_MS = 60000
-local ANY_WIDTH = 1000000000              -- a worker with this much room takes any job
 local LOOK_MAX = 32                       -- tenants of a class looked at for a job that is not too wide
 local OUTPUT_GUESS = 256                  -- tokens of an answer without a limit, before any was seen
 local WEIGHED_FOR_MS = 5000               -- waiting bytes are counted anew at most once in this time
@@ -124,20 +123,23 @@ local function width_of(id)
   return tonumber(redis.call('HGET', job_key(id), 'width') or 1)
 end
 
--- Whether the first job of a lane is not too wide; a lane that turns out to be empty is somebody's to tidy up.
-local function fits(lane, widest)
-  local id = widest < ANY_WIDTH and string.match(redis.call('LINDEX', lane, 0) or '', '^%S+ (%S+)')
-  return not id or width_of(id) <= widest
+-- Whether a tenant's next job may be claimed: `widest` is the most sequences for each tenant that has a bound. A lane
+-- that turns out to be empty is somebody's to tidy up.
+local function fits(model, place, widest)
+  local most = widest[place.tenant]
+  local id = most and string.match(redis.call('LINDEX', lane_of(model, place), 0) or '', '^%S+ (%S+)')
+  return not id or width_of(id) <= most
 end
 
--- The class and tenant served least, of those whose next job is not wider than `widest`; nil when there are none.
+-- The class and tenant served least, of those whose next job is not too wide; nil when there are none.
 local function next_place(model, widest)
+  local look_max = next(widest) and LOOK_MAX or 1
   for _, class in ipairs(redis.call('ZRANGE', line_key(model), 0, -1)) do
-    local tenants = redis.call('ZRANGE', line_key(model .. ':' .. class), 0, widest < ANY_WIDTH and LOOK_MAX or 0)
+    local tenants = redis.call('ZRANGE', line_key(model .. ':' .. class), 0, look_max - 1)
     if not tenants[1] then quit(model, class) end
     for _, tenant in ipairs(tenants) do
       local place = { class = tonumber(class), tenant = tenant }
-      if fits(lane_of(model, place), widest) then return place end
+      if fits(model, place, widest) then return place end
     end
   end
 end
@@ -199,14 +201,15 @@ local function ahead(model, class)
   return jobs, tokens, math.floor(wait)
 end
 
--- Whether the jobs that wait are larger together than `most` bytes. Jobs that other tools removed, or a release that
--- does not count bytes, leave the count too high: it is made anew before it refuses, though not at each refusal.
+-- Whether the jobs that wait are larger together than `most` bytes. Jobs that other tools removed leave the count too
+-- high, those that a release without this count enqueued too low: it is made anew before it refuses and when it is
+-- below 0, though not each time.
 local function too_many_bytes(model, most)
   local load = load_key(model)
   local h = redis.call('HMGET', load, 'bytes', 'weighed_ms')
-  if tonumber(h[1] or 0) <= most then return false end
-  if now_ms() - (h[2] or 0) < WEIGHED_FOR_MS then return true end
-  local bytes = 0
+  local bytes = tonumber(h[1] or 0)
+  if (bytes >= 0 and bytes <= most) or now_ms() - (h[2] or 0) < WEIGHED_FOR_MS then return bytes > most end
+  bytes = 0
   for _, id in ipairs(redis.call('LRANGE', queue_key(model), 0, -1)) do bytes = bytes + bytes_of(id) end
   redis.call('HSET', load, 'bytes', bytes, 'weighed_ms', now_ms())
   return bytes > most

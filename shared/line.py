@@ -59,12 +59,12 @@ class Line:
         self._lanes[_place(job)].remove(job)
         self._leave_if_empty(*_place(job))
 
-    def take_next(self, cost: Callable[[Job], float], widest: int) -> Job | None:
-        """The next job of at most `widest` sequences, paid for with `cost` tokens; None when none waits. A wider one
-        keeps its own tenant waiting and nobody else."""
+    def take_next(self, cost: Callable[[Job], float], fits: Callable[[Job], bool]) -> Job | None:
+        """The next job that fits, paid for with `cost` tokens; None when none waits. One that does not keeps its own
+        tenant waiting and nobody else."""
         places = [(rank, tenant) for rank in self._classes.by_least() for tenant in self._tenants[rank].by_least()]
         for place in places:
-            if self._lanes[place][0].width <= widest:
+            if fits(self._lanes[place][0]):
                 job = self._lanes[place].popleft()
                 self.charge(job, cost(job))
                 self._leave_if_empty(*place)

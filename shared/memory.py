@@ -12,7 +12,7 @@ from shared.job import Job, Kind
 from shared.lifecycle import TERMINAL, Move, State, after, settling
 from shared.line import Line
 from shared.queue import (
-    ANY_WIDTH,
+    ANY_ROOM,
     LOST,
     SETTLED,
     Accepted,
@@ -22,6 +22,7 @@ from shared.queue import (
     Idempotency,
     InUse,
     Page,
+    Room,
     StoredRecord,
     Write,
     finished,
@@ -124,9 +125,9 @@ class MemoryQueue:
         return record.state
 
     async def claim(
-        self, model: str, *, worker: str, limit: int, room: int = ANY_WIDTH, widest: int = ANY_WIDTH, wait_ms: int = 0
+        self, model: str, *, worker: str, limit: int, room: Room = ANY_ROOM, wait_ms: int = 0
     ) -> list[Delivery]:
-        claimed = self._claim(model, worker, limit, room, widest)
+        claimed = self._claim(model, worker, limit, room)
         if claimed or not wait_ms:
             return claimed
         self._arrived.clear()
@@ -134,7 +135,7 @@ class MemoryQueue:
             await asyncio.wait_for(self._arrived.wait(), wait_ms / 1000)
         except TimeoutError:
             return []
-        return self._claim(model, worker, limit, room, widest)
+        return self._claim(model, worker, limit, room)
 
     async def renew(self, held: Sequence[Delivery], *, worker: str) -> list[str]:
         lost = []
@@ -284,20 +285,20 @@ class MemoryQueue:
         if subscriber and subscriber not in record.subscribers and record.state not in TERMINAL:
             record.subscribers.append(subscriber)
 
-    def _claim(self, model: str, worker: str, limit: int, room: int, widest: int) -> list[Delivery]:
-        now, claimed = self._clock_ms(), list[Delivery]()
+    def _claim(self, model: str, worker: str, limit: int, room: Room) -> list[Delivery]:
+        now, claimed, left = self._clock_ms(), list[Delivery](), room.sequences
         lapsed = [r for r in self._running.values() if r.job.model == model and r.lease_ms <= now]
         for record in lapsed:
-            fits = record.job.width <= room or now - record.lease_ms > ELSEWHERE_MS
-            if room > 0 and fits and len(claimed) < limit and (delivery := self._reclaim(record, worker)):
+            fits = record.job.width <= left or now - record.lease_ms > ELSEWHERE_MS
+            if left > 0 and fits and len(claimed) < limit and (delivery := self._reclaim(record, worker)):
                 claimed.append(delivery)
-                room -= record.job.width
-        while model not in self._paused and len(claimed) < limit and room > 0:
-            job = self._line(model).take_next(_cost, widest)
+                left -= record.job.width
+        while model not in self._paused and len(claimed) < limit and left > 0:
+            job = self._line(model).take_next(_cost, room.fits)
             if job is None:
                 break
             claimed.append(self._start(self._records[job.id], Move.CLAIM, worker, 1))
-            room -= job.width
+            left -= job.width
         return claimed
 
     def _reclaim(self, record: _Record, worker: str) -> Delivery | None:

@@ -393,7 +393,7 @@ local function claim_jobs(claim)
     end
     dry = not sid
   end
-  dry = dry and claim.widest >= ANY_WIDTH          -- else there may be some that are too wide for this worker
+  dry = dry and not next(claim.widest)             -- else there may be some that are too wide for this worker
   if redis.call('LLEN', queue_key(model)) == 0 then
     redis.call('DEL', load_key(model))             -- whatever other tools did meanwhile, nobody waits
     if dry then redis.call('DEL', wake_key(model)) end
@@ -405,11 +405,13 @@ local function claim_jobs(claim)
   return ids
 end
 
--- claim model worker exec iso lease_ms limit room attempts_max widest -> delivery*. A repeated claim gets the same.
+-- claim model worker exec iso lease_ms limit room attempts_max widest tenant* -> delivery*. `widest` bounds the jobs of
+-- these tenants. A repeated claim gets the same.
 function verbs.claim(model, worker, exec, iso, lease_ms, limit, room, attempts_max, widest)
   local claim = { model = model, worker = worker, exec = exec, iso = iso, lease_ms = tonumber(lease_ms),
                   limit = tonumber(limit), room = tonumber(room), attempts_max = tonumber(attempts_max),
-                  widest = tonumber(widest) }
+                  widest = {} }
+  for i = 11, #ARGV do claim.widest[ARGV[i]] = tonumber(widest) end
   local ids = {}
   local before = redis.call('GET', claim_key(exec))
   if before then

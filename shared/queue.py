@@ -98,6 +98,25 @@ class Delivery:
     trace: str = ""
 
 
+ANY_WIDTH = 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How much more a worker takes: so many `sequences`; of `tenants`, who have a wide job there, none of more than
+    `widest`."""
+
+    sequences: int = ANY_WIDTH
+    widest: int = ANY_WIDTH
+    tenants: frozenset[str] = frozenset()
+
+    def fits(self, job: Job) -> bool:
+        return job.tenant not in self.tenants or job.width <= self.widest
+
+
+ANY_ROOM = Room()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Write:
     """New events of one delivery, in order; the first one's `seq` is the length of the log before it."""
@@ -129,7 +148,6 @@ class Page:
 
 
 SETTLED = -2
-ANY_WIDTH = 10**9
 LOST = -1
 
 
@@ -187,11 +205,11 @@ class WorkQueue(Protocol):
     """A worker's side of the same queue."""
 
     async def claim(
-        self, model: str, *, worker: str, limit: int, room: int = ANY_WIDTH, widest: int = ANY_WIDTH, wait_ms: int = 0
+        self, model: str, *, worker: str, limit: int, room: Room = ANY_ROOM, wait_ms: int = 0
     ) -> list[Delivery]:
-        """Claim up to `limit` jobs or `room` sequences: lapsed leases first, then the least-served class and tenant;
-        wait that long for one; `[]` when there is none. A lapsed one that has no room here is left to other workers for
-        a moment; waiting ones of more sequences than `widest` are passed over."""
+        """Claim up to `limit` jobs, until they fill the room: lapsed leases first, then the least-served class and
+        tenant; wait that long for one; `[]` when there is none. A lapsed one that has no room here is left to other
+        workers for a moment; waiting ones that are too wide are passed over."""
 
     async def renew(self, held: Sequence[Delivery], *, worker: str) -> list[str]:
         """Extend the leases; return the ids of jobs that are no longer the worker's."""

@@ -18,7 +18,7 @@ from shared.events import Cancelled, Completed, Deadline, Expired, Failed, Finis
 from shared.job import Job, Kind
 from shared.lifecycle import Move, State, after, settling
 from shared.queue import (
-    ANY_WIDTH,
+    ANY_ROOM,
     LOST,
     SETTLED,
     Accepted,
@@ -28,6 +28,7 @@ from shared.queue import (
     Idempotency,
     InUse,
     Left,
+    Room,
     StoredRecord,
     Write,
     finished,
@@ -147,14 +148,14 @@ class RedisQueue:
         return _state(await self._call("attach", job_id, keys.events_channel(subscriber)))
 
     async def claim(
-        self, model: str, *, worker: str, limit: int, room: int = ANY_WIDTH, widest: int = ANY_WIDTH, wait_ms: int = 0
+        self, model: str, *, worker: str, limit: int, room: Room = ANY_ROOM, wait_ms: int = 0
     ) -> list[Delivery]:
-        claimed = await self._claim(model, worker, limit, room, widest)
+        claimed = await self._claim(model, worker, limit, room)
         if claimed or not wait_ms:
             return claimed
         with translated():
             woken: Any = await self._blocking.blpop([keys.wake(model)], timeout=wait_ms / 1000)
-        return await self._claim(model, worker, limit, room, widest) if woken else []
+        return await self._claim(model, worker, limit, room) if woken else []
 
     async def renew(self, held: Sequence[Delivery], *, worker: str) -> list[str]:
         flat = [x for d in held for x in (d.job.model, d.job.id, d.exec)]
@@ -250,9 +251,9 @@ class RedisQueue:
             return min(self._job_ttl_s, VECTORS_TTL_S)  # large, and asked for once
         return self._job_ttl_s
 
-    async def _claim(self, model: str, worker: str, limit: int, room: int, widest: int) -> list[Delivery]:
+    async def _claim(self, model: str, worker: str, limit: int, room: Room) -> list[Delivery]:
         token = uuid.uuid4().hex
-        bounds = limit, room, self._attempts_max, widest
+        bounds = limit, room.sequences, self._attempts_max, room.widest, *sorted(room.tenants)
         rows = await self._call("claim", model, worker, token, iso_now(), self._lease_ms, *bounds)
         claimed = [await self._delivery(model, worker, token, row) for row in rows]
         return [delivery for delivery in claimed if delivery]

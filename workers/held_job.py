@@ -29,7 +29,8 @@ class HeldJob:
         """`overdue` is called when the run deadline passes, unless the job is let go of before."""
         self.turn = turn
         if self.delivery.left_ms is not None:
-            self._deadline = asyncio.get_running_loop().call_later(self.delivery.left_ms / 1000, overdue)
+            left_s = self.delivery.left_ms / 1000 - (time.monotonic() - self._began)
+            self._deadline = asyncio.get_running_loop().call_later(left_s, overdue)
 
     def wrote(self, events: Sequence[Event]) -> None:
         self.log.extend(events)

@@ -1,32 +1,27 @@
 """How much more a worker may claim. Pure.
 
-A job of few sequences takes as many places as it has. A wide one takes what the others leave, since the scheduler takes
-places from it for any other job: so it never keeps a worker to itself, and never counts for more than is left. There is
-one such job on a worker at a time, or as many as fit side by side.
+A job of few sequences takes as many places as it has. A wide job may be claimed while any place is free and counts for
+what the others leave, but an eighth of the places, since the scheduler takes places from it for any other job. So it
+never keeps a worker to itself. A tenant has one such job on a worker at a time, or as many as fit side by side.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
-from shared.queue import ANY_WIDTH
+from shared.job import Job
+from shared.queue import Room
 
 RESERVED = 8  # this part of the places is kept from wide jobs
 WIDE = 4  # a job that asks for more than this part of the places is wide, but none of WIDE sequences or fewer
 
 
-class Room(NamedTuple):
-    """`sequences`: to be claimed, none if not above 0. `widest`: the most that one waiting job may have."""
-
-    sequences: int
-    widest: int
-
-
-def room_beside(widths: Sequence[int], places: int) -> Room:
-    """`widths`: of the jobs that are here."""
-    usual = max(places // WIDE, WIDE)
-    wide = [width for width in widths if width > usual]
-    taken = sum(widths) - sum(wide)
+def room_beside(jobs: Sequence[Job], places: int) -> Room:
+    """`jobs`: those that are here."""
+    usual = min(max(places // WIDE, WIDE), max(places - 1, 1))
+    wide = [job for job in jobs if job.width > usual]
+    taken = sum(job.width for job in jobs if job.width <= usual)
     if not wide:
-        return Room(places - taken, ANY_WIDTH)
+        return Room(places - taken)
+    widths = sum(job.width for job in wide)
     left = places - -(-places // RESERVED) - taken
-    return Room(places - taken - max(min(sum(wide), left), 1), max(places - sum(widths), usual))
+    tenants = frozenset(job.tenant for job in wide)
+    return Room(places - taken - max(min(widths, left), len(wide)), max(places - taken - widths, usual), tenants)

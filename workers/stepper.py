@@ -25,10 +25,10 @@ from workers.outbox import Outbox, Update
 from workers.scheduler import Batch, Scheduler
 from workers.sequence import Sampled, Sequence
 from workers.time_box import time_box
-from workers.turn import Turn
+from workers.turn import READ_S_MAX, Turn
 
 log = logging.getLogger(__name__)
-READ_S_MAX = 10.0  # for one token of one answer; what takes longer fails its job, long before the worker seems hung
+READ_S_EACH = 0.005  # what a token adds to the time that reading its answer may take
 
 
 class Stepper:
@@ -56,7 +56,7 @@ class Stepper:
         self._owners: dict[Sequence, Generation] = {}
         self._passages = Passages(tokens_max=engine.limits.batch_tokens_max)
         self._stopping = False
-        self._step_began: float | None = None
+        self._busy_since: float | None = None
         self._stuck_since: float | None = None
         self._thread = thread
         self._ended: Future[None] = Future()
@@ -92,8 +92,8 @@ class Stepper:
         return self._ended
 
     def alive(self, *, step_timeout_s: float) -> bool:
-        """It steps, no step has taken longer than that, and steps have got somewhere within that time."""
-        since = [at for at in (self._step_began, self._stuck_since) if at is not None]
+        """It steps; no step or reading has taken longer than that; steps have got somewhere within that time."""
+        since = [at for at in (self._busy_since, self._stuck_since) if at is not None]
         return not self._ended.done() and all(time.monotonic() - at < step_timeout_s for at in since)
 
     def _go_on(self) -> bool:
@@ -190,12 +190,12 @@ class Stepper:
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
-        self._step_began = time.monotonic()
+        self._busy_since = time.monotonic()
         try:
             yield
-            self._steps.observe(time.monotonic() - self._step_began)
+            self._steps.observe(time.monotonic() - self._busy_since)
         finally:
-            self._step_began = None
+            self._busy_since = None
 
     def _recover(self, batch: Batch, error: Exception) -> list[Update]:
         """Try again with less, or alone; the events of a job that fails."""
@@ -218,17 +218,29 @@ class Stepper:
                 continue  # another choice of its job could not be read, just now
             if sequence.made == 1:
                 self._shared.inc(sequence.cached or 0)
+            written = turn.next_seq
             try:
-                with time_box(READ_S_MAX):
-                    events = turn.advance(sequence, new)
+                events = self._read(turn, sequence, new)
             except Exception as error:
                 log.exception("an answer cannot be read", extra={"job_id": turn.delivery.job.id})
+                turn.take_back(written)
                 updates.append(self._finish(turn, _unreadable(error)))
                 continue
             if sequence not in turn.unfinished:
                 self._forget(sequence)
             updates.append(Update(turn, events))
         return updates
+
+    def _read(self, turn: Generation, sequence: Sequence, new: Sampled) -> list[Event]:
+        """What the token adds to the answer. One that takes longer than its turn has time left fails, long before the
+        worker seems to hang; neighbours wait meanwhile, so the time is of the whole answer."""
+        self._busy_since = began = time.monotonic()
+        try:
+            with time_box(turn.patience_s):
+                return turn.advance(sequence, new)
+        finally:
+            self._busy_since = None
+            turn.patience_s = min(turn.patience_s + READ_S_EACH - (time.monotonic() - began), READ_S_MAX)
 
     def _fail(self, turns: Iterable[Turn], error: Exception) -> list[Update]:
         detail = "".join(traceback.format_exception(error))

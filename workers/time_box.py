@@ -6,8 +6,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 TICK_S = 0.25
+MISSING = object()
 
 
 class TimeBoxExceeded(Exception):
@@ -18,47 +20,72 @@ class TimeBoxExceeded(Exception):
 def time_box(seconds: float) -> Iterator[None]:
     """Raises TimeBoxExceeded in the body when it takes longer, at most TICK_S late. A call into C is not interrupted
     before it ends. Cheap enough for every token: one thread watches all boxes of the process."""
-    box = (threading.get_ident(), time.monotonic() + seconds, object())
+    box = _Box(threading.get_ident(), time.monotonic() + seconds)
     _WATCH.open(box)
     try:
         yield
-    finally:
+    except TimeBoxExceeded:
+        _WATCH.withdraw(box)
+        raise
+    except BaseException:
         _WATCH.close(box)
+        raise
+    _WATCH.close(box)
 
 
-_Box = tuple[int, float, object]  # a thread, when its time is over, and what makes the box different from all others
+@dataclass(slots=True, eq=False)
+class _Box:
+    thread: int
+    deadline: float
+    raised: bool = False
 
 
 class _Watch:
+    """There is no lock, which the exception could leave taken: whoever takes a box out of the dictionary has it."""
+
     def __init__(self) -> None:
-        self._boxes: set[_Box] = set()
-        self._changed = threading.Condition()
-        self._running = False
-        self._asleep = False
+        self._boxes: dict[_Box, object] = {}
+        self._some = threading.Event()
+        self._starting = threading.Lock()
+        self._started = False
 
     def open(self, box: _Box) -> None:
-        with self._changed:
-            self._boxes.add(box)
-            if self._asleep:
-                self._changed.notify()
-            elif not self._running:
-                self._running = True
-                threading.Thread(target=self._run, name="time boxes", daemon=True).start()
+        self._boxes[box] = None
+        if not self._some.is_set():
+            self._some.set()
+        if not self._started:
+            self._start()
+
+    def withdraw(self, box: _Box) -> bool:
+        """Whether it was still open; then nothing is raised for it any more."""
+        return self._boxes.pop(box, MISSING) is not MISSING
 
     def close(self, box: _Box) -> None:
-        """Nothing is raised in its thread from now on."""
-        with self._changed:
-            self._boxes.discard(box)
+        """The body is over. Raises TimeBoxExceeded if its time was: in the body, where that was overlooked, or now."""
+        if not self.withdraw(box):
+            while not box.raised:
+                time.sleep(0.001)  # the exception is on its way
+            raise TimeBoxExceeded
+
+    def _start(self) -> None:
+        with self._starting:
+            if not self._started:
+                self._started = True
+                threading.Thread(target=self._run, name="time boxes", daemon=True).start()
 
     def _run(self) -> None:
-        with self._changed:
-            while True:
-                self._asleep = not self._boxes
-                self._changed.wait(None if self._asleep else TICK_S)
-                self._asleep = False
-                for box in [box for box in self._boxes if box[1] <= time.monotonic()]:
-                    self._boxes.discard(box)
-                    _raise_in(box[0])
+        while True:
+            self._some.wait()
+            time.sleep(TICK_S)
+            now = time.monotonic()
+            for box in list(self._boxes):
+                if box.deadline <= now and self.withdraw(box):
+                    _raise_in(box.thread)
+                    box.raised = True
+            if not self._boxes:
+                self._some.clear()
+                if self._boxes:  # opened just then
+                    self._some.set()
 
 
 def _raise_in(thread: int) -> None:

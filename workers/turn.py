@@ -7,6 +7,8 @@ from shared.errors import InvalidRequest
 from shared.events import Completed, Event, Finished, Outcome, Started
 from shared.queue import Delivery
 
+READ_S_MAX = 10.0
+
 
 class Turn(ABC):
     """What earlier attempts logged is done, as if nothing had happened since."""
@@ -15,6 +17,7 @@ class Turn(ABC):
         self.delivery = delivery
         self.prompt_tokens = prompt_tokens
         self.ended = False  # the last event has a number; nothing may follow it
+        self.patience_s = READ_S_MAX  # time left for reading the answer; each token brings a little
         self._next_seq = len(delivery.log)
 
     @property
@@ -43,6 +46,14 @@ class Turn(ABC):
         assert not self.ended, "a finished turn is finished"
         self.ended = True
         return Finished(seq=self.number(), outcome=outcome)
+
+    @property
+    def next_seq(self) -> int:
+        return self._next_seq
+
+    def take_back(self, next_seq: int) -> None:
+        """Events from this number on were numbered but will not be written."""
+        self._next_seq = next_seq
 
     def number(self) -> int:
         """Of the next event."""

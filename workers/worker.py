@@ -14,7 +14,7 @@ from functools import partial
 from shared.errors import InvalidRequest, QueueUnavailable
 from shared.events import Deadline, Delta, Expired, Failed, Finished, Outcome
 from shared.job import Kind, ModelInfo
-from shared.queue import LOST, SETTLED, Delivery, WorkChannel, WorkQueue, Write
+from shared.queue import LOST, SETTLED, Delivery, Room, WorkChannel, WorkQueue, Write
 from shared.settings import Settings
 from shared.tasks import end
 from shared.telemetry import WorkerMetrics, watch_loop
@@ -24,7 +24,7 @@ from workers.generation import Generation
 from workers.held_job import HeldJob
 from workers.models import Loaded
 from workers.outbox import Outbox, Update
-from workers.room import Room, room_beside
+from workers.room import room_beside
 from workers.stepper import Stepper
 from workers.time_box import TimeBoxExceeded, time_box
 from workers.tokenization import Tokenization
@@ -169,10 +169,10 @@ class Worker:
     def _room_of(self, served: Served) -> Room:
         """None while jobs that are here already wait for a place: another worker may have what waits in the queue."""
         if served.stepper.waiting:
-            return Room(0, 0)
+            return Room(0)
         jobs = [held.delivery.job for held in self._held.values()]
-        widths = [job.width for job in jobs if self._served[job.model].stepper is served.stepper]
-        return room_beside(widths, served.engine.limits.sequences_max)
+        mine = [job for job in jobs if self._served[job.model].stepper is served.stepper]
+        return room_beside(mine, served.engine.limits.sequences_max)
 
     async def _claim(self, served: Served, room: Room) -> list[Delivery]:
         if not self._lease_is_fresh():
@@ -184,8 +184,7 @@ class Worker:
                 served.info.name,
                 worker=self.name,
                 limit=CLAIMED_AT_ONCE,
-                room=room.sequences,
-                widest=room.widest,
+                room=room,
                 wait_ms=self._settings.idle_wait_ms,
             )
         except QueueUnavailable as error:
@@ -255,8 +254,10 @@ class Worker:
                 length = refused.get(write.delivery.job.id)
                 if length == LOST:
                     self._lose(write)
+                elif length is not None and (whole := self._from(length, write)):
+                    again.append(whole)
                 elif length is not None:
-                    again.append(self._from(length, write))
+                    await self._give_up(write.delivery, length)
             writes = again
 
     def _lose(self, write: Write) -> None:
@@ -265,12 +266,19 @@ class Worker:
         self._metrics.fenced.labels(write.delivery.job.model).inc()
         self._drop([write.delivery], found="write")
 
-    def _from(self, length: int, write: Write) -> Write:
-        """The same and what was written before it, from the end of its log on."""
+    def _from(self, length: int, write: Write) -> Write | None:
+        """The same and what was written before it, from the end of its log on; None when that is not known here."""
         log.warning("redis has lost the end of a log", extra={"job_id": write.delivery.job.id, "length": length})
         held = self._holding(write.delivery)
         before = held.log[length : write.events[0].seq] if held else []
-        return replace(write, events=(*before, *write.events))
+        events = (*before, *write.events)
+        return replace(write, events=events) if events[0].seq == length else None
+
+    async def _give_up(self, delivery: Delivery, length: int) -> None:
+        """End a job whose log has a gap that nobody can fill."""
+        if (held := self._holding(delivery)) and held.turn:
+            self._served[delivery.job.model].stepper.drop(held.turn)
+        await self._settle(_gap(delivery, length))
 
     async def _settle(self, write: Write) -> None:
         while True:
@@ -281,7 +289,7 @@ class Worker:
                 continue
             if answer in (SETTLED, LOST):
                 break
-            write = self._from(answer, write)
+            write = self._from(answer, write) or _gap(write.delivery, answer)
         if answer == LOST:
             self._lose(write)
         else:
@@ -373,6 +381,11 @@ class Worker:
 
 def _write(update: Update) -> Write:
     return Write(delivery=update.turn.delivery, events=tuple(update.events))
+
+
+def _gap(delivery: Delivery, length: int) -> Write:
+    failed = Failed(code="internal_error", message="A part of the job's log is lost, and nobody has it any more.")
+    return Write(delivery=delivery, events=(Finished(seq=length, outcome=failed),))
 
 
 def _begin(delivery: Delivery, engine: Engine) -> Turn:

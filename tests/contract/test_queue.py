@@ -12,7 +12,7 @@ from shared.events import REQUEST_FAULTS, Cancelled, Completed, Deadline, Delta,
 from shared.job import Job, Priority
 from shared.lifecycle import State
 from shared.memory import MemoryQueue
-from shared.queue import LOST, SETTLED, Bounds, Idempotency, StoredRecord
+from shared.queue import LOST, SETTLED, Bounds, Idempotency, Room, StoredRecord
 from shared.redis_channel import RedisChannel
 from shared.redis_client import connect
 from shared.redis_queue import RedisQueue
@@ -247,8 +247,8 @@ async def test_a_claim_stops_when_its_room_is_full(house: House) -> None:
     for job in (narrow, wide, next_one):
         await house.queue.enqueue(job, bounds=TEN)
 
-    first = await house.queue.claim("m", worker="a", limit=8, room=2)
-    second = await house.queue.claim("m", worker="b", limit=8, room=2)
+    first = await house.queue.claim("m", worker="a", limit=8, room=Room(2))
+    second = await house.queue.claim("m", worker="b", limit=8, room=Room(2))
 
     assert [d.job for d in first] == [narrow, wide]  # a job that began to fit is not torn apart
     assert [d.job for d in second] == [next_one]
@@ -256,14 +256,14 @@ async def test_a_claim_stops_when_its_room_is_full(house: House) -> None:
 
 async def test_a_waiting_job_that_is_too_wide_is_passed_over_and_keeps_its_turn(house: House) -> None:
     running, wide = make_job(n=4, tenant="a"), make_job(n=4, tenant="a")
-    other, urgent = make_job(tenant="b"), make_job(tenant="c", priority=Priority.INTERACTIVE)
+    other, urgent = make_job(n=4, tenant="b"), make_job(tenant="c", priority=Priority.INTERACTIVE)
     await house.queue.enqueue(running, bounds=TEN)
     held = await house.queue.claim("m", worker="w", limit=1)
     for job in (wide, other, urgent):
         await house.queue.enqueue(job, bounds=TEN)
 
-    beside = await house.queue.claim("m", worker="w", limit=8, room=5, widest=3)
-    nothing = await house.queue.claim("m", worker="w", limit=8, room=5, widest=3)
+    beside = await house.queue.claim("m", worker="w", limit=8, room=Room(5, 3, frozenset({"a"})))
+    nothing = await house.queue.claim("m", worker="w", limit=8, room=Room(5, 3, frozenset({"a"})))
 
     assert {d.job.id for d in beside} == {other.id, urgent.id}
     assert nothing == []
@@ -280,11 +280,11 @@ async def test_a_running_job_is_handed_to_a_worker_with_room_for_all_of_it(house
     held = await house.queue.claim("m", worker="a", limit=2)
     for _ in range(10):  # the moment in which it is left to others may pass by, on a machine that stands still
         await house.queue.release(held, worker="a")
-        held = await house.queue.claim("m", worker="full", limit=2, room=1)
+        held = await house.queue.claim("m", worker="full", limit=2, room=Room(1))
         if [d.job for d in held] == [narrow]:
             break
 
-    (roomy,) = await house.queue.claim("m", worker="roomy", limit=2, room=3)
+    (roomy,) = await house.queue.claim("m", worker="roomy", limit=2, room=Room(3))
 
     assert [d.job for d in held] == [narrow]
     assert roomy.job == wide
@@ -296,7 +296,7 @@ async def test_a_running_job_that_fits_nowhere_is_taken_all_the_same(house: Hous
     await house.queue.release(held, worker="a")
     await house.let_leases_run_out()
 
-    assert await house.queue.claim("m", worker="b", limit=1, room=1)
+    assert await house.queue.claim("m", worker="b", limit=1, room=Room(1))
 
 
 async def test_a_waiting_job_can_be_cancelled(house: House) -> None:

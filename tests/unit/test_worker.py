@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -314,6 +314,46 @@ async def test_an_answer_that_cannot_be_read_fails_its_own_job_and_no_other(queu
     assert text_of(await log_of(queue, beside)) == text_of(await log_of(queue, undisturbed))
 
 
+async def test_an_answer_that_cannot_be_read_behind_its_echo_fails_all_the_same(queue: MemoryQueue) -> None:
+    """The echo has a number then, but is not written."""
+
+    class BadFirst(ScriptedTokenizer):
+        def decode(self, ids: Sequence[int]) -> str:
+            if len(ids) == 1:
+                raise ValueError("no such token")
+            return super().decode(ids)
+
+    class Engine(ScriptedEngine):
+        def __init__(self, **given: Any) -> None:
+            super().__init__(**given)
+            self.tokenizer = BadFirst()
+
+    asked = {"prompts": ["a b"], "echo": True, "prompt_logprobs": 1}
+    bad = await submit(queue, make_job(completion=asked, logprobs=1, max_tokens=3))
+
+    async with working(make_worker(queue, engine=Engine)):
+        outcome = await outcome_of(queue, bad)
+
+    assert isinstance(outcome, Failed)
+    assert [event.seq for event in await log_of(queue, bad)] == [0, 1]
+
+
+async def test_a_log_with_a_gap_that_nobody_can_fill_ends_its_job(queue: MemoryQueue) -> None:
+    job, other = await submit(queue, make_job(max_tokens=15)), make_job(max_tokens=3)
+    async with working(make_worker(queue, step_ms=10)) as worker:
+        await heard(queue, job, seq=6)
+        worker._held[job.id].log.clear()
+        del queue._records[job.id].log[3:]
+        outcome = await outcome_of(queue, job)
+        await submit(queue, other)
+        assert isinstance(await outcome_of(queue, other), Completed)
+
+    assert isinstance(outcome, Failed)
+    assert outcome.code == "internal_error"
+    log = await log_of(queue, job)
+    assert [event.seq for event in log] == [0, 1, 2, 3]
+
+
 async def test_an_answer_that_takes_for_ever_to_read_fails_its_own_job(
     queue: MemoryQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,7 +361,7 @@ async def test_an_answer_that_takes_for_ever_to_read_fails_its_own_job(
         while True:
             pass
 
-    monkeypatch.setattr("workers.stepper.READ_S_MAX", 0.2)
+    monkeypatch.setattr("workers.turn.READ_S_MAX", 0.2)
     monkeypatch.setattr(BadReply, "push", forever)
     bad = await submit(queue, make_job(prompt="bad", max_tokens=12))
     beside = await submit(queue, make_job(prompt="good", max_tokens=12))

@@ -1,0 +1,68 @@
+"""A bound on the time of code that is not ours."""
+
+import threading
+import time
+
+import pytest
+
+from workers.time_box import TimeBoxExceeded, time_box
+
+
+def forever() -> None:
+    while True:
+        pass
+
+
+def test_a_body_that_takes_too_long_is_interrupted_again_and_again() -> None:
+    for _ in range(3):
+        with pytest.raises(TimeBoxExceeded), time_box(0.01):
+            forever()
+
+
+def test_a_body_that_overlooks_it_is_told_at_its_end() -> None:
+    def careless() -> None:
+        try:
+            forever()
+        except Exception:
+            time.sleep(0)
+
+    with pytest.raises(TimeBoxExceeded), time_box(0.01):
+        careless()
+
+
+def test_nothing_is_raised_after_a_body_that_was_in_time() -> None:
+    for _ in range(200):
+        with time_box(0.001):
+            pass
+    time.sleep(0.5)
+
+
+def test_the_outer_of_two_boxes_ends_both_bodies() -> None:
+    reached = []
+
+    def nested() -> None:
+        with time_box(60):
+            forever()
+        reached.append("behind the inner one")
+
+    with pytest.raises(TimeBoxExceeded), time_box(0.01):
+        nested()
+    assert reached == []
+
+
+def test_each_thread_has_its_own() -> None:
+    ended = threading.Event()
+
+    def boxed() -> None:
+        with pytest.raises(TimeBoxExceeded), time_box(0.01):
+            forever()
+        ended.set()
+
+    threads = [threading.Thread(target=boxed, daemon=True) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+
+    assert ended.is_set()
+    assert not any(thread.is_alive() for thread in threads)
