@@ -201,7 +201,7 @@ MUTANTS = [
     Mutant(
         name="a wide job takes a worker's room",
         file="workers/room.py",
-        old="max(min(sum(wide), left), 1)",
+        old="max(min(widths, left), len(wide))",
         new="sum(wide)",
         under=("F19b",),
     ),
