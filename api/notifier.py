@@ -80,6 +80,9 @@ class Notifier:
             if result.good:
                 await queue.drop(delivery)
                 return
+            if not result.attempted:
+                await queue.put_off([delivery], seconds=BUSY_S)
+                return
             about = {"delivery": delivery.id, "status": result.status, "error": result.error}
             log.info("webhook not taken", extra=about)
             await queue.retry_later(delivery)
