@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -167,13 +167,19 @@ class FileStore:
 
     async def record(self, file_id: str, *, tenant: str) -> FileRecord:
         """Raises NotFound for a file of somebody else, too."""
+        for record in await self.records([file_id], tenant=tenant):
+            return record
+        raise NotFound(f"There is no file {file_id}.", param="file_id")
+
+    async def records(self, file_ids: Sequence[str], *, tenant: str) -> list[FileRecord]:
+        """Those of the files that exist and are the tenant's, in their order."""
         with translated():
-            found: Any = await self._redis.hgetall(keys.file(file_id))
-        known = {name.decode(): value.decode() for name, value in found.items()}
-        if known.get("tenant") != tenant or not await asyncio.to_thread(self.path(file_id).exists):
-            raise NotFound(f"There is no file {file_id}.", param="file_id")
-        numbers = {field.name for field in fields(FileRecord) if field.type is int or field.type == "int"}
-        return FileRecord(**{name: int(value) if name in numbers else value for name, value in known.items()})  # type: ignore[arg-type]
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for file_id in file_ids:
+                    pipe.hgetall(keys.file(file_id))
+                found: list[dict[bytes, bytes]] = await pipe.execute()
+        own = [_record(each) for each in found if each.get(b"tenant") == tenant.encode()]
+        return await asyncio.to_thread(lambda: [record for record in own if self.path(record.id).exists()])
 
     async def page(self, tenant: str, asked: Asked, pick: Pick) -> tuple[list[Body], bool]:
         """As `api.pages` says."""
@@ -214,6 +220,12 @@ class FileStore:
 
     def path(self, file_id: str) -> Path:
         return self._folder / file_id
+
+
+def _record(found: Mapping[bytes, bytes]) -> FileRecord:
+    known = {name.decode(): value.decode() for name, value in found.items()}
+    numbers = {field.name for field in fields(FileRecord) if field.type is int or field.type == "int"}
+    return FileRecord(**{name: int(value) if name in numbers else value for name, value in known.items()})  # type: ignore[arg-type]
 
 
 def _said_by_redis(error: FilesFull | QueueUnavailable) -> bool:

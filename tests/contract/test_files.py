@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from redis.asyncio import Redis
+from redis.asyncio import Connection, Redis
 
 from api.files import COUNT_HOLDS_S, COUNTED_AT_LEAST, FileRecord, FileStore
 from shared import keys
@@ -139,3 +139,31 @@ async def test_bytes_of_a_file_that_redis_refused_are_not_kept(client: Redis, st
         await client.config_set("maxmemory", "2gb")
 
     assert os.listdir(tmp_path) == []
+
+
+async def test_many_records_cost_one_round_to_redis_and_one_to_the_disk(
+    client: Redis, store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = [await upload(store, 1) for _ in range(20)]
+    foreign, gone = await upload(store, 1, tenant="another"), await upload(store, 1)
+    store.path(gone.id).unlink()
+    asked = [each.id for each in (kept[0], foreign, *kept[1:], gone)]
+    threads, sent, to_thread, send = 0, 0, asyncio.to_thread, Connection.send_packed_command
+
+    async def counted_thread(*args: Any, **options: Any) -> Any:
+        nonlocal threads
+        threads += 1
+        return await to_thread(*args, **options)
+
+    async def counted_send(*args: Any, **options: Any) -> Any:
+        nonlocal sent
+        sent += 1
+        return await send(*args, **options)
+
+    monkeypatch.setattr(asyncio, "to_thread", counted_thread)
+    monkeypatch.setattr(Connection, "send_packed_command", counted_send)
+
+    found = await store.records([*asked, "file-unknown"], tenant="t")
+
+    assert found == kept
+    assert (sent, threads) == (1, 1)
