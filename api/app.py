@@ -184,7 +184,7 @@ def _furnish(settings: Settings, metrics: ApiMetrics) -> House:
         webhooks=Webhooks(client, private=settings.webhook_private),
         responses=ResponseStore(client, **stored),
         chats=ChatStore(client, **stored),
-        files=FileStore(Path(settings.files), client),
+        files=FileStore(Path(settings.files), client, tenant_bytes_max=settings.files_bytes_max),
         batches=BatchStore(client, owner=relay.name),
         keys=ring,
         gate=Gate(ring, required=keys_required(settings)),

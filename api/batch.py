@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from api.pages import Asked, Body, Pick, page
 from shared import keys
 from shared.errors import LimitReached, NotFound
-from shared.redis_client import Command, translated
+from shared.redis_client import RUN_COMMANDS, Command, translated, words_of
 
 log = logging.getLogger(__name__)
 LIFETIME_S = 30 * 86400  # of what is known of a batch, after its end
@@ -34,15 +34,11 @@ redis.call('EXPIRE', index, listed_s)
 redis.call('SADD', open, id)
 return 'ok'
 """
-# The commands, each with the number of its words before it, if the lease is still the one of this token.
-FENCED = """
+# The commands run if the lease is still the one of this token.
+FENCED = f"""
+{RUN_COMMANDS}
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-local at = 2
-while at <= #ARGV do
-  local words = tonumber(ARGV[at])
-  redis.call(unpack(ARGV, at + 1, at + words))
-  at = at + words + 1
-end
+run_commands(2)
 return 1
 """
 
@@ -242,9 +238,9 @@ class BatchStore:
 
     async def write(self, lease: Lease, *commands: Command) -> None:
         """All of the commands, or none of them when the lease is another's by now."""
-        words = [word for command in commands for word in (len(command), *command)]
+        args = [lease.token, *words_of(commands)]
         with translated():
-            written = await self._fenced(keys=[keys.batch_lease(lease.batch_id)], args=[lease.token, *words])
+            written = await self._fenced(keys=[keys.batch_lease(lease.batch_id)], args=args)
         if not written:
             raise LeaseLost
 

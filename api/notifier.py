@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from api.deliveries import Delivery, shared_out
 from api.webhooks import Webhooks
 from shared import keys
-from shared.errors import DecodeError, NotFound, QueueUnavailable
+from shared.errors import NotFound, QueueUnavailable
 from shared.events import Cancelled, Completed, Event, Finished, FinishReason
 from shared.queue import JobChannel
 from shared.redis_client import translated
@@ -80,6 +80,9 @@ class Notifier:
             if result.good:
                 await queue.drop(delivery)
                 return
+            if not result.attempted:
+                await queue.put_off([delivery], seconds=BUSY_S)
+                return
             about = {"delivery": delivery.id, "status": result.status, "error": result.error}
             log.info("webhook not taken", extra=about)
             await queue.retry_later(delivery)
@@ -101,11 +104,7 @@ class Notifier:
                 await client.lrem(keys.NOTICES, 1, notice)
 
     async def _end_of(self, job_id: str) -> str:
-        """A log that cannot be read must not keep the notices behind it waiting."""
-        try:
-            (page,) = await self._channel.read([(job_id, 0)])
-        except DecodeError:
-            return "failed"
+        (page,) = await self._channel.read([(job_id, 0)])
         return _end(page.events)
 
 

@@ -27,15 +27,19 @@ class Asked:
 
 async def page(client: Redis, index: str, asked: Asked, pick: Pick) -> tuple[list[Body], bool]:
     """The bodies of a page, and whether there are more. `pick` gives the bodies of those of the ids that belong to the
-    list, in their order. Raises InvalidRequest, which names `after`."""
+    list, in their order. What comes to the head of the list meanwhile moves the rest, of which some is met again and
+    looked at once. Raises InvalidRequest, which names `after`."""
     begin = 0 if asked.after is None else await _place(client, index, asked) + 1
     found: list[Body] = []
+    seen = set[str]()
     scanned, wanted, last = 0, asked.limit + 1, asked.after
     while len(found) < wanted and scanned < SCANNED_MAX:
         ids = await _slice(client, index, asked, begin + scanned, min(wanted + scanned, SLICE_MAX))
         if not ids:
             return found, False
-        found += await pick(ids)
+        if new := [each for each in ids if each not in seen]:
+            found += await pick(new)
+        seen.update(new)
         scanned, last = scanned + len(ids), ids[-1]
     if not found:
         raise InvalidRequest(f"Nothing asked for is among {scanned} entries: go on with 'after' {last}.", param="after")

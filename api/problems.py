@@ -110,7 +110,7 @@ def problem_of(error: errors.PenstockError) -> Problem:
             return Problem(code=error.reason, message=str(error), headers=headers, more=more)
         case errors.StorageFull():
             headers = {"x-should-retry": "false"}
-            return Problem(code="storage_full", message=str(error), param="store", headers=headers)
+            return Problem(code="storage_full", message=str(error), param=error.param, headers=headers)
         case errors.LimitReached(limit="quota"):
             return Problem(code="insufficient_quota", message=str(error), headers={"x-should-retry": "false"})
         case errors.LimitReached():

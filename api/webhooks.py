@@ -9,14 +9,12 @@ import asyncio
 import base64
 import hmac
 import json
+import math
 import secrets
-import socket
 import ssl
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,8 +23,9 @@ from redis.asyncio import Redis
 
 from api.addresses import is_public
 from api.deliveries import Delivery, DeliveryStore
+from api.resolver import Resolver, ResolverBusy
 from shared import keys
-from shared.errors import InvalidRequest, NotFound
+from shared.errors import InvalidRequest, LimitReached, NotFound
 from shared.redis_client import Command, translated
 
 EVENTS = (
@@ -34,8 +33,10 @@ EVENTS = (
     *(f"batch.{end}" for end in ("completed", "failed", "expired", "cancelled")),
 )
 ROTATION_S = 86400
-TIMEOUT_S = 10.0  # for all of a POST, from the look-up of its host to the head of the answer
+TIMEOUT_S = 10.0  # for all of a POST, up to the head of the answer
+LOOKUP_S = 5.0
 LOOKUPS_AT_ONCE = 32
+ADDED_AT_ONCE = 8  # look-ups for new endpoints, which have threads of their own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,10 +69,12 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a receiver answered, or why it could not be asked."""
+    """What a receiver answered, or why it could not be asked. `attempted`: False when nobody has tried, since this
+    process had no room."""
 
     status: int | None = None
     error: str | None = None
+    attempted: bool = True
 
     @property
     def good(self) -> bool:
@@ -80,7 +83,8 @@ class Result:
 
 class Webhooks:
     """`private`: receivers may be in this network, and need no TLS. `timeout_s`: for one POST as a whole, since a
-    receiver may send a byte now and then for ever."""
+    receiver may send a byte now and then for ever. `lookup_s`: for the look-up of a host, and before it for a thread
+    that makes it."""
 
     def __init__(
         self,
@@ -88,6 +92,7 @@ class Webhooks:
         *,
         private: bool,
         timeout_s: float = TIMEOUT_S,
+        lookup_s: float = LOOKUP_S,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.queue = DeliveryStore(client, clock=clock)
@@ -96,12 +101,17 @@ class Webhooks:
         self._timeout_s = timeout_s
         self._clock = clock
         self._tls = httpx.create_ssl_context(trust_env=False)
-        # A resolver may block for long; in threads of its own it holds up neither files nor anything else.
-        self._resolving = ThreadPoolExecutor(LOOKUPS_AT_ONCE, thread_name_prefix="resolve")
+        # Whoever adds endpoints with names that nobody answers for holds no delivery up.
+        self._adding = Resolver(ADDED_AT_ONCE, wait_s=lookup_s, timeout_s=lookup_s)
+        self._sending = Resolver(LOOKUPS_AT_ONCE, wait_s=lookup_s, timeout_s=lookup_s)
 
     async def add(self, tenant: str, url: str, events: Sequence[str]) -> Endpoint:
-        """Raises InvalidRequest for a URL where nothing may be sent."""
-        await self.require_reachable(url)
+        """Raises InvalidRequest for a URL where nothing may be sent, LimitReached when too many are looked up."""
+        try:
+            await self._reachable(url, tenant, self._adding)
+        except ResolverBusy as error:
+            message = "Too many hosts of webhooks are being looked up; add this one again after a while, one at a time."
+            raise LimitReached(message, limit="limit_lookups", retry_after_s=math.ceil(LOOKUP_S)) from error
         made = Endpoint(
             id=f"we_{secrets.token_hex(12)}",
             tenant=tenant,
@@ -158,17 +168,19 @@ class Webhooks:
             "webhook-signature": endpoint.signature(event_id, at_s, payload),
         }
         try:
+            address = await self._reachable(endpoint.url, endpoint.tenant, self._sending)
             async with asyncio.timeout(self._timeout_s):
-                address = await self.require_reachable(endpoint.url)
                 return await _post(endpoint.url, address, headers, payload, self._tls)
+        except ResolverBusy:
+            return Result(error="look-ups of hosts are busy just now; try again", attempted=False)
         except TimeoutError:
             return Result(error=f"no answer within {self._timeout_s:g} seconds")
         except (InvalidRequest, httpx.HTTPError, OSError) as error:
             return Result(error=str(error) or type(error).__name__)
 
-    async def require_reachable(self, url: str) -> str:
+    async def _reachable(self, url: str, tenant: str, resolver: Resolver) -> str:
         """The address to connect to, looked up now, so that a name cannot mean another one afterwards. Raises
-        InvalidRequest."""
+        InvalidRequest and ResolverBusy."""
         try:
             parts = urlsplit(url)
             port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
@@ -179,11 +191,12 @@ class Webhooks:
         if parts.scheme == "http" and not self._private:
             raise InvalidRequest("'url' must be https.", param="url")
         try:
-            look_up = partial(socket.getaddrinfo, parts.hostname, port, type=socket.SOCK_STREAM)
-            found = await asyncio.get_running_loop().run_in_executor(self._resolving, look_up)
+            addresses = await resolver.look_up(parts.hostname, port, tenant=tenant)
+        except TimeoutError as error:
+            message = f"'url' names a host whose name server does not answer in time: {parts.hostname}."
+            raise InvalidRequest(message, param="url") from error
         except (OSError, UnicodeError) as error:
             raise InvalidRequest(f"'url' names a host that is not found: {parts.hostname}.", param="url") from error
-        addresses = [str(entry[4][0]) for entry in found]
         if not self._private and not all(is_public(address) for address in addresses):
             raise InvalidRequest("'url' leads into a private network.", param="url")
         return addresses[0]

@@ -21,7 +21,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from cli.private_files import UMASK, LockFile, private_folder
+from cli.private_files import UMASK, LockFile, own_folder, private_folder
 from shared.errors import SettingsError
 
 RESERVABLE_PORTS = range(10_000, 32_000)
@@ -201,10 +201,7 @@ def socket_path(folder: Path) -> Path:
     if _can_listen(folder / f"{SOCKET}.{os.getpid()}"):
         return folder / SOCKET
     name = f"penstock-{os.getuid()}-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
-    other = private_folder(Path(tempfile.gettempdir()) / name, option="TMPDIR")
-    if other.is_symlink() or other.stat().st_uid != os.getuid():
-        raise SettingsError(f"TMPDIR: {other} belongs to somebody else; set TMPDIR to a folder of your own")
-    return other / SOCKET
+    return own_folder(Path(tempfile.gettempdir()) / name, option="TMPDIR") / SOCKET
 
 
 def _can_listen(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import stat
 from pathlib import Path
 
 from shared.errors import SettingsError
@@ -15,6 +16,22 @@ def private_folder(folder: Path, *, option: str) -> Path:
     try:
         folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
         folder.chmod(FOLDER_MODE)
+    except OSError as error:
+        raise SettingsError(f"{option}: the folder {folder} cannot be made ({error.strerror})") from error
+    return folder
+
+
+def own_folder(folder: Path, *, option: str) -> Path:
+    """Make the folder where every user of the machine may put things, or take it if this user made it before. Nothing
+    that is found there is changed or followed. Raises SettingsError naming `option`."""
+    try:
+        os.mkdir(folder, FOLDER_MODE)
+    except FileExistsError:
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & UMASK:
+            raise SettingsError(
+                f"{option}: {folder} is not a folder of this user alone; remove it, or set {option} to a folder that is"
+            ) from None
     except OSError as error:
         raise SettingsError(f"{option}: the folder {folder} cannot be made ({error.strerror})") from error
     return folder

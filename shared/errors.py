@@ -8,6 +8,7 @@
     ├── NotFound                 no such model, job or route
     ├── QueueFull                the model's queue has no room; says why and when to try again
     ├── StorageFull              a tenant has stored as many bytes as it may
+    │   └── FilesFull            the same for its files
     ├── LimitReached             an API key has used what it may; says which limit, and when to try again
     ├── Forbidden                the key may not do this
     ├── IdempotencyKeyReused     the key came before, with another body
@@ -74,10 +75,26 @@ class LimitReached(PenstockError):
 class StorageFull(PenstockError):
     """`used`: the bytes that the tenant has stored, of the `bytes_max` that it may."""
 
+    param = "store"
+
     def __init__(self, *, used: int, bytes_max: int) -> None:
         super().__init__(
             f"Stored responses and chat completions take {used} of the {bytes_max} bytes that they may, and this one "
             "does not fit beside them. Delete some of them, or send 'store': false."
+        )
+        self.used = used
+        self.bytes_max = bytes_max
+
+
+class FilesFull(StorageFull):
+    param = "file"
+
+    def __init__(self, *, used: int, bytes_max: int, size: int) -> None:
+        PenstockError.__init__(
+            self,
+            f"The files of this key take {used} of the {bytes_max} bytes that they may, and a file of {size} bytes "
+            "does not fit beside them. Delete files that are no longer needed (DELETE /v1/files/{file_id}), or let "
+            "them expire.",
         )
         self.used = used
         self.bytes_max = bytes_max

@@ -47,6 +47,7 @@
 | penstock:file:{file}       | hash    | api.files         | what is known of an uploaded or written file | until deleted or expired |
 | penstock:files:{tenant}    | zset    | api.files         | ids of files by when they came               | while it has members |
 | penstock:files-expiring    | zset    | api.files         | `tenant file` by when it expires             | while it has members |
+| penstock:files-bytes:{tenant} | hash | api.files         | bytes of the tenant's files, and when they were counted | 1 h after the last change |
 | penstock:batch:{batch}     | string  | api.batch         | a batch, as JSON                             | 30 days after its end |
 | penstock:batches:{tenant}  | zset    | api.batch         | ids of batches by when they came             | 90 days after the last |
 | penstock:batches           | set     | api.batch         | ids of batches that have not ended           | while it has members |
@@ -189,6 +190,10 @@ def file(file_id: str) -> str:
 
 def files_of(tenant: str) -> str:
     return f"penstock:files:{tenant}"
+
+
+def files_bytes(tenant: str) -> str:
+    return f"penstock:files-bytes:{tenant}"
 
 
 def batch(batch_id: str) -> str:

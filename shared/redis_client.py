@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import unquote
@@ -19,6 +19,16 @@ from shared.errors import QueueUnavailable, SettingsError
 CONNECTIONS_MAX = 32  # a burst of requests waits for one of these rather than open a thousand
 POOL_WAIT_S = 15  # a full house is no broken Redis, whose connections fail sooner
 Command = tuple[str | int | float, ...]  # the words of one
+# A function for scripts that write what their callers say, after a check of their own.
+RUN_COMMANDS = """
+local function run_commands(at)
+  while at <= #ARGV do
+    local words = tonumber(ARGV[at])
+    redis.call(unpack(ARGV, at + 1, at + words))
+    at = at + words + 1
+  end
+end
+"""
 SENTINEL, SENTINEL_TLS = "redis+sentinel", "rediss+sentinel"
 SENTINEL_PORT = 26379
 HIDDEN = "***"
@@ -145,6 +155,11 @@ def translated() -> Iterator[None]:
         yield
     except (redis.exceptions.RedisError, OSError) as error:
         raise QueueUnavailable(f"Redis does not serve: {error}") from error
+
+
+def words_of(commands: Iterable[Command]) -> list[str | int | float]:
+    """The commands as `run_commands` reads them from a script's arguments: the number of words comes before each."""
+    return [word for command in commands for word in (len(command), *command)]
 
 
 def memory_share(memory: Mapping[str, Any]) -> float:

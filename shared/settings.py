@@ -79,6 +79,11 @@ class Settings(BaseSettings):
     webhook_private: bool = Field(False, description="webhooks may go to private addresses, and without TLS")
     files: str = Field(".penstock/files", description="folder of uploaded files, the same for every API process")
     file_bytes_max: int = Field(200_000_000, ge=1000, description="largest uploaded file")
+    files_bytes_max: int = Field(
+        2_000_000_000,
+        ge=1,
+        description="bytes of uploaded and written files that one key may have; a file counts as 4096 at least",
+    )
     file_ttl_s: int = Field(30 * 86400, ge=0, description="lifetime of files that ask for none; 0 for ever")
     batch_requests: int = Field(64, ge=1, description="requests of one batch that are jobs at a time")
     batches_at_once: int = Field(4, ge=1, description="batches of one key that are worked on at a time; others wait")

@@ -1,7 +1,6 @@
 """`/v1/files`: upload, list, read, delete. Only for the key whose files they are."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Form, Query, Request, UploadFile
@@ -12,7 +11,7 @@ from api.files import FileRecord
 from api.formats.listing import listing
 from api.house import House, house_of
 from api.pages import Asked, Body
-from shared.errors import InvalidRequest, NotFound
+from shared.errors import InvalidRequest
 
 router = APIRouter()
 InHouse = Annotated[House, Depends(house_of)]
@@ -56,13 +55,8 @@ async def list_files(
     tenant = caller_of(request).tenant
 
     async def pick(ids: Sequence[str]) -> list[Body]:
-        found = []
-        for file_id in ids:
-            with suppress(NotFound):
-                record = await house.files.record(file_id, tenant=tenant)
-                if purpose in (None, record.purpose):
-                    found.append(record.body())
-        return found
+        records = await house.files.records(ids, tenant=tenant)
+        return [record.body() for record in records if purpose in (None, record.purpose)]
 
     asked = Asked(after=after, limit=limit, newest_first=order == "desc")
     bodies, more = await house.files.page(tenant, asked, pick)

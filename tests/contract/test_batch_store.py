@@ -14,6 +14,7 @@ from shared.errors import FileInUse, LimitReached, NotFound
 
 CHAT = "/v1/chat/completions"
 OPEN_MAX = 3
+BYTES_MAX = 1_000_000
 
 
 class Clock:
@@ -36,7 +37,7 @@ def store(client: Redis, clock: Clock) -> BatchStore:
 
 @pytest.fixture
 async def files(client: Redis, tmp_path: Path, clock: Clock) -> FileStore:
-    return FileStore(tmp_path, client, clock=clock)
+    return FileStore(tmp_path, client, tenant_bytes_max=BYTES_MAX, clock=clock)
 
 
 async def upload(files: FileStore, *, tenant: str = "t", lifetime_s: int = 0) -> str:

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import socket
+import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,9 +13,10 @@ import pytest
 from redis.asyncio import Redis
 
 from api.deliveries import LEASE_S, LIFETIME_S, PAUSES_S, Delivery, DeliveryStore, shared_out
-from api.notifier import EACH_AT_ONCE, TAKEN_AT_ONCE, Notifier
+from api.notifier import BUSY_S, EACH_AT_ONCE, TAKEN_AT_ONCE, Notifier
 from api.webhooks import EVENTS, Endpoint, Webhooks
 from shared import keys
+from shared.errors import InvalidRequest, LimitReached
 from shared.redis_channel import RedisChannel
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]
@@ -243,3 +246,79 @@ async def test_a_log_that_cannot_be_read_holds_no_notice_up(client: Redis) -> No
         }
         notifier.cancel()
         await asyncio.wait([notifier])
+
+
+@pytest.fixture
+def silent_names(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
+    """Hosts for which no name server answers, as long as the test goes on."""
+    names, over, look_up = set[str](), threading.Event(), socket.getaddrinfo
+
+    def looked_up(host: Any, *args: Any, **options: Any) -> Any:
+        if host in names:
+            over.wait(60)
+        return look_up("127.0.0.1" if str(host).endswith(".test") else host, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", looked_up)
+    yield names
+    over.set()
+
+
+async def test_a_name_that_nobody_answers_for_is_refused_in_time(client: Redis, silent_names: set[str]) -> None:
+    silent_names.add("silent.test")
+    webhooks = Webhooks(client, private=True, lookup_s=0.2)
+
+    async with asyncio.timeout(5):
+        with pytest.raises(InvalidRequest, match=r"does not answer in time: silent\.test") as refused:
+            await webhooks.add("t", "http://silent.test/", [])
+
+    assert refused.value.param == "url"
+    assert await webhooks.list("t") == []
+
+
+async def test_names_that_nobody_answers_for_hold_no_delivery_up(client: Redis, silent_names: set[str]) -> None:
+    """However many endpoints are added with such names at once, of one tenant or of several."""
+    told = asyncio.Event()
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        told.set()
+        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    silent_names.add("silent.test")
+    webhooks = Webhooks(client, private=True, lookup_s=0.5)
+    async with receiving(take) as url:
+        await webhooks.add("quick", url, [])
+        adding = [webhooks.add(f"slow-{number % 20}", "http://silent.test/", []) for number in range(80)]
+        added = asyncio.gather(*adding, return_exceptions=True)
+        await webhooks.notify("quick", "response.completed", "resp_quick")
+        notifier = asyncio.create_task(Notifier([client], webhooks=webhooks, channel=RedisChannel(client)).run())
+
+        async with asyncio.timeout(5):
+            await told.wait()
+            ends = await added
+
+        assert {type(end) for end in ends} == {InvalidRequest, LimitReached}
+        notifier.cancel()
+        await asyncio.wait([notifier])
+
+
+async def test_a_delivery_that_waits_for_another_look_up_of_its_tenant_is_not_an_attempt(
+    client: Redis, silent_names: set[str]
+) -> None:
+    webhooks = Webhooks(client, private=True, lookup_s=0.2)
+    made = await webhooks.add("t", "http://silent.test/", [])
+    other = await webhooks.add("another", "http://other.test:1/", [])
+    silent_names.add("silent.test")
+
+    results = [await webhooks.send(made, f"evt_{number}", "{}") for number in range(3)]
+
+    assert [result.attempted for result in results] == [True, False, False]
+    assert not (await webhooks.send(other, "evt", "{}")).good  # nobody listens there, but it was tried
+    assert (await webhooks.send(other, "evt", "{}")).attempted
+    await webhooks.notify("t", "response.completed", "resp_1")
+    (taken,) = await webhooks.queue.take(10)
+    await Notifier([client], webhooks=webhooks, channel=RedisChannel(client))._tell(taken)
+    (waiting,) = await DeliveryStore(client, clock=lambda: time.time() + 2 * BUSY_S).take(10)
+    assert waiting == taken

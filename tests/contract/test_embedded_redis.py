@@ -8,7 +8,8 @@ import psutil
 import pytest
 import redis
 
-from cli.embedded_redis import EmbeddedRedis, free_port, server_of_wheel
+from cli.embedded_redis import EmbeddedRedis, free_port, server_of_wheel, socket_path
+from shared.errors import SettingsError
 from tests.e2e.harness import eventually
 
 MUCH = {str(n): "x" * 1000 for n in range(20_000)}
@@ -101,6 +102,40 @@ def test_where_a_socket_cannot_be_it_is_in_a_folder_of_the_user(
         server.stop()
         folder.rmdir()
         short.rmdir()
+
+
+@pytest.mark.parametrize("planted", ["a link", "a file", "an open folder", "another user's folder"])
+def test_what_others_put_in_the_place_of_that_folder_is_neither_used_nor_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planted: str
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    data, victim = tmp_path / ("deep" * 30), tmp_path / "victim"
+    data.mkdir()
+    victim.mkdir()
+    victim.chmod(0o755)
+    place = socket_path(data).parent
+    assert socket_path(data).parent == place  # made once, it is used again
+    place.rmdir()
+    match planted:
+        case "a link":
+            place.symlink_to(victim)
+        case "a file":
+            place.touch(mode=0o644)
+        case "an open folder":
+            place.mkdir()
+            place.chmod(0o755)
+        case _:
+            if os.getuid():
+                pytest.skip("only root can give a folder away")
+            place.mkdir(mode=0o700)
+            os.chown(place, 12345, 12345)
+    before = place.lstat()
+
+    with pytest.raises(SettingsError, match=r"^TMPDIR: "):
+        socket_path(data)
+
+    assert place.lstat() == before
+    assert victim.stat().st_mode & 0o777 == 0o755
 
 
 def test_with_a_port_it_listens_on_loopback_only(tmp_path: Path) -> None:

@@ -91,3 +91,16 @@ async def test_a_place_that_is_not_in_the_list_is_refused(client: Redis) -> None
 
     with pytest.raises(InvalidRequest, match="not in the list"):
         await page(client, INDEX, asked("id-other"), every)
+
+
+async def test_what_comes_between_two_slices_puts_nothing_on_a_page_twice(client: Redis) -> None:
+    ids = await fill(client, 100)
+
+    async def pick_while_others_come(some: Sequence[str]) -> list[Body]:
+        await client.zadd(INDEX, {f"new-{some[0]}": 1000})
+        return await every(some)
+
+    found, more = await page(client, INDEX, asked(limit=100, newest_first=True), pick_while_others_come)
+
+    assert [each["id"] for each in found] == ids[::-1]
+    assert not more

@@ -218,3 +218,19 @@ def test_batches_are_listed_page_by_page(house: Stack) -> None:
     assert client.batches.retrieve(made[0]).metadata is None
     with pytest.raises(openai.NotFoundError):
         house.client(api_key="another").batches.retrieve(made[0])
+
+
+def test_files_of_one_key_take_a_bounded_number_of_bytes(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"files": tmp_path / "files", "files_bytes_max": 20_000}
+    with running_house(tmp_path, "m=scripted", **settings) as stack:
+        client = stack.client(api_key="mine")
+        first = client.files.create(file=("a", b"x" * 15_000), purpose="user_data")
+
+        with pytest.raises(openai.RateLimitError) as refused:
+            client.files.create(file=("b", b"x" * 15_000), purpose="user_data")
+
+        assert (refused.value.code, refused.value.param) == ("storage_full", "file")
+        assert refused.value.response.headers["x-should-retry"] == "false"
+        assert [each.name for each in (tmp_path / "files").iterdir() if each.is_file()] == [first.id]
+        client.files.delete(first.id)
+        client.files.create(file=("b", b"x" * 15_000), purpose="user_data")

@@ -97,6 +97,7 @@ def test_every_error_has_a_status() -> None:
         errors.NotFound("x"),
         *[errors.QueueFull("x", reason=r, position=1, wait_s=2, retry_after_s=3) for r in (*REFUSALS, "redis_memory")],
         errors.StorageFull(used=1, bytes_max=2),
+        errors.FilesFull(used=1, bytes_max=2, size=3),
         *[errors.LimitReached("x", limit=limit, retry_after_s=500) for limit in LIMITS],
         errors.Forbidden("x", param="model"),
         errors.IdempotencyKeyReused("x"),
