@@ -137,13 +137,21 @@ async def streams_cut(act: Act) -> None:
 
 async def wide_jobs(act: Act) -> None:
     """One tenant asks for 16 prompts of 16 choices, more than once from every worker; another one goes on asking for
-    one."""
+    one. A newcomer waits for the step that runs, whatever is in it: so the wait beside wide jobs is held against that
+    beside jobs of one sequence each, of the same tenant, in three of four places."""
     rng, site = act.rng, act.site
     seconds = 20.0 if act.long else 2.0
     prompts = [f"prompt {number}" for number in range(16)]
     body = {"model": site.model, "prompt": prompts, "n": 16, "max_tokens": 80 if act.long else 8}
     headers = {"authorization": "Bearer wide"}
+    narrow = {"model": site.model, "prompt": "narrow", "max_tokens": int(50 * (seconds + 2)), "ignore_eos": True}
+    beside = [
+        asyncio.create_task(call(f"{rng.choice(site.bases())}{COMPLETIONS}", body=narrow, headers=headers))
+        for _ in range(3 * site.places // 4)
+    ]
+    await asyncio.sleep(0.5)
     before = await _probed(act, seconds)
+    await asyncio.gather(*beside)
     for _ in range(act.rounds):
         act.strike()
         wide = [
