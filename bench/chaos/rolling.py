@@ -17,7 +17,7 @@ from bench.chaos.load import Load
 from bench.chaos.site import Site
 
 # The last release: what runs where people upgrade from. Changed with each release.
-PREVIOUS = "3d1cc2f050ccc90030686a88577c7815682a4349"  # 0.1.0
+PREVIOUS = "730252ead21ec2dc2b74e964f5b8132e7933c9f9"  # 0.2.0
 CLIENTS = 24
 TOKENS = 100
 STOP_S = 20.0
