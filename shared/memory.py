@@ -132,7 +132,8 @@ class MemoryQueue:
             return claimed
         self._arrived.clear()
         try:
-            await asyncio.wait_for(self._arrived.wait(), wait_ms / 1000)
+            async with asyncio.timeout(wait_ms / 1000):
+                await self._arrived.wait()
         except TimeoutError:
             return []
         return self._claim(model, worker, limit, room)

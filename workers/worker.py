@@ -143,10 +143,9 @@ class Worker:
     async def _until_room(self, longest_s: float) -> None:
         """Until something may have made room, which whoever makes it says; but look again after `longest_s`."""
         self._room.clear()
-        try:
-            await asyncio.wait_for(self._room.wait(), longest_s)
-        except TimeoutError:
-            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(longest_s):  # wait_for would overlook a cancel that comes together with room
+                await self._room.wait()
 
     def _serve(self, model: Loaded) -> list[Served]:
         """Its names share what computes them."""
@@ -315,6 +314,7 @@ class Worker:
             if not self.alive and self._quiet.is_set():
                 continue  # stopping: what is held is about to be handed over
             if not self.alive:
+                self.stop()  # whoever overlooks that it is cancelled ends by this
                 raise EngineBroken("an engine hangs or has ended; only a new process helps")
             try:
                 held = [each.delivery for each in self._held.values()]

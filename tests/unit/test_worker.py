@@ -272,6 +272,20 @@ async def test_a_job_that_leaves_while_it_waits_for_a_place_makes_room_for_the_n
             assert isinstance(await outcome_of(queue, after), Completed)
 
 
+@pytest.mark.parametrize("later", range(6))
+async def test_who_waits_for_room_is_cancelled_also_when_room_comes_just_then(queue: MemoryQueue, later: int) -> None:
+    worker = make_worker(queue)
+    waiting = asyncio.create_task(worker._until_room(5))
+    await asyncio.sleep(0.01)
+
+    worker._room.set()
+    for _ in range(later):
+        await asyncio.sleep(0)
+    if waiting.cancel():
+        await asyncio.wait([waiting])
+        assert waiting.cancelled()
+
+
 class Unreadable(ScriptedEngine):
     """Reading the third token of a prompt that says so raises; nothing is wrong with its step."""
 
