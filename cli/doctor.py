@@ -34,7 +34,10 @@ def doctor(redis_url: str | None, as_json: bool) -> None:
         found.append(await _latency(seat.client))
         if await seat.client.exists(keys.SUSPENDED):
             found.append(Finding(Level.WARNING, "all queues are suspended: `rq resume` goes on"))
-        for model in await seat.directory.models():
+        models = await seat.directory.models()
+        if not models:
+            found.append(Finding(Level.WARNING, "no model is served here: start a worker with `penstock worker`"))
+        for model in models:
             found.extend(await _model(seat, model.name))
 
     at_desk(redis_url, work)

@@ -15,7 +15,7 @@ from cli.jobs import jobs
 from cli.keys import keys
 from cli.models import models
 from cli.terminal import echo
-from cli.where import DATA
+from cli.where import DATA, noted_url
 from shared.errors import PenstockError
 from shared.logs import REFUSES, configure_logging
 from shared.settings import Settings, load_settings, unknown_variables
@@ -74,13 +74,13 @@ ADAPTER = click.option(
 @main.command()
 @MODEL
 @ADAPTER
-@click.option("--redis-url", help="Where the queue lives.")
+@click.option("--redis-url", help="Where the queue lives; by default the one that `penstock up` runs here.")
 @click.option("--port", type=int, help="Port of health and metrics; 0 picks a free one.")
 def worker(models: tuple[str, ...], adapters: tuple[str, ...], redis_url: str | None, port: int | None) -> None:
     """Serve models from the queue."""
     for name in NO_BARS:  # they are no lines of a log; the libraries read this when they are imported
         os.environ.setdefault(name, "1")
-    with server(redis_url=redis_url, worker_port=port) as settings:
+    with server(redis_url=redis_url or noted_url(), worker_port=port) as settings:
         from workers.openmp import spare_other_processes
 
         spare_other_processes()

@@ -10,6 +10,7 @@ from shared.errors import SettingsError
 
 POLL_S = 0.2
 REMIND_S = 5.0
+LONG_S = 600.0  # a bound beyond this tells nobody anything
 
 
 class Supervisor:
@@ -38,7 +39,8 @@ class Supervisor:
             if waited >= bound_s:
                 raise SettingsError(f"{lacking} (waited for {waited:.0f} s)")
             if waited >= remind_s:
-                echo(f"Waiting    {lacking} (for {waited:.0f} s, {bound_s:g} s at most)")
+                most = f", {bound_s:g} s at most" if bound_s <= LONG_S else ""
+                echo(f"Waiting    {lacking}: {waited:.0f} s so far{most}")
                 remind_s *= 2
             self._stopping.wait(POLL_S)
         return False
