@@ -9,6 +9,7 @@ from api.schemas.chat import Messages, TemplateOptions
 from api.schemas.tools import Tools
 
 TOKENS_MAX = 1_000_000
+TEXT_MAX = 1_000_000  # characters; a list of more tokens than they are would keep an API process busy
 
 
 class Counted(Strict):
@@ -16,7 +17,7 @@ class Counted(Strict):
 
     model: str = Field(min_length=1, max_length=200)
     """The model's name, as `GET /v1/models` lists it."""
-    prompt: str | None = None
+    prompt: str | None = Field(None, max_length=TEXT_MAX)
     """The text to split into tokens."""
     messages: Messages | None = None
     """A chat to split into tokens, as the model's template writes it."""
