@@ -22,7 +22,7 @@ from workers.engines.native.causal.batched import BatchedEngine
 from workers.engines.native.kernels import attention
 from workers.engines.native.kernels.kv_cache import KVCache
 from workers.engines.native.weights.onednn_linear import pack
-from workers.engines.offline import run
+from workers.engines.offline import compute_all
 from workers.engines.scripted import ScriptedTokenizer
 from workers.process.host_memory import wait_until_fetched
 from workers.scheduling.engine_limits import EngineLimits
@@ -68,7 +68,7 @@ def continuous_batching(model: Any, prompts: list[list[int]], tokens: int) -> in
 
 def continuous(engine: BatchedEngine, prompts: list[list[int]], tokens: int) -> int:
     sequences = [Sequence(job_id="", choice=0, prompt=prompt, sampling=GREEDY) for prompt in prompts]
-    run(engine, sequences, lambda sequence, _: sequence.output_length == tokens)
+    compute_all(engine, sequences, lambda sequence, _: sequence.output_length == tokens)
     return len(prompts) * tokens
 
 

@@ -276,7 +276,7 @@ async def _hear(shard: Shard, subscriber: str, heard: "asyncio.Queue[Heard | Exc
 
 class ShardedModelRegistry(ModelRegistry):
     def __init__(self, shard_map: ShardMap) -> None:
-        super().__init__(places.home.client)
+        super().__init__(shard_map.home.client)
         self._shard_map = shard_map
 
     async def models(self) -> list[ModelInfo]:
@@ -289,7 +289,7 @@ class ShardedModelRegistry(ModelRegistry):
 
 class ShardedJobRecords(JobRecords):
     def __init__(self, shard_map: ShardMap) -> None:
-        super().__init__(places.home.client)
+        super().__init__(shard_map.home.client)
         self._shard_map = shard_map
 
     async def models(self) -> list[str]:
@@ -308,7 +308,7 @@ class ShardedJobRecords(JobRecords):
 
 class ShardedDemand(DemandReader):
     def __init__(self, shard_map: ShardMap) -> None:
-        super().__init__(places.home.client)
+        super().__init__(shard_map.home.client)
         self._shard_map = shard_map
 
     async def all(self) -> list[Demand]:

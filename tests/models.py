@@ -15,7 +15,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from workers.engines.base import Engine
-from workers.engines.offline import run
+from workers.engines.offline import compute_all
 from workers.model_loading import BUILTIN
 from workers.scheduling.sequence import SamplingParams, Sequence
 
@@ -100,7 +100,7 @@ def sequence(prompt: list[int], sampling: SamplingParams = GREEDY, **more: Any) 
 
 
 def generate(engine: Engine, sequences: list[Sequence], tokens: int = TOKENS) -> list[list[int]]:
-    run(engine, sequences, lambda each, _: len(each.output) == tokens)
+    compute_all(engine, sequences, lambda each, _: len(each.output) == tokens)
     return [each.output for each in sequences]
 
 

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Header, Query, Request
+from fastapi import Depends, Header, Query, Request
 
 from api.http.auth import Caller, caller_of
 from api.http.event_position import PATTERN
@@ -57,6 +57,9 @@ async def request_options_of(request: Request) -> RequestOptions:
         idempotency=await _idempotency(request, caller.tenant),
         event_ids=_flag(request, "event-ids"),
     )
+
+
+RequestOptionsDep = Annotated[RequestOptions, Depends(request_options_of)]
 
 
 def weights(settings: Settings) -> dict[str, float]:

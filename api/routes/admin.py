@@ -7,14 +7,14 @@ from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from api.http.problems import Problem, Refused
 from api.routes.jobs import job_object
 from api.routes.json_route import JsonRoute
 from api.schemas.admin import KeyLimits, NewKey, ReplayRequest
-from api.serving.services import Services, services_of
+from api.serving.services import Services, ServicesDep, services_of
 from shared.catalog.api_keys import ApiKey
 from shared.catalog.demand import demand_object, together
 from shared.catalog.replay import Filter, Replayer
@@ -46,12 +46,11 @@ class OperatorRoute(JsonRoute):
 
 
 router = APIRouter(prefix="/admin", route_class=OperatorRoute)
-InHouse = Annotated[Services, Depends(services_of)]
 
 
 @router.get("/jobs")
 async def list_jobs(
-    services: InHouse,
+    services: ServicesDep,
     model: str | None = None,
     state: State | None = None,
     limit: Annotated[int, Query(ge=1, le=LISTED_MAX)] = 20,
@@ -66,7 +65,7 @@ async def list_jobs(
 
 @router.get("/demand")
 async def show_demand(
-    services: InHouse, model: Annotated[list[str] | None, Query(max_length=LISTED_MAX)] = None
+    services: ServicesDep, model: Annotated[list[str] | None, Query(max_length=LISTED_MAX)] = None
 ) -> dict[str, Any]:
     """How many workers a model wants, and why; several are names for the same workers, and none stands for each that
     there is. For autoscalers: it is known while no worker runs."""
@@ -77,7 +76,7 @@ async def show_demand(
 
 
 @router.get("/jobs/{job_id}")
-async def show_job(job_id: str, services: InHouse) -> dict[str, Any]:
+async def show_job(job_id: str, services: ServicesDep) -> dict[str, Any]:
     """One job with its history and why it failed."""
     record = await services.job_records.record(job_id)
     history = [{"at_ms": at, "what": what} for at, what in record.timeline]
@@ -86,21 +85,21 @@ async def show_job(job_id: str, services: InHouse) -> dict[str, Any]:
 
 
 @router.post("/jobs/{job_id}/cancel")
-async def cancel_job(job_id: str, services: InHouse) -> dict[str, Any]:
+async def cancel_job(job_id: str, services: ServicesDep) -> dict[str, Any]:
     if await services.queue.cancel(job_id, by="operator") is None:
         raise NotFound(f"There is no job {job_id}.")
     return job_object(await services.job_records.record(job_id))
 
 
 @router.post("/jobs/{job_id}/replay")
-async def replay_job(job_id: str, services: InHouse) -> dict[str, Any]:
+async def replay_job(job_id: str, services: ServicesDep) -> dict[str, Any]:
     """Run a failed job once more, as another one."""
     (replayed,) = [each async for each in Replayer(services.queue, services.job_records).replay([job_id], rate_per_s=0)]
     return replayed.body()
 
 
 @router.post("/replay")
-async def replay_jobs(body: ReplayRequest, services: InHouse) -> dict[str, Any]:
+async def replay_jobs(body: ReplayRequest, services: ServicesDep) -> dict[str, Any]:
     """Run every failed job once more that the filter finds."""
     replayer = Replayer(services.queue, services.job_records)
     wanted = Filter(model=body.model, since_s=body.since_s, error=body.error, tenant=body.tenant)
@@ -114,7 +113,7 @@ async def replay_jobs(body: ReplayRequest, services: InHouse) -> dict[str, Any]:
 
 
 @router.post("/keys")
-async def create_key(body: NewKey, services: InHouse) -> dict[str, Any]:
+async def create_key(body: NewKey, services: ServicesDep) -> dict[str, Any]:
     """A new API key. Its secret is in this answer and nowhere else."""
     limits = body.changes(time.time())
     secret = limits.pop("secret", "")
@@ -123,23 +122,23 @@ async def create_key(body: NewKey, services: InHouse) -> dict[str, Any]:
 
 
 @router.get("/keys")
-async def list_keys(services: InHouse) -> dict[str, Any]:
+async def list_keys(services: ServicesDep) -> dict[str, Any]:
     return {"object": "list", "data": [await _key_object(services, key) for key in await services.keys.all()]}
 
 
 @router.get("/keys/{key_id}")
-async def show_key(key_id: str, services: InHouse) -> dict[str, Any]:
+async def show_key(key_id: str, services: ServicesDep) -> dict[str, Any]:
     return await _key_object(services, await services.keys.get(key_id))
 
 
 @router.patch("/keys/{key_id}")
-async def change_key(key_id: str, body: KeyLimits, services: InHouse) -> dict[str, Any]:
+async def change_key(key_id: str, body: KeyLimits, services: ServicesDep) -> dict[str, Any]:
     """What is given changes, the rest stays. It counts for requests from two seconds later on."""
     return await _key_object(services, await services.keys.change(key_id, **body.changes(time.time())))
 
 
 @router.delete("/keys/{key_id}")
-async def revoke_key(key_id: str, services: InHouse) -> dict[str, Any]:
+async def revoke_key(key_id: str, services: ServicesDep) -> dict[str, Any]:
     await services.keys.revoke(key_id)
     return {"id": key_id, "object": "api_key.deleted", "deleted": True}
 
@@ -149,18 +148,18 @@ async def _key_object(services: Services, key: ApiKey) -> dict[str, Any]:
 
 
 @router.post("/models/{name:path}/pause")
-async def pause_model(name: str, services: InHouse) -> dict[str, Any]:
+async def pause_model(name: str, services: ServicesDep) -> dict[str, Any]:
     """Claim no more of its waiting jobs; those that run go on."""
     return await _pause(services, name, paused=True)
 
 
 @router.post("/models/{name:path}/resume")
-async def resume_model(name: str, services: InHouse) -> dict[str, Any]:
+async def resume_model(name: str, services: ServicesDep) -> dict[str, Any]:
     return await _pause(services, name, paused=False)
 
 
 @router.delete("/models/{name:path}")
-async def forget_model(name: str, services: InHouse) -> dict[str, Any]:
+async def forget_model(name: str, services: ServicesDep) -> dict[str, Any]:
     """Forget a model that nobody serves any more. It must have no worker, and no job that waits or runs."""
     await services.model_registry.model(name)
     if in_use := await services.queue.forget(name):

@@ -6,23 +6,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
 
 from api.formats.listing import listing
 from api.http.auth import caller_of
 from api.routes.json_route import JsonRoute
 from api.schemas.batch import BatchRequest
-from api.serving.services import Services, services_of
+from api.serving.services import Services, ServicesDep
 from api.stores.batches import Batch, Status
 from api.stores.pages import Body, PageRequest
 from shared.domain.errors import InvalidRequest
 
 router = APIRouter(route_class=JsonRoute)
-InHouse = Annotated[Services, Depends(services_of)]
 
 
 @router.post("/v1/batches")
-async def create_batch(body: BatchRequest, request: Request, services: InHouse) -> dict[str, Any]:
+async def create_batch(body: BatchRequest, request: Request, services: ServicesDep) -> dict[str, Any]:
     """Start a batch over a file of requests. It waits in `validating` while others of the same key are worked on."""
     services.redis_monitor.check(services.redis)
     caller = caller_of(request)
@@ -50,7 +49,7 @@ async def create_batch(body: BatchRequest, request: Request, services: InHouse) 
 @router.get("/v1/batches")
 async def list_batches(
     request: Request,
-    services: InHouse,
+    services: ServicesDep,
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> dict[str, Any]:
@@ -66,12 +65,12 @@ async def list_batches(
 
 
 @router.get("/v1/batches/{batch_id}")
-async def retrieve_batch(batch_id: str, request: Request, services: InHouse) -> dict[str, Any]:
+async def retrieve_batch(batch_id: str, request: Request, services: ServicesDep) -> dict[str, Any]:
     return await _look(services, batch_id, caller_of(request).tenant)
 
 
 @router.post("/v1/batches/{batch_id}/cancel")
-async def cancel_batch(batch_id: str, request: Request, services: InHouse) -> dict[str, Any]:
+async def cancel_batch(batch_id: str, request: Request, services: ServicesDep) -> dict[str, Any]:
     """What is done stays; what waits or runs is cancelled. One that has ended stays as it is."""
     tenant = caller_of(request).tenant
     batch = await services.batches.get(batch_id, tenant=tenant)

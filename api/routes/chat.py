@@ -2,16 +2,15 @@
 
 import time
 from dataclasses import replace
-from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from api.http.request_options import RequestOptions, request_options_of
+from api.http.request_options import RequestOptionsDep
 from api.routes.json_route import JsonRoute
 from api.schemas.chat import ChatCompletionRequest
 from api.serving.respond import respond_stream, respond_whole
-from api.serving.services import Services, services_of
+from api.serving.services import ServicesDep
 from api.serving.submission import Submission, chat_submission
 from api.stores.stored_chats import StoredChat
 
@@ -22,8 +21,8 @@ router = APIRouter(route_class=JsonRoute)
 async def create_chat_completion(
     body: ChatCompletionRequest,
     request: Request,
-    options: Annotated[RequestOptions, Depends(terms_of)],
-    services: Annotated[Services, Depends(house_of)],
+    options: RequestOptionsDep,
+    services: ServicesDep,
 ) -> Response:
     """A chat completion, streamed or whole. The job is cancelled when the client leaves, after its grace."""
     began = time.monotonic()
@@ -45,5 +44,5 @@ def _stored(submission: Submission, body: ChatCompletionRequest) -> StoredChat:
         created_ms=submission.job.created_ms,
         metadata=body.metadata or {},
         messages=[message.model_dump(exclude_none=True) for message in body.messages],
-        render_options=submission.render_options.encode(),
+        view=submission.render_options.encode(),
     )

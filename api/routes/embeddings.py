@@ -1,15 +1,13 @@
 """`POST /v1/embeddings`."""
 
-from typing import Annotated
-
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from api.http.request_options import RequestOptions, request_options_of
+from api.http.request_options import RequestOptionsDep
 from api.routes.json_route import JsonRoute
 from api.schemas.embedding import EmbeddingRequest
 from api.serving.respond import respond_whole
-from api.serving.services import Services, services_of
+from api.serving.services import ServicesDep
 from api.serving.submission import embedding_submission
 
 router = APIRouter(route_class=JsonRoute)
@@ -19,8 +17,8 @@ router = APIRouter(route_class=JsonRoute)
 async def create_embeddings(
     body: EmbeddingRequest,
     request: Request,
-    options: Annotated[RequestOptions, Depends(terms_of)],
-    services: Annotated[Services, Depends(house_of)],
+    options: RequestOptionsDep,
+    services: ServicesDep,
 ) -> Response:
     """A vector of unit length for each input. The job is cancelled when the client leaves, after its grace."""
     return await respond_whole(

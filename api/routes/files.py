@@ -8,13 +8,12 @@ from fastapi.responses import FileResponse
 
 from api.formats.listing import listing
 from api.http.auth import caller_of
-from api.serving.services import Services, services_of
+from api.serving.services import ServicesDep
 from api.stores.files import FileRecord
 from api.stores.pages import Body, PageRequest
 from shared.domain.errors import InvalidRequest
 
 router = APIRouter()
-InHouse = Annotated[Services, Depends(services_of)]
 LIFETIME_S = (3600, 30 * 86400)
 NAME_MAX = 255
 
@@ -22,7 +21,7 @@ NAME_MAX = 255
 @router.post("/v1/files")
 async def create_file(
     request: Request,
-    services: InHouse,
+    services: ServicesDep,
     file: UploadFile,
     purpose: Annotated[Literal["batch", "user_data"], Form()],
     expires_anchor: Annotated[Literal["created_at"] | None, Form(alias="expires_after[anchor]")] = None,
@@ -45,7 +44,7 @@ async def create_file(
 @router.get("/v1/files")
 async def list_files(
     request: Request,
-    services: InHouse,
+    services: ServicesDep,
     purpose: str | None = None,
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
@@ -63,7 +62,7 @@ async def list_files(
     return listing(bodies, more=more)
 
 
-async def _mine(file_id: str, request: Request, services: InHouse) -> FileRecord:
+async def _mine(file_id: str, request: Request, services: ServicesDep) -> FileRecord:
     return await services.files.record(file_id, tenant=caller_of(request).tenant)
 
 
@@ -76,12 +75,12 @@ async def retrieve_file(record: Mine) -> dict[str, Any]:
 
 
 @router.get("/v1/files/{file_id}/content", response_class=FileResponse)
-async def retrieve_file_content(record: Mine, services: InHouse) -> FileResponse:
+async def retrieve_file_content(record: Mine, services: ServicesDep) -> FileResponse:
     """The bytes, as they were uploaded."""
     return FileResponse(services.files.path(record.id), media_type="application/octet-stream")
 
 
 @router.delete("/v1/files/{file_id}")
-async def delete_file(record: Mine, services: InHouse) -> dict[str, Any]:
+async def delete_file(record: Mine, services: ServicesDep) -> dict[str, Any]:
     await services.files.delete(record.id, tenant=record.tenant)
     return {"id": record.id, "object": "file", "deleted": True}

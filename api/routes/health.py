@@ -1,11 +1,9 @@
 """Health. Live needs nothing; ready needs Redis."""
 
-from typing import Annotated
-
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
-from api.serving.services import Services, services_of
+from api.serving.services import ServicesDep
 from shared.domain.errors import QueueUnavailable
 from shared.redis.client import translated
 
@@ -18,7 +16,7 @@ async def live() -> Response:
 
 
 @router.get("/health/ready")
-async def ready(services: Annotated[Services, Depends(house_of)]) -> Response:
+async def ready(services: ServicesDep) -> Response:
     try:
         with translated():
             await services.redis.ping()

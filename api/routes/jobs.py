@@ -1,8 +1,8 @@
 """`/v1/jobs/{id}`: look at a job, pick up its stream, cancel it. Only for the tenant whose job it is."""
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from api.formats.common import StreamFormatter, WithEventIds
@@ -12,7 +12,7 @@ from api.http.event_position import position_after, sequence_number_after
 from api.http.request_options import LastEventId, StartingAfter
 from api.serving.render_options import RenderOptions, decode_render_options
 from api.serving.respond import resume_stream
-from api.serving.services import Services, services_of
+from api.serving.services import Services, ServicesDep
 from api.stores.responses import RESPONSE_PREFIX
 from shared.catalog.job_records import JobRecord
 from shared.domain.errors import NotFound
@@ -21,9 +21,7 @@ router = APIRouter()
 
 
 @router.get("/v1/jobs/{job_id}", response_model=None)
-async def retrieve_job(
-    job_id: str, request: Request, services: Annotated[Services, Depends(house_of)]
-) -> dict[str, Any]:
+async def retrieve_job(job_id: str, request: Request, services: ServicesDep) -> dict[str, Any]:
     """What became of a job."""
     record, render_options = await _mine(services, job_id, request)
     return job_object(record) | {"created": render_options.created_ms // 1000}
@@ -33,7 +31,7 @@ async def retrieve_job(
 async def stream_job_events(
     job_id: str,
     request: Request,
-    services: Annotated[Services, Depends(house_of)],
+    services: ServicesDep,
     starting_after: StartingAfter = None,
     last_event_id: LastEventId = None,
 ) -> Response:
@@ -52,7 +50,7 @@ async def stream_job_events(
 
 
 @router.post("/v1/jobs/{job_id}/cancel", response_model=None)
-async def cancel_job(job_id: str, request: Request, services: Annotated[Services, Depends(house_of)]) -> dict[str, Any]:
+async def cancel_job(job_id: str, request: Request, services: ServicesDep) -> dict[str, Any]:
     """Cancel a job unless it has ended."""
     await _mine(services, job_id, request)
     await services.queue.cancel(job_id, by="request")

@@ -1,12 +1,11 @@
 """`GET /metrics`, for Prometheus."""
 
 from contextlib import suppress
-from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from fastapi.responses import Response
 
-from api.serving.services import Services, services_of
+from api.serving.services import ServicesDep
 from shared.catalog.demand import Demand
 from shared.domain.errors import QueueUnavailable
 from shared.observability.metrics import CONTENT_TYPE
@@ -15,7 +14,7 @@ router = APIRouter(include_in_schema=False)
 
 
 @router.get("/metrics")
-async def metrics(services: Annotated[Services, Depends(house_of)]) -> Response:
+async def metrics(services: ServicesDep) -> Response:
     demands: list[Demand] = []
     with suppress(QueueUnavailable):
         demands = await services.demand.all()

@@ -1,17 +1,15 @@
 """`POST /v1/rerank`."""
 
-from typing import Annotated
-
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from api.formats.rerank import RankingCollector
-from api.http.request_options import RequestOptions, request_options_of
+from api.http.request_options import RequestOptionsDep
 from api.routes.json_route import JsonRoute
 from api.schemas.rerank import RerankRequest
 from api.serving.render_options import render_options_of
 from api.serving.respond import respond_whole
-from api.serving.services import Services, services_of
+from api.serving.services import ServicesDep
 from api.serving.submission import Submission
 
 router = APIRouter(route_class=JsonRoute)
@@ -21,8 +19,8 @@ router = APIRouter(route_class=JsonRoute)
 async def rerank(
     body: RerankRequest,
     request: Request,
-    options: Annotated[RequestOptions, Depends(terms_of)],
-    services: Annotated[Services, Depends(house_of)],
+    options: RequestOptionsDep,
+    services: ServicesDep,
 ) -> Response:
     """Documents by how near they are to the query, by a cross-encoder's score or by their embeddings' cosine."""
     job = await services.admission.ranking(body, options)

@@ -12,12 +12,12 @@ from api.formats.listing import listing, page_of
 from api.formats.response import ResponseStreamFormatter
 from api.http.auth import caller_of
 from api.http.event_position import sequence_number_after
-from api.http.request_options import LastEventId, RequestOptions, StartingAfter, request_options_of
+from api.http.request_options import LastEventId, RequestOptionsDep, StartingAfter
 from api.routes.json_route import JsonRoute
 from api.schemas.response import ResponseRequest
 from api.serving.render_options import decode_render_options
 from api.serving.respond import respond_stream, respond_whole, resume_stream, submit
-from api.serving.services import Services, services_of
+from api.serving.services import Services, ServicesDep
 from api.serving.submission import response_submission
 from api.stores.responses import RESPONSE_PREFIX, ResponseRecord, record_of
 from shared.domain.errors import InvalidRequest, NotFound
@@ -25,13 +25,12 @@ from shared.domain.events import Failed, Finished
 from shared.domain.lifecycle import TERMINAL
 
 router = APIRouter(route_class=JsonRoute)
-InHouse = Annotated[Services, Depends(services_of)]
 GONE = Failed(code="job_lost", message="The job of this response is no longer known.")
 
 
 @router.post("/v1/responses", response_model=None)
 async def create_response(
-    body: ResponseRequest, request: Request, options: Annotated[RequestOptions, Depends(terms_of)], services: InHouse
+    body: ResponseRequest, request: Request, options: RequestOptionsDep, services: ServicesDep
 ) -> Response:
     """A response, whole, streamed or in the background. One in the background goes on when its client leaves."""
     began = time.monotonic()
@@ -50,7 +49,7 @@ async def create_response(
     return await respond_whole(services, submission, options, request)
 
 
-async def _mine(response_id: str, request: Request, services: InHouse) -> ResponseRecord:
+async def _mine(response_id: str, request: Request, services: ServicesDep) -> ResponseRecord:
     return await services.responses.get(response_id, tenant=caller_of(request).tenant)
 
 
@@ -60,8 +59,8 @@ Mine = Annotated[ResponseRecord, Depends(_mine)]
 @router.get("/v1/responses/{response_id}", response_model=None)
 async def retrieve_response(
     record: Mine,
-    services: InHouse,
-    options: Annotated[RequestOptions, Depends(terms_of)],
+    services: ServicesDep,
+    options: RequestOptionsDep,
     stream: bool = False,
     starting_after: StartingAfter = None,
     last_event_id: LastEventId = None,
@@ -84,14 +83,14 @@ async def retrieve_response(
 
 
 @router.post("/v1/responses/{response_id}/cancel")
-async def cancel_response(record: Mine, services: InHouse) -> dict[str, Any]:
+async def cancel_response(record: Mine, services: ServicesDep) -> dict[str, Any]:
     """One that has ended stays as it is."""
     await services.queue.cancel(record.id, by="request")
     return await _now(services, record)
 
 
 @router.delete("/v1/responses/{response_id}")
-async def delete_response(record: Mine, services: InHouse) -> dict[str, Any]:
+async def delete_response(record: Mine, services: ServicesDep) -> dict[str, Any]:
     """It is cancelled if it still runs, and forgotten."""
     await services.queue.cancel(record.id, by="request")
     await services.queue.discard(services.responses.stored(record))

@@ -13,14 +13,13 @@ from api.http.auth import caller_of
 from api.routes.json_route import JsonRoute
 from api.schemas.base import Metadata, Strict
 from api.serving.render_options import decode_render_options
-from api.serving.services import Services, services_of
+from api.serving.services import Services, ServicesDep
 from api.stores.pages import Body, PageRequest
 from api.stores.stored_chats import StoredChat
 from shared.domain.errors import NotFound
 from shared.domain.events import Completed, Finished
 
 router = APIRouter(route_class=JsonRoute)
-InHouse = Annotated[Services, Depends(services_of)]
 
 
 class MetadataUpdate(Strict):
@@ -28,7 +27,7 @@ class MetadataUpdate(Strict):
     """Names and values that replace those that are kept."""
 
 
-async def _mine(completion_id: str, request: Request, services: InHouse) -> StoredChat:
+async def _mine(completion_id: str, request: Request, services: ServicesDep) -> StoredChat:
     return await services.chats.get(completion_id, tenant=caller_of(request).tenant)
 
 
@@ -38,7 +37,7 @@ Mine = Annotated[StoredChat, Depends(_mine)]
 @router.get("/v1/chat/completions")
 async def list_chat_completions(
     request: Request,
-    services: InHouse,
+    services: ServicesDep,
     model: str | None = None,
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
@@ -66,19 +65,19 @@ async def list_chat_completions(
 
 
 @router.get("/v1/chat/completions/{completion_id}")
-async def retrieve_chat_completion(chat: Mine, services: InHouse) -> dict[str, Any]:
+async def retrieve_chat_completion(chat: Mine, services: ServicesDep) -> dict[str, Any]:
     return await _body(services, chat)
 
 
 @router.post("/v1/chat/completions/{completion_id}")
-async def update_chat_completion(body: MetadataUpdate, chat: Mine, services: InHouse) -> dict[str, Any]:
+async def update_chat_completion(body: MetadataUpdate, chat: Mine, services: ServicesDep) -> dict[str, Any]:
     changed = replace(chat, metadata=body.metadata)
     await services.queue.store(services.chats.stored(changed))
     return await _body(services, changed)
 
 
 @router.delete("/v1/chat/completions/{completion_id}")
-async def delete_chat_completion(chat: Mine, services: InHouse) -> dict[str, Any]:
+async def delete_chat_completion(chat: Mine, services: ServicesDep) -> dict[str, Any]:
     await services.queue.discard(services.chats.stored(chat))
     return {"id": chat.id, "object": "chat.completion.deleted", "deleted": True}
 

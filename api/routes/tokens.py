@@ -1,26 +1,25 @@
 """`POST /v1/tokenize`, `/v1/detokenize`, `/v1/token_count`: answered by a worker of the model, which alone knows."""
 
-from typing import Annotated
-
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from api.formats.tokens import TextCollector, TokenCountCollector, TokenListCollector
-from api.http.request_options import RequestOptions, request_options_of
+from api.http.request_options import RequestOptionsDep
 from api.routes.json_route import JsonRoute
 from api.schemas.tokens import DetokenizeRequest, TokenCountRequest, TokenizeRequest
 from api.serving.render_options import render_options_of
 from api.serving.respond import respond_whole
-from api.serving.services import Services, services_of
+from api.serving.services import ServicesDep
 from api.serving.submission import Submission
 
 router = APIRouter(route_class=JsonRoute)
-WithTerms = Annotated[RequestOptions, Depends(request_options_of)]
-InHouse = Annotated[Services, Depends(services_of)]
+ServicesDep = ServicesDep
 
 
 @router.post("/v1/tokenize", response_model=None)
-async def tokenize(body: TokenizeRequest, request: Request, options: WithTerms, services: InHouse) -> Response:
+async def tokenize(
+    body: TokenizeRequest, request: Request, options: RequestOptionsDep, services: ServicesDep
+) -> Response:
     """The token ids of a text, or of a chat as the model's template writes it."""
     job = await services.admission.tokens(body, options, texts=body.return_token_strs)
     length = (await services.model_registry.model(body.model)).context_length
@@ -29,7 +28,9 @@ async def tokenize(body: TokenizeRequest, request: Request, options: WithTerms, 
 
 
 @router.post("/v1/token_count", response_model=None)
-async def count_tokens(body: TokenCountRequest, request: Request, options: WithTerms, services: InHouse) -> Response:
+async def count_tokens(
+    body: TokenCountRequest, request: Request, options: RequestOptionsDep, services: ServicesDep
+) -> Response:
     """How many tokens a text or a chat is, and whether it and `max_tokens` more fit the model."""
     job = await services.admission.tokens(body, options)
     length = (await services.model_registry.model(body.model)).context_length
@@ -42,7 +43,9 @@ async def count_tokens(body: TokenCountRequest, request: Request, options: WithT
 
 
 @router.post("/v1/detokenize", response_model=None)
-async def detokenize(body: DetokenizeRequest, request: Request, options: WithTerms, services: InHouse) -> Response:
+async def detokenize(
+    body: DetokenizeRequest, request: Request, options: RequestOptionsDep, services: ServicesDep
+) -> Response:
     """The text of token ids."""
     job = await services.admission.text_of(body, options)
     return await respond_whole(services, Submission(job, render_options_of(job), TextCollector), options, request)

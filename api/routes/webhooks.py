@@ -12,12 +12,11 @@ from api.formats.listing import listing
 from api.http.auth import caller_of
 from api.routes.json_route import JsonRoute
 from api.schemas.base import Items, Strict
-from api.serving.services import Services, services_of
+from api.serving.services import ServicesDep
 from api.stores.webhooks import EVENTS, Endpoint, payload_of
 from shared.domain.errors import InvalidRequest
 
 router = APIRouter(route_class=JsonRoute)
-InHouse = Annotated[Services, Depends(services_of)]
 ENDPOINTS_MAX = 20
 
 
@@ -37,7 +36,7 @@ class WebhookRequest(Strict):
         return events
 
 
-async def _mine(endpoint_id: str, request: Request, services: InHouse) -> Endpoint:
+async def _mine(endpoint_id: str, request: Request, services: ServicesDep) -> Endpoint:
     return await services.webhooks.get(endpoint_id, tenant=caller_of(request).tenant)
 
 
@@ -45,7 +44,7 @@ Mine = Annotated[Endpoint, Depends(_mine)]
 
 
 @router.post("/v1/webhooks")
-async def create_webhook(body: WebhookRequest, request: Request, services: InHouse) -> dict[str, Any]:
+async def create_webhook(body: WebhookRequest, request: Request, services: ServicesDep) -> dict[str, Any]:
     """An endpoint to tell, and the secret that signs what it is told."""
     tenant = caller_of(request).tenant
     if len(await services.webhooks.all(tenant)) >= ENDPOINTS_MAX:
@@ -55,7 +54,7 @@ async def create_webhook(body: WebhookRequest, request: Request, services: InHou
 
 
 @router.get("/v1/webhooks")
-async def list_webhooks(request: Request, services: InHouse) -> dict[str, Any]:
+async def list_webhooks(request: Request, services: ServicesDep) -> dict[str, Any]:
     found = await services.webhooks.all(caller_of(request).tenant)
     return listing([endpoint.body() for endpoint in found], more=False)
 
@@ -66,14 +65,14 @@ async def retrieve_webhook(endpoint: Mine) -> dict[str, Any]:
 
 
 @router.post("/v1/webhooks/{endpoint_id}/rotate")
-async def rotate_webhook_secret(endpoint: Mine, services: InHouse) -> dict[str, Any]:
+async def rotate_webhook_secret(endpoint: Mine, services: ServicesDep) -> dict[str, Any]:
     """A new secret; for a day, both sign."""
     rotated = await services.webhooks.rotate(endpoint)
     return rotated.body() | {"secret": rotated.secret}
 
 
 @router.post("/v1/webhooks/{endpoint_id}/test")
-async def test_webhook(endpoint: Mine, services: InHouse) -> dict[str, Any]:
+async def test_webhook(endpoint: Mine, services: ServicesDep) -> dict[str, Any]:
     """Tell it something now, once, and say what came of it."""
     event_id = f"evt_test_{secrets.token_hex(8)}"
     payload = payload_of(event_id, endpoint.events[0], "resp_test", int(time.time()))
@@ -82,6 +81,6 @@ async def test_webhook(endpoint: Mine, services: InHouse) -> dict[str, Any]:
 
 
 @router.delete("/v1/webhooks/{endpoint_id}")
-async def delete_webhook(endpoint: Mine, services: InHouse) -> dict[str, Any]:
+async def delete_webhook(endpoint: Mine, services: ServicesDep) -> dict[str, Any]:
     await services.webhooks.remove(endpoint)
     return {"id": endpoint.id, "object": "webhook_endpoint.deleted", "deleted": True}

@@ -1,8 +1,9 @@
 """What the routes share, made once in `app` and handed to them."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from fastapi import Request
+from fastapi import Depends, Request
 from redis.asyncio import Redis
 
 from api.http.auth import Authenticator
@@ -54,3 +55,6 @@ async def services_of(request: Request) -> Services:
     services = request.app.state.services
     assert isinstance(services, Services)
     return services
+
+
+ServicesDep = Annotated[Services, Depends(services_of)]

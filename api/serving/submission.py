@@ -26,9 +26,9 @@ from shared.queue.protocols import StoredRecord
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """`answer` makes what collects it, given the job that is really done, which may be an earlier one; `formatter` what
-    frames its stream, with ids or without, where that is not the render_options's way. `record` is stored when the job is
-    accepted."""
+    """A job ready to enqueue. `collector` makes the collector of a whole answer, given the job that really runs, which
+    may be an earlier one with the same Idempotency-Key; `make_formatter` makes the formatter of a stream, with event
+    ids or without, where `render_options` does not. `record` is stored when the job is accepted."""
 
     job: Job
     render_options: RenderOptions

@@ -4,7 +4,8 @@ Version rule: two releases run side by side while a fleet is upgraded, or taken 
 before writes, and writes what the one before reads. Within a format only such things are added as a reader who does
 not know them may ignore: a field of a job that has a default and is left out of the bytes while it has it, an element
 at the end of an event. Anything else is a new format, and is read one release before it is written. A job in a format
-that is not known fails and keeps its bytes, to be replayed. tests/unit/shared/test_codec.py holds what each release wrote.
+that is not known fails and keeps its bytes, to be replayed. tests/unit/shared/test_codec.py holds what each release
+wrote.
 
 Events are compact arrays, because one is written for every token: `["d", choice, text, [ids]]`, then the finish
 reason, the logprobs, the reasoning and the tool calls, as far as there are any.

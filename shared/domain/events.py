@@ -114,7 +114,7 @@ REQUEST_FAULTS = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """`code` is a slug of `api.http.problems`; `detail` (a traceback) stays with the job and never reaches the client."""
+    """`code`: a slug of `api.http.problems`. `detail`: a traceback, which no client sees."""
 
     code: str
     message: str

@@ -168,8 +168,8 @@ class QueueProducer(Protocol):
         record: StoredRecord | None = None,
     ) -> Accepted:
         """Accept the job, or find the one that the idempotency key made before; its events go to `subscriber`, too.
-        `render_options` is kept with the job. `record` is stored when the job is accepted, and only then. Raises QueueFull,
-        LimitReached, StorageFull or IdempotencyKeyReused."""
+        `render_options` are kept with the job. `record` is stored when the job is accepted, and only then. Raises
+        QueueFull, LimitReached, StorageFull or IdempotencyKeyReused."""
 
     async def charge(self, tenant: str, rate_limits: RateLimits) -> float:
         """Take one of the tenant's requests a minute for a request that was refused for its own fault; return the

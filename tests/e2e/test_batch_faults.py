@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from shared.redis import keys
-from tests.e2e.harness import Stack, eventually, running_house
+from tests.e2e.harness import Stack, eventually, standalone_stack
 from tests.e2e.test_batches import chat, completed, ended, rows_of, start, upload
 
 ADMIN = {"authorization": "Bearer admin-of-this-test"}
@@ -24,7 +24,7 @@ LONG = 100_000
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     settings: dict[str, Any] = {"admin_key": "admin-of-this-test", "body_bytes_max": LINE_MAX, "batch_requests": 2}
     settings |= {"batches_at_once": 1, "batches_open_max": 3, "scripted_step_ms": 5, "scripted_tokens": 1_000_000}
-    with running_stack(tmp_path_factory.mktemp("faults"), "scripted", **settings) as stack:
+    with standalone_stack(tmp_path_factory.mktemp("faults"), "scripted", **settings) as stack:
         yield stack
 
 

@@ -11,7 +11,7 @@ import httpx
 import openai
 import pytest
 
-from tests.e2e.harness import Stack, eventually, running_house
+from tests.e2e.harness import Stack, eventually, standalone_stack
 
 CHAT: Any = "/v1/chat/completions"
 
@@ -20,7 +20,7 @@ CHAT: Any = "/v1/chat/completions"
 def stack(tmp_path: Path) -> Iterator[Stack]:
     settings: dict[str, Any] = {"files": tmp_path / "files", "scripted_step_ms": 5, "batch_requests": 8}
     settings["scripted_tokens"] = 1_000_000
-    with running_stack(tmp_path, "scripted", **settings) as stack:
+    with standalone_stack(tmp_path, "scripted", **settings) as stack:
         yield stack
 
 
@@ -222,7 +222,7 @@ def test_batches_are_listed_page_by_page(stack: Stack) -> None:
 
 def test_files_of_one_key_take_a_bounded_number_of_bytes(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"files": tmp_path / "files", "files_bytes_max": 20_000}
-    with running_stack(tmp_path, "m=scripted", **settings) as stack:
+    with standalone_stack(tmp_path, "m=scripted", **settings) as stack:
         client = stack.client(api_key="mine")
         first = client.files.create(file=("a", b"x" * 15_000), purpose="user_data")
 

@@ -20,7 +20,7 @@ import pytest
 import redis
 
 from shared.redis import keys
-from tests.e2e.harness import Stack, eventually, running_house
+from tests.e2e.harness import Stack, eventually, standalone_stack
 from tests.screen import Emulator
 
 DEAD = "a-model-that-was"
@@ -30,7 +30,7 @@ ROWS = 24
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A model that is served, and before it in the list one whose workers are gone, and one that cannot chat."""
-    with running_stack(tmp_path_factory.mktemp("chat"), "scripted", scripted_tokens=40) as stack:
+    with standalone_stack(tmp_path_factory.mktemp("chat"), "scripted", scripted_tokens=40) as stack:
         _leave_behind(stack.redis, DEAD, "chat completions")
         _leave_behind(stack.redis, "an-embedder", "embeddings")
         yield stack

@@ -17,7 +17,7 @@ import pytest
 from shared import rq_view
 from shared.domain.codec import encode_event
 from shared.redis import keys
-from tests.e2e.harness import Stack, eventually, running_house
+from tests.e2e.harness import Stack, eventually, standalone_stack
 from tests.factories import delta
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202e[bold]x[/bold]"
@@ -28,7 +28,7 @@ ADMIN = {"authorization": "Bearer secret"}
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with running_stack(tmp_path_factory.mktemp("operator"), "scripted", admin_key="secret") as stack:
+    with standalone_stack(tmp_path_factory.mktemp("operator"), "scripted", admin_key="secret") as stack:
         yield stack
 
 

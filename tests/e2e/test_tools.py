@@ -9,7 +9,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from tests.e2e.harness import Stack, running_house
+from tests.e2e.harness import Stack, standalone_stack
 from tests.models import calling_model
 from workers.parsers.tool_formats import HERMES
 
@@ -35,7 +35,7 @@ class Weather(BaseModel):
 def caller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("caller")
     calling_model(folder / MODEL, HERMES.sign, HERMES.marks)
-    with running_stack(folder, str(folder / MODEL)) as stack:
+    with standalone_stack(folder, str(folder / MODEL)) as stack:
         yield stack
 
 

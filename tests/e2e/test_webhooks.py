@@ -13,7 +13,7 @@ import httpx
 import openai
 import pytest
 
-from tests.e2e.harness import Stack, running_house
+from tests.e2e.harness import Stack, standalone_stack
 
 
 class Receiver:
@@ -52,7 +52,7 @@ class Receiver:
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("webhooks")
     settings: dict[str, Any] = {"webhook_private": True, "scripted_step_ms": 5}
-    with running_stack(folder, "scripted", **settings) as stack:
+    with standalone_stack(folder, "scripted", **settings) as stack:
         yield stack
 
 

@@ -12,7 +12,7 @@ from shared.settings import load_settings
 from tools.tiny_model.dialogues import TOPICS, Pair
 from tools.tiny_model.tool_talks import Talk, json_talk, tool_talk
 from workers.engines.base import Engine
-from workers.engines.offline import run
+from workers.engines.offline import compute_all
 from workers.model_loading import load_engine, parse_specs
 from workers.runs.detokenizer import IncrementalDetokenizer
 from workers.scheduling.sequence import Sampled, SamplingParams, Sequence
@@ -40,7 +40,7 @@ def answers(engine: Engine, requests: list[dict[str, Any]]) -> list[str]:
         texts[sequence] += text
         return reason is not None
 
-    run(engine, detokenizers, ended)
+    compute_all(engine, detokenizers, ended)
     return list(texts.values())
 
 

@@ -7,7 +7,7 @@ from workers.scheduling.scheduler import Scheduler
 from workers.scheduling.sequence import Sampled, Sequence
 
 
-def run(engine: Engine, sequences: Iterable[Sequence], ended: Callable[[Sequence, Sampled], bool]) -> Scheduler:
+def compute_all(engine: Engine, sequences: Iterable[Sequence], ended: Callable[[Sequence, Sampled], bool]) -> Scheduler:
     """Until all have ended, by what `ended` says to each new token; returns the scheduler, empty."""
     scheduler = Scheduler(engine.limits)
     for sequence in sequences:

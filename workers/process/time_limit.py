@@ -61,7 +61,7 @@ class _Watch:
         return self._boxes.pop(box, MISSING) is not MISSING
 
     def close(self, box: _Box) -> None:
-        """The body is over. Raises TimeLimitExceeded if its time was: in the body, where that was overlooked, or now."""
+        """End the box. Raises TimeLimitExceeded if its time was up before: in the body, or here if that missed it."""
         if not self.withdraw(box):
             while not box.raised:
                 time.sleep(0.001)  # the exception is on its way

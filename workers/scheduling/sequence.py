@@ -13,8 +13,8 @@ class SamplingParams:
     """How this sequence chooses tokens, with every default filled in. Temperature 0 is greedy; top_k 0 is off.
 
     `banned` token ids cannot be chosen for the first `min_tokens` tokens. `logprobs` asks for the logarithm of the
-    chosen token's probability and those of so many likeliest ones; None asks for nothing. `prompt_logprobs` asks for the same of
-    the prompt's tokens.
+    chosen token's probability and those of so many likeliest ones; None asks for nothing. `prompt_logprobs` asks for
+    the same of the prompt's tokens.
     """
 
     seed: int
@@ -65,9 +65,9 @@ class Sequence:
     case: the computed tokens catch up with the known ones.
 
     `ids`: prompt and output. `salt`: sequences share computed blocks only where their salts are equal; `digests` name
-    its full blocks. `cached_tokens`: how many tokens were shared when it first ran. `adapter`: name of the LoRA adapter that
-    computes it, empty for none. `choice_of_prompt`: which of the choices for this prompt it is; `scored`: what was found of the
-    prompt's tokens, by position, where asked for.
+    its full blocks. `cached_tokens`: how many tokens were shared when it first ran. `adapter`: name of the LoRA adapter
+    that computes it, empty for none. `choice_of_prompt`: its number among the choices of its prompt, from 0; `scored`:
+    log probabilities of the prompt's tokens, by position, where the request asks for them.
     """
 
     __slots__ = (
@@ -75,15 +75,15 @@ class Sequence:
         "blocks",
         "cached_tokens",
         "choice",
-        "sampling",
+        "choice_of_prompt",
         "computed",
         "constraint",
         "digests",
-        "choice_of_prompt",
         "ids",
         "job_id",
         "prompt_length",
         "salt",
+        "sampling",
         "scored",
     )
 

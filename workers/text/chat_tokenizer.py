@@ -24,7 +24,7 @@ class ChatTokenizer:
     """Prompts by the model's own chat template; a model without one gets `role: content` lines."""
 
     def __init__(self, tokenizer: Any, eos_ids: frozenset[int], *, vocabulary: int) -> None:
-        self.eos_ids = ends
+        self.eos_ids = eos_ids
         self._grammars = Grammars(tokenizer, vocabulary=vocabulary, eos_ids=eos_ids)
         self._tokenizer = tokenizer
         self.token_chars_max = max(map(len, tokenizer.get_vocab()), default=1)

@@ -13,8 +13,9 @@ from workers.scheduling.sequence import Constraint
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chat:
-    """`ids` of the whole prompt; `decode` of an answer's, with the marks that `make_parser` reads. `make_parser` makes the reader
-    of one answer, given a seed for the ids in it; `constraint` what it must keep to."""
+    """A prompt, and how its answers are read. `ids`: the whole prompt; `decode`: an answer's ids to text, with the
+    marks that its parser reads; `make_parser`: a parser for one answer, from a seed for its tool calls' ids;
+    `constraint`: a fresh constraint for one answer, or None."""
 
     ids: list[int]
     decode: Callable[[Seq[int]], str]

@@ -8,7 +8,7 @@ from shared.domain.errors import ContextLengthExceeded
 from shared.domain.events import Completed, Delta, Echoed, Event, Finished, Started
 from shared.queue.protocols import Delivery
 from tests.factories import make_job
-from workers.engines.offline import run
+from workers.engines.offline import compute_all
 from workers.engines.scripted import ScriptedEngine
 from workers.runs.generation import Generation
 from workers.scheduling.engine_limits import EngineLimits
@@ -33,7 +33,7 @@ def play(run: Generation, using: ScriptedEngine) -> list[Event]:
         events.extend(run.advance(sequence, new))
         return sequence not in run.unfinished
 
-    run(using, run.unfinished, ended)
+    compute_all(using, run.unfinished, ended)
     return events
 
 

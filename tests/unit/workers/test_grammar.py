@@ -14,7 +14,7 @@ from shared.queue.protocols import Delivery
 from shared.settings import load_settings
 from tests.factories import make_job
 from workers.engines.base import Engine
-from workers.engines.offline import run
+from workers.engines.offline import compute_all
 from workers.model_loading import load_engine, parse_specs
 from workers.runs.generation import Generation
 from workers.scheduling.sequence import Sampled, Sequence
@@ -71,7 +71,7 @@ def engine() -> Engine:
     return load_engine(parse_specs(["builtin"])[0], load_settings(deterministic=True))
 
 
-def turn_of(engine: Engine, log: list[Event] | None = None, **sampling: Any) -> Generation:
+def run_of(engine: Engine, log: list[Event] | None = None, **sampling: Any) -> Generation:
     job = make_job(prompt="Hello!", **(WILD | sampling))
     return Generation(Delivery(job=job, claim_token="e", attempt=1, log=tuple(log or ())), engine)
 
@@ -79,14 +79,14 @@ def turn_of(engine: Engine, log: list[Event] | None = None, **sampling: Any) -> 
 def play(engine: Engine, log: list[Event] | None = None, n: int = 1, **sampling: Any) -> list[Event]:
     """The whole log of a job that had `log` when it was claimed."""
     known = list(log or [])
-    run = turn_of(engine, known, n=n, **sampling)
+    run = run_of(engine, known, n=n, **sampling)
     events = [*known, *run.opening()]
 
     def ended(sequence: Sequence, new: Sampled) -> bool:
         events.extend(run.advance(sequence, new))
         return sequence not in run.unfinished
 
-    run(engine, run.unfinished, ended)
+    compute_all(engine, run.unfinished, ended)
     return events
 
 
@@ -174,7 +174,7 @@ def test_a_regex_of_huge_counts_costs_no_time(engine: Engine) -> None:
 def test_a_rule_that_cannot_be_kept_fails_its_own_answer_and_no_step(
     engine: Engine, asked: dict[str, Any], param: str
 ) -> None:
-    hostile, beside = turn_of(engine, **asked), turn_of(engine)
+    hostile, beside = run_of(engine, **asked), run_of(engine)
     refused: list[InvalidRequest] = []
     read: list[Event] = []
 
@@ -187,7 +187,7 @@ def test_a_rule_that_cannot_be_kept_fails_its_own_answer_and_no_step(
         refused.append(caught.value)
         return True
 
-    run(engine, [*hostile.unfinished, *beside.unfinished], ended)
+    compute_all(engine, [*hostile.unfinished, *beside.unfinished], ended)
 
     assert [error.param for error in refused] == [param]
     assert len(read) == 5

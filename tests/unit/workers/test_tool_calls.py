@@ -16,7 +16,7 @@ from shared.settings import load_settings
 from tests.factories import make_job
 from tests.models import CALLING_TEMPLATE, calling_model
 from workers.engines.base import Engine
-from workers.engines.offline import run
+from workers.engines.offline import compute_all
 from workers.model_loading import BUILTIN, load_engine, parse_specs
 from workers.parsers.tool_formats import HERMES, LLAMA, MISTRAL, TOOL_FORMATS, ToolFormat
 from workers.runs.generation import Generation
@@ -93,7 +93,7 @@ def play(engine: Engine, job: Job, log: tuple[Event, ...] = ()) -> list[Event]:
         events.extend(run.advance(sequence, new))
         return sequence not in run.unfinished
 
-    run(engine, run.unfinished, ended)
+    compute_all(engine, run.unfinished, ended)
     return events
 
 
