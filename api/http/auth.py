@@ -104,7 +104,7 @@ class Authentication:
             return
         secret = _secret(scope)
         try:
-            caller = await scope["app"].state.services.gate.caller(secret)
+            caller = await scope["app"].state.services.authenticator.caller(secret)
         except QueueUnavailable as error:
             await problem_of(error).response()(scope, receive, send)
             return

@@ -178,9 +178,9 @@ MUTANTS = [
         under=("F18",),
     ),
     Mutant(
-        name="a finished turn may finish again",
+        name="a finished run may finish again",
         file="workers/runs/run.py",
-        old='        assert not self.ended, "a finished turn is finished"\n        self.ended = True\n',
+        old='        assert not self.ended, "a finished run is finished"\n        self.ended = True\n',
         new="",
         histories=1000,
     ),

@@ -22,7 +22,7 @@ BOUNDS = Bounds(jobs_max=10**9, tokens_max=10**15)
 TENANTS = 50
 SAMPLES = 500
 FILL = 500  # jobs in one pipeline
-TEXT = "tell me of a stack by the sea where whales sing at night " * 8  # 456 characters, about 110 tokens
+TEXT = "tell me of a house by the sea where whales sing at night " * 8  # 456 characters, about 110 tokens
 VERBS = ("enqueue", "claim", "cancel", "urgent")
 
 

@@ -56,7 +56,7 @@ class RateLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateLimitsLeft:
-    """Of an rate_limits: requests and tokens, and in how many seconds they will be all there again."""
+    """What is left of rate limits: requests and tokens, and the seconds until all of them are there again."""
 
     requests: int
     tokens: int
@@ -67,7 +67,7 @@ class RateLimitsLeft:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accepted:
     """`job_id` and `created_ms` are those of an earlier job if the request came before (`attached`). `ahead`: jobs of
-    its class and above that wait; `wait_s`: for how long, as far as can be told, or 0. `left`: of the rate_limits."""
+    its class and above that wait; `wait_s`: for how long, as far as can be told, or 0. `limits_left`: of the tenant's rate limits."""
 
     job_id: str
     created_ms: int

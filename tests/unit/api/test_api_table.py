@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +15,8 @@ from api.schemas.chat import ChatCompletionRequest
 from api.schemas.completion import CompletionRequest
 from api.schemas.embedding import EmbeddingRequest
 from api.schemas.response import ResponseRequest
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[2]
 CLIENTS: list[tuple[Any, type[BaseModel]]] = [
     (chat_create_params.CompletionCreateParamsStreaming, ChatCompletionRequest),
     (completion_create_params.CompletionCreateParamsStreaming, CompletionRequest),

@@ -2,13 +2,13 @@
 
 import ast
 import re
-from pathlib import Path
 
 import pytest
 
 from cli.terminal import echo, echo_json, one_line, plain, row
+from tests.conftest import ROOT
 
-CLI = Path(__file__).parents[2] / "cli"
+CLI = ROOT / "cli"
 HOSTILE = "a\x1b[2J\x1b]0;title\x07b\x9b31mc\u202ed\u2066e\rf\x00g\x7fh[red]i[/red]\ud800"
 COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 

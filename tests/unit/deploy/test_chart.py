@@ -14,10 +14,11 @@ import yaml
 
 from shared.domain.events import REQUEST_FAULTS
 from shared.observability.metrics import ApiMetrics, WorkerMetrics
+from tests.conftest import ROOT
 from tools.dashboard import dashboard
 from tools.values_schema import schema
 
-CHART = Path(__file__).parents[2] / "helm"
+CHART = ROOT / "helm"
 CASES = ["defaults", *sorted(path.name for path in (CHART / "ci").iterdir())]
 KUBERNETES = "1.33"
 CUSTOM_TYPES = {
@@ -28,7 +29,7 @@ CUSTOM_TYPES = {
     "TriggerAuthentication": "@kubernetes-models/keda/keda.sh/v1alpha1",
 }
 CUSTOM = set(CUSTOM_TYPES)
-PACKAGES = Path(__file__).parents[1] / "clients" / "node_modules"
+PACKAGES = ROOT / "tests" / "clients" / "node_modules"
 
 
 @pytest.fixture(scope="module")

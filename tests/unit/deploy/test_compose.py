@@ -1,12 +1,12 @@
 """What `docker compose` can be told, and what `.env.example` says of it."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).parents[2]
+from tests.conftest import ROOT
+
 COMPOSE = (ROOT / "docker-compose.yml").read_text()
 
 

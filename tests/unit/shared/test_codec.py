@@ -94,7 +94,7 @@ JOBS = [
 ]
 READ_ALOUD = """
 import json, sys
-from shared.domain.codec import decode_event, decode_job, encode_event, encode_job
+from shared.codec import decode_event, decode_job, encode_event, encode_job
 told = json.load(sys.stdin)
 jobs = [encode_job(decode_job(job.encode())).decode() for job in told["jobs"]]
 events = [encode_event(decode_event(seq, event.encode())).decode() for seq, event in enumerate(told["events"])]

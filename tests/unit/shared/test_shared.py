@@ -7,7 +7,6 @@ import tomllib
 import zlib
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions
-from pathlib import Path
 
 import pytest
 from rq.job import Job as RqJob
@@ -29,8 +28,7 @@ from shared.domain.lifecycle import TABLE, TERMINAL, IllegalMove, Move, State
 from shared.queue.redis_queue import LIMITS, REFUSALS, retry_after_s
 from shared.redis import keys
 from shared.settings import Settings, load_settings
-
-ROOT = Path(__file__).parents[2]
+from tests.conftest import ROOT
 
 
 def test_an_illegal_move_raises() -> None:
