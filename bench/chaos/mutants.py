@@ -220,13 +220,6 @@ MUTANTS = [
         histories=200,
     ),
     Mutant(
-        name="who has no memory beside others fails",
-        file="workers/stepper.py",
-        old="if short and (scheduler.running > 1 or ",
-        new="if short and (len(rows) > 1 or ",
-        histories=200,
-    ),
-    Mutant(
         name="what a step without memory held is kept",
         file="workers/stepper.py",
         old="        for sequence in stopped:\n            self._engine.free(sequence)\n",
