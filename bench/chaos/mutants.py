@@ -166,7 +166,7 @@ MUTANTS = [
     Mutant(
         name="nobody says that a drop has made room",
         file="workers/runners/engine_loop.py",
-        old="        if waited and not self.waiting:\n            self._room()\n",
+        old="        if (waited or self.places > places) and not self.waiting:\n            self._room()\n",
         new="",
         histories=1000,
     ),
@@ -217,6 +217,20 @@ MUTANTS = [
         file="workers/scheduling/sequence.py",
         old='self.salt = adapter.encode() + b"\\0" + salt if adapter else salt',
         new="self.salt = adapter.encode()",
+        histories=200,
+    ),
+    Mutant(
+        name="what a step without memory held is kept",
+        file="workers/stepper.py",
+        old="        for sequence in stopped:\n            self._engine.free(sequence)\n",
+        new="",
+        histories=200,
+    ),
+    Mutant(
+        name="a step without memory is tried again as it was",
+        file="workers/scheduler.py",
+        old="max(-(-len(stopped) // 2), 1)",
+        new="max(len(stopped), 1)",
         histories=200,
     ),
 ]

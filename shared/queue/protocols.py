@@ -67,7 +67,8 @@ class RateLimitsLeft:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accepted:
     """`job_id` and `created_ms` are those of an earlier job if the request came before (`attached`). `ahead`: jobs of
-    its class and above that wait; `wait_s`: for how long, as far as can be told, or 0. `limits_left`: of the tenant's rate limits."""
+    its class and above that wait; `wait_s`: for how long, as far as can be estimated, or 0. `limits_left`: what remains
+    of the tenant's rate limits."""
 
     job_id: str
     created_ms: int

@@ -166,12 +166,13 @@ class Worker:
         self._loop.call_soon_threadsafe(self._room.set)
 
     def _room_of(self, served: Served) -> Room:
-        """None while jobs that are here already wait for a place: another worker may have what waits in the queue."""
+        """None while jobs that are here already wait for a place, and no more than there are places just now: another
+        worker may have what waits in the queue."""
         if served.engine_loop.waiting:
             return Room(0)
         jobs = [held.delivery.job for held in self._held.values()]
         mine = [job for job in jobs if self._served[job.model].engine_loop is served.engine_loop]
-        return room_beside(mine, served.engine.limits.sequences_max)
+        return room_beside(mine, served.engine_loop.places)
 
     async def _claim(self, served: Served, room: Room) -> list[Delivery]:
         if not self._lease_is_fresh():

@@ -43,11 +43,12 @@ class EngineLoop:
         room: Callable[[], None],
     ) -> None:
         """`thread`: the one in which the engine was loaded. `room` is called, in it, when nothing waits any more for a
-        place in the batch.
+        place in the batch, or when there are more places.
 
-        `waiting`: jobs that had no place in the batch when this thread last said so. Other threads read it, so it
-        changes only together with that call: between the two nobody could be told."""
+        `waiting`: jobs that had no place in the batch when this thread last said so, and `places`: how many there were.
+        Other threads read them, so they change only together with that call: between the two nobody could be told."""
         self.waiting = 0
+        self.places = engine.limits.sequences_max
         self._room = room
         self._engine = engine
         self._outbox = outbox
@@ -127,7 +128,8 @@ class EngineLoop:
         self._blocks.set(self._scheduler.blocks_used)
         self._waiting.set(self._scheduler.waiting)
         waited, self.waiting = self.waiting, self._scheduler.jobs_waiting
-        if waited and not self.waiting:
+        places, self.places = self.places, self._scheduler.places
+        if (waited or self.places > places) and not self.waiting:
             self._room()
 
     def _step(self) -> None:
@@ -198,16 +200,21 @@ class EngineLoop:
             self._busy_since = None
 
     def _recover(self, batch: Batch, error: Exception) -> list[Update]:
-        """Try again with less, or alone; the events of a job that fails."""
-        sequences = [row.sequence for row in batch.rows]
-        tokens = sum(row.count for row in batch.rows)
-        if short := isinstance(error, OutOfMemory):
-            self._scheduler.shrink()
-        if len(sequences) == 1 and not (short and tokens > BLOCK_SIZE):
-            return self._fail([self._owners[sequence] for sequence in sequences], error)
-        for sequence in sequences:
+        """Try again with less, or alone; the events of a job that fails. For want of memory it fails only where nobody
+        else had any, and a block's tokens are too many."""
+        rows, scheduler = batch.rows, self._scheduler
+        short = isinstance(error, OutOfMemory)
+        if short and (scheduler.running > 1 or sum(row.count for row in rows) > BLOCK_SIZE):
+            stopped = scheduler.shrink(batch)
+        elif len(rows) > 1:
+            stopped = scheduler.retry(batch)
+        else:
+            updates = self._fail([self._owners[row.sequence] for row in rows], error)
+            if short:
+                scheduler.acquit()
+            return updates
+        for sequence in stopped:
             self._engine.free(sequence)
-        self._scheduler.retry(sequences, alone=not short or len(sequences) <= 2)
         return []
 
     def _take(self, batch: Batch, sampled: list[Sampled]) -> list[Update]:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from itertools import islice
 
 from workers.scheduling.block_pool import BlockPool, digest
 from workers.scheduling.engine_limits import BLOCK_SIZE, EngineLimits, blocks_for
@@ -55,6 +56,11 @@ class Scheduler:
     token, the latest arrival of the job with the most places gives all of its own back and starts again later: the
     oldest always gets on. A sequence whose next block another one is just computing waits for that instead of computing
     it twice.
+
+    When a step of n sequences finds no memory, half as many are computed at a time, and nobody else is in memory, until
+    each of the n has got a token. A half that fails is halved again, so one that has no memory even alone is found with
+    log2(n) + 1 failed steps and at most as many good ones between them, in which others get their tokens. Nothing grows
+    meanwhile: the guilty one would be back among the others before it is found.
     """
 
     def __init__(self, limits: EngineLimits) -> None:
@@ -64,12 +70,13 @@ class Scheduler:
         self._pool = BlockPool(limits.blocks)
         self._arrivals: dict[Sequence, int] = {}  # all that are here, and their place in the order
         self._arrived = 0
-        # A heap for each job, by arrival; sequences that left or run are passed over.
+        # A heap for each job, by arrival; sequences that left, run or have lined up again are passed over.
         self._waiting: dict[str, list[tuple[int, Sequence]]] = {}
         self._running: dict[Sequence, None] = {}
         self._here: Counter[str] = Counter()  # sequences of each job
         self._places: Counter[str] = Counter()  # those of them that run
-        self._suspects: dict[Sequence, None] = {}
+        self._alone: dict[Sequence, None] = {}  # to be computed by itself, until it has got a token
+        self._suspects: dict[Sequence, None] = {}  # to be computed in small company, until it has got a token
         self._computing: dict[bytes, Sequence] = {}  # blocks of prompts now on their way, by digest
         self._awaiting: dict[bytes, list[Sequence]] = {}
 
@@ -87,6 +94,11 @@ class Scheduler:
         return len(self._here) - len(self._places)
 
     @property
+    def places(self) -> int:
+        """How many sequences may run now: fewer than the limit after a step that found no memory."""
+        return self._sequences_max
+
+    @property
     def busy(self) -> bool:
         return bool(self._arrivals)
 
@@ -97,70 +109,111 @@ class Scheduler:
     @property
     def suspecting(self) -> bool:
         """Who is computed next may be computed with nobody else."""
-        return bool(self._suspects)
+        return bool(self._alone or self._suspects)
 
     def add(self, sequence: Sequence, *, alone: bool = False) -> None:
         """`alone`: until it has got a token."""
-        self._arrived += 1
-        self._arrivals[sequence] = self._arrived
+        self._line_up(sequence)
         self._here[sequence.job_id] += 1
         self._queue(sequence)
         if alone:
-            self._suspects[sequence] = None
+            self._alone[sequence] = None
 
     def drop(self, sequence: Sequence) -> None:
         """Forget a finished, cancelled or failed sequence; one that is not here is no error."""
         if self._arrivals.pop(sequence, None) is not None:
-            self._suspects.pop(sequence, None)
+            self._clear(sequence)
             _less(self._here, sequence.job_id)
             if sequence in self._running:
                 self._stop(sequence)
 
-    def retry(self, sequences: Iterable[Sequence], *, alone: bool) -> None:
-        """A step with all of these failed: start them again, `alone` one after the other until each has got a token."""
-        for sequence in sequences:
+    def retry(self, batch: Batch) -> list[Sequence]:
+        """The batch failed: start its sequences again, one after the other, each alone. Returns who has stopped."""
+        stopped = [row.sequence for row in batch.rows]
+        for sequence in stopped:
             self._preempt(sequence)
-            if alone:
-                self._suspects[sequence] = None
+            self._alone[sequence] = None
+        return stopped
 
-    def shrink(self) -> None:
-        """A step took more memory than there is: halve what the next ones may compute, and grow again with each that
-        succeeds."""
-        self._tokens_max = max(self._tokens_max // 2, 1)
-        self._sequences_max = max(len(self._running) // 2, 1)
+    def shrink(self, batch: Batch) -> list[Sequence]:
+        """The batch took more memory than there is: start everybody again, its own sequences first, half as many at a
+        time. Then they are behind those who wait, and steps grow again. Returns who has stopped."""
+        stopped = list(self._running)
+        for row in batch.rows:
+            self._line_up(row.sequence)
+            self._suspects[row.sequence] = None
+        for sequence in stopped:
+            self._preempt(sequence)
+        self._tokens_max = max(self._tokens_max // 2, min(BLOCK_SIZE, self._limits.batch_tokens_max))
+        self._sequences_max = max(-(-len(stopped) // 2), 1)
+        return stopped
+
+    def acquit(self) -> None:
+        """One that has no memory even alone was found and is dropped: it was not the size of the steps."""
+        self._suspects.clear()
+        self._tokens_max = self._limits.batch_tokens_max
+        self._sequences_max = self._limits.sequences_max
 
     def next_batch(self) -> Batch:
+        if self.suspecting:
+            return self._trial()
         preempted: list[Sequence] = []
-        if self._suspects:
-            suspect = next(iter(self._suspects))
-            while suspect not in self._running and not self._start(suspect):
-                preempted += self._preempt_latest()
-            return Batch((self._row(suspect, min(self._tokens_max, suspect.length - suspect.computed)),), preempted)
         self._grow(preempted)
         if not preempted:
             preempted += self._admit()
-        decoding = [self._row(sequence, 1) for sequence in self._running if sequence.decoding]
-        prefill, budget = [], max(self._tokens_max - len(decoding), 1)
-        for sequence in self._in_turn([each for each in self._running if not each.decoding]):
-            if budget:
-                count = min(budget, sequence.length - sequence.computed)
-                budget -= count
-                prefill.append(self._row(sequence, count))
-        return Batch((*decoding, *prefill), preempted)
+        return Batch(self._rows(self._running), preempted)
 
     def apply(self, batch: Batch, sampled: Seq[Sampled]) -> list[tuple[Sequence, Sampled]]:
         """Take one new token for each sampling row, in order; return who got which."""
         taken = [(row.sequence, new) for row, new in zip(batch.sampling, sampled, strict=True)]
+        trial = self.suspecting
         for row in batch.rows:
             row.sequence.computed += row.count
             if self._limits.prefix_cache:
                 self._publish(row)
         for sequence, new in taken:
             sequence.ids.append(new.token)
-            self._suspects.pop(sequence, None)
-        self._tokens_max = min(self._tokens_max + 1, self._limits.batch_tokens_max)
-        self._sequences_max = min(self._sequences_max + 1, self._limits.sequences_max)
+            self._clear(sequence)
+        if not trial:
+            self._tokens_max = min(self._tokens_max + 1, self._limits.batch_tokens_max)
+            self._sequences_max = min(self._sequences_max + 1, self._limits.sequences_max)
         return taken
+
+    def _trial(self) -> Batch:
+        """The next one that is to be alone; else the next suspects, who must find nobody else in memory."""
+        tried, preempted = [next(iter(self._alone))] if self._alone else [], list[Sequence]()
+        if not tried:
+            tried = list(islice(self._suspects, self._sequences_max))
+            preempted += [sequence for sequence in self._running if sequence not in tried]
+        for sequence in preempted:
+            self._preempt(sequence)
+        while tried[0] not in self._running and not self._start(tried[0]):
+            preempted += self._preempt_latest()
+        for sequence in tried[1:]:
+            if sequence not in self._running and not self._start(sequence):
+                break
+        return Batch(self._rows([sequence for sequence in tried if sequence in self._running]), preempted)
+
+    def _rows(self, sequences: Iterable[Sequence]) -> tuple[Row, ...]:
+        """A token of each that decodes, and of prompts what the budget allows."""
+        decoding = [self._row(sequence, 1) for sequence in sequences if sequence.decoding]
+        prefill, budget = [], max(self._tokens_max - len(decoding), 1)
+        for sequence in self._in_turn([each for each in sequences if not each.decoding]):
+            if budget:
+                count = min(budget, sequence.length - sequence.computed)
+                budget -= count
+                prefill.append(self._row(sequence, count))
+        return (*decoding, *prefill)
+
+    def _line_up(self, sequence: Sequence) -> None:
+        """At the end."""
+        self._arrived += 1
+        self._arrivals[sequence] = self._arrived
+
+    def _clear(self, sequence: Sequence) -> None:
+        """Of whatever it was suspected of."""
+        self._alone.pop(sequence, None)
+        self._suspects.pop(sequence, None)
 
     def _queue(self, sequence: Sequence) -> None:
         waiting = self._waiting.setdefault(sequence.job_id, [])
@@ -228,7 +281,7 @@ class Scheduler:
         """The oldest that waits of the job with the fewest places."""
         heads = []
         for job_id, waiting in list(self._waiting.items()):
-            while waiting and (waiting[0][1] not in self._arrivals or waiting[0][1] in self._running):
+            while waiting and (waiting[0][1] in self._running or self._arrivals.get(waiting[0][1]) != waiting[0][0]):
                 heapq.heappop(waiting)
             if waiting:
                 heads.append((self._places[job_id], waiting[0]))

@@ -162,15 +162,15 @@ def test_equal_prompts_that_arrive_together_are_computed_once() -> None:
     assert rows[2][second] == 32
 
 
-@pytest.mark.parametrize("how", ["drop", "retry"])
+@pytest.mark.parametrize("how", ["drop", "retry", "shrink"])
 def test_who_awaits_blocks_of_one_that_ends_computes_them_itself(how: str) -> None:
     scheduler = make(sequences_max=2, batch_tokens_max=20)
     first, second = sequence(60), sequence(60)
     scheduler.add(first)
     scheduler.add(second)
-    step(scheduler)
+    failed = step(scheduler)
 
-    scheduler.drop(first) if how == "drop" else scheduler.retry([first], alone=False)
+    scheduler.drop(first) if how == "drop" else getattr(scheduler, how)(failed)
 
     batches = [step(scheduler) for _ in range(8)]
     assert second in started(batches[-1])

@@ -18,11 +18,11 @@ from shared.queue.memory_queue import MemoryQueue
 from shared.queue.protocols import Bounds
 from shared.settings import load_settings
 from tests.factories import make_job
-from workers.engines.base import EngineBroken
+from workers.engines.base import EngineBroken, OutOfMemory
 from workers.engines.scripted import ScriptedEngine, ScriptedTokenizer
 from workers.loop.worker import ROOM_S, Worker
 from workers.model_loading import Loaded
-from workers.parsers.output_parser import ParsedDelta, PlainParser
+from workers.parsers.output_parser import PlainParser
 from workers.process.single_thread import SingleThread
 from workers.scheduling.engine_limits import EngineLimits
 from workers.scheduling.scheduler import Batch, Scheduler
@@ -244,6 +244,26 @@ async def test_while_a_claimed_job_waits_for_memory_no_more_are_claimed(queue: M
         await heard(queue, jobs[0], seq=2)
         late = await submit(queue, make_job(max_tokens=1))
         await heard(queue, jobs[0], seq=10)
+        (page,) = await queue.read([(late.id, 0)])
+        assert page.state is State.QUEUED
+        assert all([isinstance(await outcome_of(queue, job), Completed) for job in [*jobs, late]])
+
+
+class OneAtATime(ScriptedEngine):
+    def step(self, batch: Batch) -> list[Sampled]:
+        if len(batch.rows) > 1:
+            raise OutOfMemory("there is room for one")
+        return super().step(batch)
+
+
+async def test_a_worker_short_of_memory_claims_for_the_places_that_it_has_left(queue: MemoryQueue) -> None:
+    jobs = [await submit(queue, make_job(max_tokens=20)) for _ in range(2)]
+
+    async with working(make_worker(queue, step_ms=5, engine=OneAtATime)):
+        for job in jobs:  # the second one gets a token after a step of both has failed
+            await heard(queue, job, seq=1)
+        late = await submit(queue, make_job(max_tokens=1))
+        await heard(queue, jobs[1], seq=10)
         (page,) = await queue.read([(late.id, 0)])
         assert page.state is State.QUEUED
         assert all([isinstance(await outcome_of(queue, job), Completed) for job in [*jobs, late]])
