@@ -82,7 +82,8 @@ class _Cancellable(AbstractConnection):
     for up to three time-outs, and keep its connection meanwhile."""
 
     async def connect(self) -> None:
-        await self._or_cancelled(super().connect())  # which may ask a Sentinel, by a connection of the library's own
+        # It may ask a Sentinel, by a connection of the library's own.
+        await self._or_cancelled(super().connect())  # type: ignore[no-untyped-call]
 
     async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
         await self._or_cancelled(super().send_packed_command(command, check_health))
