@@ -91,10 +91,10 @@ def quit_key() -> Iterator[asyncio.Event]:
 
 async def _within(event: asyncio.Event, seconds: float) -> bool:
     try:
-        await asyncio.wait_for(event.wait(), seconds)
+        async with asyncio.timeout(seconds):
+            return await event.wait()
     except TimeoutError:
         return False
-    return True
 
 
 async def snapshot(backend: Backend) -> Snapshot:

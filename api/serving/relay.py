@@ -9,7 +9,7 @@ import logging
 import math
 from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from shared.domain.errors import QueueUnavailable, Stopping
 from shared.domain.events import Cancelled, Deadline, Event, Expired, Failed, Finished
@@ -256,11 +256,10 @@ class Relay:
         while True:
             self._left.clear()
             await self._leave_due()
-            next_due = min(self._leaving.values(), default=math.inf) - self._now()
-            try:
-                await asyncio.wait_for(self._left.wait(), None if math.isinf(next_due) else max(next_due, 0))
-            except TimeoutError:
-                continue
+            next_due = min(self._leaving.values(), default=math.inf)
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(None if math.isinf(next_due) else next_due):
+                    await self._left.wait()
 
     async def _leave_due(self) -> None:
         await asyncio.gather(*map(self._let_go, self._due()))

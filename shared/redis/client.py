@@ -2,14 +2,14 @@
 
 import asyncio
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import unquote
 
 import redis.exceptions
-from redis.asyncio import ConnectionPool, Redis
-from redis.asyncio.connection import parse_url
+from redis.asyncio import Connection, ConnectionPool, Redis
+from redis.asyncio.connection import AbstractConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import ExponentialBackoff
@@ -76,12 +76,42 @@ def masked(url: str) -> str:
     return f"{scheme}{colons}{rest}{mark}{options}"
 
 
+class _Cancellable(AbstractConnection):
+    """A connection whose calls end when they are cancelled. redis-py sends through `asyncio.wait_for`, which before
+    Python 3.12 loses a cancellation that arrives together with its result: the call would go on to wait for the answer,
+    for up to three time-outs, and keep its connection meanwhile."""
+
+    async def connect(self) -> None:
+        # It may ask a Sentinel, by a connection of the library's own.
+        await self._or_cancelled(super().connect())  # type: ignore[no-untyped-call]
+
+    async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
+        await self._or_cancelled(super().send_packed_command(command, check_health))
+
+    async def _or_cancelled(self, call: Awaitable[None]) -> None:
+        task = asyncio.current_task()
+        assert task
+        before = task.cancelling()
+        await call
+        if task.cancelling() > before:  # the task counts what the library has lost
+            await self.disconnect(nowait=True)  # nobody must read the answer to what was sent
+            raise asyncio.CancelledError
+
+
 class _FairPool(ConnectionPool):
     """So many connections at most; who came first gets the next one that is free. In the library's own blocking pool
     whoever comes just then takes it, and in a long burst somebody waits until the time is up."""
 
-    def __init__(self, *args: Any, max_connections: int, timeout: float, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(
+        self,
+        *,
+        max_connections: int,
+        timeout: float,
+        connection_class: type[AbstractConnection] = Connection,
+        **options: Any,
+    ) -> None:
+        cancellable = type(f"Cancellable{connection_class.__name__}", (_Cancellable, connection_class), {})
+        super().__init__(connection_class=cancellable, **options)
         self._turns = asyncio.Semaphore(max_connections)
         self._timeout_s = timeout
 

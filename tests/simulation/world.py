@@ -306,7 +306,8 @@ class World:
     async def _read(self, client: Client, relay: Relay, process: Process) -> None:
         line: Any = Line(self, process)
         with relay.open(client.job) as stream:
-            await asyncio.wait_for(self._enter(client, relay, line), 1)
+            async with asyncio.timeout(1):
+                await self._enter(client, relay, line)
             relay.accept(stream, logged=True)
             seen = 0
             while not client.ended:

@@ -117,6 +117,28 @@ async def services() -> AsyncIterator[tuple[Relay, MemoryQueue]]:
     await asyncio.wait([running])
 
 
+@pytest.mark.parametrize("steps", range(6))
+async def test_a_relay_ends_that_is_cancelled_just_as_a_client_leaves(steps: int) -> None:
+    queue = MemoryQueue(lambda: 0)
+    relay = Relay("api", queue=queue, channel=queue, silence_ms=60_000, buffer_max=10, metrics=ApiMetrics())
+    running = asyncio.create_task(relay.run())
+
+    async def leave_and_step(steps: int) -> None:
+        with relay.open(make_job(grace_ms=60_000)) as opened:
+            relay.accept(opened)
+        for _ in range(steps):  # of the event loop
+            await asyncio.sleep(0)
+
+    await leave_and_step(20)  # the relay waits for the end of this grace
+    await leave_and_step(steps)
+    running.cancel()
+    await asyncio.wait([running], timeout=5)
+
+    ended = running.cancelled()
+    await relay.close()
+    assert ended
+
+
 async def test_a_silent_stream_is_filled_from_its_log(services: tuple[Relay, MemoryQueue]) -> None:
     relay, queue = services
     job = make_job()

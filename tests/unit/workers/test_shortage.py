@@ -225,7 +225,7 @@ async def test_who_is_to_be_alone_fails_only_where_nobody_else_has_memory() -> N
         services.add(f"question {number}")
     services.until(lambda: all(run.next_seq > 2 for run in services.jobs), steps=10)
     job = make_job(prompt="suspect", max_tokens=5)
-    alone = Generation(Delivery(job=job, claim_token="e", attempt=3, alone=True), services.engine)
+    alone = Generation(Delivery(job=job, claim_token="e", attempt=3, isolated=True), services.engine)
     services.engine_loop.add(alone)
 
     services.until(lambda: alone.ended, steps=100)

@@ -22,7 +22,7 @@ from workers.engines.base import EngineBroken, OutOfMemory
 from workers.engines.scripted import ScriptedEngine, ScriptedTokenizer
 from workers.loop.worker import ROOM_S, Worker
 from workers.model_loading import Loaded
-from workers.parsers.output_parser import PlainParser
+from workers.parsers.output_parser import ParsedDelta, PlainParser
 from workers.process.single_thread import SingleThread
 from workers.scheduling.engine_limits import EngineLimits
 from workers.scheduling.scheduler import Batch, Scheduler
