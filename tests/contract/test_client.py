@@ -6,13 +6,12 @@ from collections.abc import Iterable
 import pytest
 from redis.asyncio import Redis
 
-from shared import redis_client
 from shared.domain.errors import QueueUnavailable
 from shared.process.tasks import end
-from shared.redis.client import connect, translated
+from shared.redis.client import CONNECTIONS_MAX, connect, translated
 from tests.conftest import ServerOf
 
-TASKS = 4 * redis_client.CONNECTIONS_MAX
+TASKS = 4 * CONNECTIONS_MAX
 ENDS_WITHIN_S = 5
 
 
