@@ -221,14 +221,14 @@ MUTANTS = [
     ),
     Mutant(
         name="what a step without memory held is kept",
-        file="workers/stepper.py",
+        file="workers/runners/engine_loop.py",
         old="        for sequence in stopped:\n            self._engine.free(sequence)\n",
         new="",
         histories=200,
     ),
     Mutant(
         name="a step without memory is tried again as it was",
-        file="workers/scheduler.py",
+        file="workers/scheduling/scheduler.py",
         old="max(-(-len(stopped) // 2), 1)",
         new="max(len(stopped), 1)",
         histories=200,

@@ -8,6 +8,7 @@ from redis.asyncio import Redis
 
 from shared.domain.errors import QueueUnavailable
 from shared.process.tasks import end
+from shared.redis import client as client_module
 from shared.redis.client import CONNECTIONS_MAX, connect, translated
 from tests.conftest import ServerOf
 
@@ -60,7 +61,7 @@ async def test_connections_come_back_from_calls_that_were_cancelled(server_of: S
 async def test_a_call_ends_at_whatever_step_it_is_cancelled(
     server_of: ServerOf, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
-    monkeypatch.setattr(redis_client, "CONNECTIONS_MAX", 1)
+    monkeypatch.setattr(client_module, "CONNECTIONS_MAX", 1)
     client = connect(server_of("embedded").url)
     await client.ping()  # the connection is open: the steps that follow are the event loop's, not the network's
     call = asyncio.ensure_future(_wait_in_vain(client))
@@ -148,8 +149,8 @@ async def test_a_cancelled_call_ends_whatever_the_connection(scheme: str) -> Non
 async def test_a_call_that_gets_no_connection_in_time_is_told(
     server_of: ServerOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_client, "CONNECTIONS_MAX", 1)
-    monkeypatch.setattr(redis_client, "POOL_WAIT_S", 0.05)
+    monkeypatch.setattr(client_module, "CONNECTIONS_MAX", 1)
+    monkeypatch.setattr(client_module, "POOL_WAIT_S", 0.05)
     client = connect(server_of("embedded").url)
     holding = asyncio.ensure_future(_wait_in_vain(client))
     await asyncio.wait([holding], timeout=0.05)
