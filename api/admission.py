@@ -138,7 +138,7 @@ class Admission:
     ) -> Job:
         known = await self._require_model(model, terms.caller)
         settings = self._settings
-        priority = self._priority(terms, tier)
+        priority = self.priority(terms, tier)
         job = Job(
             id=f"{prefix}-{secrets.token_hex(16)}",
             model=model,
@@ -160,7 +160,7 @@ class Admission:
         would tell others what it has asked. Names of tenants hold no slash."""
         return asked or "" if self._settings.prefix_cache_shared else f"{terms.caller.tenant}/{asked or ''}"
 
-    def _priority(self, terms: Terms, tier: str | None) -> Priority:
+    def priority(self, terms: Terms, tier: str | None) -> Priority:
         """As asked for, but not above the key's own class."""
         asked = terms.priority or TIERS.get(tier or "")
         if (key := terms.caller.key) is None:

@@ -9,7 +9,7 @@ from api.formats.chat import ChatChunks
 from api.formats.common import Chunks
 from api.formats.completion import CompletionChunks, Form
 from shared.errors import InvalidRequest
-from shared.job import Job, Kind, Sampling
+from shared.job import Job, Kind, Priority, Sampling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +37,8 @@ class View:
     def form(self) -> Form:
         return Form(n=self.shown, logprobs=self.logprobs)
 
-    def job(self, job_id: str) -> Job:
-        """As much of it as formats need."""
+    def job(self, job_id: str, *, priority: Priority = Priority.STANDARD) -> Job:
+        """As much of it as formats need. `priority`: the job's hash has it."""
         return Job(
             id=job_id,
             model=self.model,
@@ -49,13 +49,14 @@ class View:
             patience_ms=self.patience_ms,
             run_ms=self.run_ms,
             grace_ms=self.grace_ms,
+            priority=priority,
         )
 
-    def chunks(self, job_id: str) -> Chunks:
+    def chunks(self, job_id: str, *, priority: Priority = Priority.STANDARD) -> Chunks:
         """Raises InvalidRequest for a job whose answer is never streamed."""
         match self.kind:
             case Kind.CHAT:
-                return ChatChunks(self.job(job_id), include_usage=self.include_usage)
+                return ChatChunks(self.job(job_id, priority=priority), include_usage=self.include_usage)
             case Kind.COMPLETION if self.made == self.shown:
                 return CompletionChunks(self.job(job_id), self.form, include_usage=self.include_usage)
         raise InvalidRequest("This job's answer comes whole: send the request again with its Idempotency-Key.")

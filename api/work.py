@@ -40,7 +40,7 @@ class Work:
         """`ids`: each frame says where it belongs, so that its stream can be picked up behind it."""
         if self.chunks:
             return self.chunks(job, ids)
-        chunks = replace(self.view, created_ms=job.created_ms).chunks(job.id)
+        chunks = replace(self.view, created_ms=job.created_ms).chunks(job.id, priority=job.priority)
         return Numbered(chunks) if ids else chunks
 
 
@@ -70,7 +70,9 @@ async def response_work(
         if body.previous_response_id or body.background:
             param = "background" if body.background else "previous_response_id"
             raise InvalidRequest(f"A response of a batch has no '{param}'.", param=param)
-        record = record_of(body, f"{RESPONSE_PREFIX}{secrets.token_hex(16)}", terms.caller.tenant, ())
+        priority = admission.priority(terms, body.service_tier)
+        response_id = f"{RESPONSE_PREFIX}{secrets.token_hex(16)}"
+        record = record_of(body, response_id, terms.caller.tenant, (), priority=priority)
     job = await admission.chat(chat_of(body, record.items), terms)
     job = replace(job, id=record.id, keep_s=keep_s)
     if record.background:

@@ -37,13 +37,15 @@ async def stream_job_events(
 ) -> Response:
     """The job's stream from the frame after `starting_after` or `Last-Event-ID` on, in the shape of its endpoint, each
     frame with its `id`: while the job waits, runs, and as long as it is kept."""
-    _, view = await _mine(house, job_id, request)
+    found, view = await _mine(house, job_id, request)
     chunks: Chunks
     if job_id.startswith(RESPONSE_PREFIX):
         record = await house.responses.get(job_id, tenant=view.tenant)
         chunks = ResponseChunks(record.builder(), after=sequence_number_after(starting_after, last_event_id), ids=True)
     else:
-        chunks = Numbered(view.chunks(job_id), after=position_after(starting_after, last_event_id))
+        chunks = Numbered(
+            view.chunks(job_id, priority=found.priority), after=position_after(starting_after, last_event_id)
+        )
     return await pick_up(house, view.job(job_id), chunks)
 
 

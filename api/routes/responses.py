@@ -36,7 +36,9 @@ async def create_response(
     """A response, whole, streamed or in the background. One in the background goes on when its client leaves."""
     began = time.monotonic()
     response_id = f"{RESPONSE_PREFIX}{secrets.token_hex(16)}"
-    record = record_of(body, response_id, terms.caller.tenant, await _before(body, house, request))
+    before = await _before(body, house, request)
+    priority = house.admission.priority(terms, body.service_tier)
+    record = record_of(body, response_id, terms.caller.tenant, before, priority=priority)
     stored = body.store is not False
     keep_s = house.settings.response_ttl_s if stored else 0
     work = await response_work(house.admission, body, terms, record, keep_s)

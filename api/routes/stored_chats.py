@@ -102,7 +102,8 @@ async def _body(house: House, chat: StoredChat) -> dict[str, Any]:
     last = page.events[-1] if page.events else None
     if not isinstance(last, Finished) or not isinstance(last.outcome, Completed):
         raise NotFound(f"The chat completion {chat.id} is not done.", param="completion_id")
-    answer = WholeChat(decode_view(chat.view).job(chat.id))
+    job = await house.ledger.record(chat.id)
+    answer = WholeChat(decode_view(chat.view).job(chat.id, priority=job.priority))
     for event in page.events:
         answer.add(event)
     return answer.body(last.outcome.usage) | {"metadata": chat.metadata}
