@@ -13,9 +13,12 @@ from cli.where import operator_settings
 from shared.directory import Directory
 from shared.errors import NotFound
 from shared.ledger import Ledger
+from shared.lifecycle import State
 from shared.redis_channel import RedisChannel
 from shared.redis_client import connect
 from shared.redis_queue import RedisQueue
+
+FAILED_MAX = 1000
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
@@ -34,6 +37,10 @@ class Desk:
         """Models that workers announced, and those of which there are jobs."""
         announced = [info.name for info in await self.directory.models()]
         return sorted({*announced, *await self.ledger.models()})
+
+    async def failed_jobs(self, model: str) -> int:
+        """How many are kept; no more than FAILED_MAX are counted."""
+        return len(await self.ledger.ids(model, State.FAILED, limit=FAILED_MAX))
 
     async def require_model(self, name: str) -> None:
         """Raise NotFound for a model that was never here."""
