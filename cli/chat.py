@@ -20,7 +20,7 @@ from cli.chat_server import find_server, words
 from cli.conversation import Conversation
 from cli.private_files import private_file
 from cli.terminal import plain, unechoed
-from shared.errors import InvalidRequest, NotFound
+from shared.domain.errors import InvalidRequest, NotFound
 
 LOOK_S = 0.5  # an answer that has not begun by then may wait for a worker
 INTERRUPTED = 130

@@ -6,8 +6,8 @@ import httpx
 import openai
 from openai.types import Model
 
-from cli.where import API_URL
-from shared.errors import Forbidden, InvalidRequest, NotFound
+from cli.redis_location import API_URL
+from shared.domain.errors import Forbidden, InvalidRequest, NotFound
 
 NO_KEY = "none"  # the client insists on one
 VERSION = "/v1"
