@@ -13,9 +13,12 @@ from cli.redis_location import operator_settings
 from shared.catalog.job_records import JobRecords
 from shared.catalog.model_registry import ModelRegistry
 from shared.domain.errors import NotFound
+from shared.domain.lifecycle import State
 from shared.queue.event_channel import RedisChannel
 from shared.queue.redis_queue import RedisQueue
 from shared.redis.client import connect
+
+FAILED_MAX = 1000
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
@@ -34,6 +37,10 @@ class Backend:
         """Models that workers announced, and those of which there are jobs."""
         announced = [info.name for info in await self.model_registry.models()]
         return sorted({*announced, *await self.job_records.models()})
+
+    async def failed_jobs(self, model: str) -> int:
+        """How many are kept; no more than FAILED_MAX are counted."""
+        return len(await self.job_records.ids(model, State.FAILED, limit=FAILED_MAX))
 
     async def require_model(self, name: str) -> None:
         """Raise NotFound for a model that was never here."""

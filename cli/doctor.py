@@ -19,7 +19,6 @@ from shared.redis.health import Finding, Level, examine
 MARKS = {Level.GOOD: "ok", Level.WARNING: "!!", Level.BAD: "XX"}
 SLOW_MS = 20.0
 OLD_S = 60.0
-FAILED_MAX = 1000
 
 
 @click.command()
@@ -72,7 +71,7 @@ async def _model(backend: Backend, name: str) -> list[Finding]:
     return diagnosis(
         await backend.model_registry.model(name),
         running=await backend.client.zcard(keys.registry(State.STARTED, name)),
-        failed=len(await backend.job_records.ids(name, State.FAILED, limit=FAILED_MAX)),
+        failed=await backend.failed_jobs(name),
         oldest_s=time.time() - oldest[0].queued_s if oldest else 0,
         silent=silent,
     )
@@ -85,10 +84,16 @@ def diagnosis(info: ModelInfo, *, running: int, failed: int, oldest_s: float, si
     start = f"start one with `penstock worker --model {info.parent or name}`"
     if info.waiting and not info.workers:
         found.append(f"{name}: {info.waiting} jobs wait and no worker serves it: {start}")
+    elif not info.workers and not silent:
+        found.append(f"{name}: no worker serves it: {start}, or forget it: `penstock models forget {name}`")
     if info.paused:
         found.append(f"{name} is paused: `penstock models resume {name}` goes on")
     if oldest_s > OLD_S and info.workers and not info.paused:
         found.append(f"{name}: the first in its queue has waited for {oldest_s:.0f} s: start more workers")
+    if failed:
+        jobs = "1 failed job is" if failed == 1 else f"{failed} failed jobs are"
+        show, replay = f"`penstock jobs list -m {name} --state failed`", f"`penstock jobs replay -m {name}`"
+        found.append(f"{name}: {jobs} kept: use {show} to see why, and {replay} to run them again")
     if silent:
         found.append(f"{name}: {silent} running jobs have no worker: {start}")
     return [Finding(Level.WARNING if number else Level.GOOD, text) for number, text in enumerate(found)]

@@ -3,7 +3,7 @@
 import asyncio
 import difflib
 import sys
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -12,7 +12,7 @@ import click
 
 from cli.backend import Backend, OperatorGroup, json_option, with_backend
 from cli.click_types import Age, Rate
-from cli.terminal import echo, echo_json, one_line, row
+from cli.terminal import echo, echo_json, one_line, table
 from shared.catalog.job_records import JobRecord
 from shared.catalog.replay import EVERY_MODEL, Filter, Replayed, Replayer
 from shared.domain.errors import NotFound
@@ -22,7 +22,8 @@ from shared.domain.lifecycle import TERMINAL, State
 FOLLOW_S = 0.1
 LISTED_MAX = 1000
 UNLISTED = ("payload", "view", "timeline", "traceback")  # too large for a list, or the client's own
-LISTED = (State.STARTED, State.QUEUED, State.FAILED, State.FINISHED, State.CANCELED)
+LISTED = (State.FAILED, State.QUEUED, State.STARTED, State.FINISHED, State.CANCELED)  # what needs attention first
+COLUMNS = ("JOB", "STATE", "MODEL", "ATTEMPTS", "SINCE", "REASON")
 
 
 @click.group(cls=OperatorGroup)
@@ -34,33 +35,45 @@ def jobs() -> None:
 @click.option("--model", "-m", help="Only this model's jobs.")
 @click.option("--state", type=click.Choice([str(state) for state in LISTED]), help="Only jobs in this state.")
 @click.option(
-    "--limit", default=20, show_default=True, type=click.IntRange(1, LISTED_MAX), help="At most so many of each state."
+    "--limit",
+    default=20,
+    show_default=True,
+    type=click.IntRange(1, LISTED_MAX),
+    help="At most so many of each state and model.",
 )
 @json_option
 @click.pass_obj
 def list_jobs(redis_url: str | None, model: str | None, state: str | None, limit: int, as_json: bool) -> None:
-    """List jobs: running, waiting, failed, finished, cancelled."""
+    """List jobs, those that need attention first.
+
+    The order is: failed, queued, started, finished, canceled. In each state, those that wait or run the longest come
+    first, and of those that have ended the newest. SINCE is when a job came into its state."""
 
     async def work(backend: Backend) -> None:
         if model:
             await backend.require_model(model)
-        found = _records(backend, model, [State(state)] if state else LISTED, limit)
+        found = await _records(backend, model, [State(state)] if state else LISTED, limit)
         if as_json:
-            echo_json([_listed(record) async for record in found])
+            echo_json([_listed(record) for record in found])
             return
-        async for record in found:
-            echo(_line(record))
+        echo(table(COLUMNS, [_columns(record) for record in found]))
 
     with_backend(redis_url, work)
 
 
-async def _records(
-    backend: Backend, model: str | None, states: Sequence[State], limit: int
-) -> AsyncIterator[JobRecord]:
-    for name in [model] if model else await backend.job_records.models():
-        for each in states:
-            for record in await backend.job_records.records(name, each, limit=limit):
-                yield record
+async def _records(backend: Backend, model: str | None, states: Sequence[State], limit: int) -> list[JobRecord]:
+    """Of all models together, state by state."""
+    models = [model] if model else await backend.job_records.models()
+    found: list[JobRecord] = []
+    for state in states:
+        records = [record for name in models for record in await backend.job_records.records(name, state, limit=limit)]
+        found += sorted(records, key=_since, reverse=state in TERMINAL)
+    return found
+
+
+def _since(record: JobRecord) -> str:
+    """When it came into its state. All are written alike, so that they are sorted as texts."""
+    return record.ended_at or record.started_at or record.enqueued_at
 
 
 @jobs.command()
@@ -200,9 +213,8 @@ def _text(events: Iterable[Event]) -> str:
     return "".join(event.text for event in events if isinstance(event, Delta) and event.choice == 0)
 
 
-def _line(record: JobRecord) -> str:
-    when = record.ended_at or record.started_at or record.enqueued_at
-    return row(record.id, f"{record.state:<8}", record.model, f"attempts {record.attempts}", when[:19], record.reason)
+def _columns(record: JobRecord) -> Sequence[object]:
+    return record.id, record.state, record.model, record.attempts, _since(record)[:19], record.reason
 
 
 def _listed(record: JobRecord) -> dict[str, Any]:

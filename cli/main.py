@@ -14,7 +14,7 @@ from cli.doctor import doctor
 from cli.jobs import jobs
 from cli.keys import keys
 from cli.models import models
-from cli.redis_location import DATA, noted_url
+from cli.redis_location import API_URL, DATA, api_url, noted_url
 from cli.terminal import echo
 from shared.domain.errors import PenstockError
 from shared.observability.logs import REFUSES, configure_logging
@@ -129,14 +129,16 @@ def up(
 
 
 @main.command()
-@click.option("--url", default="http://127.0.0.1:8000/v1", show_default=True, help="Any OpenAI-compatible server.")
+@click.option(
+    "--url", help=f"Any OpenAI-compatible server; by default the one that `penstock up` runs here, else {API_URL}."
+)
 @click.option("--model", "-m", help="By default the first that can chat and is served.")
-@click.option("--api-key", envvar="OPENAI_API_KEY", default="none", help="By default $OPENAI_API_KEY.")
-def chat(url: str, model: str | None, api_key: str) -> None:
+@click.option("--api-key", envvar="OPENAI_API_KEY", help="By default $OPENAI_API_KEY.")
+def chat(url: str | None, model: str | None, api_key: str | None) -> None:
     """Talk to a model in the terminal."""
     from cli.chat import chat as talk
 
-    sys.exit(talk(url, model=model, api_key=api_key))
+    sys.exit(talk(url or api_url(), model=model, api_key=api_key))
 
 
 @main.command()

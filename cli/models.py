@@ -50,11 +50,21 @@ def forget(redis_url: str | None, model: str) -> None:
 
     async def work(backend: Backend) -> None:
         await backend.require_model(model)
+        listed = model in [info.name for info in await backend.model_registry.models()]
         if in_use := await backend.queue.forget(model):
-            raise InvalidRequest(f"{model} is not forgotten: {in_use}. Stop its workers and cancel its jobs first.")
-        echo(f"{model} forgotten")
+            raise InvalidRequest(f"{model} is not forgotten: {in_use}.")
+        kept = _kept(model, failed) if (failed := await backend.failed_jobs(model)) else ""
+        echo(f"{model} {'forgotten' if listed else 'was forgotten before'}{kept}")
 
     with_backend(redis_url, work)
+
+
+def _kept(model: str, failed: int) -> str:
+    """Why `rq info` still lists the model's queue."""
+    kept = (
+        "1 failed job is kept until it expires" if failed == 1 else f"{failed} failed jobs are kept until they expire"
+    )
+    return f"; {kept} (`penstock jobs list --model {model}`)"
 
 
 def _list(redis_url: str | None, *, as_json: bool) -> None:

@@ -64,6 +64,7 @@ def up(
             if not supervisor.wait_for(partial(_unfit, settings), bound_s=settings.redis_wait_s):
                 return
             folder.note_redis(url)
+            folder.note_api(f"{base_url(settings)}/v1")
             hands = _start_processes(supervisor, asked, workers, folder, settings)
             loading = f"Loading    {', '.join(names)} in {workers} worker{'' if workers == 1 else 's'}"
             echo(loading if workers else "Starting   the API, without a worker")

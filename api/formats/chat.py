@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from api.formats.common import head, usage_object
+from api.formats.common import SERVICE_TIERS, head, usage_object
 from api.http.sse import DONE, frame
 from shared.domain.events import CallPart, Completed, Delta, Event, Finished, Likelihood, Logprobs, Started, Usage
 from shared.domain.job import Job
@@ -18,7 +18,7 @@ class ChatStreamFormatter:
 
     def __init__(self, job: Job, *, include_usage: bool) -> None:
         self._choices = range(job.sampling.n)
-        self._head = head(job, "chat.completion.chunk")
+        self._head = _head(job, "chat.completion.chunk")
         self._include_usage = include_usage
         shared = orjson.dumps(self._head | ({"usage": None} if include_usage else {}))[:-1]
         self._before_index = b"data: " + shared + b',"choices":[{"index":'
@@ -120,7 +120,12 @@ class ChatCollector:
             }
             for index, message in enumerate(self._messages)
         ]
-        return head(self._job, "chat.completion") | {"choices": choices, "usage": usage_object(usage)}
+        return _head(self._job, "chat.completion") | {"choices": choices, "usage": usage_object(usage)}
+
+
+def _head(job: Job, kind: str) -> dict[str, Any]:
+    """OpenAI's text completions name no service tier, its chats do, in each chunk too."""
+    return head(job, kind) | {"service_tier": SERVICE_TIERS[job.priority]}
 
 
 def logprobs_object(logprobs: Sequence[Logprobs]) -> dict[str, Any] | None:

@@ -5,9 +5,11 @@ from typing import Any, Protocol
 
 from api.http.event_position import START, Position
 from shared.domain.events import Event, Usage
-from shared.domain.job import Job
+from shared.domain.job import Job, Priority
 
 FINGERPRINT = "penstock-1"
+# OpenAI's names for the classes. An answer names the one in which it was served, whatever was asked for.
+SERVICE_TIERS = {Priority.INTERACTIVE: "priority", Priority.STANDARD: "default", Priority.BATCH: "flex"}
 
 
 class AnswerCollector(Protocol):

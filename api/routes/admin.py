@@ -163,8 +163,7 @@ async def forget_model(name: str, services: ServicesDep) -> dict[str, Any]:
     """Forget a model that nobody serves any more. It must have no worker, and no job that waits or runs."""
     await services.model_registry.model(name)
     if in_use := await services.queue.forget(name):
-        message = f"The model '{name}' is in use: {in_use}. Stop its workers and cancel its jobs first."
-        raise InvalidRequest(message, param="name")
+        raise InvalidRequest(f"The model '{name}' is in use: {in_use}.", param="name")
     return {"id": name, "object": "model", "deleted": True}
 
 

@@ -37,7 +37,7 @@ async def stream_job_events(
 ) -> Response:
     """The job's stream from the frame after `starting_after` or `Last-Event-ID` on, in the shape of its endpoint, each
     frame with its `id`: while the job waits, runs, and as long as it is kept."""
-    _, render_options = await _mine(services, job_id, request)
+    found, render_options = await _mine(services, job_id, request)
     formatter: StreamFormatter
     if job_id.startswith(RESPONSE_PREFIX):
         record = await services.responses.get(job_id, tenant=render_options.tenant)
@@ -45,7 +45,10 @@ async def stream_job_events(
             record.builder(), after=sequence_number_after(starting_after, last_event_id), ids=True
         )
     else:
-        formatter = WithEventIds(render_options.formatter(job_id), after=position_after(starting_after, last_event_id))
+        formatter = WithEventIds(
+            render_options.formatter(job_id, priority=found.priority),
+            after=position_after(starting_after, last_event_id),
+        )
     return await resume_stream(services, render_options.job(job_id), formatter)
 
 

@@ -35,7 +35,9 @@ async def create_response(
     """A response, whole, streamed or in the background. One in the background goes on when its client leaves."""
     began = time.monotonic()
     response_id = f"{RESPONSE_PREFIX}{secrets.token_hex(16)}"
-    record = record_of(body, response_id, options.caller.tenant, await _before(body, services, request))
+    before = await _before(body, services, request)
+    priority = services.admission.priority(options, body.service_tier)
+    record = record_of(body, response_id, options.caller.tenant, before, priority=priority)
     stored = body.store is not False
     keep_s = services.settings.response_ttl_s if stored else 0
     submission = await response_submission(services.admission, body, options, record, keep_s)

@@ -101,7 +101,8 @@ async def _body(services: Services, chat: StoredChat) -> dict[str, Any]:
     last = page.events[-1] if page.events else None
     if not isinstance(last, Finished) or not isinstance(last.outcome, Completed):
         raise NotFound(f"The chat completion {chat.id} is not done.", param="completion_id")
-    answer = ChatCollector(decode_render_options(chat.view).job(chat.id))
+    job = await services.job_records.record(chat.id)
+    answer = ChatCollector(decode_render_options(chat.view).job(chat.id, priority=job.priority))
     for event in page.events:
         answer.add(event)
     return answer.body(last.outcome.usage) | {"metadata": chat.metadata}

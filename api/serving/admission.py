@@ -140,7 +140,7 @@ class Admission:
     ) -> Job:
         known = await self._require_model(model, options.caller)
         settings = self._settings
-        priority = self._priority(options, tier)
+        priority = self.priority(options, tier)
         job = Job(
             id=f"{prefix}-{secrets.token_hex(16)}",
             model=model,
@@ -162,7 +162,7 @@ class Admission:
         would tell others what it has asked. Names of tenants hold no slash."""
         return asked or "" if self._settings.prefix_cache_shared else f"{options.caller.tenant}/{asked or ''}"
 
-    def _priority(self, options: RequestOptions, tier: str | None) -> Priority:
+    def priority(self, options: RequestOptions, tier: str | None) -> Priority:
         """As asked for, but not above the key's own class."""
         asked = options.priority or TIERS.get(tier or "")
         if (key := options.caller.key) is None:

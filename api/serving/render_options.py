@@ -9,7 +9,7 @@ from api.formats.chat import ChatStreamFormatter
 from api.formats.common import StreamFormatter
 from api.formats.completion import CompletionForm, CompletionStreamFormatter
 from shared.domain.errors import InvalidRequest
-from shared.domain.job import Job, Kind, Sampling
+from shared.domain.job import Job, Kind, Priority, Sampling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +37,8 @@ class RenderOptions:
     def form(self) -> CompletionForm:
         return CompletionForm(n=self.shown, logprobs=self.logprobs)
 
-    def job(self, job_id: str) -> Job:
-        """As much of it as formats need."""
+    def job(self, job_id: str, *, priority: Priority = Priority.STANDARD) -> Job:
+        """As much of it as formats need. `priority`: the job's hash has it."""
         return Job(
             id=job_id,
             model=self.model,
@@ -49,13 +49,14 @@ class RenderOptions:
             patience_ms=self.patience_ms,
             run_ms=self.run_ms,
             grace_ms=self.grace_ms,
+            priority=priority,
         )
 
-    def formatter(self, job_id: str) -> StreamFormatter:
+    def formatter(self, job_id: str, *, priority: Priority = Priority.STANDARD) -> StreamFormatter:
         """Raises InvalidRequest for a job whose answer is never streamed."""
         match self.kind:
             case Kind.CHAT:
-                return ChatStreamFormatter(self.job(job_id), include_usage=self.include_usage)
+                return ChatStreamFormatter(self.job(job_id, priority=priority), include_usage=self.include_usage)
             case Kind.COMPLETION if self.made == self.shown:
                 return CompletionStreamFormatter(self.job(job_id), self.form, include_usage=self.include_usage)
         raise InvalidRequest("This job's answer comes whole: send the request again with its Idempotency-Key.")

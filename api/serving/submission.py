@@ -40,7 +40,7 @@ class Submission:
         """`ids`: each frame says where it belongs, so that its stream can be picked up behind it."""
         if self.make_formatter:
             return self.make_formatter(job, ids)
-        formatter = replace(self.render_options, created_ms=job.created_ms).formatter(job.id)
+        formatter = replace(self.render_options, created_ms=job.created_ms).formatter(job.id, priority=job.priority)
         return WithEventIds(formatter) if ids else formatter
 
 
@@ -82,7 +82,9 @@ async def response_submission(
         if body.previous_response_id or body.background:
             param = "background" if body.background else "previous_response_id"
             raise InvalidRequest(f"A response of a batch has no '{param}'.", param=param)
-        record = record_of(body, f"{RESPONSE_PREFIX}{secrets.token_hex(16)}", options.caller.tenant, ())
+        priority = admission.priority(options, body.service_tier)
+        response_id = f"{RESPONSE_PREFIX}{secrets.token_hex(16)}"
+        record = record_of(body, response_id, options.caller.tenant, (), priority=priority)
     job = await admission.chat(chat_of(body, record.items), options)
     job = replace(job, id=record.id, keep_s=keep_s)
     if record.background:

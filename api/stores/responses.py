@@ -9,11 +9,13 @@ from typing import Any
 from pydantic import ValidationError
 from redis.asyncio import Redis
 
+from api.formats.common import SERVICE_TIERS
 from api.formats.response import ResponseBuilder
 from api.http.problems import validation_problem
 from api.schemas.chat import ChatCompletionRequest
 from api.schemas.response import LOGPROBS, MessageItem, ResponseRequest
 from shared.domain.errors import InvalidRequest, NotFound
+from shared.domain.job import Priority
 from shared.queue.protocols import StoredRecord
 from shared.redis import keys
 from shared.redis.client import translated
@@ -76,8 +78,10 @@ class ResponseStore:
         return record
 
 
-def record_of(body: ResponseRequest, response_id: str, tenant: str, before: Sequence[dict[str, Any]]) -> ResponseRecord:
-    """`before`: the conversation that this one goes on with."""
+def record_of(
+    body: ResponseRequest, response_id: str, tenant: str, before: Sequence[dict[str, Any]], *, priority: Priority
+) -> ResponseRecord:
+    """`before`: the conversation that this one goes on with. `priority`: the class in which it is served."""
     said = {"type": "message", "role": "user", "content": body.input}
     items = [MessageItem.model_validate(said)] if isinstance(body.input, str) else body.input
     own = [item.model_dump(exclude_none=True, exclude={"id", "status"}) for item in items]
@@ -86,7 +90,7 @@ def record_of(body: ResponseRequest, response_id: str, tenant: str, before: Sequ
         tenant=tenant,
         created_s=int(time.time()),
         background=bool(body.background),
-        head=_head(body),
+        head=_head(body, priority),
         items=[*before, *own],
         own=len(before),
     )
@@ -122,7 +126,7 @@ def chat_of(body: ResponseRequest, items: Sequence[dict[str, Any]]) -> ChatCompl
         raise InvalidRequest(problem.message, param=problem.param) from None
 
 
-def _head(body: ResponseRequest) -> dict[str, Any]:
+def _head(body: ResponseRequest, priority: Priority) -> dict[str, Any]:
     """What OpenAI's response repeats, with its defaults."""
     text = body.text.model_dump(by_alias=True, exclude_none=True) if body.text else {}
     choice = body.tool_choice if isinstance(body.tool_choice, str | None) else body.tool_choice.model_dump()
@@ -143,7 +147,7 @@ def _head(body: ResponseRequest) -> dict[str, Any]:
         "top_p": body.top_p,
         "top_logprobs": body.top_logprobs,
         "truncation": "disabled",
-        "service_tier": body.service_tier or "auto",
+        "service_tier": SERVICE_TIERS[priority],
         "user": body.user,
         "safety_identifier": body.safety_identifier,
         "prompt_cache_key": body.prompt_cache_key,

@@ -3,12 +3,15 @@ runs. Nothing here reads a consumer group's `lag`, which Redis itself loses trac
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from shared.domain.job import Priority
+from shared.queue.lua import scripts
 from shared.redis import keys
 from shared.redis.client import translated
 
@@ -61,6 +64,7 @@ def together(demands: Sequence[Demand]) -> Demand:
 class DemandReader:
     def __init__(self, client: Redis) -> None:
         self._redis = client
+        self._sync = client.register_script(scripts()["sync"])
 
     async def all(self) -> list[Demand]:
         """Of every model that is known. Raise QueueUnavailable."""
@@ -71,6 +75,8 @@ class DemandReader:
     async def read(self, model: str) -> Demand:
         """Remembers what a worker gets done, for when none runs. Raise QueueUnavailable."""
         with translated():
+            with suppress(ResponseError):  # a Redis without room for a stream entry can be read all the same
+                await self._sync(args=["sync", model])
             async with self._redis.pipeline(transaction=False) as pipe:
                 pipe.time()
                 pipe.hgetall(keys.load(model))
@@ -81,6 +87,7 @@ class DemandReader:
                 pipe.hget(keys.model(model), "slots")
                 pipe.get(keys.pace(model))
                 (seconds, micros), load, rate, running, oldest, workers, slots, known = await pipe.execute()
+            load = load if oldest else {}  # `rq empty` leaves the counts to the next claim
             now_ms = seconds * 1000 + micros // 1000
             alive = int(await self._redis.exists(*workers)) if workers else 0
             entry: Any = await self._redis.hget(keys.job(oldest.decode()), "sid") if oldest else None

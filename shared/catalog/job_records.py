@@ -62,12 +62,13 @@ class JobRecords:
         return sorted(name.decode().removeprefix(prefix) for name in members)
 
     async def ids(self, model: str, state: State, *, limit: int = 100) -> list[str]:
-        """The newest ended ones, or the oldest waiting ones, first."""
+        """Of those that wait or run the oldest first, of those that have ended the newest."""
         with translated():
             if state is State.QUEUED:
                 waiting: Any = await self._redis.lrange(keys.queue(model), 0, limit - 1)
                 return [job_id.decode() for job_id in waiting]
-            found: Any = await self._redis.zrevrange(keys.registry(state, model), 0, limit - 1)
+            oldest_first = state is State.STARTED
+            found: Any = await self._redis.zrange(keys.registry(state, model), 0, limit - 1, desc=not oldest_first)
         return [member.decode().partition(":")[0] for member in found]
 
     async def all_failed(self, model: str) -> AsyncIterator[str]:

@@ -5,6 +5,7 @@
 
 local SERVED_TTL_S = 86400
 local RATE_FRESH_MS = 60000
+local LULL = 4                            -- times the usual gap between two ends
 local LOOK_MAX = 32                       -- tenants of a class looked at for a job that is not too wide
 local OUTPUT_GUESS = 256                  -- tokens of an answer without a limit, before any was seen
 local WEIGHED_FOR_MS = 5000               -- waiting bytes are counted anew at most once in this time
@@ -161,14 +162,15 @@ local function take_next(model, widest)
   return sid, id
 end
 
--- How fast jobs are served while others wait: what every estimate rests on. A gap between two ends that is longer than
--- `longest` says nothing about that: nobody waited, or all began at once.
-local function note_rate(model, tokens, longest)
+-- How fast jobs are served while others wait: what every estimate rests on. A gap between two ends that is some times
+-- the usual one says nothing about that: nobody waited, or all began at once. For the same reason the first estimate is
+-- the usual gap, since one that is measured counts for many ends.
+local function note_rate(model, tokens, usual)
   local rate, now = rate_key(model), now_ms()
   local h = redis.call('HMGET', rate, 'last_ms', 'gap_ms', 'tokens', 'output')
   if h[1] and redis.call('LLEN', queue_key(model)) > 0 then
-    local gap = math.min(now - h[1], RATE_FRESH_MS, longest)
-    redis.call('HSET', rate, 'gap_ms', tostring(h[2] and (0.9 * h[2] + 0.1 * gap) or gap),
+    local gap = math.min(now - h[1], RATE_FRESH_MS, LULL * (usual or math.huge))
+    redis.call('HSET', rate, 'gap_ms', tostring(h[2] and (0.9 * h[2] + 0.1 * gap) or usual or gap),
                'tokens', tostring(h[3] and (0.9 * h[3] + 0.1 * tokens) or tokens))
   end
   redis.call('HSET', rate, 'last_ms', now)

@@ -137,7 +137,14 @@ class InUse:
         return self.jobs > 0 or self.workers > 0
 
     def __str__(self) -> str:
-        return f"it has {self.jobs} jobs that wait or run and {self.workers} workers"
+        """Only what is the case, each with what to do about it."""
+        workers = _counted(self.workers, "1 worker serves it (stop it first)", "{} workers serve it (stop them first)")
+        jobs = _counted(self.jobs, "1 job waits or runs (cancel it first)", "{} jobs wait or run (cancel them first)")
+        return " and ".join([*workers, *jobs])
+
+
+def _counted(count: int, one: str, many: str) -> list[str]:
+    return [one if count == 1 else many.format(count)] if count else []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,6 @@ local TIMELINE_MAX = 8000
 local SYNC_MAX = 256
 local SWEEP_MAX = 10000
 local WAKES_MAX = 64
-local LULL = 4
 local ELSEWHERE_MS = 300       -- another worker with more room has looked at the queue within this time
 local WAKE_TTL_S = 3600
 
@@ -174,12 +173,12 @@ local function close(model, id, status, iso, ttl_s)
   if width_of(id) > 1 and redis.call('LLEN', queue_key(model)) > 0 then wake(model) end
 end
 
--- The longest time that plausibly lies between two ends: some times what this job took, over how many ran beside it.
-local function lull(model, id)
+-- The time between two ends, were they spread evenly: what this job took, over how many ran with it. nil if unknown.
+local function usual_gap(model, id)
   local h = redis.call('HMGET', job_key(id), 'deadline_ms', 'run_ms')
-  if not h[1] then return math.huge end
+  if not h[1] then return nil end
   local took = now_ms() - (h[1] - h[2])
-  return LULL * took / (redis.call('ZCARD', leases_key(model)) + 1)
+  return took / (redis.call('ZCARD', leases_key(model)) + 1)
 end
 
 -- What a claimed job really took, instead of what it was thought to take.
@@ -187,7 +186,7 @@ local function correct(model, id, tokens)
   local place = place_of(job_key(id))
   charge_both(model, place, tokens - place.cost)
   correct_limits(id, math.floor(tokens - place.cost))
-  note_rate(model, tokens, lull(model, id))
+  note_rate(model, tokens, usual_gap(model, id))
 end
 
 local function fields_from(first)
@@ -428,6 +427,12 @@ function verbs.claim(model, worker, exec, iso, lease_ms, limit, room, attempts_m
   local answer = {}
   for _, id in ipairs(ids) do answer[#answer + 1] = delivery(id) end
   return answer
+end
+
+-- sync model -> how many jobs wait. What another tool has queued is counted from now on, also while no worker claims.
+function verbs.sync(model)
+  sync(model)
+  return redis.call('LLEN', queue_key(model))
 end
 
 -- append (id exec first count event*)* -> {{id, -1 when it is no longer the caller's, else the length of a log that

@@ -23,6 +23,7 @@ from workers.parsers.lark_grammar import WHITESPACE
 
 COMPILED_MAX = 64
 OUTSIDE = "doesn't satisfy the grammar"  # the parser's words for a token that its mask forbids
+REASON = "error: "  # begins the line in which the parser of regular expressions says what is wrong
 GRAMMAR_BYTES_MAX = 200_000
 
 
@@ -132,9 +133,12 @@ def _executor() -> llguidance.LLExecutor:
 
 
 def _first_error(matcher: llguidance.LLMatcher) -> str:
-    """The parser's own words, without the state that it adds."""
+    """The parser's own words, without the state that it adds. For a regular expression it names the reason last, below
+    a drawing of the place."""
     text: str = matcher.get_error()
-    return text.strip().splitlines()[0]
+    first, *more = text.strip().splitlines()
+    reason = next((line.removeprefix(REASON) for line in more if line.startswith(REASON)), "")
+    return f"{first} {reason}" if first.endswith(":") and reason else first
 
 
 def _to_llguidance(grammar: Grammar) -> str:

@@ -43,6 +43,9 @@ def test_a_model_without_trouble_has_one_good_line() -> None:
         ({"paused": True, "waiting": 3, "oldest_s": 900}, "`penstock models resume m` goes on"),
         ({"waiting": 3, "oldest_s": 900}, "start more workers"),
         ({"workers": 0, "silent": 2}, "start one with `penstock worker --model m`"),
+        ({"workers": 0}, "no worker serves it: start one with `penstock worker --model m`"),
+        ({"failed": 1}, "1 failed job is kept: use `penstock jobs list -m m --state failed` to see why"),
+        ({"failed": 3}, "`penstock jobs replay -m m` to run them again"),
     ],
 )
 def test_trouble_of_a_model_is_told_once_with_its_remedy(trouble: dict[str, Any], action: str) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import re
+from pathlib import Path
 
 from rich.console import Console
 
@@ -63,6 +64,18 @@ def test_80_columns_are_enough_and_cut_no_id_and_no_number() -> None:
         assert any(whole in line for line in lines), whole
     assert sum(map(len, lines)) > 0
     assert len(lines) == 8  # no row takes two lines
+
+
+def test_the_readme_shows_every_table_that_is_printed() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    sample = [line.split() for line in readme.partition("$ penstock top\n")[2].partition("```")[0].splitlines()]
+
+    titles = [
+        line.split() for line in shown("m", UNBOUNDED).splitlines() if line.split()[:1] and line.split()[0].isupper()
+    ]
+
+    assert [line[0] for line in titles] == ["MODEL", "WORKER", "JOB"]
+    assert [line for line in sample if line in titles] == titles
 
 
 def test_what_is_piped_is_never_cut() -> None:

@@ -157,6 +157,27 @@ def test_a_grammar_that_cannot_be_used_is_the_clients_error_by_name(engine: Engi
     assert caught.value.param == grammar.param
 
 
+@pytest.mark.parametrize(
+    ("grammar", "reason"),
+    [
+        (regex("(unclosed"), "unclosed group"),
+        (regex("a{2,1}"), "invalid repetition count range, the start must be <= the end"),
+        (regex("(?=a)b\nerror: mine"), "look-around, including look-ahead and look-behind, is not supported"),
+        (schema({"type": "string", "pattern": "("}), "unclosed group"),
+        (schema({"type": "nonsense"}), "Invalid type: nonsense"),
+        (Grammar(kind=GrammarKind.LARK, text="start: missing_rule", param="p"), 'unknown name: "missing_rule"'),
+    ],
+)
+def test_the_error_of_a_grammar_ends_with_its_reason(engine: Engine, grammar: Grammar, reason: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        engine.tokenizer.constraint(grammar)
+
+    said = str(caught.value)
+    assert said.startswith(f"'{grammar.param}' cannot be used: ")
+    assert said.endswith(reason)
+    assert "\n" not in said
+
+
 def test_a_regex_of_huge_counts_costs_no_time(engine: Engine) -> None:
     grammar = regex("(((((a{1,1000}){1,1000}){1,1000}){1,1000}){1,1000})")
 
