@@ -136,6 +136,19 @@ def test_every_pod_is_as_restricted_as_kubernetes_asks_for(helm: Any, case: str)
     assert seen >= 3
 
 
+def test_images_are_named_by_their_digests_where_those_are_given(helm: Any) -> None:
+    api, worker = (f"sha256:{digit * 64}" for digit in "ab")
+    model = {"name": "m", "source": "org/m", "cache": {"size": "1Gi", "preload": True}}
+    values = {"image": {"tag": "1.2.3", "apiDigest": api, "workerDigest": worker}, "models": [model]}
+
+    images = {container["image"] for _, pod in pods(rendered(helm, values)) for container in pod["containers"]}
+
+    assert {name for name in images if "penstock" in name} == {
+        f"penstock-api:1.2.3@{api}",
+        f"penstock-worker:1.2.3@{worker}",
+    }
+
+
 def test_who_scales_alone_says_how_many(helm: Any) -> None:
     made = rendered(helm, values_of("everything.yaml"))
 
@@ -228,6 +241,7 @@ def test_workers_are_at_their_shard_and_the_api_knows_each(helm: Any) -> None:
         ({"settings": {"queue_jobs_max": 0}}, "queue_jobs_max"),
         ({"models": [{"name": "a", "source": "b", "autoscaling": {"trigger": "lag"}}]}, "trigger"),
         ({"auth": {"keys": False}}, "keys"),
+        ({"image": {"apiDigest": "1.2.3"}}, "apiDigest"),
     ],
 )
 def test_a_mistake_in_the_values_is_refused_by_name(helm: Any, values: dict[str, Any], named: str) -> None:
