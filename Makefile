@@ -14,16 +14,15 @@ WORKERS ?= 1
 BIN := .venv/bin
 LOCKED := -c requirements/lock.txt
 
-# $(1): a Python. The lock has no torch, since each platform has its own build of it, on an index of its own; the CPU's on
-# Linux has a local version. What CUDA's torch needs comes later, by its own exact versions.
+# $(1): pip's install or download. The lock has no torch, since each platform has its own build of it, on an index of its
+# own; the CPU's on Linux has a local version. What CUDA's torch needs comes later, by its own exact versions.
 TORCH_VERSION := 2.13.0
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
-install_torch_alone = $(1) -m pip install --no-deps --progress-bar on
 ifeq ($(TORCH)-$(shell uname -s),cpu-Linux)
-install_torch = $(install_torch_alone) torch==$(TORCH_VERSION)+cpu 2>/dev/null \
-	|| $(install_torch_alone) --index-url $(TORCH_INDEX) torch==$(TORCH_VERSION)+cpu
+torch_alone = $(1) --no-deps torch==$(TORCH_VERSION)+cpu 2>/dev/null \
+	|| $(1) --no-deps --index-url $(TORCH_INDEX) torch==$(TORCH_VERSION)+cpu
 else
-install_torch = $(install_torch_alone) torch==$(TORCH_VERSION)
+torch_alone = $(1) --no-deps torch==$(TORCH_VERSION)
 endif
 
 .PHONY: up test clients chaos check format lint types contracts sizes lock release clean
@@ -57,7 +56,7 @@ sizes:
 	@echo "Installing into .venv (once; about 1 GB, most of it torch for the CPU) .."
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Penstock needs Python 3.11 or newer: make up PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -m venv .venv
-	$(call install_torch,$(BIN)/python)
+	$(call torch_alone,$(BIN)/python -m pip install --progress-bar on)
 	@$(BIN)/python -m pip install -q --require-hashes -r requirements/uv.txt
 	$(BIN)/uv pip install --python $(BIN)/python $(LOCKED) -e '.[torch,local,chat]'
 	@touch $@
@@ -79,13 +78,15 @@ clients: .venv/.ready-clients
 	npm ci --prefix tests/clients --silent --no-audit --no-fund
 	@touch $@
 
-# Exact versions of everything but torch, with the hashes of their files; then what of it is in which image.
+# Exact versions of everything but torch, with the hashes of their files; then what of it is in which image. The CPU's torch
+# is at hand meanwhile, since PyPI's asks for CUDA's libraries; a local version is preferred to a public one.
 compile = $(BIN)/uv pip compile --python-version 3.11 --no-emit-package torch --no-emit-find-links --no-emit-index-url \
 	--no-header --no-annotate -q
 lock: .venv/.ready-dev
-	$(compile) --generate-hashes --all-extras pyproject.toml -o requirements/lock.txt
-	$(compile) $(LOCKED) --extra otel pyproject.toml -o requirements/api.txt
-	$(compile) $(LOCKED) --extra otel --extra torch pyproject.toml -o requirements/worker.txt
+	$(call torch_alone,$(BIN)/python -m pip download -q -d .venv/torch)
+	$(compile) --generate-hashes --all-extras --find-links .venv/torch pyproject.toml -o requirements/lock.txt
+	$(compile) $(LOCKED) --extra otel --find-links .venv/torch pyproject.toml -o requirements/api.txt
+	$(compile) $(LOCKED) --extra otel --extra torch --find-links .venv/torch pyproject.toml -o requirements/worker.txt
 	for name in uv release; do $(compile) --generate-hashes requirements/$$name.in -o requirements/$$name.txt; done
 	for name in clients aiperf; do $(compile) requirements/$$name.in -o requirements/$$name.txt; done
 
@@ -94,7 +95,7 @@ lock: .venv/.ready-dev
 IMAGES ?= auto
 release: .venv/release/.ready
 	$(PYTHON) -m venv --clear .venv/shipped
-	$(call install_torch,.venv/shipped/bin/python)
+	$(call torch_alone,.venv/shipped/bin/python -m pip install -q)
 	.venv/release/bin/python -m tools.release --images $(IMAGES) --shipped .venv/shipped $(if $(CUDA),--cuda) \
 		$(if $(PYTHON_IMAGE),--python-image $(PYTHON_IMAGE))
 

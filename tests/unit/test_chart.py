@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import tarfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import yaml
 from shared.events import REQUEST_FAULTS
 from shared.telemetry import ApiMetrics, WorkerMetrics
 from tools.dashboard import dashboard
+from tools.release import Release, pack_chart
 from tools.values_schema import schema
 
 CHART = Path(__file__).parents[2] / "helm"
@@ -273,6 +275,26 @@ def test_chart_and_package_are_of_one_release() -> None:
 
     assert chart["version"] == chart["appVersion"] == project["version"]
     assert f"## [{project['version']}]" in (CHART.parent / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_archive_of_a_release_is_what_helm_would_pack(helm: Any, tmp_path: Path) -> None:
+    ours = pack_chart(Release(source=CHART.parent, dist=tmp_path, version="1.2.3", epoch=0))
+    theirs = helm.package(str(CHART), destination=str(tmp_path / "theirs"))
+
+    with tarfile.open(ours) as one, tarfile.open(theirs) as other:
+        # Helm writes Chart.yaml anew, in an order of its own.
+        names = [name for name in one.getnames() if not name.endswith("Chart.yaml")]
+        assert sorted(one.getnames()) == sorted(other.getnames())
+        assert [name for name in names if content(one, name) != content(other, name)] == []
+    with helm.Chart.load(str(ours)) as packed, helm.Chart.load(str(CHART)) as chart:
+        values = {"redis": {"password": "not-at-random"}}
+        assert packed.render(values, name="rel", namespace="ns") == chart.render(values, name="rel", namespace="ns")
+
+
+def content(archive: tarfile.TarFile, name: str) -> bytes:
+    file = archive.extractfile(name)
+    assert file
+    return file.read()
 
 
 def test_the_dashboard_is_made_of_its_panels() -> None:
