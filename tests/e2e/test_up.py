@@ -92,10 +92,10 @@ class Up:
 
 
 @contextmanager
-def up(folder: Path, *arguments: str, **options: Any) -> Iterator[Up]:
+def up(folder: Path, *arguments: str, ready_s: float = UP_S, **options: Any) -> Iterator[Up]:
     started = Up(folder, *arguments, **options)
     try:
-        eventually("ready", started.ready, seconds=UP_S)
+        eventually("ready", started.ready, seconds=ready_s)
         yield started
     finally:
         if started.popen.poll() is None:

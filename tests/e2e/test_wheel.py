@@ -21,6 +21,7 @@ from tests.e2e.test_up import up
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("api", "cli", "shared", "workers")
 SDIST = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+COMPILED_S = 180.0  # a new environment has no compiled attention yet
 # Without the checkout, which may be on the path of the tests.
 CLEAN = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
@@ -69,6 +70,7 @@ def test_the_wheel_holds_every_file_of_the_packages(wheel: Path) -> None:
     assert packed == {str(path.relative_to(ROOT)) for path in here if "__pycache__" not in path.parts}
 
 
+@pytest.mark.timeout(300)
 def test_it_serves_outside_the_checkout_beside_folders_named_like_its_own(environment: Path, tmp_path: Path) -> None:
     for name in PACKAGES:
         (tmp_path / name).mkdir()
@@ -77,7 +79,7 @@ def test_it_serves_outside_the_checkout_beside_folders_named_like_its_own(enviro
     assert Path(where).is_relative_to(environment.parent)
 
     with (
-        up(tmp_path, program=[str(environment / "penstock")], PYTHONPATH="") as running,
+        up(tmp_path, program=[str(environment / "penstock")], PYTHONPATH="", ready_s=COMPILED_S) as running,
         openai.OpenAI(base_url=f"http://127.0.0.1:{running.port}/v1", api_key="none", max_retries=0) as client,
     ):
         stream = client.chat.completions.create(model=BUILTIN, messages=ask("Hello!"), max_tokens=8, stream=True)
