@@ -94,8 +94,8 @@ lock: .venv/.ready-dev
 # builds the worker's for NVIDIA GPUs, too. PYTHON_IMAGE is what they are built on, with a digest if you know it.
 IMAGES ?= auto
 release: .venv/release/.ready
-	$(PYTHON) -m venv --clear .venv/shipped
-	$(call torch_alone,.venv/shipped/bin/python -m pip install -q)
+	$(PYTHON) -m venv --clear --without-pip .venv/shipped
+	$(call torch_alone,.venv/release/bin/python -m pip --python .venv/shipped/bin/python install -q)
 	.venv/release/bin/python -m tools.release --images $(IMAGES) --shipped .venv/shipped $(if $(CUDA),--cuda) \
 		$(if $(PYTHON_IMAGE),--python-image $(PYTHON_IMAGE))
 

@@ -45,6 +45,7 @@ class Release:
 def main() -> int:
     options = parser().parse_args()
     os.umask(0o022)  # modes are part of what is built
+    os.environ.pop("PYTHONPATH", None)  # what is there is not shipped
     try:
         with tempfile.TemporaryDirectory() as folder:
             release = committed(Path(folder) / "source")
@@ -90,7 +91,7 @@ def version_of(source: Path) -> str:
 
 def build_package(release: Release) -> None:
     """The wheel is built from the sdist, which so is known to be complete."""
-    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", release.dist, release.source)
+    run(sys.executable, "-m", "build", "--quiet", "--no-isolation", "--outdir", release.dist, release.source)
     sdist = release.dist / f"penstock-{release.version}.tar.gz"
     with tarfile.open(sdist) as files:
         members = [(info.name, content.read()) for info in files if (content := files.extractfile(info))]
@@ -128,6 +129,8 @@ def write_sbom(release: Release, shipped: Path) -> None:
     uv = [sys.executable, "-m", "uv", "pip"]
     run(*uv, "install", "-q", "--exact", "--reinstall-package", "penstock", "--python", python, "-c", lock,
         f"penstock[{SHIPPED}] @ {wheel.as_uri()}")  # fmt: skip
+    for noted in shipped.glob("lib/*/site-packages/penstock-*.dist-info/direct_url.json"):
+        noted.unlink()  # where the wheel lay on this machine is nobody's business
     found = json.loads(output(*uv, "list", "--format", "json", "--python", str(python)))
     strange = not_locked({part["name"]: part["version"] for part in found}, lock.read_text(encoding="utf-8"))
     if strange:
