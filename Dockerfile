@@ -1,46 +1,46 @@
 # Two images from one file: `api` (no torch) and `worker` (torch for the CPU; TORCH=cuda for NVIDIA GPUs).
 
+# A tag may move: docs/releasing.md says how to give it a digest (python:3.11-slim@sha256:..).
 ARG PYTHON_IMAGE=python:3.11-slim
 
 FROM ${PYTHON_IMAGE} AS builder
 ENV UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_PYTHON_DOWNLOADS=never
-RUN pip install --no-cache-dir uv && uv venv /opt/venv
-ENV VIRTUAL_ENV=/opt/venv
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE ./
 COPY requirements requirements
+RUN pip install --no-cache-dir --require-hashes -r requirements/uv.txt && uv venv /opt/venv
+ENV VIRTUAL_ENV=/opt/venv
 
 FROM builder AS api-builder
 RUN --mount=type=cache,target=/root/.cache/uv \
-    uv pip compile -q pyproject.toml --extra otel -c requirements/lock.txt --no-header -o /tmp/api.txt \
-    && uv pip install -r /tmp/api.txt
+    uv pip install --require-hashes --no-deps -c requirements/lock.txt -r requirements/api.txt
+COPY pyproject.toml README.md LICENSE ./
 COPY shared shared
 COPY api api
 COPY cli cli
 COPY workers/__init__.py workers/__init__.py
-RUN uv pip install --no-deps .
+RUN uv pip install --no-deps --build-constraints requirements/lock.txt --require-build-hashes . && uv pip check
 
 FROM builder AS worker-builder
+RUN --mount=type=cache,target=/root/.cache/uv \
+    uv pip install --require-hashes --no-deps -c requirements/lock.txt -r requirements/worker.txt
 ARG TORCH=cpu
-# The CPU build comes from PyTorch's own index, or from wherever pip is told to find one; never CUDA unless asked.
+# The lock has no torch. Its CPU build comes alone from PyTorch's own index, or from wherever pip is told to find one;
+# CUDA's, with NVIDIA's libraries, only when asked for.
 RUN --mount=type=cache,target=/root/.cache/pip <<'SH'
 set -e
 if [ "$TORCH" = cpu ]; then
-  pip --python /opt/venv/bin/python install -c requirements/lock.txt torch==2.13.0+cpu \
-    || pip --python /opt/venv/bin/python install -c requirements/lock.txt \
-         --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu
+  pip --python /opt/venv/bin/python install --no-deps torch==2.13.0+cpu \
+    || pip --python /opt/venv/bin/python install --no-deps --index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu
 else
-  pip --python /opt/venv/bin/python install -c requirements/lock.txt torch==2.13.0
+  pip --python /opt/venv/bin/python install torch==2.13.0
 fi
 SH
-RUN --mount=type=cache,target=/root/.cache/uv \
-    uv pip compile -q pyproject.toml --extra torch --extra otel -c requirements/lock.txt --no-emit-package torch --no-header \
-      -o /tmp/worker.txt && uv pip install --no-deps -r /tmp/worker.txt
+COPY pyproject.toml README.md LICENSE ./
 COPY shared shared
 COPY api api
 COPY cli cli
 COPY workers workers
-RUN uv pip install --no-deps .
+RUN uv pip install --no-deps --build-constraints requirements/lock.txt --require-build-hashes . && uv pip check
 
 FROM ${PYTHON_IMAGE} AS base
 LABEL org.opencontainers.image.title="Penstock" \
@@ -49,6 +49,8 @@ LABEL org.opencontainers.image.title="Penstock" \
 RUN apt-get update && apt-get install -y --no-install-recommends tini && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --create-home penstock \
     && install -d -o 10001 -g 10001 /models /files
+ARG VERSION=
+LABEL org.opencontainers.image.version="${VERSION}"
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1
 USER 10001
 WORKDIR /home/penstock

@@ -3,6 +3,7 @@
 # make clients  openai for Python and Node, LangChain, LlamaIndex, LiteLLM ..: about 2 GB more, and their tests are run too
 # make chaos   faults under load, and a verdict
 # make check   what CI runs: format, lint, types, import contracts, sizes, tests
+# make release sdist, wheel, chart, images, SBOM and checksums of the last commit, into dist/: docs/releasing.md
 #
 # make up takes WORKERS=2 MODEL=<folder or hub id> PORT=8001 DATA=<folder> REDIS_URL=redis://...; TORCH=cuda installs
 # torch for a GPU.
@@ -13,17 +14,18 @@ WORKERS ?= 1
 BIN := .venv/bin
 LOCKED := -c requirements/lock.txt
 
-# The CPU build of torch has a local version on Linux only, and an index of its own there.
+# $(1): pip's install or download. The lock has no torch, since each platform has its own build of it, on an index of its
+# own; the CPU's on Linux has a local version. What CUDA's torch needs comes later, by its own exact versions.
 TORCH_VERSION := 2.13.0
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 ifeq ($(TORCH)-$(shell uname -s),cpu-Linux)
-INSTALL_TORCH = $(BIN)/python -m pip install $(LOCKED) --progress-bar on torch==$(TORCH_VERSION)+cpu 2>/dev/null \
-	|| $(BIN)/python -m pip install $(LOCKED) --extra-index-url $(TORCH_INDEX) torch==$(TORCH_VERSION)+cpu
+torch_alone = $(1) --no-deps torch==$(TORCH_VERSION)+cpu 2>/dev/null \
+	|| $(1) --no-deps --index-url $(TORCH_INDEX) torch==$(TORCH_VERSION)+cpu
 else
-INSTALL_TORCH = $(BIN)/python -m pip install $(LOCKED) torch==$(TORCH_VERSION)
+torch_alone = $(1) --no-deps torch==$(TORCH_VERSION)
 endif
 
-.PHONY: up test clients chaos check format lint types contracts sizes lock clean
+.PHONY: up test clients chaos check format lint types contracts sizes lock release clean
 
 # The URL may hold a password: it goes by environment (make hands on what it was given), not by arguments, which everybody
 # on the machine sees.
@@ -50,12 +52,12 @@ contracts:
 sizes:
 	$(BIN)/python -m tools.check_sizes
 
-.venv/.ready: pyproject.toml requirements/lock.txt
+.venv/.ready: pyproject.toml requirements/lock.txt requirements/uv.txt
 	@echo "Installing into .venv (once; about 1 GB, most of it torch for the CPU) .."
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Penstock needs Python 3.11 or newer: make up PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -m venv .venv
-	$(INSTALL_TORCH)
-	@$(BIN)/python -m pip install -q $(LOCKED) uv
+	$(call torch_alone,$(BIN)/python -m pip install --progress-bar on)
+	@$(BIN)/python -m pip install -q --require-hashes -r requirements/uv.txt
 	$(BIN)/uv pip install --python $(BIN)/python $(LOCKED) -e '.[torch,local,chat]'
 	@touch $@
 
@@ -76,12 +78,32 @@ clients: .venv/.ready-clients
 	npm ci --prefix tests/clients --silent --no-audit --no-fund
 	@touch $@
 
-# Exact versions of everything but torch, which every machine takes from where it has one.
+# Exact versions of everything but torch, with the hashes of their files; then what of it is in which image. The CPU's torch
+# is at hand meanwhile, since PyPI's asks for CUDA's libraries; a local version is preferred to a public one.
+compile = $(BIN)/uv pip compile --python-version 3.11 --no-emit-package torch --no-emit-find-links --no-emit-index-url \
+	--no-header --no-annotate -q
 lock: .venv/.ready-dev
-	$(BIN)/uv pip compile pyproject.toml --all-extras --python-version 3.11 --no-emit-package torch --no-emit-find-links \
-		--no-emit-index-url --no-header --no-annotate -q -o requirements/lock.txt
-	for name in clients aiperf; do $(BIN)/uv pip compile requirements/$$name.in --python-version 3.11 \
-		--no-emit-find-links --no-emit-index-url --no-header --no-annotate -q -o requirements/$$name.txt; done
+	$(call torch_alone,$(BIN)/python -m pip download -q -d .venv/torch)
+	$(compile) --generate-hashes --all-extras --find-links .venv/torch pyproject.toml -o requirements/lock.txt
+	$(compile) $(LOCKED) --extra otel --find-links .venv/torch pyproject.toml -o requirements/api.txt
+	$(compile) $(LOCKED) --extra otel --extra torch --find-links .venv/torch pyproject.toml -o requirements/worker.txt
+	for name in uv release; do $(compile) --generate-hashes requirements/$$name.in -o requirements/$$name.txt; done
+	for name in clients aiperf; do $(compile) requirements/$$name.in -o requirements/$$name.txt; done
+
+# IMAGES=auto builds them where a Docker engine answers, required fails where none does, none leaves them out; CUDA=1
+# builds the worker's for NVIDIA GPUs, too. PYTHON_IMAGE is what they are built on, with a digest if you know it.
+IMAGES ?= auto
+release: .venv/release/.ready
+	$(PYTHON) -m venv --clear --without-pip .venv/shipped
+	$(call torch_alone,.venv/release/bin/python -m pip --python .venv/shipped/bin/python install -q)
+	.venv/release/bin/python -m tools.release --images $(IMAGES) --shipped .venv/shipped $(if $(CUDA),--cuda) \
+		$(if $(PYTHON_IMAGE),--python-image $(PYTHON_IMAGE))
+
+# The tools of a release, apart from the project's own dependencies.
+.venv/release/.ready: requirements/release.txt requirements/uv.txt
+	$(PYTHON) -m venv --clear .venv/release
+	.venv/release/bin/python -m pip install -q --require-hashes -r requirements/release.txt -r requirements/uv.txt
+	@touch $@
 
 clean:
-	rm -rf .venv .penstock build *.egg-info
+	rm -rf .venv .penstock build dist *.egg-info

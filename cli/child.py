@@ -112,9 +112,10 @@ def penstock(
 
     def launch() -> subprocess.Popen[bytes]:
         with private_file(log).open("ab") as out:
+            # -P: a folder `api` or `shared` where `penstock up` was started is not ours to import.
             # Its own session: Ctrl-C in the terminal reaches `penstock up` alone, which stops all in order.
             return subprocess.Popen(
-                [sys.executable, "-m", "cli", *arguments],
+                [sys.executable, "-P", "-m", "cli", *arguments],
                 env={**os.environ, **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=out,

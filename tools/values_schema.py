@@ -35,8 +35,11 @@ CHOICES = {
     "modelDefaults.autoscaling.trigger": ["admin", "prometheus", "redis-streams"],
     "api.service.type": ["ClusterIP", "NodePort", "LoadBalancer"],
 }
+DIGEST = "^(|sha256:[0-9a-f]{64})$"
 REDIS_URL = r"rediss?(\+sentinel)?://.*"
 PATTERNS = {
+    "image.apiDigest": DIGEST,
+    "image.workerDigest": DIGEST,
     "redis.password": "^[A-Za-z0-9._~-]*$",  # it becomes part of a URL
     "externalRedis.url": f"^(|{REDIS_URL})$",
 }

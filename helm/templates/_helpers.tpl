@@ -51,6 +51,14 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end }}
 
+{{- define "penstock.apiImage" -}}
+{{ .Values.image.api }}:{{ include "penstock.tag" . }}{{ with .Values.image.apiDigest }}@{{ . }}{{ end }}
+{{- end }}
+
+{{- define "penstock.workerImage" -}}
+{{ .Values.image.worker }}:{{ include "penstock.tag" . }}{{ with .Values.image.workerDigest }}@{{ . }}{{ end }}
+{{- end }}
+
 {{- define "penstock.tag" -}}
 {{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end }}

@@ -6,10 +6,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -26,15 +27,21 @@ BODY = {"model": "scripted", "messages": ask("hi"), "max_tokens": 3}
 
 
 class Up:
-    """`penstock up` in a folder of its own."""
+    """`penstock up` in a folder of its own. `program`: what starts `penstock`."""
 
-    def __init__(self, folder: Path, *arguments: str, **environment: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *arguments: str,
+        program: Sequence[str] = (sys.executable, "-m", "cli"),
+        **environment: str,
+    ) -> None:
         self.folder = folder
         self.port = free_port()
         self._out = folder / "up.log"
         with self._out.open("wb") as out:
             self.popen = subprocess.Popen(
-                [sys.executable, "-m", "cli", "up", "--port", str(self.port), *arguments],
+                [*program, "up", "--port", str(self.port), *arguments],
                 cwd=folder,
                 env={**os.environ, **environment},
                 stdout=out,
@@ -85,10 +92,10 @@ class Up:
 
 
 @contextmanager
-def up(folder: Path, *arguments: str, **environment: str) -> Iterator[Up]:
-    started = Up(folder, *arguments, **environment)
+def up(folder: Path, *arguments: str, ready_s: float = UP_S, **options: Any) -> Iterator[Up]:
+    started = Up(folder, *arguments, **options)
     try:
-        eventually("ready", started.ready, seconds=UP_S)
+        eventually("ready", started.ready, seconds=ready_s)
         yield started
     finally:
         if started.popen.poll() is None:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import tarfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from shared.domain.events import REQUEST_FAULTS
 from shared.observability.metrics import ApiMetrics, WorkerMetrics
 from tests.conftest import ROOT
 from tools.dashboard import dashboard
+from tools.release import Release, pack_chart
 from tools.values_schema import schema
 
 CHART = ROOT / "helm"
@@ -137,6 +139,19 @@ def test_every_pod_is_as_restricted_as_kubernetes_asks_for(helm: Any, case: str)
     assert seen >= 3
 
 
+def test_images_are_named_by_their_digests_where_those_are_given(helm: Any) -> None:
+    api, worker = (f"sha256:{digit * 64}" for digit in "ab")
+    model = {"name": "m", "source": "org/m", "cache": {"size": "1Gi", "preload": True}}
+    values = {"image": {"tag": "1.2.3", "apiDigest": api, "workerDigest": worker}, "models": [model]}
+
+    images = {container["image"] for _, pod in pods(rendered(helm, values)) for container in pod["containers"]}
+
+    assert {name for name in images if "penstock" in name} == {
+        f"penstock-api:1.2.3@{api}",
+        f"penstock-worker:1.2.3@{worker}",
+    }
+
+
 def test_who_scales_alone_says_how_many(helm: Any) -> None:
     made = rendered(helm, values_of("everything.yaml"))
 
@@ -229,6 +244,7 @@ def test_workers_are_at_their_shard_and_the_api_knows_each(helm: Any) -> None:
         ({"settings": {"queue_jobs_max": 0}}, "queue_jobs_max"),
         ({"models": [{"name": "a", "source": "b", "autoscaling": {"trigger": "lag"}}]}, "trigger"),
         ({"auth": {"keys": False}}, "keys"),
+        ({"image": {"apiDigest": "1.2.3"}}, "apiDigest"),
     ],
 )
 def test_a_mistake_in_the_values_is_refused_by_name(helm: Any, values: dict[str, Any], named: str) -> None:
@@ -260,6 +276,26 @@ def test_chart_and_package_are_of_one_release() -> None:
 
     assert chart["version"] == chart["appVersion"] == project["version"]
     assert f"## [{project['version']}]" in (CHART.parent / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_archive_of_a_release_is_what_helm_would_pack(helm: Any, tmp_path: Path) -> None:
+    ours = pack_chart(Release(source=CHART.parent, dist=tmp_path, version="1.2.3", epoch=0))
+    theirs = helm.package(str(CHART), destination=str(tmp_path / "theirs"))
+
+    with tarfile.open(ours) as one, tarfile.open(theirs) as other:
+        # Helm writes Chart.yaml anew, in an order of its own.
+        names = [name for name in one.getnames() if not name.endswith("Chart.yaml")]
+        assert sorted(one.getnames()) == sorted(other.getnames())
+        assert [name for name in names if content(one, name) != content(other, name)] == []
+    with helm.Chart.load(str(ours)) as packed, helm.Chart.load(str(CHART)) as chart:
+        values = {"redis": {"password": "not-at-random"}}
+        assert packed.render(values, name="rel", namespace="ns") == chart.render(values, name="rel", namespace="ns")
+
+
+def content(archive: tarfile.TarFile, name: str) -> bytes:
+    file = archive.extractfile(name)
+    assert file
+    return file.read()
 
 
 def test_the_dashboard_is_made_of_its_panels() -> None:
