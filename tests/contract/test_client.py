@@ -17,6 +17,7 @@ async def _wait_in_vain(client: Redis) -> None:
     await client.blpop(["nothing"], timeout=30)
 
 
+@pytest.mark.alone
 async def test_who_came_first_gets_the_next_connection(server_of: ServerOf) -> None:
     client = connect(server_of("embedded").url)
     done = [0] * TASKS

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import redis
 
-from cli.embedded_redis import EmbeddedRedis, free_port
+from cli.embedded_redis import EmbeddedRedis
 from shared.checkup import mend
 from shared.redis_client import connect
 from tests.conftest import SERVERS, binary_of
 from tests.e2e.harness import eventually
+from tests.ports import free_port
 
 TWO_PUSHES = "redis.call('RPUSH', 'log', 'half', 'of it') redis.call('RPUSH', 'log', 'the rest')"
 

@@ -1,11 +1,12 @@
-"""One running house for each engine; tests that kill things build their own."""
+"""One running house for each engine and process of pytest; tests that kill things build their own."""
 
 from collections.abc import Iterator
 
 import pytest
 
-from cli.embedded_redis import EmbeddedRedis, find_binary, free_port
+from cli.embedded_redis import EmbeddedRedis, find_binary
 from tests.e2e.harness import Stack, running_house
+from tests.ports import free_port
 
 BUILTIN = "penstock-tiny"
 
@@ -19,7 +20,7 @@ def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedi
     server.stop()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with running_house(
         tmp_path_factory.mktemp("scripted"), "scripted", scripted_step_ms=5, scripted_tokens=1_000_000
@@ -27,7 +28,7 @@ def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield stack
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def builtin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with running_house(tmp_path_factory.mktemp("builtin"), "builtin") as stack:
         yield stack

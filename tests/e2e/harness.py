@@ -16,7 +16,8 @@ import httpx
 import openai
 import redis
 
-from cli.embedded_redis import EmbeddedRedis, find_binary, free_port
+from cli.embedded_redis import EmbeddedRedis, find_binary
+from tests.ports import free_port
 
 READY_S = 60.0
 

@@ -13,8 +13,8 @@ import httpx
 import pytest
 import yaml
 
-from cli.embedded_redis import free_port
 from tests.e2e.harness import Stack, eventually, running_house
+from tests.ports import free_port
 from workers.models import BUILTIN
 
 ROOT = Path(__file__).parents[2]
