@@ -1,7 +1,9 @@
 """One running house for each engine and process of pytest; tests that kill things build their own."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import certifi
 import pytest
 
 from cli.embedded_redis import EmbeddedRedis, find_binary
@@ -9,6 +11,18 @@ from tests.e2e.harness import Stack, running_house
 from tests.ports import free_port
 
 BUILTIN = "penstock-tiny"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """httpx reads the certificates of all authorities for each client that it makes, which takes longer than most
+    requests. No test speaks TLS to a stranger: one of them is enough."""
+    first, end, _ = Path(certifi.where()).read_text(encoding="utf-8").partition("-----END CERTIFICATE-----\n")
+    file = tmp_path_factory.mktemp("tls") / "authority.pem"
+    file.write_text(first + end)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_CERT_FILE", str(file))
+        yield
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 import threading
@@ -22,8 +21,6 @@ from cli.embedded_redis import EmbeddedRedis, find_binary
 from tests.ports import free_port
 
 READY_S = 60.0
-# Without it httpx reads the certificates of all authorities for each request, which takes longer than the request.
-NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def eventually(what: str, truth: Callable[[], Any], *, seconds: float = 10.0) -> Any:
@@ -139,8 +136,7 @@ class Stack:
         return openai.AsyncOpenAI(base_url=f"{self.base}/v1", api_key="none", max_retries=0, timeout=60)
 
     def post(self, body: Any, **options: Any) -> httpx.Response:
-        url = f"{self.base}/v1/chat/completions"
-        return httpx.post(url, json=body, timeout=60, verify=NO_TLS, **options)
+        return httpx.post(f"{self.base}/v1/chat/completions", json=body, timeout=60, **options)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -149,7 +145,7 @@ class Stack:
 
     def served(self) -> int:
         """Workers of the first model, as the API lists them; 0 before there is one."""
-        listed = httpx.get(f"{self.base}/v1/models", verify=NO_TLS).json()["data"]
+        listed = httpx.get(f"{self.base}/v1/models").json()["data"]
         return int(listed[0]["workers"]) if listed else 0
 
     def running(self) -> int:
@@ -193,7 +189,7 @@ def _wait_ready(api: Process, port: int) -> str:
     def ready() -> bool:
         assert api.popen.poll() is None, api.log.read_text()
         try:
-            return _listens(port) and httpx.get(f"{base}/health/ready", verify=NO_TLS).status_code == 200
+            return _listens(port) and httpx.get(f"{base}/health/ready").status_code == 200
         except httpx.TransportError:
             return False
 
@@ -210,7 +206,7 @@ def _listens(port: int) -> bool:
 def metric(base: str, name: str) -> float:
     """The sum over all labels; a process that is gone counts nothing."""
     try:
-        page = httpx.get(f"{base}/metrics", timeout=5, verify=NO_TLS).text
+        page = httpx.get(f"{base}/metrics", timeout=5).text
     except httpx.TransportError:
         return 0
     return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", page, re.MULTILINE))
