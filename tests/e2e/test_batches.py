@@ -16,11 +16,12 @@ from tests.e2e.harness import Stack, eventually, running_house
 CHAT: Any = "/v1/chat/completions"
 
 
-@pytest.fixture
-def house(tmp_path: Path) -> Iterator[Stack]:
-    settings: dict[str, Any] = {"files": tmp_path / "files", "scripted_step_ms": 5, "batch_requests": 8}
-    settings["scripted_tokens"] = 1_000_000
-    with running_house(tmp_path, "scripted", **settings) as stack:
+SETTINGS: dict[str, Any] = {"scripted_step_ms": 5, "scripted_tokens": 1_000_000, "batch_requests": 8}
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with running_house(tmp_path_factory.mktemp("batches"), "scripted", **SETTINGS) as stack:
         yield stack
 
 
@@ -57,7 +58,7 @@ def rows_of(client: openai.OpenAI, file_id: str | None) -> list[dict[str, Any]]:
 
 
 def test_a_file_comes_back_as_it_was(house: Stack) -> None:
-    client, data = house.client(), bytes(range(256)) * 5000
+    client, data = house.client(api_key="one file"), bytes(range(256)) * 5000
 
     made = client.files.create(file=("all bytes.bin", io.BytesIO(data)), purpose="user_data")
 
@@ -174,17 +175,24 @@ def test_a_file_with_a_wrong_line_fails_before_anything_runs(house: Stack, row: 
     assert batch.output_file_id is None
 
 
-def test_a_batch_survives_the_death_of_its_api_and_its_worker(house: Stack) -> None:
+@pytest.fixture
+def mortal(tmp_path: Path) -> Iterator[Stack]:
+    """A house whose processes the test may kill."""
+    with running_house(tmp_path, "scripted", **SETTINGS) as stack:
+        yield stack
+
+
+def test_a_batch_survives_the_death_of_its_api_and_its_worker(mortal: Stack) -> None:
     """kill -9 of both in the middle: every line is answered once, and nothing that was done is done again."""
-    _, other = house.start_api()
-    elsewhere = house.client(base_url=f"{other}/v1")
-    batch_id = start(house.client(), [chat(n, tokens=40) for n in range(60)]).id
+    _, other = mortal.start_api()
+    elsewhere = mortal.client(base_url=f"{other}/v1")
+    batch_id = start(mortal.client(), [chat(n, tokens=40) for n in range(60)]).id
     eventually("it is under way", lambda: completed(elsewhere, batch_id) > 5, seconds=30)
 
-    assert house.api
-    house.api.kill()
-    house.workers[0].kill()
-    house.add_worker("scripted")
+    assert mortal.api
+    mortal.api.kill()
+    mortal.workers[0].kill()
+    mortal.add_worker("scripted")
 
     batch = ended(elsewhere, batch_id, seconds=60)
     rows = rows_of(elsewhere, batch.output_file_id)
@@ -209,7 +217,7 @@ def test_a_cancelled_batch_delivers_what_was_done(house: Stack) -> None:
 
 
 def test_batches_are_listed_page_by_page(house: Stack) -> None:
-    client = house.client()
+    client = house.client(api_key="pages")
     made = [start(client, [chat(0)]).id for _ in range(3)]
 
     listed = [batch.id for batch in client.batches.list(limit=2)]
