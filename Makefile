@@ -1,5 +1,6 @@
 # make up      everything on this machine: Redis, the API and workers, ready to use
-# make test    the whole test suite, with real Redis and real processes
+# make test    the whole test suite, with real Redis and real processes, in TESTS_AT_ONCE=2 processes of pytest
+# make fast    what takes a minute: format, lint, types, import contracts, sizes, unit tests
 # make clients  openai for Python and Node, LangChain, LlamaIndex, LiteLLM ..: about 2 GB more, and their tests are run too
 # make chaos   faults under load, and a verdict
 # make check   what CI runs: format, lint, types, import contracts, sizes, tests
@@ -11,8 +12,12 @@
 PYTHON ?= python3
 TORCH ?= cpu
 WORKERS ?= 1
+TESTS_AT_ONCE ?= 2
 BIN := .venv/bin
 LOCKED := -c requirements/lock.txt
+# Each process of pytest takes tests in their order, so that those of a file share what it starts; whichever has none
+# left takes half of what another one still has.
+AT_ONCE = -n $(TESTS_AT_ONCE) --dist worksteal
 
 # $(1): pip's install or download. The lock has no torch, since each platform has its own build of it, on an index of its
 # own; the CPU's on Linux has a local version. What CUDA's torch needs comes later, by its own exact versions.
@@ -25,7 +30,7 @@ else
 torch_alone = $(1) --no-deps torch==$(TORCH_VERSION)
 endif
 
-.PHONY: up test clients chaos check format lint types contracts sizes lock release clean
+.PHONY: up test clients chaos fast unit check format lint types contracts sizes lock release clean
 
 # The URL may hold a password: it goes by environment (make hands on what it was given), not by arguments, which everybody
 # on the machine sees.
@@ -33,13 +38,22 @@ up: .venv/.ready
 	@$(if $(REDIS_URL),PENSTOCK_REDIS_URL="$$REDIS_URL") exec $(BIN)/penstock up --workers $(WORKERS) \
 		$(if $(MODEL),--model '$(MODEL)') $(if $(PORT),--port $(PORT)) $(if $(DATA),--data '$(DATA)')
 
+# Tests that hold one time against another have the machine to themselves, after all others.
 test: .venv/.ready-dev
-	$(BIN)/pytest
+	$(BIN)/pytest $(AT_ONCE) -m 'not alone' --durations=10
+	$(BIN)/pytest -m alone --durations=10
 
 chaos: .venv/.ready-dev
 	$(BIN)/python -m bench.chaos
 
 check: .venv/.ready-dev format lint types contracts sizes test
+
+# The types and the tests take one core each.
+fast: .venv/.ready-dev
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target types unit format lint contracts sizes
+
+unit:
+	$(BIN)/pytest tests/unit -m 'not slow and not alone' --durations=10
 
 format:
 	$(BIN)/ruff format --check .

@@ -1,5 +1,6 @@
 """An answer on its way to the screen: as Markdown in a terminal, each line of it once; as plain text anywhere else."""
 
+import threading
 from types import TracebackType
 from typing import Self
 
@@ -17,7 +18,8 @@ MARGIN = 2  # rows of the screen that the moving part leaves free
 
 class Answer:
     """Only the last block, which may still change, moves; what stands before it is printed and left alone. Rich's own
-    live display prints anew whatever has left the screen at its top."""
+    live display prints anew whatever has left the screen at its top. Rich's own thread is not used: when it draws while
+    something is printed, it moves the cursor up by the height of another picture, over lines that were to stay."""
 
     def __init__(self, console: Console) -> None:
         self.text = ""
@@ -26,18 +28,25 @@ class Answer:
         self._live = Live(
             get_renderable=lambda: self,
             console=console,
-            refresh_per_second=REFRESHES_PER_S,
+            auto_refresh=False,
             transient=True,
             redirect_stdout=False,
             redirect_stderr=False,
         )
+        self._screen = threading.Lock()  # for whoever writes there
+        self._over = threading.Event()
+        self._drawing = threading.Thread(target=self._keep_drawing, daemon=True)
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
             self._live.start(refresh=True)
+            self._drawing.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._over.set()
+        if self._drawing.is_alive():
+            self._drawing.join()
         self._live.stop()
         if self._open:
             self._print(self._open)
@@ -49,13 +58,23 @@ class Answer:
         if not self._console.is_terminal:
             echo(piece, nl=False)
             return
-        self._open += plain(piece)
-        if "\n" in piece:
-            done, self._open, gap = finished(self._open)
-            if done:
-                self._print(done)
-            if gap:
-                self._console.print()
+        with self._screen:
+            self._open += plain(piece)
+            if "\n" in piece:
+                done, self._open, gap = finished(self._open)
+                if done:
+                    self._print(done)
+                if gap:
+                    self._console.print()
+
+    def draw(self) -> None:
+        """The moving part, as it is now."""
+        with self._screen:
+            self._live.refresh()
+
+    def _keep_drawing(self) -> None:
+        while not self._over.wait(1 / REFRESHES_PER_S):
+            self.draw()
 
     def _print(self, source: str) -> None:
         lines = rendered(source, self._console, self._console.options)

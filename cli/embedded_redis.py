@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
@@ -183,10 +183,10 @@ def server_of_wheel(package: str) -> Path | None:
     return None
 
 
-def free_port() -> int:
+def free_port(among: Sequence[int] = RESERVABLE_PORTS) -> int:
     """A port on which nobody listens, outside the range from which systems take the ports of connections and of
     `port 0`: one of those could have it before its server does."""
-    for port in random.sample(RESERVABLE_PORTS, 100):
+    for port in random.sample(among, 100):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with suppress(OSError):

@@ -20,6 +20,7 @@ async def _wait_in_vain(client: Redis) -> None:
     await client.blpop(["nothing"], timeout=30)
 
 
+@pytest.mark.alone
 async def test_who_came_first_gets_the_next_connection(server_of: ServerOf) -> None:
     """When a call ends says nothing about that: Redis does not answer in the order in which it was asked."""
     client = connect(server_of("embedded").url)

@@ -8,10 +8,11 @@ import psutil
 import pytest
 import redis
 
-from cli.embedded_redis import EmbeddedRedis, free_port, server_of_wheel, socket_path
+from cli.embedded_redis import EmbeddedRedis, server_of_wheel, socket_path
 from shared.domain.errors import SettingsError
 from tests.conftest import lacking
 from tests.e2e.harness import eventually
+from tests.ports import free_port
 
 MUCH = {str(n): "x" * 1000 for n in range(20_000)}
 

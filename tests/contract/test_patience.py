@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from cli.embedded_redis import EmbeddedRedis, free_port
+from cli.embedded_redis import EmbeddedRedis
 from shared.domain.errors import QueueUnavailable, SettingsError
 from shared.redis.client import connect
 from shared.redis.health import patiently, require_healthy
 from shared.settings import load_settings
+from tests.ports import free_port
 
 
 async def test_it_goes_on_when_redis_comes_and_says_what_it_waits_for(tmp_path: Path) -> None:

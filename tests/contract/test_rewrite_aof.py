@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import redis
 
-from cli.embedded_redis import EmbeddedRedis, free_port
+from cli.embedded_redis import EmbeddedRedis
 from shared.redis.client import connect
 from shared.redis.health import rewrite_aof_once
 from tests.conftest import SERVERS, binary_of
 from tests.e2e.harness import eventually
+from tests.ports import free_port
 
 TWO_PUSHES = "redis.call('RPUSH', 'log', 'half', 'of it') redis.call('RPUSH', 'log', 'the rest')"
 

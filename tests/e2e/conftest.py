@@ -1,13 +1,28 @@
-"""One running stack for each engine; tests that kill things build their own."""
+"""One running stack for each engine and process of pytest; tests that kill things build their own."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import certifi
 import pytest
 
-from cli.embedded_redis import EmbeddedRedis, find_binary, free_port
+from cli.embedded_redis import EmbeddedRedis, find_binary
 from tests.e2e.harness import Stack, standalone_stack
+from tests.ports import free_port
 
 BUILTIN = "penstock-tiny"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """httpx reads the certificates of all authorities for each client that it makes, which takes longer than most
+    requests. No test speaks TLS to a stranger: one of them is enough."""
+    first, end, _ = Path(certifi.where()).read_text(encoding="utf-8").partition("-----END CERTIFICATE-----\n")
+    file = tmp_path_factory.mktemp("tls") / "authority.pem"
+    file.write_text(first + end)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_CERT_FILE", str(file))
+        yield
 
 
 @pytest.fixture
@@ -19,7 +34,7 @@ def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedi
     server.stop()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with standalone_stack(
         tmp_path_factory.mktemp("scripted"), "scripted", scripted_step_ms=5, scripted_tokens=1_000_000
@@ -27,7 +42,7 @@ def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield stack
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def builtin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with standalone_stack(tmp_path_factory.mktemp("builtin"), "builtin") as stack:
         yield stack

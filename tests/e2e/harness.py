@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,7 +17,8 @@ import httpx
 import openai
 import redis
 
-from cli.embedded_redis import EmbeddedRedis, find_binary, free_port
+from cli.embedded_redis import EmbeddedRedis, find_binary
+from tests.ports import free_port
 
 READY_S = 60.0
 
@@ -86,19 +88,22 @@ class Stack:
 
     def start(self, *models: str, workers: int = 1) -> None:
         self.redis.flushall()
-        self.api, self.base = self.start_api(self.port)
+        self.api = self._launch_api(self.port)
         for _ in range(workers):
             self.add_worker(*models)
+        _wait_ready(self.api, self.port)
         self.wait_ready(workers)
 
     def start_api(self, port: int = 0) -> tuple[Process, str]:
         """Another API, and its URL."""
         port = port or free_port()
-        base = f"http://127.0.0.1:{port}"
-        api = Process(["api", f"--port={port}"], environment=self._environment, log=self._folder / f"api-{port}.log")
-        self._apis.append(api)
-        eventually("API ready", lambda: _ready(api, base), seconds=READY_S)
-        return api, base
+        api = self._launch_api(port)
+        return api, _wait_ready(api, port)
+
+    def _launch_api(self, port: int) -> Process:
+        log = self._folder / f"api-{port}.log"
+        self._apis.append(Process(["api", f"--port={port}"], environment=self._environment, log=log))
+        return self._apis[-1]
 
     def add_worker(self, *models: str) -> Process:
         self._count += 1
@@ -111,7 +116,10 @@ class Stack:
         eventually("workers ready", lambda: self._workers_alive() >= workers, seconds=READY_S)
 
     def stop(self) -> None:
-        for process in [*self.workers, *self._apis]:
+        processes = [*self.workers, *self._apis]
+        for process in processes:  # all at once, then each is waited for
+            process.terminate()
+        for process in processes:
             process.stop()
         for client in self._clients:
             client.close()
@@ -174,12 +182,25 @@ class Stack:
         return None
 
 
-def _ready(api: Process, base: str) -> bool:
-    assert api.popen.poll() is None, api.log.read_text()
-    try:
-        return httpx.get(f"{base}/health/ready").status_code == 200
-    except httpx.TransportError:
-        return False
+def _wait_ready(api: Process, port: int) -> str:
+    """Its URL, once it serves."""
+    base = f"http://127.0.0.1:{port}"
+
+    def ready() -> bool:
+        assert api.popen.poll() is None, api.log.read_text()
+        try:
+            return _listens(port) and httpx.get(f"{base}/health/ready").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    eventually("API ready", ready, seconds=READY_S)
+    return base
+
+
+def _listens(port: int) -> bool:
+    """A look that costs the process that still starts next to nothing."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def metric(base: str, name: str) -> float:

@@ -16,11 +16,12 @@ from tests.e2e.harness import Stack, eventually, standalone_stack
 CHAT: Any = "/v1/chat/completions"
 
 
-@pytest.fixture
-def stack(tmp_path: Path) -> Iterator[Stack]:
-    settings: dict[str, Any] = {"files": tmp_path / "files", "scripted_step_ms": 5, "batch_requests": 8}
-    settings["scripted_tokens"] = 1_000_000
-    with standalone_stack(tmp_path, "scripted", **settings) as stack:
+SETTINGS: dict[str, Any] = {"scripted_step_ms": 5, "scripted_tokens": 1_000_000, "batch_requests": 8}
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with standalone_stack(tmp_path_factory.mktemp("batches"), "scripted", **SETTINGS) as stack:
         yield stack
 
 
@@ -57,7 +58,7 @@ def rows_of(client: openai.OpenAI, file_id: str | None) -> list[dict[str, Any]]:
 
 
 def test_a_file_comes_back_as_it_was(stack: Stack) -> None:
-    client, data = stack.client(), bytes(range(256)) * 5000
+    client, data = stack.client(api_key="one file"), bytes(range(256)) * 5000
 
     made = client.files.create(file=("all bytes.bin", io.BytesIO(data)), purpose="user_data")
 
@@ -174,17 +175,24 @@ def test_a_file_with_a_wrong_line_fails_before_anything_runs(stack: Stack, row: 
     assert batch.output_file_id is None
 
 
-def test_a_batch_survives_the_death_of_its_api_and_its_worker(stack: Stack) -> None:
+@pytest.fixture
+def mortal(tmp_path: Path) -> Iterator[Stack]:
+    """A stack whose processes the test may kill."""
+    with standalone_stack(tmp_path, "scripted", **SETTINGS) as stack:
+        yield stack
+
+
+def test_a_batch_survives_the_death_of_its_api_and_its_worker(mortal: Stack) -> None:
     """kill -9 of both in the middle: every line is answered once, and nothing that was done is done again."""
-    _, other = stack.start_api()
-    elsewhere = stack.client(base_url=f"{other}/v1")
-    batch_id = start(stack.client(), [chat(n, tokens=40) for n in range(60)]).id
+    _, other = mortal.start_api()
+    elsewhere = mortal.client(base_url=f"{other}/v1")
+    batch_id = start(mortal.client(), [chat(n, tokens=40) for n in range(60)]).id
     eventually("it is under way", lambda: completed(elsewhere, batch_id) > 5, seconds=30)
 
-    assert stack.api
-    stack.api.kill()
-    stack.workers[0].kill()
-    stack.add_worker("scripted")
+    assert mortal.api
+    mortal.api.kill()
+    mortal.workers[0].kill()
+    mortal.add_worker("scripted")
 
     batch = ended(elsewhere, batch_id, seconds=60)
     rows = rows_of(elsewhere, batch.output_file_id)
@@ -209,7 +217,7 @@ def test_a_cancelled_batch_delivers_what_was_done(stack: Stack) -> None:
 
 
 def test_batches_are_listed_page_by_page(stack: Stack) -> None:
-    client = stack.client()
+    client = stack.client(api_key="pages")
     made = [start(client, [chat(0)]).id for _ in range(3)]
 
     listed = [batch.id for batch in client.batches.list(limit=2)]

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 CHAT, COMPLETION, RESPONSE = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 EMBEDDING, RERANK, DETOKENIZE = "/v1/embeddings", "/v1/rerank", "/v1/detokenize"
 BYTES = 3_999_000
+pytestmark = pytest.mark.alone
 STOPPED_S = 0.3
 MEMORY_MB = 200
 

@@ -50,6 +50,7 @@ def test_streaming_and_whole_text_are_equal_at_temperature_0(builtin: Stack) -> 
         assert text_of(stream) == whole(builtin, ask(content), temperature=0)
 
 
+@pytest.mark.alone
 def test_deltas_arrive_while_generation_runs(scripted: Stack) -> None:
     began = time.monotonic()
     arrivals = []

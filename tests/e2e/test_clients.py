@@ -13,8 +13,8 @@ import httpx
 import pytest
 import yaml
 
-from cli.embedded_redis import free_port
 from tests.e2e.harness import Stack, eventually, standalone_stack
+from tests.ports import free_port
 from workers.model_loading import BUILTIN
 
 ROOT = Path(__file__).parents[2]

@@ -154,6 +154,7 @@ def test_sigterm_finishes_what_is_short_and_hands_over_what_is_long(tmp_path: Pa
         assert [len(reader.text.split()) for reader in readers] == [200, 200, 30]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("stream", [True, False])
 def test_20_clients_that_leave_free_their_slots_within_a_second(scripted: Stack, stream: bool) -> None:
     body = {"model": "scripted", "messages": ask("leave"), "max_tokens": 100_000, "stream": stream}

@@ -13,8 +13,8 @@ import httpx
 import pytest
 import yaml
 
-from cli.embedded_redis import free_port
 from tests.e2e.harness import Stack, eventually, standalone_stack
+from tests.ports import free_port
 
 FILES = Path(__file__).parents[2] / "helm" / "files"
 ASK = {"model": "scripted", "messages": [{"role": "user", "content": "x"}], "max_tokens": 20}

@@ -251,6 +251,7 @@ def test_an_api_that_stops_tells_who_waits_for_a_whole_answer_to_ask_again(stack
     eventually("the one without a key was let go", lambda: stack.running() == 0)
 
 
+@pytest.mark.alone
 def test_a_job_outlives_its_client_by_its_grace(stack: Stack) -> None:
     first = post(stack.base, body(max_tokens=10_000), until=3, headers={"x-penstock-grace-s": "0.5"})
     left = time.monotonic()

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import redis
 
-from cli.embedded_redis import EmbeddedRedis, free_port
+from cli.embedded_redis import EmbeddedRedis
 from shared.domain.errors import QueueUnavailable
 from shared.redis.client import connect
 from shared.redis.health import examine
 from shared.settings import load_settings
 from tests.conftest import binary_of
 from tests.e2e.harness import running_stack, text_of
+from tests.ports import free_port
 
 
 def certificate(folder: Path, name: str) -> tuple[Path, Path]:

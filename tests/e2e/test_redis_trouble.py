@@ -11,10 +11,11 @@ import httpx
 import pytest
 import redis
 
-from cli.embedded_redis import EmbeddedRedis, free_port
+from cli.embedded_redis import EmbeddedRedis
 from tests.conftest import binary_of
 from tests.e2e.harness import Stack, eventually, frozen, running_stack
 from tests.e2e.test_faults import LONG, ask, expect_whole, read_all
+from tests.ports import free_port
 
 NAMES = ["a", "b", "c", "d"]
 

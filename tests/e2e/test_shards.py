@@ -8,8 +8,9 @@ import httpx
 import pytest
 import redis
 
-from cli.embedded_redis import EmbeddedRedis, find_binary, free_port
+from cli.embedded_redis import EmbeddedRedis, find_binary
 from tests.e2e.harness import Process, Stack, eventually, frozen, standalone_stack, text_of
+from tests.ports import free_port
 
 ADMIN = {"authorization": "Bearer secret"}
 

@@ -17,9 +17,10 @@ import psutil
 import pytest
 import redis
 
-from cli.embedded_redis import EmbeddedRedis, find_binary, free_port
+from cli.embedded_redis import EmbeddedRedis, find_binary
 from tests.e2e.harness import eventually
 from tests.e2e.test_faults import ask
+from tests.ports import free_port
 
 UP_S = 60.0
 PASSWORD = "correct-horse"

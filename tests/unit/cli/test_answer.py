@@ -2,6 +2,7 @@
 
 import io
 import re
+import sys
 
 import pytest
 from rich.console import Console
@@ -17,7 +18,7 @@ def answered(text: str, *, chunk: int = 7, rows: int = 24) -> list[str]:
     with Answer(Console(file=screen, force_terminal=True, width=80, height=rows, color_system=None)) as answer:
         for at in range(0, len(text), chunk):
             answer.add(text[at : at + chunk])
-            answer._live.refresh()
+            answer.draw()
     emulator = Emulator(rows)
     emulator.feed(screen.getvalue())
     return [line.rstrip() for line in emulator.lines]
@@ -44,12 +45,23 @@ def test_blocks_of_all_kinds_are_shown_once_and_apart(chunk: int) -> None:
     assert "First words.\n\n" in shown
 
 
+def test_what_is_drawn_by_itself_meanwhile_takes_no_line_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cli.answer.REFRESHES_PER_S", 1000)
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # threads take turns everywhere
+    try:
+        for _ in range(5):
+            test_a_list_longer_than_the_screen_is_shown_once()
+    finally:
+        sys.setswitchinterval(usual)
+
+
 def test_an_interrupted_answer_is_shown_once() -> None:
     screen = io.StringIO()
     with Answer(Console(file=screen, force_terminal=True, width=80, height=24, color_system=None)) as answer:
         for n in range(40):
             answer.add(f"- item {n}\n")
-            answer._live.refresh()
+            answer.draw()
 
     emulator = Emulator(24)
     emulator.feed(screen.getvalue())

@@ -1,6 +1,7 @@
 """The kernel that reads blocks in place computes what plain attention over the gathered blocks computes."""
 
 import os
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -37,7 +38,16 @@ def make_step(cache: KVCache, lengths: list[int], blocks: int) -> Step:
     )
 
 
-@pytest.fixture(params=["numba", "triton"])
+@pytest.fixture(autouse=True)
+def several_threads() -> Iterator[None]:
+    """They share the rows, also where processes of pytest have one core each."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(usual)
+
+
+@pytest.fixture(params=["numba", pytest.param("triton", marks=pytest.mark.slow)])
 def kernel(request: pytest.FixtureRequest) -> Kernel:
     """Triton's is interpreted, where no device is."""
     if request.param == "numba":

@@ -15,6 +15,7 @@ from workers.engines.native.loader import load_torch_engine
 from workers.scheduling.scheduler import Scheduler
 from workers.scheduling.sequence import Sampled, SamplingParams, Sequence
 
+pytestmark = pytest.mark.slow
 LATENT = {
     "n_routed_experts": 4,
     "num_experts_per_tok": 2,
@@ -143,6 +144,20 @@ def test_prompts_are_scored_as_the_models_own_code_scores_them(case: Case) -> No
 
 
 def test_in_deterministic_mode_logits_are_equal_bit_for_bit_however_they_are_computed(case: Case) -> None:
+    expect_equal_bits(case)
+
+
+@pytest.mark.parametrize("case", ["Llama"], indirect=True)
+def test_so_they_are_with_several_threads(case: Case) -> None:
+    usual = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        expect_equal_bits(case)
+    finally:
+        torch.set_num_threads(usual)
+
+
+def expect_equal_bits(case: Case) -> None:
     limits = replace(case.engine.limits, blocks=0)
     exact = load_settings(sequences_max=8, deterministic=True)
     arguments: Any = (copy.deepcopy(case.reference), case.engine.tokenizer, limits, Defaults(), exact)
