@@ -1,22 +1,21 @@
 """Responses between their requests: what was asked is kept in Redis; what was answered, in the job's log."""
 
-import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 from redis.asyncio import Redis
 
 from api.formats.response import Builder
+from api.json_store import AcceptedStore
 from api.problems import validation_problem
 from api.schemas.chat import ChatCompletionRequest
 from api.schemas.response import LOGPROBS, MessageItem, ResponseRequest
 from shared import keys
-from shared.errors import InvalidRequest, NotFound
+from shared.errors import InvalidRequest
 from shared.queue import StoredRecord
-from shared.redis_client import translated
 
 RESPONSE_PREFIX = "resp_"  # of ids of responses, and of the jobs that answer them
 
@@ -47,33 +46,20 @@ class ResponseRecord:
         ]
 
 
-class ResponseStore:
-    """Reads them. The queue writes them, with their jobs."""
-
+class ResponseStore(AcceptedStore[ResponseRecord]):
     def __init__(self, client: Redis, *, ttl_s: int, tenant_bytes_max: int) -> None:
-        self._redis = client
-        self._ttl_s = ttl_s
-        self._tenant_bytes_max = tenant_bytes_max
-
-    def stored(self, record: ResponseRecord) -> StoredRecord:
-        return StoredRecord(
-            key=keys.response(record.id),
-            id=record.id,
-            tenant=record.tenant,
-            created_ms=record.created_s * 1000,
-            data=json.dumps(asdict(record)),
-            ttl_s=self._ttl_s,
-            tenant_bytes_max=self._tenant_bytes_max,
+        super().__init__(
+            client,
+            ResponseRecord,
+            key=keys.response,
+            name="response",
+            param="response_id",
+            ttl_s=ttl_s,
+            tenant_bytes_max=tenant_bytes_max,
         )
 
-    async def get(self, response_id: str, *, tenant: str) -> ResponseRecord:
-        """Raises NotFound, for a response of another tenant too."""
-        with translated():
-            found: Any = await self._redis.get(keys.response(response_id))
-        record = ResponseRecord(**json.loads(found)) if found else None
-        if record is None or record.tenant != tenant:
-            raise NotFound(f"There is no response {response_id}.", param="response_id")
-        return record
+    def stored(self, record: ResponseRecord) -> StoredRecord:
+        return self._stored(record, created_ms=record.created_s * 1000)
 
 
 def record_of(body: ResponseRequest, response_id: str, tenant: str, before: Sequence[dict[str, Any]]) -> ResponseRecord:
