@@ -3,7 +3,7 @@ what happens to it, and let go of it when the client leaves. The same for every 
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
@@ -26,17 +26,22 @@ from shared.events import Completed, Delta, Event, Finished, Started, Usage
 from shared.job import Job
 from shared.queue import Bounds
 from shared.settings import Settings
-from shared.tasks import end
+from shared.tasks import first_of
 from shared.tracing import TRACER, to_carry
 
 CLIENT_LEFT = 499  # nobody reads it; the access counts do
+
+
+async def respond(house: House, work: Work, terms: Terms, request: Request, *, streamed: bool) -> Response:
+    """Submit the work, and answer with all that becomes of it."""
+    return await (stream(house, work, terms) if streamed else whole(house, work, terms, request))
 
 
 async def whole(house: House, work: Work, terms: Terms, request: Request) -> Response:
     with ExitStack() as opened:
         job, events, headers = await enter(house, work, terms, opened)
         try:
-            body = await _until_left(request, collect(house, events, work.answer(job)))
+            body = await first_of(collect(house, events, work.formatter.whole(job)), _left(request))
         except Stopping:
             if not terms.idempotency:  # nobody can ask for it again, nor has been told its name
                 await house.queue.leave(job.id, subscriber=house.relay.name)
@@ -46,12 +51,12 @@ async def whole(house: House, work: Work, terms: Terms, request: Request) -> Res
         return Response(orjson.dumps(body), media_type="application/json", headers=headers)
 
 
-async def stream(house: House, work: Work, terms: Terms, began: float) -> Response:
-    """`began`: when the request came, by the monotonic clock."""
+async def stream(house: House, work: Work, terms: Terms) -> Response:
     with ExitStack() as opened:
         job, events, headers = await enter(house, work, terms, opened)
-        first = await _early(house, events)
-        blocks = _blocks(house, events, first, work.frames(job, ids=terms.event_ids), began)
+        early = await _early(house, events)
+        chunks = work.formatter.stream(job, ids=terms.event_ids)
+        blocks = _blocks(house, events, early, chunks, terms.began)
         return EventStream(blocks, house.settings, opened=opened.pop_all(), headers=headers)
 
 
@@ -127,7 +132,7 @@ async def _early(house: House, stream: JobStream) -> list[Event]:
 
 
 async def _blocks(
-    house: House, stream: JobStream, first: list[Event], chunks: Chunks, began: float
+    house: House, stream: JobStream, early: list[Event], chunks: Chunks, began: float
 ) -> AsyncIterator[bytes]:
     """The body of a stream."""
     seen = began
@@ -138,7 +143,7 @@ async def _blocks(
     try:
         if block := chunks.opening():
             yield block
-        events = first or await house.relay.take(stream)
+        events = early or await house.relay.take(stream)
         while True:
             if any(isinstance(event, Delta) and event.text for event in events):
                 seen, before = time.monotonic(), seen
@@ -176,16 +181,7 @@ def _raise_failure(events: Sequence[Event]) -> Usage | None:
     return last.outcome.usage
 
 
-async def _until_left(request: Request, work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any] | None:
-    """The result of `work`; None, and its cancellation, when the client closes the connection first."""
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
-    try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
-    finally:
-        await end((working, leaving))
-
-
 async def _left(request: Request) -> None:
+    """Return when the client closes the connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -1,4 +1,8 @@
-"""What the routes share, made once in `app` and handed to them."""
+"""What the routes share, made once in `app` and handed to them.
+
+Behind the protocols stand the classes of `shared.fleet`, which make one queue of all Redis: `Fleet` is queue and
+channel, and passes each verb on to the `RedisQueue` or `RedisChannel` of the Redis that has the model or the job.
+"""
 
 from dataclasses import dataclass
 
@@ -29,13 +33,13 @@ from shared.telemetry import ApiMetrics
 class House:
     settings: Settings
     redis: Redis
-    queue: JobQueue
+    queue: JobQueue  # Fleet
     relay: Relay
     places: Places
     pressure: Pressure
-    ledger: Ledger
+    ledger: Ledger  # FleetLedger
     admission: Admission
-    channel: JobChannel
+    channel: JobChannel  # Fleet
     bodies: BodyReader
     webhooks: Webhooks
     responses: ResponseStore
@@ -44,8 +48,8 @@ class House:
     batches: BatchStore
     keys: KeyRing
     gate: Gate
-    directory: Directory
-    demand: DemandReader
+    directory: Directory  # FleetDirectory
+    demand: DemandReader  # FleetDemand
     metrics: ApiMetrics
 
 

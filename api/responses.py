@@ -1,5 +1,6 @@
 """Responses between their requests: what was asked is kept in Redis; what was answered, in the job's log."""
 
+import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,13 +9,15 @@ from typing import Any
 from pydantic import ValidationError
 from redis.asyncio import Redis
 
-from api.formats.response import Builder
+from api.formats.common import Answer, Chunks
+from api.formats.response import Builder, ResponseChunks, WholeResponse
 from api.json_store import AcceptedStore
 from api.problems import validation_problem
 from api.schemas.chat import ChatCompletionRequest
 from api.schemas.response import LOGPROBS, MessageItem, ResponseRequest
 from shared import keys
 from shared.errors import InvalidRequest
+from shared.job import Job
 from shared.queue import StoredRecord
 
 RESPONSE_PREFIX = "resp_"  # of ids of responses, and of the jobs that answer them
@@ -22,8 +25,8 @@ RESPONSE_PREFIX = "resp_"  # of ids of responses, and of the jobs that answer th
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponseRecord:
-    """`items`: the conversation up to the answer, of which this request brought those from `own` on. `head`: what the
-    response repeats of the request."""
+    """What is kept of a response beside its job, and the formatter of that job. `items`: the conversation up to the
+    answer, of which this request brought those from `own` on. `head`: what the response repeats of the request."""
 
     id: str
     tenant: str
@@ -33,9 +36,17 @@ class ResponseRecord:
     items: list[dict[str, Any]]
     own: int
 
-    def builder(self, job_id: str = "") -> Builder:
-        """What folds a job's events into this response. `job_id`: the job that answers it, when that is not its own."""
-        return Builder(job_id or self.id, self.head, created_s=self.created_s)
+    def builder(self, job_id: str) -> Builder:
+        """Make what folds the job's events into this response. The job is its own, or an earlier one of the same
+        Idempotency-Key."""
+        return Builder(job_id, self.head, created_s=self.created_s)
+
+    def stream(self, job: Job, *, ids: bool, after: int = -1) -> Chunks:
+        """Frames up to number `after` are left out."""
+        return ResponseChunks(self.builder(job.id), after=after, ids=ids)
+
+    def whole(self, job: Job) -> Answer:
+        return WholeResponse(self.builder(job.id))
 
     def own_items(self) -> list[dict[str, Any]]:
         """Each with an id."""
@@ -62,13 +73,13 @@ class ResponseStore(AcceptedStore[ResponseRecord]):
         return self._stored(record, created_ms=record.created_s * 1000)
 
 
-def record_of(body: ResponseRequest, response_id: str, tenant: str, before: Sequence[dict[str, Any]]) -> ResponseRecord:
+def record_of(body: ResponseRequest, tenant: str, before: Sequence[dict[str, Any]]) -> ResponseRecord:
     """`before`: the conversation that this one goes on with."""
     said = {"type": "message", "role": "user", "content": body.input}
     items = [MessageItem.model_validate(said)] if isinstance(body.input, str) else body.input
     own = [item.model_dump(exclude_none=True, exclude={"id", "status"}) for item in items]
     return ResponseRecord(
-        id=response_id,
+        id=f"{RESPONSE_PREFIX}{secrets.token_hex(16)}",
         tenant=tenant,
         created_s=int(time.time()),
         background=bool(body.background),

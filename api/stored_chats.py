@@ -7,7 +7,9 @@ from redis.asyncio import Redis
 
 from api.json_store import AcceptedStore
 from api.pages import Asked, Body, Pick, page
+from api.schemas.chat import ChatCompletionRequest
 from shared import keys
+from shared.job import Job
 from shared.queue import StoredRecord
 
 
@@ -42,3 +44,15 @@ class ChatStore(AcceptedStore[StoredChat]):
     async def page(self, tenant: str, asked: Asked, pick: Pick) -> tuple[list[Body], bool]:
         """As `api.pages` says."""
         return await page(self._redis, keys.chats_of(tenant), asked, pick)
+
+
+def stored_chat(body: ChatCompletionRequest, job: Job, view: str) -> StoredChat:
+    return StoredChat(
+        id=job.id,
+        tenant=job.tenant,
+        model=job.model,
+        created_ms=job.created_ms,
+        metadata=body.metadata or {},
+        messages=[message.model_dump(exclude_none=True) for message in body.messages],
+        view=view,
+    )

@@ -1,20 +1,22 @@
-"""What is kept with a job to shape its events for a client again: none of what the client wrote."""
+"""Options that are stored with a job, from which any API shapes its events for the client again. They hold nothing of
+what the client wrote."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import orjson
 
-from api.formats.chat import ChatChunks
-from api.formats.common import Chunks
-from api.formats.completion import CompletionChunks, Form
-from shared.errors import InvalidRequest
+from api.formats.chat import ChatChunks, WholeChat
+from api.formats.common import Answer, Chunks, Numbered, never_streamed
+from api.formats.completion import CompletionChunks, Form, WholeCompletion
+from api.formats.position import START, Position
 from shared.job import Job, Kind, Sampling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """`made`: choices that are made of each prompt; `shown`: those that the client gets."""
+    """The formatter of chats and text completions. `made`: choices that are made of each prompt; `shown`: those that
+    the client gets."""
 
     kind: Kind
     model: str
@@ -33,32 +35,42 @@ class View:
     def encode(self) -> str:
         return orjson.dumps(asdict(self)).decode()
 
-    @property
-    def form(self) -> Form:
-        return Form(n=self.shown, logprobs=self.logprobs)
-
     def job(self, job_id: str) -> Job:
-        """As much of it as formats need."""
+        """As much of the job as the relay and the formats need."""
         return Job(
             id=job_id,
             model=self.model,
             kind=self.kind,
-            request={"prompts": [""] * self.prompts, "echo": self.echo},
-            sampling=Sampling(seed=0, n=self.made, logprobs=0 if self.logprobs else None),
+            request={},
+            sampling=Sampling(seed=0),
             created_ms=self.created_ms,
             patience_ms=self.patience_ms,
             run_ms=self.run_ms,
             grace_ms=self.grace_ms,
         )
 
-    def chunks(self, job_id: str) -> Chunks:
-        """Raises InvalidRequest for a job whose answer is never streamed."""
+    def stream(self, job: Job, *, ids: bool, after: Position = START) -> Chunks:
+        """Frames up to `after` are left out, if there are ids. Raises InvalidRequest for an answer that only comes
+        whole."""
+        chunks = self._chunks(job)
+        return Numbered(chunks, after=after) if ids else chunks
+
+    def whole(self, job: Job) -> Answer:
+        if self.kind is Kind.CHAT:
+            return WholeChat(job, n=self.made, logprobs=self.logprobs)
+        return WholeCompletion(job, self._form)
+
+    def _chunks(self, job: Job) -> Chunks:
         match self.kind:
             case Kind.CHAT:
-                return ChatChunks(self.job(job_id), include_usage=self.include_usage)
+                return ChatChunks(job, n=self.made, include_usage=self.include_usage)
             case Kind.COMPLETION if self.made == self.shown:
-                return CompletionChunks(self.job(job_id), self.form, include_usage=self.include_usage)
-        raise InvalidRequest("This job's answer comes whole: send the request again with its Idempotency-Key.")
+                return CompletionChunks(job, self._form, include_usage=self.include_usage)
+        raise never_streamed()
+
+    @property
+    def _form(self) -> Form:
+        return Form(prompts=self.prompts, candidates=self.made, n=self.shown, echo=self.echo, logprobs=self.logprobs)
 
 
 def view_of(job: Job, *, include_usage: bool = False, shown: int | None = None, logprobs: bool = False) -> View:

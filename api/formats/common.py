@@ -1,13 +1,28 @@
-"""What chat and text completions share."""
+"""What all formats share: the protocols, the ids of frames, and what chat and text completions have in common."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 from api.formats.position import START, Position
+from shared.errors import InvalidRequest
 from shared.events import Event, Usage
 from shared.job import Job
 
 FINGERPRINT = "penstock-1"
+
+
+class Formatter(Protocol):
+    """Shapes the events of a job for its client. Chats and text completions have `api.view.View` behind it, responses
+    `api.responses.ResponseRecord`, and all that is never streamed `WholeOnly`.
+
+    `job` is the job that is really done: an earlier one where an Idempotency-Key was sent again."""
+
+    def stream(self, job: Job, *, ids: bool) -> "Chunks":
+        """Make what frames the stream. With `ids` each frame says where it belongs, so that the stream can be picked up
+        behind it. Raises InvalidRequest for an answer that only comes whole."""
+
+    def whole(self, job: Job) -> "Answer":
+        """Make what collects the whole answer."""
 
 
 class Answer(Protocol):
@@ -32,6 +47,19 @@ class Chunks(Protocol):
         same frames whenever it is read, since a client names the place where it lost its stream by counting them."""
 
 
+class WholeOnly:
+    """The formatter of an endpoint that streams nothing. `collect` makes what collects its answer."""
+
+    def __init__(self, collect: Callable[[Job], Answer]) -> None:
+        self._collect = collect
+
+    def stream(self, job: Job, *, ids: bool) -> Chunks:
+        raise never_streamed()
+
+    def whole(self, job: Job) -> Answer:
+        return self._collect(job)
+
+
 class Numbered:
     """Frames that carry their position as `id`, so that a client can go on behind any of them. Those up to `after` are
     left out."""
@@ -51,6 +79,10 @@ class Numbered:
             position = Position(event.seq) if count == len(frames) else Position(event.seq - 1, count)
             if position > self._after:
                 yield frame[:-1] + b"id: %s\n\n" % str(position).encode()
+
+
+def never_streamed() -> InvalidRequest:
+    return InvalidRequest("This job's answer comes whole: send the request again with its Idempotency-Key.")
 
 
 def head(job: Job, kind: str) -> dict[str, Any]:

@@ -1,12 +1,11 @@
 """`POST /v1/completions`."""
 
-import time
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
-from api.exchange import stream, whole
+from api.exchange import respond
 from api.house import House, house_of
 from api.json_route import JsonRoute
 from api.schemas.completion import CompletionRequest
@@ -25,6 +24,5 @@ async def create_completion(
 ) -> Response:
     """Text that goes on where each prompt ends, streamed or whole. The job is cancelled when the client leaves, after
     its grace."""
-    began = time.monotonic()
-    work = await completion_work(house.admission, body, terms)
-    return await (stream(house, work, terms, began) if body.stream else whole(house, work, terms, request))
+    work = await completion_work(house, body, terms)
+    return await respond(house, work, terms, request, streamed=bool(body.stream))

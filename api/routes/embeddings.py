@@ -23,4 +23,4 @@ async def create_embeddings(
     house: Annotated[House, Depends(house_of)],
 ) -> Response:
     """A vector of unit length for each input. The job is cancelled when the client leaves, after its grace."""
-    return await whole(house, await embedding_work(house.admission, body, terms), terms, request)
+    return await whole(house, await embedding_work(house, body, terms), terms, request)

@@ -7,9 +7,7 @@ from fastapi.responses import Response
 
 from api.auth import caller_of
 from api.exchange import pick_up
-from api.formats.common import Chunks, Numbered
 from api.formats.position import position_after, sequence_number_after
-from api.formats.response import ResponseChunks
 from api.house import House, house_of
 from api.responses import RESPONSE_PREFIX
 from api.terms import LastEventId, StartingAfter
@@ -38,13 +36,13 @@ async def stream_job_events(
     """The job's stream from the frame after `starting_after` or `Last-Event-ID` on, in the shape of its endpoint, each
     frame with its `id`: while the job waits, runs, and as long as it is kept."""
     _, view = await _mine(house, job_id, request)
-    chunks: Chunks
+    job = view.job(job_id)
     if job_id.startswith(RESPONSE_PREFIX):
         record = await house.responses.get(job_id, tenant=view.tenant)
-        chunks = ResponseChunks(record.builder(), after=sequence_number_after(starting_after, last_event_id), ids=True)
+        chunks = record.stream(job, ids=True, after=sequence_number_after(starting_after, last_event_id))
     else:
-        chunks = Numbered(view.chunks(job_id), after=position_after(starting_after, last_event_id))
-    return await pick_up(house, view.job(job_id), chunks)
+        chunks = view.stream(job, ids=True, after=position_after(starting_after, last_event_id))
+    return await pick_up(house, job, chunks)
 
 
 @router.post("/v1/jobs/{job_id}/cancel", response_model=None)

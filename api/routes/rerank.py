@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from api.exchange import whole
+from api.formats.common import WholeOnly
 from api.formats.rerank import Ranking
 from api.house import House, house_of
 from api.json_route import JsonRoute
@@ -26,7 +27,6 @@ async def rerank(
 ) -> Response:
     """Documents by how near they are to the query, by a cross-encoder's score or by their embeddings' cosine."""
     job = await house.admission.ranking(body, terms)
-    work = Work(
-        job, view_of(job), lambda made: Ranking(made, body.texts, top_n=body.top_n, with_texts=body.return_documents)
-    )
-    return await whole(house, work, terms, request)
+    texts, top_n, with_texts = body.texts, body.top_n, body.return_documents
+    formatter = WholeOnly(lambda made: Ranking(made, texts, top_n=top_n, with_texts=with_texts))
+    return await whole(house, Work(job, view_of(job), formatter), terms, request)

@@ -1,21 +1,17 @@
 """`/v1/responses`: create, stream, look at, pick up, cancel and delete. Only for the key whose responses they are."""
 
-import secrets
-import time
-from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from api.auth import caller_of
-from api.exchange import pick_up, stream, submit, whole
+from api.exchange import pick_up, respond, submit
 from api.formats.listing import listing, page_of
 from api.formats.position import sequence_number_after
-from api.formats.response import ResponseChunks
 from api.house import House, house_of
 from api.json_route import JsonRoute
-from api.responses import RESPONSE_PREFIX, ResponseRecord, record_of
+from api.responses import ResponseRecord, record_of
 from api.schemas.response import ResponseRequest
 from api.terms import LastEventId, StartingAfter, Terms, terms_of
 from api.view import decode_view
@@ -34,20 +30,12 @@ async def create_response(
     body: ResponseRequest, request: Request, terms: Annotated[Terms, Depends(terms_of)], house: InHouse
 ) -> Response:
     """A response, whole, streamed or in the background. One in the background goes on when its client leaves."""
-    began = time.monotonic()
-    response_id = f"{RESPONSE_PREFIX}{secrets.token_hex(16)}"
-    record = record_of(body, response_id, terms.caller.tenant, await _before(body, house, request))
-    stored = body.store is not False
-    keep_s = house.settings.response_ttl_s if stored else 0
-    work = await response_work(house.admission, body, terms, record, keep_s)
-    if stored:
-        work = replace(work, record=house.responses.stored(record))
-    if body.stream:
-        return await stream(house, work, terms, began)
-    if record.background:
+    record = record_of(body, terms.caller.tenant, await _before(body, house, request))
+    work = await response_work(house, body, terms, record, store=body.store is not False)
+    if record.background and not body.stream:
         job, headers = await submit(house, work, terms)
         return JSONResponse(record.builder(job.id).body(), headers=headers)
-    return await whole(house, work, terms, request)
+    return await respond(house, work, terms, request, streamed=bool(body.stream))
 
 
 async def _mine(response_id: str, request: Request, house: InHouse) -> ResponseRecord:
@@ -78,7 +66,7 @@ async def retrieve_response(
     found = await house.ledger.record(record.id)
     job = decode_view(found.view).job(record.id)
     after = sequence_number_after(starting_after, last_event_id)
-    return await pick_up(house, job, ResponseChunks(record.builder(), after=after, ids=terms.event_ids))
+    return await pick_up(house, job, record.stream(job, ids=terms.event_ids, after=after))
 
 
 @router.post("/v1/responses/{response_id}/cancel")
@@ -128,14 +116,12 @@ async def _before(body: ResponseRequest, house: House, request: Request) -> list
 async def _now(house: House, record: ResponseRecord) -> dict[str, Any]:
     """From the job's log; a job that ended without a last event, by another tool's hand, has failed."""
     (page,) = await house.channel.read([(record.id, 0)])
-    builder = record.builder()
+    builder = record.builder(record.id)
     for event in page.events:
-        for _ in builder.take(event):
-            pass
+        builder.take(event)
     over = page.state is None or page.state in TERMINAL
     if over and not (page.events and isinstance(page.events[-1], Finished)):
-        for _ in builder.take(Finished(seq=len(page.events), outcome=GONE)):
-            pass
+        builder.take(Finished(seq=len(page.events), outcome=GONE))
     return builder.body()
 
 

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Request
 
 from api.auth import caller_of
-from api.formats.chat import WholeChat
 from api.formats.listing import listing, page_of
 from api.house import House, house_of
 from api.json_route import JsonRoute
@@ -102,7 +101,8 @@ async def _body(house: House, chat: StoredChat) -> dict[str, Any]:
     last = page.events[-1] if page.events else None
     if not isinstance(last, Finished) or not isinstance(last.outcome, Completed):
         raise NotFound(f"The chat completion {chat.id} is not done.", param="completion_id")
-    answer = WholeChat(decode_view(chat.view).job(chat.id))
+    view = decode_view(chat.view)
+    answer = view.whole(view.job(chat.id))
     for event in page.events:
         answer.add(event)
     return answer.body(last.outcome.usage) | {"metadata": chat.metadata}

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from api.formats.common import Chunks, Numbered
+from api.formats.common import Chunks
 from api.formats.position import position_after, sequence_number_after
 from api.formats.response import Builder, ResponseChunks
 from api.view import view_of
@@ -41,13 +41,13 @@ Opened = Callable[[str | None], Chunks]
 
 def chat(after: str | None) -> Chunks:
     view = view_of(make_job(n=2, logprobs=1), include_usage=True, logprobs=True)
-    return Numbered(view.chunks("chatcmpl-1"), after=position_after(None, after))
+    return view.stream(view.job("chatcmpl-1"), ids=True, after=position_after(None, after))
 
 
 def completion(after: str | None) -> Chunks:
     job = make_job(completion={"prompts": ["one", "two"], "echo": True}, n=2, logprobs=1)
     view = view_of(job, include_usage=True, logprobs=True)
-    return Numbered(view.chunks("cmpl-1"), after=position_after(after, None))
+    return view.stream(view.job("cmpl-1"), ids=True, after=position_after(after, None))
 
 
 def response(after: str | None) -> Chunks:
