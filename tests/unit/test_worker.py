@@ -19,8 +19,9 @@ from shared.settings import load_settings
 from shared.telemetry import WorkerMetrics
 from tests.factories import make_job
 from workers.call_thread import CallThread
-from workers.engine.base import Chat, EngineBroken
+from workers.engine.base import EngineBroken
 from workers.engine.scripted import ScriptedEngine, ScriptedTokenizer
+from workers.engine.tokenizer import Chat
 from workers.limits import Limits
 from workers.models import Loaded
 from workers.replies.base import Parts, PlainReply
