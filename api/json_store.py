@@ -9,9 +9,9 @@ from typing import Any, Generic, TypeVar
 
 from redis.asyncio import Redis
 
-from shared.errors import NotFound
-from shared.queue import StoredRecord
-from shared.redis_client import translated
+from shared.domain.errors import NotFound
+from shared.queue.protocols import StoredRecord
+from shared.redis.client import translated
 
 log = logging.getLogger(__name__)
 Record = TypeVar("Record", bound=Any)  # a dataclass with an `id` and a `tenant`

@@ -6,8 +6,8 @@ import math
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-from shared.errors import QueueUnavailable
-from shared.telemetry import ApiMetrics
+from shared.domain.errors import QueueUnavailable
+from shared.observability.metrics import ApiMetrics
 
 log = logging.getLogger(__name__)
 JOBS_MAX = 10_000

@@ -3,17 +3,17 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
-from api.formats.position import START, Position
-from shared.errors import InvalidRequest
-from shared.events import Event, Usage
-from shared.job import Job
+from api.http.event_position import START, Position
+from shared.domain.errors import InvalidRequest
+from shared.domain.events import Event, Usage
+from shared.domain.job import Job
 
 FINGERPRINT = "penstock-1"
 
 
 class Formatter(Protocol):
-    """Shapes the events of a job for its client. Chats and text completions have `api.view.View` behind it, responses
-    `api.responses.ResponseRecord`, and all that is never streamed `WholeOnly`.
+    """Shapes the events of a job for its client. Chats and text completions have `api.serving.render_options.View` behind it, responses
+    `api.stores.responses.ResponseRecord`, and all that is never streamed `WholeOnly`.
 
     `job` is the job that is really done: an earlier one where an Idempotency-Key was sent again."""
 
@@ -25,7 +25,7 @@ class Formatter(Protocol):
         """Make what collects the whole answer."""
 
 
-class Answer(Protocol):
+class AnswerCollector(Protocol):
     """What a whole answer is collected in."""
 
     def add(self, event: Event) -> None: ...
@@ -33,7 +33,7 @@ class Answer(Protocol):
     def body(self, usage: Usage) -> dict[str, Any]: ...
 
 
-class Chunks(Protocol):
+class StreamFormatter(Protocol):
     """What turns events into the frames of a stream. `tells_failure`: one of them says that the job failed; else the
     stream is broken off with an error."""
 
@@ -50,31 +50,31 @@ class Chunks(Protocol):
 class WholeOnly:
     """The formatter of an endpoint that streams nothing. `collect` makes what collects its answer."""
 
-    def __init__(self, collect: Callable[[Job], Answer]) -> None:
+    def __init__(self, collect: Callable[[Job], AnswerCollector]) -> None:
         self._collect = collect
 
-    def stream(self, job: Job, *, ids: bool) -> Chunks:
+    def stream(self, job: Job, *, ids: bool) -> StreamFormatter:
         raise never_streamed()
 
-    def whole(self, job: Job) -> Answer:
+    def whole(self, job: Job) -> AnswerCollector:
         return self._collect(job)
 
 
-class Numbered:
+class WithEventIds:
     """Frames that carry their position as `id`, so that a client can go on behind any of them. Those up to `after` are
     left out."""
 
-    def __init__(self, chunks: Chunks, *, after: Position = START) -> None:
-        self.tells_failure = chunks.tells_failure
-        self._chunks = chunks
+    def __init__(self, formatter: StreamFormatter, *, after: Position = START) -> None:
+        self.tells_failure = formatter.tells_failure
+        self._formatter = formatter
         self._after = after
 
     def opening(self) -> bytes:
-        return self._chunks.opening()
+        return self._formatter.opening()
 
     def frames(self, event: Event) -> Iterator[bytes]:
         """The event's number stands in its last frame: a client that has it has the whole event."""
-        frames = list(self._chunks.frames(event))
+        frames = list(self._formatter.frames(event))
         for count, frame in enumerate(frames, 1):
             position = Position(event.seq) if count == len(frames) else Position(event.seq - 1, count)
             if position > self._after:

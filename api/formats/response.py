@@ -8,8 +8,8 @@ from typing import Any
 import orjson
 
 from api.formats.chat import likelihood_object
-from api.problems import problem_of_outcome
-from shared.events import (
+from api.http.problems import problem_of_outcome
+from shared.domain.events import (
     CallPart,
     Cancelled,
     Completed,
@@ -23,10 +23,10 @@ from shared.events import (
     Usage,
 )
 
-Told = dict[str, Any]
+ResponseEvent = dict[str, Any]
 
 
-class Builder:
+class ResponseBuilder:
     """`head`: what the response repeats of its request. What `take` returns is to be told, without numbers."""
 
     def __init__(self, response_id: str, head: dict[str, Any], *, created_s: int, status: str = "queued") -> None:
@@ -39,10 +39,10 @@ class Builder:
         self._error: dict[str, Any] | None = None
         self.status = status
 
-    def opening(self) -> list[Told]:
+    def opening(self) -> list[ResponseEvent]:
         return [{"type": "response.created", "response": self.body()}]
 
-    def take(self, event: Event) -> list[Told]:
+    def take(self, event: Event) -> list[ResponseEvent]:
         match event:
             case Started():
                 self.status = "in_progress"
@@ -63,8 +63,8 @@ class Builder:
             "usage": _usage(self._usage) if self._usage else None,
         }
 
-    def _grow(self, event: Delta) -> list[Told]:
-        told: list[Told] = []
+    def _grow(self, event: Delta) -> list[ResponseEvent]:
+        told: list[ResponseEvent] = []
         if event.reasoning:
             told += self._ensure("reasoning")
             told.append(self._text_delta("response.reasoning_text.delta", event.reasoning))
@@ -79,11 +79,11 @@ class Builder:
             self._reason = event.finish_reason
         return told
 
-    def _text_delta(self, kind: str, text: str) -> Told:
+    def _text_delta(self, kind: str, text: str) -> ResponseEvent:
         self._output[-1]["content"][0]["text"] += text
         return {"type": kind, **self._place(), "content_index": 0, "delta": text}
 
-    def _ensure(self, kind: str) -> list[Told]:
+    def _ensure(self, kind: str) -> list[ResponseEvent]:
         """Make an open item of this kind the last one."""
         if self._open == kind:
             return []
@@ -105,12 +105,12 @@ class Builder:
         )
         return told
 
-    def _add(self, item: dict[str, Any]) -> Told:
+    def _add(self, item: dict[str, Any]) -> ResponseEvent:
         self._output.append(item)
         return {"type": "response.output_item.added", "output_index": len(self._output) - 1, "item": dict(item)}
 
-    def _call(self, part: CallPart) -> list[Told]:
-        told: list[Told] = []
+    def _call(self, part: CallPart) -> list[ResponseEvent]:
+        told: list[ResponseEvent] = []
         if part.name:
             told = self._close("completed")
             self._open = "function_call"
@@ -129,7 +129,7 @@ class Builder:
             told.append({"type": kind, **self._place(), "delta": part.arguments})
         return told
 
-    def _close(self, status: str) -> list[Told]:
+    def _close(self, status: str) -> list[ResponseEvent]:
         """End the open item."""
         if not self._open:
             return []
@@ -151,7 +151,7 @@ class Builder:
             {"type": "response.output_item.done", "output_index": len(self._output) - 1, "item": item},
         ]
 
-    def _finish(self, outcome: Outcome) -> list[Told]:
+    def _finish(self, outcome: Outcome) -> list[ResponseEvent]:
         cut = not isinstance(outcome, Completed) or self._reason is FinishReason.LENGTH
         told = self._close("incomplete" if cut else "completed")
         match outcome:
@@ -172,12 +172,12 @@ class Builder:
         return {"item_id": self._output[-1]["id"], "output_index": len(self._output) - 1}
 
 
-class ResponseChunks:
+class ResponseStreamFormatter:
     """Formats the frames of one stream, those after number `after`. `ids`: each carries its number as `id`, too."""
 
     tells_failure = True
 
-    def __init__(self, builder: Builder, *, after: int = -1, ids: bool = False) -> None:
+    def __init__(self, builder: ResponseBuilder, *, after: int = -1, ids: bool = False) -> None:
         self._builder = builder
         self._after = after
         self._ids = ids
@@ -189,7 +189,7 @@ class ResponseChunks:
     def frames(self, event: Event) -> Iterator[bytes]:
         return self._framed(self._builder.take(event))
 
-    def _framed(self, told: Iterable[Told]) -> Iterator[bytes]:
+    def _framed(self, told: Iterable[ResponseEvent]) -> Iterator[bytes]:
         for each in told:
             number, self._number = self._number, self._number + 1
             if number > self._after:
@@ -198,10 +198,10 @@ class ResponseChunks:
                 yield b"event: " + each["type"].encode() + b"\ndata: " + data + b"\n" + name + b"\n"
 
 
-class WholeResponse:
+class ResponseCollector:
     """Collects one response."""
 
-    def __init__(self, builder: Builder) -> None:
+    def __init__(self, builder: ResponseBuilder) -> None:
         self._builder = builder
 
     def add(self, event: Event) -> None:

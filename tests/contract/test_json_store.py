@@ -6,14 +6,14 @@ from dataclasses import asdict
 import pytest
 from redis.asyncio import Redis
 
-from api.batch import Batch, BatchStore, Status
-from api.deliveries import Delivery, DeliveryStore
 from api.json_store import JsonStore
-from api.responses import ResponseRecord, ResponseStore
-from api.stored_chats import ChatStore, StoredChat
-from shared import keys
-from shared.errors import NotFound
-from shared.redis_queue import RedisQueue
+from api.stores.batches import Batch, BatchStore, Status
+from api.stores.responses import ResponseRecord, ResponseStore
+from api.stores.stored_chats import ChatStore, StoredChat
+from api.stores.webhook_deliveries import WebhookDelivery, WebhookDeliveryStore
+from shared.domain.errors import NotFound
+from shared.queue.redis_queue import RedisQueue
+from shared.redis import keys
 
 RESPONSE = ResponseRecord(
     id="resp_1", tenant="t", created_s=7, background=False, head={"model": "é"}, items=[{"type": "message"}], own=0
@@ -108,8 +108,8 @@ async def test_a_batch_has_its_status_again(client: Redis) -> None:
 
 
 async def test_a_delivery_that_cannot_be_read_does_not_hide_the_others(client: Redis) -> None:
-    store = DeliveryStore(client, clock=lambda: 1000.0)
-    good = Delivery(id="good", tenant="t", endpoint="we_1", event="evt_1", payload="{}")
+    store = WebhookDeliveryStore(client, clock=lambda: 1000.0)
+    good = WebhookDelivery(id="good", tenant="t", endpoint="we_1", event="evt_1", payload="{}")
     await client.set(keys.delivery("bad"), b"{}")
     await client.zadd(keys.DELIVERIES, {"bad": 1})
     await store.add(good)

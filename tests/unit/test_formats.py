@@ -5,13 +5,13 @@ from typing import Any
 import orjson
 import pytest
 
-from api.formats.common import Chunks, WholeOnly
-from api.formats.embedding import EmbeddingList
-from api.formats.response import Builder, ResponseChunks
-from api.view import decode_view, view_of
-from shared.errors import InvalidRequest
-from shared.events import Completed, Delta, Echoed, Event, Finished, FinishReason, Likelihood, Logprobs, Usage
-from shared.job import Job
+from api.formats.common import StreamFormatter, WholeOnly
+from api.formats.embedding import EmbeddingCollector
+from api.formats.response import ResponseBuilder, ResponseStreamFormatter
+from api.serving.render_options import decode_render_options, render_options_of
+from shared.domain.errors import InvalidRequest
+from shared.domain.events import Completed, Delta, Echoed, Event, Finished, FinishReason, Likelihood, Logprobs, Usage
+from shared.domain.job import Job
 from tests.factories import done, make_job, started
 
 USAGE = Usage(prompt_tokens=3, completion_tokens=2)
@@ -25,7 +25,7 @@ def said(seq: int, choice: int, text: str, logprob: float = -1.0) -> Delta:
     return Delta(seq=seq, choice=choice, text=text, token_ids=(seq,), logprobs=logprobs(logprob))
 
 
-def bodies(chunks: Chunks, *events: Event) -> list[dict[str, Any]]:
+def bodies(chunks: StreamFormatter, *events: Event) -> list[dict[str, Any]]:
     """What is in the `data` of each frame that is JSON."""
     frames = [chunks.opening(), *[frame for event in events for frame in chunks.frames(event)]]
     lines = [line for frame in frames for line in frame.split(b"\n") if line.startswith(b"data: {")]
@@ -38,7 +38,7 @@ def completion_job(**sampling: Any) -> Job:
 
 def test_each_part_of_a_completion_is_a_frame_of_its_own() -> None:
     job = completion_job(n=1)
-    view = view_of(job, logprobs=True)
+    view = render_options_of(job, logprobs=True)
 
     frames = bodies(
         view.stream(job, ids=False),
@@ -59,7 +59,7 @@ def test_each_part_of_a_completion_is_a_frame_of_its_own() -> None:
 
 def test_the_best_candidates_of_each_prompt_are_returned() -> None:
     job = completion_job(n=2)
-    answer = view_of(job, shown=1).whole(job)
+    answer = render_options_of(job, shown=1).whole(job)
     for prompt in (1, 0):
         answer.add(Echoed(seq=0, prompt=prompt, text=f"{prompt}:"))
 
@@ -74,7 +74,7 @@ def test_the_best_candidates_of_each_prompt_are_returned() -> None:
 
 
 def test_a_part_is_added_empty_and_then_grows() -> None:
-    chunks = ResponseChunks(Builder("resp_1", {"model": "m"}, created_s=1))
+    chunks = ResponseStreamFormatter(ResponseBuilder("resp_1", {"model": "m"}, created_s=1))
 
     told = bodies(chunks, started(), said(1, 0, "x"), said(2, 0, "y"), done(3))
 
@@ -100,8 +100,8 @@ def test_a_part_is_added_empty_and_then_grows() -> None:
 def test_a_view_gives_the_same_answer_after_it_was_stored() -> None:
     job = make_job(n=2, logprobs=0)
     events: list[Event] = [started(), said(1, 0, "x"), said(2, 1, "y"), done(3)]
-    view = view_of(job, include_usage=True, logprobs=True)
-    stored = decode_view(view.encode())
+    view = render_options_of(job, include_usage=True, logprobs=True)
+    stored = decode_render_options(view.encode())
 
     whole, again = view.whole(job), stored.whole(stored.job(job.id))
     for event in events:
@@ -114,15 +114,15 @@ def test_a_view_gives_the_same_answer_after_it_was_stored() -> None:
 
 def test_an_answer_that_comes_whole_is_not_streamed() -> None:
     ranked = completion_job(n=2)
-    only = WholeOnly(lambda job: EmbeddingList(job, base64=False))
+    only = WholeOnly(lambda job: EmbeddingCollector(job, base64=False))
 
-    for formatter, job in ((view_of(ranked, shown=1), ranked), (only, make_job())):
+    for formatter, job in ((render_options_of(ranked, shown=1), ranked), (only, make_job())):
         with pytest.raises(InvalidRequest, match="comes whole"):
             formatter.stream(job, ids=True)
 
 
 def test_a_response_that_was_cut_is_incomplete() -> None:
-    builder = Builder("resp_1", {"model": "m"}, created_s=1)
+    builder = ResponseBuilder("resp_1", {"model": "m"}, created_s=1)
     cut = Delta(seq=1, choice=0, text="x", token_ids=(1,), finish_reason=FinishReason.LENGTH)
 
     told = [

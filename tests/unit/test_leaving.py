@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from api.leaving import JOBS_MAX, Leaving
-from shared.errors import QueueUnavailable
-from shared.tasks import end
-from shared.telemetry import ApiMetrics
+from shared.domain.errors import QueueUnavailable
+from shared.observability.metrics import ApiMetrics
+from shared.process.tasks import end
 
 
 class Queue:

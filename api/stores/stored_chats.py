@@ -1,0 +1,58 @@
+"""Chat completions that were asked to be stored: what was asked, in Redis; what was answered is in the job's log."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio import Redis
+
+from api.json_store import AcceptedStore
+from api.schemas.chat import ChatCompletionRequest
+from api.stores.pages import Body, PageRequest, Pick, page
+from shared.domain.job import Job
+from shared.queue.protocols import StoredRecord
+from shared.redis import keys
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredChat:
+    """`view`: what shapes the job's events again."""
+
+    id: str
+    tenant: str
+    model: str
+    created_ms: int
+    metadata: dict[str, str]
+    messages: list[dict[str, Any]]
+    view: str
+
+
+class ChatStore(AcceptedStore[StoredChat]):
+    def __init__(self, client: Redis, *, ttl_s: int, tenant_bytes_max: int) -> None:
+        super().__init__(
+            client,
+            StoredChat,
+            key=keys.chat,
+            name="stored chat completion",
+            param="completion_id",
+            ttl_s=ttl_s,
+            tenant_bytes_max=tenant_bytes_max,
+        )
+
+    def stored(self, chat: StoredChat) -> StoredRecord:
+        return self._stored(chat, created_ms=chat.created_ms, index=keys.chats_of(chat.tenant))
+
+    async def page(self, tenant: str, asked: PageRequest, pick: Pick) -> tuple[list[Body], bool]:
+        """As `api.stores.pages` says."""
+        return await page(self._redis, keys.chats_of(tenant), asked, pick)
+
+
+def stored_chat(body: ChatCompletionRequest, job: Job, view: str) -> StoredChat:
+    return StoredChat(
+        id=job.id,
+        tenant=job.tenant,
+        model=job.model,
+        created_ms=job.created_ms,
+        metadata=body.metadata or {},
+        messages=[message.model_dump(exclude_none=True) for message in body.messages],
+        view=view,
+    )
