@@ -18,7 +18,7 @@ class ChatStreamFormatter:
 
     def __init__(self, job: Job, *, n: int, include_usage: bool) -> None:
         self._choices = range(n)
-        self._head = head(job, "chat.completion.chunk")
+        self._head = _head(job, "chat.completion.chunk")
         self._include_usage = include_usage
         shared = orjson.dumps(self._head | ({"usage": None} if include_usage else {}))[:-1]
         self._before_index = b"data: " + shared + b',"choices":[{"index":'
