@@ -1,0 +1,59 @@
+"""What the documents say of the code is so: derived pages, links, and lists that must be whole."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shared.lifecycle import State
+from tests.documents import DOCUMENTS, ROOT
+
+DERIVED = {"settings_table": "docs/settings.md", "metrics_table": "docs/metrics.md"}
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+
+
+@pytest.mark.parametrize("tool", DERIVED)
+def test_a_derived_page_is_what_its_program_prints(tool: str) -> None:
+    command = [sys.executable, "-m", f"tools.{tool}"]
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+
+    assert (ROOT / DERIVED[tool]).read_text(encoding="utf-8") == made.stdout
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_somewhere(path: Path) -> None:
+    targets = [target for target in LINK.findall(path.read_text(encoding="utf-8")) if "://" not in target]
+
+    for target in targets:
+        file, _, anchor = target.partition("#")
+        found = (path.parent / file).resolve() if file else path
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found), target
+
+
+def test_every_state_is_documented() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+
+    for state in State:
+        assert f"| {state} |" in text
+
+
+def test_every_direct_dependency_is_justified() -> None:
+    text = (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8")
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    lines = project[: project.index("[project.scripts]")]
+
+    for name in re.findall(r'"([a-z-]+)(?:\[[a-z]+\])?[><=]', lines):
+        if name != "setuptools":
+            assert f"| {name} |" in text
+
+
+def anchors(path: Path) -> set[str]:
+    """The names by which GitHub links to headings."""
+    headings = HEADING.findall(
+        re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    )
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
