@@ -1,5 +1,6 @@
 """What the documents say of the code is so: derived pages, links, and lists that must be whole."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from tests.documents import DOCUMENTS, ROOT
 
 DERIVED = {"settings_table": "docs/settings.md", "metrics_table": "docs/metrics.md"}
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+PLACE = re.compile(r"\[`([^`:\]]+):([\w.]+)`\]\(([^)]+)\)")  # [`file:function`](file)
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 
@@ -34,6 +36,16 @@ def test_every_link_leads_somewhere(path: Path) -> None:
         assert not anchor or anchor in anchors(found), target
 
 
+@pytest.mark.parametrize("name", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_every_place_in_the_code_is_there(name: str) -> None:
+    places = PLACE.findall((ROOT / name).read_text(encoding="utf-8"))
+
+    assert len(places) >= 10
+    for file, names, target in places:
+        assert target == file
+        assert defines((ROOT / file).read_text(encoding="utf-8"), names.split(".")), f"{file}:{names}"
+
+
 def test_every_state_is_documented() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
 
@@ -49,6 +61,20 @@ def test_every_direct_dependency_is_justified() -> None:
     for name in re.findall(r'"([a-z-]+)(?:\[[a-z]+\])?[><=]', lines):
         if name != "setuptools":
             assert f"| {name} |" in text
+
+
+def defines(source: str, names: list[str]) -> bool:
+    """Whether Python's or Lua's source has this function, or this class and in it this method."""
+    if re.search(rf"^(?:local )?function {re.escape('.'.join(names))}\(", source, re.MULTILINE):
+        return True
+    body: list[ast.stmt] = ast.parse(source).body if "\nlocal " not in source else []
+    for name in names:
+        kinds = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
+        found = [node for node in body if isinstance(node, kinds) and node.name == name]
+        if not found:
+            return False
+        body = found[0].body
+    return True
 
 
 def anchors(path: Path) -> set[str]:
