@@ -43,7 +43,7 @@ def test_every_place_in_the_code_is_there(name: str) -> None:
     assert len(places) >= 10
     for file, names, target in places:
         assert target == file
-        assert defines((ROOT / file).read_text(encoding="utf-8"), names.split(".")), f"{file}:{names}"
+        assert defines(ROOT / file, names.split(".")), f"{file}:{names}"
 
 
 def test_every_state_is_documented() -> None:
@@ -63,11 +63,12 @@ def test_every_direct_dependency_is_justified() -> None:
             assert f"| {name} |" in text
 
 
-def defines(source: str, names: list[str]) -> bool:
-    """Whether Python's or Lua's source has this function, or this class and in it this method."""
-    if re.search(rf"^(?:local )?function {re.escape('.'.join(names))}\(", source, re.MULTILINE):
-        return True
-    body: list[ast.stmt] = ast.parse(source).body if "\nlocal " not in source else []
+def defines(path: Path, names: list[str]) -> bool:
+    """Whether a file has this function, or this class and in it this method."""
+    source = path.read_text(encoding="utf-8")
+    if path.suffix == ".lua":
+        return bool(re.search(rf"^(?:local )?function {re.escape('.'.join(names))}\(", source, re.MULTILINE))
+    body: list[ast.stmt] = ast.parse(source).body
     for name in names:
         kinds = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
         found = [node for node in body if isinstance(node, kinds) and node.name == name]
