@@ -161,7 +161,7 @@ def test_a_worker_is_killed_as_the_readme_says(tmp_path: Path) -> None:
     (ask,) = [line for line in curl_lines() if SCRIPTED in line]
     (kill,) = re.findall(r"^\$ (kill .*)$", "\n".join(blocks(ROOT / "README.md", "console")), re.MULTILINE)
     body = json.loads(re.findall(r"-d '(.*)'", ask)[0])
-    with running_house(tmp_path, "scripted", workers=2, scripted_step_ms=50) as stack:
+    with running_house(tmp_path, "scripted", workers=2, scripted_step_ms=50, scripted_tokens=200) as stack:
         undisturbed = stack.post(body | {"stream": False}).json()["choices"][0]["message"]["content"]
         command = ["bash", "-c", ask.replace("http://127.0.0.1:8000", stack.base)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as stream:
@@ -170,10 +170,13 @@ def test_a_worker_is_killed_as_the_readme_says(tmp_path: Path) -> None:
             path = f"{VENV / 'bin'}{os.pathsep}{os.environ['PATH']}"
             subprocess.run(["bash", "-c", kill], env=stack.environment | {"PATH": path}, check=True, timeout=30)
             rest = stream.stdout.readlines()
+        *parts, done = [line[len("data: ") :].strip() for line in [*began, *rest] if line.startswith("data: ")]
+        frames = [json.loads(part) for part in parts]
+        claims = stack.redis.hget(f"rq:job:{frames[0]['id']}", "attempt")
         (dead,) = [worker.popen for worker in stack.workers if worker.popen.poll() is not None]
 
     assert (stream.returncode, dead.returncode) == (0, -signal.SIGKILL)
-    *frames, done = [line[len("data: ") :].strip() for line in [*began, *rest] if line.startswith("data: ")]
+    assert claims == b"2"
     assert done == "[DONE]"
-    deltas = [choice["delta"] for frame in frames for choice in json.loads(frame)["choices"]]
+    deltas = [choice["delta"] for frame in frames for choice in frame["choices"]]
     assert "".join(delta.get("content") or "" for delta in deltas) == undisturbed
