@@ -10,6 +10,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from shared.telemetry import ApiMetrics, QueueMetrics, WorkerMetrics
 
+Holder = ApiMetrics | QueueMetrics | WorkerMetrics
 ALERTS = Path(__file__).parents[1] / "helm" / "files" / "alerts.yaml"
 TEMPLATE = re.compile(r"\{\{ \$(?:labels\.(\w+)|value)[^}]*\}\}")
 HEAD = """# Metrics and alerts
@@ -22,11 +23,15 @@ This page is made by `python -m tools.metrics_table > docs/metrics.md`; a test c
 
 def main() -> None:
     api = ApiMetrics()
-    sections = {"The API": [api], "The queue, from every API process": [api.queue], "A worker": [WorkerMetrics()]}
+    sections: dict[str, Holder] = {
+        "The API": api,
+        "The queue, from every API process": api.queue,
+        "A worker": WorkerMetrics(),
+    }
     print(HEAD)
-    for title, holders in sections.items():
+    for title, holder in sections.items():
         print(f"\n## {title}\n\n| metric | labels | what it is |\n|---|---|---|")
-        for metric in (each for holder in holders for each in _metrics(holder)):
+        for metric in _metrics(holder):
             name = metric._name + ("_total" if isinstance(metric, Counter) else "")
             labels = ", ".join(f"`{label}`" for label in metric._labelnames)
             print(f"| `{name}` | {labels} | {metric._documentation} |")
@@ -36,7 +41,7 @@ def main() -> None:
         print(f"| `{rule['alert']}` | {rule['labels']['severity']} | {said[0]} | {said[1]} |")
 
 
-def _metrics(holder: ApiMetrics | QueueMetrics | WorkerMetrics) -> Iterator[MetricWrapperBase]:
+def _metrics(holder: Holder) -> Iterator[MetricWrapperBase]:
     return (each for each in vars(holder).values() if isinstance(each, MetricWrapperBase))
 
 
