@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from shared.lifecycle import State
-from tests.documents import DOCUMENTS, ROOT
+from tests.documents import DOCUMENTS, ROOT, blocks
 
 DERIVED = {"settings_table": "docs/settings.md", "metrics_table": "docs/metrics.md"}
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
@@ -44,6 +44,21 @@ def test_every_place_in_the_code_is_there(name: str) -> None:
     for file, names, target in places:
         assert target == file
         assert defines(ROOT / file, names.split(".")), f"{file}:{names}"
+
+
+def test_every_module_is_on_the_map() -> None:
+    (drawn,) = blocks(ROOT / "ARCHITECTURE.md", "")
+    parts = re.split(r"^(\w\S*)/ .*$", drawn, flags=re.MULTILINE)
+    rooms = {
+        folder: set(re.findall(r"[\w.]+", modules)) for folder, modules in zip(parts[1::2], parts[2::2], strict=True)
+    }
+
+    for folder in ("shared", "api", "workers", "cli"):
+        sources = [path for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".lua")]
+        for path in sources:
+            name = path.stem if path.suffix == ".py" else path.name
+            if path.stat().st_size:
+                assert name in rooms[str(path.parent.relative_to(ROOT))], path
 
 
 def test_every_state_is_documented() -> None:
