@@ -16,10 +16,11 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from rich.console import Console
 
 from cli.answer import Answer
+from cli.chat_server import find_server, words
 from cli.conversation import Conversation
 from cli.private_files import private_file
 from cli.terminal import plain, unechoed
-from shared.errors import InvalidRequest, NotFound
+from shared.domain.errors import InvalidRequest, NotFound
 
 LOOK_S = 0.5  # an answer that has not begun by then may wait for a worker
 INTERRUPTED = 130
@@ -39,12 +40,19 @@ Enter sends; Alt-Enter or a line ending in \\ goes on in a new line. Ctrl-C stop
 class Chat:
     """One terminal session. `read` returns the next input or raises EOFError."""
 
-    def __init__(self, client: openai.OpenAI, *, model: str | None, console: Console, read: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        client: openai.OpenAI,
+        listed: list[Model],
+        *,
+        model: str | None,
+        console: Console,
+        read: Callable[[], str],
+    ) -> None:
         self._client = client
         self._console = console
         self._read = read
         self._conversation = Conversation()
-        listed = list(client.models.list())
         self._models = [each.id for each in listed]
         self._model = model or choose(listed)
 
@@ -111,7 +119,7 @@ class Chat:
             self._say("stopped", err=True)
             status = INTERRUPTED
         except (openai.OpenAIError, httpx.HTTPError) as error:
-            self._say(str(error), style="red", err=True)
+            self._say(words(error), style="red", err=True)
             status = 1
         if answer.text:
             self._conversation.answer(answer.text)
@@ -175,17 +183,11 @@ class Chat:
         console.print(plain(text), style=style, markup=False, highlight=False, emoji=False)
 
 
-def chat(url: str, *, model: str | None, api_key: str) -> int:
-    """The exit status. Raises NotFound when no server answers at `url`. Without a terminal the whole input is one
-    question."""
-    client = openai.OpenAI(base_url=url, api_key=api_key, max_retries=0)
+def chat(url: str, *, model: str | None, api_key: str | None) -> int:
+    """The exit status. Raises as `find_server` does. Without a terminal the whole input is one question."""
+    client, listed = find_server(url, api_key=api_key)
     interactive = sys.stdin.isatty()
-    try:
-        session = Chat(client, model=model, console=Console(), read=_terminal() if interactive else _no_input)
-    except openai.APIConnectionError as error:
-        raise NotFound(f"No server answers at {url} (start one with `penstock up`, or give --url).") from error
-    except openai.OpenAIError as error:
-        raise NotFound(f"The server at {url} does not list its models: {error}") from error
+    session = Chat(client, listed, model=model, console=Console(), read=_terminal() if interactive else _no_input)
     if interactive:
         session.run()
         return 0

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,8 @@ import redis
 
 from cli.embedded_redis import brief_client
 from cli.private_files import LockFile, private_folder, write_private
-from cli.where import REDIS_URL_FILE
-from shared.errors import SettingsError
+from cli.redis_location import API_URL_FILE, REDIS_URL_FILE
+from shared.domain.errors import SettingsError
 
 LOCK = "up.lock"
 
@@ -20,11 +20,12 @@ class DataFolder:
     """Raises SettingsError when the folder cannot be made. One that is there keeps its mode; its parts are closed."""
 
     def __init__(self, path: Path) -> None:
+        self._parts = [path / name for name in ("redis", "files", "logs")]
+        self._new = [each for each in (*self._parts, path, *path.parents) if not os.path.exists(each)]
         self.path = path if path.is_dir() else private_folder(path, option="--data")
-        self.redis, self.files, self.logs = (
-            private_folder(path / name, option="--data") for name in ("redis", "files", "logs")
-        )
+        self.redis, self.files, self.logs = (private_folder(part, option="--data") for part in self._parts)
         self.redis_url = path / REDIS_URL_FILE
+        self.api_url = path / API_URL_FILE
 
     @contextmanager
     def held(self, *, url: str) -> Iterator[None]:
@@ -35,14 +36,32 @@ class DataFolder:
             if not lock.take():
                 raise SettingsError(self._taken(lock.holder()))
             lock.note(f"process {os.getpid()}, {url}")
-            self._refuse_older_server()
-            yield
+            try:
+                self._refuse_older_server()
+                yield
+            finally:
+                self.api_url.unlink(missing_ok=True)
+                self._leave_nothing()
         finally:
             lock.close()
 
     def note_redis(self, url: str) -> None:
         """For the operator's commands, which find it by itself. It may hold a password."""
         write_private(self.redis_url, url + "\n")
+
+    def note_api(self, url: str) -> None:
+        """For `penstock chat`, as long as it is served."""
+        write_private(self.api_url, url + "\n")
+
+    def _leave_nothing(self) -> None:
+        """Remove what was made for a start that was refused: nothing has been put in it. The lock is still held, and a
+        process that opened its file meanwhile notices that the file is gone."""
+        if not set(self._parts) <= set(self._new) or any(any(part.iterdir()) for part in self._parts):
+            return
+        (self.path / LOCK).unlink()
+        with suppress(OSError):  # the user's own folder has other things in it
+            for folder in self._new:
+                folder.rmdir()
 
     def _taken(self, by: str) -> str:
         who = f" ({by})" if by else ""

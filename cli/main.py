@@ -14,10 +14,10 @@ from cli.doctor import doctor
 from cli.jobs import jobs
 from cli.keys import keys
 from cli.models import models
+from cli.redis_location import API_URL, DATA, api_url, noted_url
 from cli.terminal import echo
-from cli.where import DATA, noted_url
-from shared.errors import PenstockError
-from shared.logs import REFUSES, configure_logging
+from shared.domain.errors import PenstockError
+from shared.observability.logs import REFUSES, configure_logging
 from shared.settings import Settings, load_settings, unknown_variables
 
 SERVERS = ("api", "worker")
@@ -81,11 +81,11 @@ def worker(models: tuple[str, ...], adapters: tuple[str, ...], redis_url: str | 
     for name in NO_BARS:  # they are no lines of a log; the libraries read this when they are imported
         os.environ.setdefault(name, "1")
     with server(redis_url=redis_url or noted_url(), worker_port=port) as settings:
-        from workers.openmp import spare_other_processes
+        from workers.process.thread_spin import spare_other_processes
 
         spare_other_processes()
         from workers.main import run as run_worker
-        from workers.models import parse_specs
+        from workers.model_loading import parse_specs
 
         run_worker(parse_specs(models, adapters), settings)
 
@@ -129,14 +129,16 @@ def up(
 
 
 @main.command()
-@click.option("--url", default="http://127.0.0.1:8000/v1", show_default=True, help="Any OpenAI-compatible server.")
+@click.option(
+    "--url", help=f"Any OpenAI-compatible server; by default the one that `penstock up` runs here, else {API_URL}."
+)
 @click.option("--model", "-m", help="By default the first that can chat and is served.")
-@click.option("--api-key", envvar="OPENAI_API_KEY", default="none", help="By default $OPENAI_API_KEY.")
-def chat(url: str, model: str | None, api_key: str) -> None:
+@click.option("--api-key", envvar="OPENAI_API_KEY", help="By default $OPENAI_API_KEY.")
+def chat(url: str | None, model: str | None, api_key: str | None) -> None:
     """Talk to a model in the terminal."""
     from cli.chat import chat as talk
 
-    sys.exit(talk(url, model=model, api_key=api_key))
+    sys.exit(talk(url or api_url(), model=model, api_key=api_key))
 
 
 @main.command()

@@ -5,7 +5,7 @@ import os
 import stat
 from pathlib import Path
 
-from shared.errors import SettingsError
+from shared.domain.errors import SettingsError
 
 FOLDER_MODE, FILE_MODE = 0o700, 0o600
 UMASK = 0o077
@@ -56,14 +56,16 @@ class LockFile:
     that has it open ends, by kill -9 too."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
         self._file = private_file(path).open("r+")
 
     def take(self) -> bool:
-        """Whether it is ours now. Whoever takes it has nothing noted yet."""
+        """Whether it is ours now. Whoever takes it has nothing noted yet. A file that was removed since it was opened
+        is never taken, since the next process would lock another one of the same name."""
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            return False
+        if os.fstat(self._file.fileno()).st_nlink == 0:
             return False
         self.note("")
         return True
@@ -75,7 +77,8 @@ class LockFile:
         self._file.flush()
 
     def holder(self) -> str:
-        return self._path.read_text().strip()
+        self._file.seek(0)
+        return self._file.read().strip()
 
     def fileno(self) -> int:
         """A child that inherits this descriptor holds the file as well."""

@@ -7,7 +7,7 @@ import re
 import sys
 import termios
 import tty
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,6 +32,15 @@ def one_line(text: object) -> str:
 def row(*fields: object) -> str:
     """A line of a list."""
     return "  ".join(one_line(field) for field in fields).rstrip()
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """The rows under their titles, each column as wide as it has to be."""
+    lines = [[one_line(field) for field in line] for line in (titles, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(f"{field:<{width}}" for field, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
 
 
 def echo(text: object = "", *, err: bool = False, nl: bool = True) -> None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cli.data_folder import DataFolder
-from cli.where import DATA
-from shared.redis_client import masked
+from cli.redis_location import API_URL, DATA
+from shared.redis.client import masked
 
 KEY = "OPENAI_API_KEY"
 
@@ -61,7 +61,7 @@ class Welcome:
 """
 
     def _commands(self) -> str:
-        url = "" if self.base == "http://127.0.0.1:8000" else f" --url {self.base}/v1"
+        url = f" --url {self.base}/v1" if self._elsewhere() and f"{self.base}/v1" != API_URL else ""
         rq = f"rq info -u {shlex.quote(self.redis_url)}"
         if masked(self.redis_url) != self.redis_url:  # an option would show it in the list of processes
             rq = f"RQ_REDIS_URL={self._noted()} {_bin()}rq info"
@@ -71,8 +71,11 @@ class Welcome:
 
     def _located(self, *, always: bool = False) -> str:
         """What tells a command which Redis is meant, where it does not find that by itself."""
-        found = self.folder.path.resolve() == DATA.resolve()
-        return "" if found and not always else f"PENSTOCK_REDIS_URL={self._noted()} "
+        return f"PENSTOCK_REDIS_URL={self._noted()} " if always or self._elsewhere() else ""
+
+    def _elsewhere(self) -> bool:
+        """Whether the data folder is not the one in which commands look."""
+        return self.folder.path.resolve() != DATA.resolve()
 
     def _noted(self) -> str:
         return f'"$(cat {shlex.quote(str(self.folder.redis_url))})"'

@@ -8,7 +8,7 @@ import yaml
 from prometheus_client import Counter
 from prometheus_client.metrics import MetricWrapperBase
 
-from shared.telemetry import ApiMetrics, QueueMetrics, WorkerMetrics
+from shared.observability.metrics import ApiMetrics, QueueMetrics, WorkerMetrics
 
 Holder = ApiMetrics | QueueMetrics | WorkerMetrics
 ALERTS = Path(__file__).parents[1] / "helm" / "files" / "alerts.yaml"

@@ -5,20 +5,20 @@ from typing import Any
 
 import orjson
 
-from api.formats.common import head, usage_object
-from api.sse import DONE, frame
-from shared.events import CallPart, Completed, Delta, Event, Finished, Likelihood, Logprobs, Started, Usage
-from shared.job import Job
+from api.formats.common import SERVICE_TIERS, head, usage_object
+from api.http.sse import DONE, frame
+from shared.domain.events import CallPart, Completed, Delta, Event, Finished, Likelihood, Logprobs, Started, Usage
+from shared.domain.job import Job
 
 
-class ChatChunks:
+class ChatStreamFormatter:
     """Formats the frames of one stream. What every frame shares is encoded once."""
 
     tells_failure = False
 
     def __init__(self, job: Job, *, include_usage: bool) -> None:
         self._choices = range(job.sampling.n)
-        self._head = head(job, "chat.completion.chunk")
+        self._head = _head(job, "chat.completion.chunk")
         self._include_usage = include_usage
         shared = orjson.dumps(self._head | ({"usage": None} if include_usage else {}))[:-1]
         self._before_index = b"data: " + shared + b',"choices":[{"index":'
@@ -67,7 +67,7 @@ class ChatChunks:
         return self._before_index[: -len(b'{"index":')] + orjson.dumps(body) + b"]}\n\n"
 
 
-class Message:
+class MessageCollector:
     """One choice as it grows."""
 
     def __init__(self) -> None:
@@ -99,12 +99,12 @@ class Message:
         return logprobs_object(self._logprobs) or {"content": [], "refusal": None}
 
 
-class WholeChat:
+class ChatCollector:
     """Collects one chat completion."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._messages = [Message() for _ in range(job.sampling.n)]
+        self._messages = [MessageCollector() for _ in range(job.sampling.n)]
 
     def add(self, event: Event) -> None:
         if isinstance(event, Delta):
@@ -120,7 +120,12 @@ class WholeChat:
             }
             for index, message in enumerate(self._messages)
         ]
-        return head(self._job, "chat.completion") | {"choices": choices, "usage": usage_object(usage)}
+        return _head(self._job, "chat.completion") | {"choices": choices, "usage": usage_object(usage)}
+
+
+def _head(job: Job, kind: str) -> dict[str, Any]:
+    """OpenAI's text completions name no service tier, its chats do, in each chunk too."""
+    return head(job, kind) | {"service_tier": SERVICE_TIERS[job.priority]}
 
 
 def logprobs_object(logprobs: Sequence[Logprobs]) -> dict[str, Any] | None:

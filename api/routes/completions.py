@@ -1,17 +1,16 @@
 """`POST /v1/completions`."""
 
 import time
-from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from api.exchange import stream, whole
-from api.house import House, house_of
-from api.json_route import JsonRoute
+from api.http.request_options import RequestOptionsDep
+from api.routes.json_route import JsonRoute
 from api.schemas.completion import CompletionRequest
-from api.terms import Terms, terms_of
-from api.work import completion_work
+from api.serving.respond import respond_stream, respond_whole
+from api.serving.services import ServicesDep
+from api.serving.submission import completion_submission
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -20,11 +19,15 @@ router = APIRouter(route_class=JsonRoute)
 async def create_completion(
     body: CompletionRequest,
     request: Request,
-    terms: Annotated[Terms, Depends(terms_of)],
-    house: Annotated[House, Depends(house_of)],
+    options: RequestOptionsDep,
+    services: ServicesDep,
 ) -> Response:
     """Text that goes on where each prompt ends, streamed or whole. The job is cancelled when the client leaves, after
     its grace."""
     began = time.monotonic()
-    work = await completion_work(house.admission, body, terms)
-    return await (stream(house, work, terms, began) if body.stream else whole(house, work, terms, request))
+    submission = await completion_submission(services.admission, body, options)
+    return await (
+        respond_stream(services, submission, options, began)
+        if body.stream
+        else respond_whole(services, submission, options, request)
+    )

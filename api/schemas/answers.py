@@ -76,6 +76,7 @@ class Generated(BaseModel):
 
 class ChatCompletion(Generated):
     object: Literal["chat.completion"]
+    service_tier: Literal["default", "flex", "priority"]
     choices: list[ChatChoice]
     metadata: dict[str, str] | None = None
 
@@ -144,7 +145,7 @@ class ResponseObject(BaseModel):
     top_p: float | None
     top_logprobs: int | None
     truncation: str
-    service_tier: str
+    service_tier: Literal["auto", "default", "flex", "priority"]
     user: str | None
     safety_identifier: str | None
     prompt_cache_key: str | None

@@ -95,7 +95,8 @@ async def bodies(act: Act) -> None:
 async def _status(url: str, body: bytes) -> int:
     """0 when there is no answer."""
     try:
-        answer = await asyncio.wait_for(ask(url, body=body, headers={"authorization": "Bearer vandal"}), 60)
+        async with asyncio.timeout(60):
+            answer = await ask(url, body=body, headers={"authorization": "Bearer vandal"})
     except (Broken, TimeoutError):
         return 0
     answer.close()
@@ -232,9 +233,8 @@ async def cancelled_early(act: Act) -> None:
     async def leave() -> None:
         url = f"{act.rng.choice(act.site.bases())}{CHAT}"
         with suppress(TimeoutError, Broken):
-            await asyncio.wait_for(
-                ask(url, body=body, headers={"authorization": "Bearer hasty"}), act.rng.uniform(0.05, 0.4)
-            )
+            async with asyncio.timeout(act.rng.uniform(0.05, 0.4)):
+                await ask(url, body=body, headers={"authorization": "Bearer hasty"})
 
     for _ in range(act.rounds):
         act.strike()

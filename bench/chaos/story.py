@@ -120,7 +120,8 @@ class Teller:
 
     async def _answer(self, story: Story) -> Answer:
         try:
-            return await asyncio.wait_for(self._ask(story), min(ANSWER_S, story.silence_s))
+            async with asyncio.timeout(min(ANSWER_S, story.silence_s)):
+                return await self._ask(story)
         except TimeoutError as error:
             raise Broken("no answer") from error
 

@@ -1,16 +1,19 @@
 """Connections to a Redis that many want at once."""
 
 import asyncio
+from collections.abc import Iterable
 
 import pytest
 from redis.asyncio import Redis
 
-from shared import redis_client
-from shared.errors import QueueUnavailable
-from shared.redis_client import connect, translated
+from shared.domain.errors import QueueUnavailable
+from shared.process.tasks import end
+from shared.redis import client as client_module
+from shared.redis.client import CONNECTIONS_MAX, connect, translated
 from tests.conftest import ServerOf
 
-TASKS = 4 * redis_client.CONNECTIONS_MAX
+TASKS = 4 * CONNECTIONS_MAX
+ENDS_WITHIN_S = 5
 
 
 async def _wait_in_vain(client: Redis) -> None:
@@ -18,19 +21,26 @@ async def _wait_in_vain(client: Redis) -> None:
 
 
 async def test_who_came_first_gets_the_next_connection(server_of: ServerOf) -> None:
+    """When a call ends says nothing about that: Redis does not answer in the order in which it was asked."""
     client = connect(server_of("embedded").url)
-    done = [0] * TASKS
-    apart = []
+    pool = client.connection_pool
+    # All connections are open from here on: whoever opens one gets it several answers later.
+    await asyncio.gather(*[client.ping() for _ in range(TASKS)])
+    asked: list[int] = []
+    given: list[int] = []
 
     async def asks(number: int) -> None:
         for _ in range(20):
-            await client.ping()
-            done[number] += 1
-            apart.append(max(done) - min(done))
+            asked.append(number)
+            connection = await pool.get_connection()
+            given.append(number)
+            await connection.send_command("PING")
+            assert await connection.read_response() == b"PONG"
+            await pool.release(connection)
 
     await asyncio.gather(*map(asks, range(TASKS)))
 
-    assert max(apart) <= 2
+    assert given == asked
     await client.aclose()
 
 
@@ -47,11 +57,100 @@ async def test_connections_come_back_from_calls_that_were_cancelled(server_of: S
     await client.aclose()
 
 
+@pytest.mark.parametrize("steps", range(8))
+async def test_a_call_ends_at_whatever_step_it_is_cancelled(
+    server_of: ServerOf, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    monkeypatch.setattr(client_module, "CONNECTIONS_MAX", 1)
+    client = connect(server_of("embedded").url)
+    await client.ping()  # the connection is open: the steps that follow are the event loop's, not the network's
+    call = asyncio.ensure_future(_wait_in_vain(client))
+    next_call = asyncio.ensure_future(client.ping())
+    for _ in range(steps):
+        await asyncio.sleep(0)
+
+    call.cancel()
+    await asyncio.wait([call], timeout=ENDS_WITHIN_S)
+
+    assert call.cancelled()
+    assert await next_call
+    await client.aclose()
+
+
+class _Sends:
+    """Counts what is sent, and cancels `call` just as thing number `last` is."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = self.last = 0
+        self.call: asyncio.Future[None] | None = None
+        drain = asyncio.StreamWriter.drain
+
+        async def counted(writer: asyncio.StreamWriter) -> None:
+            await drain(writer)
+            self.count += 1
+            if self.call and self.count == self.last:
+                asyncio.get_running_loop().call_soon(self.call.cancel)
+
+        monkeypatch.setattr(asyncio.StreamWriter, "drain", counted)
+
+
+async def test_a_call_ends_when_it_is_cancelled_just_as_something_is_sent(
+    server_of: ServerOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each thing that is sent to open the connection, and the command itself."""
+    sends = _Sends(monkeypatch)
+    url = server_of("embedded").url
+    async with connect(url) as client:
+        await client.ping()
+    every, cancelled = sends.count, []
+
+    for number in range(1, every + 1):
+        sends.count, sends.last = 0, number
+        async with connect(url) as client:
+            sends.call = asyncio.ensure_future(_wait_in_vain(client))
+            await asyncio.wait([sends.call], timeout=ENDS_WITHIN_S)
+            cancelled.append(sends.call.cancelled())
+            await end([sends.call])
+
+    assert every > 1
+    assert cancelled == [True] * every
+
+
+class _Sink:
+    """What a connection writes to, without a peer."""
+
+    def writelines(self, data: Iterable[bytes]) -> None:
+        list(data)
+
+    async def drain(self) -> None:
+        return
+
+    def close(self) -> None:
+        return
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel"])
+async def test_a_cancelled_call_ends_whatever_the_connection(scheme: str) -> None:
+    client = connect(f"{scheme}://localhost/service/0")
+    connection = client.connection_pool.make_connection()
+    connection._reader = connection._writer = _Sink()
+    call = asyncio.ensure_future(connection.send_command("PING", check_health=False))
+    for _ in range(2):
+        await asyncio.sleep(0)
+
+    call.cancel()
+    await asyncio.wait([call])
+
+    assert call.cancelled()
+    assert not connection.is_connected
+    await client.aclose()
+
+
 async def test_a_call_that_gets_no_connection_in_time_is_told(
     server_of: ServerOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_client, "CONNECTIONS_MAX", 1)
-    monkeypatch.setattr(redis_client, "POOL_WAIT_S", 0.05)
+    monkeypatch.setattr(client_module, "CONNECTIONS_MAX", 1)
+    monkeypatch.setattr(client_module, "POOL_WAIT_S", 0.05)
     client = connect(server_of("embedded").url)
     holding = asyncio.ensure_future(_wait_in_vain(client))
     await asyncio.wait([holding], timeout=0.05)

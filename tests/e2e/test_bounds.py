@@ -9,7 +9,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.e2e.harness import Stack, eventually, metric, running_house
+from tests.e2e.harness import Stack, eventually, metric, standalone_stack
 from tests.e2e.test_faults import ask
 
 CROWD = 1000
@@ -19,7 +19,7 @@ CROWD = 1000
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("bounds")
     limits = {"request_timeout_s": 2, "send_timeout_s": 2, "scripted_tokens": 1_000_000}
-    with running_house(folder, "scripted", **limits) as running:
+    with standalone_stack(folder, "scripted", **limits) as running:
         yield running
 
 

@@ -19,8 +19,8 @@ from typing import ClassVar
 import pytest
 import redis
 
-from shared import keys
-from tests.e2e.harness import Stack, eventually, running_house
+from shared.redis import keys
+from tests.e2e.harness import Stack, eventually, standalone_stack
 from tests.screen import Emulator
 
 DEAD = "a-model-that-was"
@@ -28,9 +28,9 @@ ROWS = 24
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A model that is served, and before it in the list one whose workers are gone, and one that cannot chat."""
-    with running_house(tmp_path_factory.mktemp("chat"), "scripted", scripted_tokens=40) as stack:
+    with standalone_stack(tmp_path_factory.mktemp("chat"), "scripted", scripted_tokens=40) as stack:
         _leave_behind(stack.redis, DEAD, "chat completions")
         _leave_behind(stack.redis, "an-embedder", "embeddings")
         yield stack
@@ -46,18 +46,18 @@ def command(stack: Stack, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "cli", "chat", "--url", f"{stack.base}/v1", *arguments]
 
 
-def test_a_question_on_the_standard_input_is_answered_and_the_command_ends(house: Stack) -> None:
-    done = subprocess.run(command(house), input="one\ntwo\n", capture_output=True, text=True, timeout=60, check=False)
+def test_a_question_on_the_standard_input_is_answered_and_the_command_ends(stack: Stack) -> None:
+    done = subprocess.run(command(stack), input="one\ntwo\n", capture_output=True, text=True, timeout=60, check=False)
 
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.split()) == 40
     assert "\x1b" not in done.stdout
 
 
-def test_an_empty_input_and_an_unknown_model_are_errors(house: Stack) -> None:
-    empty = subprocess.run(command(house), input="", capture_output=True, text=True, timeout=60, check=False)
+def test_an_empty_input_and_an_unknown_model_are_errors(stack: Stack) -> None:
+    empty = subprocess.run(command(stack), input="", capture_output=True, text=True, timeout=60, check=False)
     unknown = subprocess.run(
-        command(house, "-m", "nosuch"), input="q", capture_output=True, text=True, timeout=60, check=False
+        command(stack, "-m", "nosuch"), input="q", capture_output=True, text=True, timeout=60, check=False
     )
 
     assert (empty.returncode, empty.stderr) == (2, "penstock: The standard input holds no question.\n")
@@ -66,8 +66,8 @@ def test_an_empty_input_and_an_unknown_model_are_errors(house: Stack) -> None:
     assert "Traceback" not in unknown.stderr
 
 
-def test_a_model_that_nobody_serves_is_said_to_wait(house: Stack) -> None:
-    ask = command(house, "-m", DEAD)
+def test_a_model_that_nobody_serves_is_said_to_wait(stack: Stack) -> None:
+    ask = command(stack, "-m", DEAD)
     with subprocess.Popen(ask, text=True, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as asking:
         assert asking.stdin
         assert asking.stderr
@@ -80,12 +80,77 @@ def test_a_model_that_nobody_serves_is_said_to_wait(house: Stack) -> None:
         assert said.startswith(f"waiting, no worker serves {DEAD}")
         assert asking.wait(timeout=30) == 130
         assert asking.stderr.read() == "stopped\n"
-    eventually("its job is cancelled", lambda: house.redis.llen(keys.queue(DEAD)) == 0)
+    eventually("its job is cancelled", lambda: stack.redis.llen(keys.queue(DEAD)) == 0)
 
 
-def test_a_terminal_shows_the_model_that_is_served(house: Stack, tmp_path: Path) -> None:
-    with in_terminal(command(house), tmp_path) as (terminal, _):
+def test_a_terminal_shows_the_model_that_is_served(stack: Stack, tmp_path: Path) -> None:
+    with in_terminal(command(stack), tmp_path) as (terminal, _):
         eventually("it greets", lambda: "scripted at http" in terminal.raw())
+
+
+def asked(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`penstock chat` with a question on its input. OPENAI_API_KEY is what `environment` says."""
+    usual = {name: value for name, value in os.environ.items() if name != "OPENAI_API_KEY"}
+    chat = [sys.executable, "-m", "cli", "chat", *arguments]
+    done = subprocess.run(
+        chat, input="hi", env=usual | environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.mark.parametrize("path", ["", "/", "/v1/"])
+def test_a_url_is_tried_with_v1_where_it_lacks_it(stack: Stack, path: str) -> None:
+    done = asked("--url", stack.base + path)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.split()) == 40
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("localhost:8000", "has no scheme: write http://localhost:8000 or https://localhost:8000"),
+        ("127.0.0.1:8000/v1", "has no scheme: write http://127.0.0.1:8000/v1 or"),
+        ("http://", "does not name a server"),
+        ("ftp://127.0.0.1/v1", "does not name a server"),
+        ("http://[::1/v1", "is no URL"),
+    ],
+)
+def test_a_url_that_cannot_be_one_is_said_to_be_so(url: str, said: str) -> None:
+    done = asked("--url", url)
+
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"penstock: --url: {url} ")
+    assert said in done.stderr
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An API that requires keys, and none exists."""
+    with standalone_stack(tmp_path_factory.mktemp("guarded"), "scripted", workers=0, keys="required") as stack:
+        yield f"{stack.base}/v1"
+
+
+def test_who_gives_no_key_or_a_wrong_one_learns_how_to_give_one(guarded: str) -> None:
+    missing = asked("--url", guarded)
+    wrong = asked("--url", guarded, "--api-key", "sk-wrong")
+    by_variable = asked("--url", guarded.removesuffix("/v1"), OPENAI_API_KEY="sk-wrong")
+
+    for done in (missing, wrong, by_variable):
+        assert done.returncode == 2
+        assert "--api-key KEY or in the variable OPENAI_API_KEY" in done.stderr
+        assert "sk-wrong" not in done.stderr
+    assert f"The server at {guarded} wants an API key" in missing.stderr
+    assert f"The server at {guarded} refuses this API key" in wrong.stderr
+    assert f"The server at {guarded} refuses this API key" in by_variable.stderr
+
+
+def test_what_is_no_api_is_said_to_be_none(html: str) -> None:
+    done = asked("--url", html)
+
+    assert done.returncode == 2
+    assert f"does not list its models at {html} or {html}/v1: what answers there is no API like OpenAI's" in done.stderr
 
 
 ITEMS = 70
@@ -130,16 +195,45 @@ class Elsewhere(BaseHTTPRequestHandler):
         pass
 
 
+class Page(BaseHTTPRequestHandler):
+    """A server that has one page for every address."""
+
+    def do_GET(self) -> None:
+        page = b"<html>Welcome</html>"
+        self.send_response(200)
+        self.send_header("content-type", "text/html")
+        self.send_header("content-length", str(len(page)))
+        self.end_headers()
+        self.wfile.write(page)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def html() -> Iterator[str]:
+    with serving(Page) as url:
+        yield url
+
+
 @pytest.fixture
 def elsewhere() -> Iterator[str]:
     Elsewhere.going_on.clear()
-    with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/v1"
+    with serving(Elsewhere) as url:
+        yield f"{url}/v1"
         Elsewhere.going_on.set()
-        server.shutdown()
-        thread.join()
 
 
 def test_a_long_answer_stands_on_the_screen_once_also_when_it_is_interrupted(elsewhere: str, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ import yaml
 
 from cli.embedded_redis import free_port
 from tests.documents import blocks, curl_lines
-from tests.e2e.harness import Stack, eventually, running_house
-from workers.models import BUILTIN
+from tests.e2e.harness import Stack, eventually, standalone_stack
+from workers.model_loading import BUILTIN
 
 ROOT = Path(__file__).parents[2]
 CLIENTS = ROOT / "tests" / "clients"
@@ -139,7 +139,7 @@ def test_schemathesis_finds_no_server_error(tmp_path: Path) -> None:
     where = {"SCHEMATHESIS_HOOKS": "schemathesis_hooks", "PYTHONPATH": str(CLIENTS)}
     how = ["--checks", "not_a_server_error", "--phases", "examples,fuzzing", "--max-examples", 40, "--max-time", 90]
     shown = ["--seed", 1, "--continue-on-failure", "--warnings", "off", "--no-color"]
-    with running_house(tmp_path, "scripted", scripted_step_ms=1, admin_key="secret") as stack:
+    with standalone_stack(tmp_path, "scripted", scripted_step_ms=1, admin_key="secret") as stack:
         known = ["--header", "Authorization: Bearer secret", "--request-timeout", 30]
         said = run([MANY / "st", "run", f"{stack.base}/openapi.json", *how, *known, *shown], more=where, cwd=tmp_path)
 
@@ -161,7 +161,7 @@ def test_a_worker_is_killed_as_the_readme_says(tmp_path: Path) -> None:
     (ask,) = [line for line in curl_lines() if SCRIPTED in line]
     (kill,) = re.findall(r"^\$ (kill .*)$", "\n".join(blocks(ROOT / "README.md", "console")), re.MULTILINE)
     body = json.loads(re.findall(r"-d '(.*)'", ask)[0])
-    with running_house(tmp_path, "scripted", workers=2, scripted_step_ms=50, scripted_tokens=200) as stack:
+    with standalone_stack(tmp_path, "scripted", workers=2, scripted_step_ms=50, scripted_tokens=200) as stack:
         undisturbed = stack.post(body | {"stream": False}).json()["choices"][0]["message"]["content"]
         command = ["bash", "-c", ask.replace("http://127.0.0.1:8000", stack.base)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as stream:

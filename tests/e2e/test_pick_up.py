@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from cli.embedded_redis import EmbeddedRedis
-from tests.e2e.harness import Stack, eventually, running_house, running_stack, text_of
+from tests.e2e.harness import Stack, eventually, running_stack, standalone_stack, text_of
 from tests.e2e.test_faults import ask
 
 TOKENS = 60
@@ -35,7 +35,7 @@ ADMIN = {"authorization": "Bearer operator"}
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("pick-up")
-    with running_house(folder, "scripted", **SETTINGS) as running:
+    with standalone_stack(folder, "scripted", **SETTINGS) as running:
         yield running
 
 

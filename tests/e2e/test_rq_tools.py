@@ -35,6 +35,11 @@ def penstock(stack: Stack, *arguments: str) -> str:
     return done.stdout
 
 
+def penstock_top(stack: Stack) -> str:
+    command = [sys.executable, "-m", "cli", "top", "--redis-url", stack.server.url, "--once"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 @pytest.fixture
 def slow(tmp_path: Path, own_redis: EmbeddedRedis) -> Iterator[Stack]:
     with running_stack(
@@ -101,6 +106,30 @@ def test_rq_requeue_runs_failed_jobs_again(slow: Stack) -> None:
     assert "0, 0 executing, 0 finished, 2 failed" in rq(slow, "info")
 
 
+def test_top_counts_what_was_requeued_as_rq_info_does(slow: Stack) -> None:
+    for _ in range(2):
+        slow.post({"model": "scripted", "messages": ask("fault:raise@1"), "max_tokens": 3})
+    running = Reader(slow, "scripted", "never ends", max_tokens=100_000)  # its worker has no room for another
+    running.start()
+    running.started.wait(30)
+
+    rq(slow, "requeue", "--all", "--queue", "scripted")
+
+    assert "2, 1 executing, 0 finished, 0 failed" in rq(slow, "info")
+    titles, counts = [line.split() for line in penstock_top(slow).splitlines()[:2]]
+    assert dict(zip(titles[:6], counts[:6], strict=True)) == {
+        "MODEL": "scripted",
+        "workers": "1",
+        "wanted": "1",
+        "running": "1",
+        "interactive": "0",
+        "standard": "2",
+    }
+    (job_id,) = [line.split()[0] for line in penstock(slow, "list", "--state", "started").splitlines()[1:]]
+    penstock(slow, "cancel", job_id)
+    running.join(timeout=10)
+
+
 def test_a_wrong_request_is_in_no_failed_registry_and_not_requeued(slow: Stack) -> None:
     answer = slow.post({"model": "scripted", "messages": ask("long " * 200), "max_tokens": 9_000_000})
 
@@ -109,7 +138,7 @@ def test_a_wrong_request_is_in_no_failed_registry_and_not_requeued(slow: Stack) 
     job_id = canceled[0].decode()
     assert "0, 0 executing, 0 finished, 0 failed" in rq(slow, "info")
     assert "Nothing to do" in rq(slow, "requeue", "--all", "--queue", "scripted")
-    (line,) = penstock(slow, "list").splitlines()
+    _, line = penstock(slow, "list").splitlines()
     assert job_id in line
     assert "canceled" in line
     assert "context_length_exceeded" in line
@@ -129,9 +158,12 @@ def test_jobs_are_listed_shown_followed_cancelled_and_replayed(slow: Stack) -> N
     waiting.start()
     eventually("one waits", lambda: slow.redis.llen("rq:queue:scripted") == 1)
 
-    listed = {line.split()[1]: line.split()[0] for line in penstock(slow, "list").splitlines()}
+    titles, *lines = penstock(slow, "list").splitlines()
 
-    assert set(listed) == {"started", "queued", "failed"}
+    assert titles.split() == ["JOB", "STATE", "MODEL", "ATTEMPTS", "SINCE", "REASON"]
+    assert [line.split()[1] for line in lines] == ["failed", "queued", "started"]
+    assert [line.index("scripted") for line in lines] == [titles.index("MODEL")] * 3
+    listed = {line.split()[1]: line.split()[0] for line in lines}
     shown = penstock(slow, "show", listed["failed"])
     assert "EngineError" in shown
     assert "secret" not in shown

@@ -62,7 +62,7 @@ class Up:
     def shell(self, line: str) -> str:
         """The output of a command that it printed, in its folder. `penstock` is where its Python is."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        line = re.sub(r"\S*\bpenstock (?=keys|worker|jobs)", f"{sys.executable} -m cli ", line)
+        line = re.sub(r"\S*\bpenstock (?=keys|worker|jobs|chat)", f"{sys.executable} -m cli ", line)
         done = subprocess.run(
             ["sh", "-c", line], cwd=self.folder, env={**os.environ, "PATH": path}, capture_output=True, text=True
         )
@@ -163,6 +163,13 @@ def test_the_commands_that_it_prints_work(running: Up) -> None:
     assert "1 workers" in running.shell(running.printed("rq info"))
 
 
+def test_chat_finds_the_api_that_runs_in_this_folder(running: Up) -> None:
+    line = running.printed("penstock chat")
+
+    assert line.endswith("penstock chat")  # the port that it chose need not be named
+    assert len(running.shell(f"echo hi | {line}").split()) > 1
+
+
 def test_up_serves_stops_cleanly_and_finds_its_data_again(tmp_path: Path) -> None:
     with up(tmp_path, "--model", "scripted", "--workers", "2") as first:
         answer = first.post()
@@ -171,6 +178,7 @@ def test_up_serves_stops_cleanly_and_finds_its_data_again(tmp_path: Path) -> Non
         assert first.interrupt() == 0
         assert time.monotonic() - began < 8
     assert processes_of(tmp_path) == []
+    assert not (tmp_path / ".penstock" / "api.url").exists()
 
     with up(tmp_path, "--model", "scripted") as second:
         assert answer.json()["id"] in second.shell("penstock jobs list")
@@ -323,6 +331,19 @@ def test_what_cannot_start_is_one_clear_sentence(tmp_path: Path, own_redis: Embe
         client.config_set("maxmemory-policy", "allkeys-lru")
     assert "noeviction" in refused(tmp_path, "--port", port, "--redis-url", own_redis.url)
     assert processes_of(tmp_path) == []
+
+
+def test_a_start_that_is_refused_leaves_nothing_behind(tmp_path: Path, own_redis: EmbeddedRedis) -> None:
+    port, nobody = str(free_port()), f"redis://127.0.0.1:{free_port()}"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").touch()
+
+    refused(tmp_path, "--port", str(own_redis.port))
+    refused(tmp_path, "--port", str(own_redis.port), "--data", "one/two/three")
+    refused(tmp_path, "--port", port, "--redis-url", nobody, PENSTOCK_REDIS_WAIT_S="0")
+    refused(tmp_path, "--port", str(own_redis.port), "--data", "mine")
+
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["mine", "mine/notes"]
 
 
 def test_a_server_of_release_0_2_in_the_folder_is_not_disturbed(tmp_path: Path) -> None:

@@ -1,37 +1,40 @@
 """Real workers and relays over the queue in memory, on a network that loses, delays and repeats, in processes that die,
-freeze and wake, with answers that cannot be computed or read, and deadlines that pass. One seed is one history."""
+freeze and wake, with too little memory, answers that cannot be computed or read, and deadlines that pass. One seed is
+one history."""
 
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
+from collections.abc import Sequence as Seq
 from dataclasses import replace
 from itertools import count
 from typing import Any
 
-from api.relay import Relay
-from shared.errors import QueueUnavailable
-from shared.events import Event, Finished, Outcome
-from shared.job import Job, ModelInfo
-from shared.memory import MemoryQueue
-from shared.queue import Bounds
+from api.serving.relay import Relay
+from shared.domain.errors import QueueUnavailable
+from shared.domain.events import Event, Finished, Outcome
+from shared.domain.job import Job, ModelInfo
+from shared.observability.metrics import ApiMetrics, WorkerMetrics
+from shared.queue.memory_queue import MemoryQueue
+from shared.queue.protocols import Bounds
 from shared.settings import load_settings
-from shared.telemetry import ApiMetrics, WorkerMetrics
 from tests.factories import make_job
 from tests.simulation.loop import STEP_S, Process, SimulatedThread
-from workers.engine.scripted import ScriptedEngine
-from workers.limits import BLOCK_SIZE, Limits
-from workers.models import Loaded
-from workers.scheduler import Batch
-from workers.sequence import Sampled
-from workers.worker import Worker
+from workers.engines.base import OutOfMemory
+from workers.engines.scripted import ScriptedEngine
+from workers.loop.worker import Worker
+from workers.model_loading import Loaded
+from workers.scheduling.engine_limits import BLOCK_SIZE, EngineLimits
+from workers.scheduling.scheduler import Batch
+from workers.scheduling.sequence import Sampled, Sequence
 
 INFO = ModelInfo(name="m", engine="scripted", context_length=1000, created_s=0)
 VERBS = ("enqueue", "attach", "claim", "renew", "append", "settle", "release", "cancel", "leave", "read")
 BOUNDS = Bounds(jobs_max=100)
 SETTINGS = load_settings(heartbeat_ms=300, lease_ms=1000, idle_wait_ms=50, drain_s=0.2, outbox_steps_max=100_000)
 # Hardly room for two long jobs, so that others wait for blocks, and that a growing one takes them from a younger one.
-LIMITS = Limits(sequences_max=3, batch_tokens_max=16, context_length=144, vocabulary=50_000, blocks=10)
+LIMITS = EngineLimits(sequences_max=3, batch_tokens_max=16, context_length=144, vocabulary=50_000, blocks=10)
 TENANTS = ("ann", "bob", "eve")
 # What prompts begin with: from less than a block to four of them.
 BEGINNINGS = [" ".join(f"p{name}w{word}" for word in range(name * BLOCK_SIZE + 5)) for name in range(5)]
@@ -42,19 +45,28 @@ LOOK_S = 0.1
 
 
 class SimulatedEngine(ScriptedEngine):
-    """Its steps take their time, in which the event loop goes on: what is asked of the engine then comes after them."""
+    """Its steps take their time, in which the event loop goes on: what is asked of the engine then comes after them. It
+    remembers each sequence that it computes, until it is freed; some engines have no memory for all that may run."""
 
     def __init__(self, thread: SimulatedThread, rng: random.Random) -> None:
         super().__init__(limits=LIMITS, step_ms=0, tokens=100)
         self._thread = thread
         self._rng = rng
+        self._fits = rng.choice([LIMITS.sequences_max, LIMITS.sequences_max, 2, 1])
+        self._remembered = set[Sequence]()
 
     def step(self, batch: Batch) -> list[Sampled]:
         begins = self._rng.random() * STEP_S
         self._thread.pause(begins)
+        self._remembered |= {row.sequence for row in batch.rows}
+        if len(self._remembered) > self._fits:
+            raise OutOfMemory("there is no memory for all of these")
         sampled = super().step(batch)
         self._thread.pause(STEP_S - begins)
         return sampled
+
+    def free(self, sequence: Sequence) -> None:
+        self._remembered.discard(sequence)
 
 
 class Line:
@@ -84,7 +96,7 @@ class Line:
 
         return call
 
-    async def listen(self, subscriber: str) -> AsyncIterator[list[tuple[str, Sequence[Event]]]]:
+    async def listen(self, subscriber: str) -> AsyncIterator[list[tuple[str, Seq[Event]]]]:
         async for batch in self._world.queue.listen(subscriber):
             await self._process.gate()
             if not self._world.trouble():
@@ -254,8 +266,8 @@ class World:
     def _has_room(self, worker: Worker) -> bool:
         """As the queue and the engine see it, whatever the worker itself remembers."""
         held = [record.job for record in self.queue._running.values() if record.worker == worker.name]
-        waiting = any(stepper._scheduler.waiting for stepper in worker._steppers)
-        return not waiting and sum(job.width for job in held) < LIMITS.sequences_max
+        (scheduler,) = (engine_loop._scheduler for engine_loop in worker._engine_loops)
+        return not scheduler.waiting and sum(job.sequences for job in held) < scheduler.places
 
     async def _watch(self) -> None:
         """A worker that lives, has room and says that it accepts asks for work; one that stops comes to its end. The
@@ -294,7 +306,8 @@ class World:
     async def _read(self, client: Client, relay: Relay, process: Process) -> None:
         line: Any = Line(self, process)
         with relay.open(client.job) as stream:
-            await asyncio.wait_for(self._enter(client, relay, line), 1)
+            async with asyncio.timeout(1):
+                await self._enter(client, relay, line)
             relay.accept(stream, logged=True)
             seen = 0
             while not client.ended:

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from shared.lifecycle import State
-from tests.documents import DOCUMENTS, ROOT, blocks
+from shared.domain.lifecycle import State
+from tests.conftest import ROOT
+from tests.documents import DOCUMENTS, blocks
 
 DERIVED = {"settings_table": "docs/settings.md", "metrics_table": "docs/metrics.md"}
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 PLACE = re.compile(r"\[`([^`:\]]+):([\w.]+)`\]\(([^)]+)\)")  # [`file:function`](file)
+FILE = re.compile(r"`([a-z]\w*(?:/\w+)+\.(?:py|lua|json|yaml))`")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 
@@ -38,9 +40,12 @@ def test_every_link_leads_somewhere(path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
 def test_every_place_in_the_code_is_there(name: str) -> None:
-    places = PLACE.findall((ROOT / name).read_text(encoding="utf-8"))
+    text = (ROOT / name).read_text(encoding="utf-8")
+    places = PLACE.findall(text)
 
     assert len(places) >= 10
+    for file in FILE.findall(text):
+        assert (ROOT / file).is_file(), file
     for file, names, target in places:
         assert target == file
         assert defines(ROOT / file, names.split(".")), f"{file}:{names}"

@@ -1,0 +1,52 @@
+"""What `docker compose` can be told, and what `.env.example` says of it."""
+
+import re
+from typing import Any
+
+import yaml
+
+from tests.conftest import ROOT
+
+COMPOSE = (ROOT / "docker-compose.yml").read_text()
+
+
+def services() -> dict[str, Any]:
+    made: dict[str, Any] = yaml.safe_load(COMPOSE)["services"]
+    return made
+
+
+def test_the_example_lists_every_variable_with_its_default() -> None:
+    code = "\n".join(line for line in COMPOSE.splitlines() if not line.lstrip().startswith("#"))
+    asked = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", code))
+    told = dict(re.findall(r"^(\w+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE))
+
+    assert asked
+    assert told == asked
+
+
+def test_nothing_but_this_machine_reaches_a_port() -> None:
+    published = [port for service in services().values() for port in service.get("ports", ())]
+
+    assert len(published) == 3
+    assert all(port.startswith("127.0.0.1:") for port in published)
+
+
+def test_our_containers_can_change_nothing_but_their_volumes() -> None:
+    for name in ("api", "worker", "worker-gpu"):
+        service = services()[name]
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+def test_a_worker_has_time_to_hand_over() -> None:
+    worker = services()["worker"]
+
+    assert int(worker["stop_grace_period"].removesuffix("s")) > int(worker["environment"]["PENSTOCK_DRAIN_S"])
+
+
+def test_redis_keeps_everything() -> None:
+    command = " ".join(services()["redis"]["command"])
+
+    assert "--appendonly yes" in command
+    assert "--maxmemory-policy noeviction" in command
