@@ -11,9 +11,9 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.conftest import ROOT
 from tools.release import PYTHON_IMAGE, Release, not_locked, pack_chart, version_of, write_archive
 
-ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 EXTRAS = PROJECT["optional-dependencies"]
