@@ -11,11 +11,12 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from shared import lua
 from shared.events import Completed, Delta, Finished, Started, Usage
 from shared.job import Job, Kind, Priority, Sampling
 from shared.queue import Bounds, Delivery, Write
 from shared.redis_client import CONNECTIONS_MAX, connect
-from shared.redis_queue import RedisQueue
+from shared.redis_queue import RedisQueue, flat
 from shared.tasks import end
 
 BOUNDS = Bounds(jobs_max=10**9, tokens_max=10**15)
@@ -69,8 +70,15 @@ class Desk:
             count -= FILL
 
     async def _call(self, pipe: Any, each: Job) -> None:
-        flat = [part for pair in self.queue.fields(each).items() if pair[1] != "" for part in pair]
-        arguments = ["enqueue", each.model, each.id, BOUNDS.jobs_max, BOUNDS.tokens_max, *flat]
+        arguments = lua.verbs()["enqueue"].arguments(
+            model=each.model,
+            id=each.id,
+            jobs_max=BOUNDS.jobs_max,
+            tokens_max=BOUNDS.tokens_max,
+            bytes_max=BOUNDS.bytes_max,
+            fields=flat(self.queue.fields(each)),
+            records=[],
+        )
         await self.queue.scripts["enqueue"](args=arguments, client=pipe)
 
     async def enqueue(self) -> None:
