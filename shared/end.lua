@@ -5,13 +5,13 @@
 -- Close a job: its entry, its lease, its registry, its lifetime. Only failed jobs keep their payload, since only they
 -- can run again.
 local function close(model, id, status, iso, ttl_s)
-  local job = job_key(id)
+  local job = JOB .. id
   local sid, claim_token, idempotency, isolated, worker, keep_s, notify, tenant = unpack(redis.call(
     'HMGET', job, 'sid', 'exec', 'idempotency', 'alone', 'worker_name', 'keep_s', 'notify', 'tenant'))
   if sid then drop_entry(model, sid) end
-  if claim_token then redis.call('ZREM', started_key(model), id .. ':' .. claim_token) end
-  if isolated then redis.call('DEL', suspect_key(worker)) end
-  redis.call('ZREM', leases_key(model), id)
+  if claim_token then redis.call('ZREM', STARTED .. model, id .. ':' .. claim_token) end
+  if isolated then redis.call('DEL', SUSPECT .. worker) end
+  redis.call('ZREM', LEASES .. model, id)
   let_go(id)
   redis.call('HDEL', job, 'sid', 'exec', 'alone', 'moved')
   redis.call('HSET', job, 'status', status, 'ended_at', iso)
@@ -19,17 +19,17 @@ local function close(model, id, status, iso, ttl_s)
   if status == 'finished' and (idempotency or '') ~= '' then ttl_s = math.max(ttl_s, IDEMPOTENCY_TTL_S) end
   ttl_s = math.max(ttl_s, tonumber(keep_s or 0))
   if notify == '1' then redis.call('RPUSH', NOTICES, id .. ' ' .. tenant) end
-  local registry = ({ finished = finished_key, failed = failed_key, canceled = canceled_key })[status](model)
+  local registry = ({ finished = FINISHED, failed = FAILED, canceled = CANCELED })[status] .. model
   local now_s = math.floor(now_ms() / 1000)
   redis.call('ZREMRANGEBYSCORE', registry, '-inf', now_s)
   redis.call('ZADD', registry, now_s + ttl_s, id)
   raise_ttl(registry, ttl_s + 3600)
   -- `rq requeue --all` dies on a registered id without a hash.
   redis.call('EXPIRE', job, status == 'failed' and ttl_s + 3600 or ttl_s)
-  redis.call('EXPIRE', log_key(id), ttl_s)
+  redis.call('EXPIRE', LOG .. id, ttl_s)
   note(job, status)
   -- Its worker may have passed over others that were too wide beside it.
-  if width_of(id) > 1 and redis.call('LLEN', queue_key(model)) > 0 then wake(model) end
+  if width_of(id) > 1 and redis.call('LLEN', QUEUE .. model) > 0 then wake(model) end
 end
 
 -- part: correct
@@ -38,15 +38,15 @@ local LULL = 4
 
 -- The longest time that plausibly lies between two ends: some times what this job took, over how many ran beside it.
 local function lull(model, id)
-  local deadline_ms, run_ms = unpack(redis.call('HMGET', job_key(id), 'deadline_ms', 'run_ms'))
+  local deadline_ms, run_ms = unpack(redis.call('HMGET', JOB .. id, 'deadline_ms', 'run_ms'))
   if not deadline_ms then return math.huge end
   local took = now_ms() - (deadline_ms - run_ms)
-  return LULL * took / (redis.call('ZCARD', leases_key(model)) + 1)
+  return LULL * took / (redis.call('ZCARD', LEASES .. model) + 1)
 end
 
 -- Charge a claimed job for the tokens that it really took, instead of those that it was expected to take.
 local function correct(model, id, tokens)
-  local place = place_of(job_key(id))
+  local place = place_of(JOB .. id)
   charge_both(model, place, tokens - place.cost)
   correct_limits(id, math.floor(tokens - place.cost))
   note_rate(model, tokens, lull(model, id))
@@ -55,12 +55,12 @@ end
 -- part: cancel_job
 -- needs: close, correct, correct_limits, log, place, remove, timeline, unlist
 local function cancel_job(id, iso, ttl_s, event, by)
-  local job = job_key(id)
+  local job = JOB .. id
   local status, model, sid, worker, subscribers =
     unpack(redis.call('HMGET', job, 'status', 'origin', 'sid', 'worker_name', 'subscribers'))
   if status ~= 'queued' and status ~= 'started' then return status or '' end
   local outbox = {}
-  append_events(id, subscribers, redis.call('LLEN', log_key(id)), { event }, outbox)
+  append_events(id, subscribers, redis.call('LLEN', LOG .. id), { event }, outbox)
   note(job, 'cancelled by ' .. by)
   if status == 'queued' then
     unlist(model, id, sid)
@@ -69,8 +69,8 @@ local function cancel_job(id, iso, ttl_s, event, by)
     close(model, id, 'canceled', iso, ttl_s)
   else
     close(model, id, 'canceled', iso, ttl_s)
-    correct(model, id, tonumber(redis.call('HGET', job, 'prompt_tokens') or 0) + redis.call('LLEN', log_key(id)))
-    redis.call('PUBLISH', control_key(worker or ''), id)
+    correct(model, id, tonumber(redis.call('HGET', job, 'prompt_tokens') or 0) + redis.call('LLEN', LOG .. id))
+    redis.call('PUBLISH', CONTROL .. (worker or ''), id)
   end
   publish(outbox)
   return status
@@ -85,28 +85,28 @@ end
 local function settle(args)
   local model, id, claim_token, ending = args.model, args.id, args.claim_token, args.status
   local owner, status, subscribers, sid =
-    unpack(redis.call('HMGET', job_key(id), 'exec', 'status', 'subscribers', 'sid'))
+    unpack(redis.call('HMGET', JOB .. id, 'exec', 'status', 'subscribers', 'sid'))
   if owner ~= claim_token then return 'lost' end
   if status ~= 'started' then                      -- RQ cancelled or abandoned it: only our entry is left
     if sid then drop_entry(model, sid) end
-    redis.call('ZREM', started_key(model), id .. ':' .. claim_token)
-    redis.call('ZREM', leases_key(model), id)
-    redis.call('HDEL', job_key(id), 'sid', 'exec')
+    redis.call('ZREM', STARTED .. model, id .. ':' .. claim_token)
+    redis.call('ZREM', LEASES .. model, id)
+    redis.call('HDEL', JOB .. id, 'sid', 'exec')
     return 'lost'
   end
   local outbox = {}
-  if not append_events(id, subscribers, args.first, args.events, outbox) then return redis.call('LLEN', log_key(id)) end
+  if not append_events(id, subscribers, args.first, args.events, outbox) then return redis.call('LLEN', LOG .. id) end
   close(model, id, ending, args.iso, args.ttl_s)
   correct(model, id, args.tokens)
   if ending == 'finished' then note_output(model, args.output) end
   if args.exc ~= '' then
-    local results = results_key(id)
+    local results = RESULTS .. id
     redis.call('XADD', results, 'MAXLEN', 10, '*', 'type', 2, 'worker_name', args.worker, 'exc_string', args.exc)
     redis.call('EXPIRE', results, args.ttl_s)
   end
   local counter = ending == 'finished' and 'successful_job_count' or 'failed_job_count'
-  if ending ~= 'canceled' and redis.call('EXISTS', worker_key(args.worker)) == 1 then
-    redis.call('HINCRBY', worker_key(args.worker), counter, 1)
+  if ending ~= 'canceled' and redis.call('EXISTS', WORKER .. args.worker) == 1 then
+    redis.call('HINCRBY', WORKER .. args.worker, counter, 1)
   end
   publish(outbox)
   return 'settled'
@@ -126,11 +126,11 @@ end
 -- Cancel a job unless another process still reads it. -> as cancel; 'kept' when one does
 local function leave(args)
   local others = {}
-  for other in string.gmatch(redis.call('HGET', job_key(args.id), 'subscribers') or '', '%S+') do
+  for other in string.gmatch(redis.call('HGET', JOB .. args.id, 'subscribers') or '', '%S+') do
     if other ~= args.channel and redis.call('PUBSUB', 'NUMSUB', other)[2] > 0 then others[#others + 1] = other end
   end
   if others[1] then
-    redis.call('HSET', job_key(args.id), 'subscribers', table.concat(others, ' '))
+    redis.call('HSET', JOB .. args.id, 'subscribers', table.concat(others, ' '))
     return 'kept'
   end
   return cancel_job(args.id, args.iso, args.ttl_s, args.event, 'its client')
@@ -143,13 +143,13 @@ end
 -- run, workers alive}, {0, 0} when the model is forgotten
 local function forget_model(args)
   local model, workers = args.model, 0
-  local jobs = redis.call('LLEN', queue_key(model)) + redis.call('ZCARD', leases_key(model))
-  for _, key in ipairs(redis.call('SMEMBERS', workers_of_key(model))) do
+  local jobs = redis.call('LLEN', QUEUE .. model) + redis.call('ZCARD', LEASES .. model)
+  for _, key in ipairs(redis.call('SMEMBERS', WORKERS_OF .. model)) do
     workers = workers + redis.call('EXISTS', key)
   end
   if jobs > 0 or workers > 0 then return { jobs, workers } end
   redis.call('SREM', MODELS, model)
-  redis.call('DEL', model_key(model), paused_key(model), pace_key(model), workers_of_key(model))
-  if redis.call('EXISTS', failed_key(model)) == 0 then redis.call('SREM', QUEUES, queue_key(model)) end
+  redis.call('DEL', MODEL .. model, PAUSED .. model, PACE .. model, WORKERS_OF .. model)
+  if redis.call('EXISTS', FAILED .. model) == 0 then redis.call('SREM', QUEUES, QUEUE .. model) end
   return { 0, 0 }
 end

@@ -25,7 +25,7 @@ local SERVED_TTL_S = 86400
 -- part: activate
 -- Give a member of a line that now has jobs waiting its token counter.
 local function activate(name, member)
-  local line, served = line_key(name), served_key(name)
+  local line, served = LINE .. name, SERVED .. name
   if redis.call('ZSCORE', line, member) then return end
   local least = redis.call('ZRANGE', line, 0, 0, 'WITHSCORES')[2] or redis.call('ZSCORE', served, '') or 0
   local own = redis.call('ZSCORE', served, member) or 0
@@ -37,7 +37,7 @@ end
 -- needs: lane, served_life
 -- An idle member keeps its counter only above the minimum, which is stored under ''.
 local function deactivate(name, member)
-  local line, served = line_key(name), served_key(name)
+  local line, served = LINE .. name, SERVED .. name
   local own = redis.call('ZSCORE', line, member)
   if not own then return end
   redis.call('ZREM', line, member)
@@ -51,13 +51,13 @@ local function deactivate_if_empty(model, place)
   local class = model .. ':' .. place.class
   if redis.call('EXISTS', lane_of(model, place)) == 1 then return end
   deactivate(class, place.tenant)
-  if redis.call('EXISTS', line_key(class)) == 0 then deactivate(model, tostring(place.class)) end
+  if redis.call('EXISTS', LINE .. class) == 0 then deactivate(model, tostring(place.class)) end
 end
 
 -- part: charge
 -- needs: served_life
 local function charge(name, member, amount)
-  local line, served = line_key(name), served_key(name)
+  local line, served = LINE .. name, SERVED .. name
   if redis.call('ZSCORE', line, member) then
     redis.call('ZINCRBY', line, amount, member)
   elseif amount > 0 or redis.call('ZSCORE', served, member) then
@@ -83,27 +83,27 @@ end
 
 -- part: lane
 local function lane_of(model, place)
-  return lane_key(model .. ':' .. place.class .. ':' .. place.tenant)
+  return LANE .. model .. ':' .. place.class .. ':' .. place.tenant
 end
 
 -- part: bytes
 local function bytes_of(id)
-  return redis.call('HSTRLEN', job_key(id), 'payload')
+  return redis.call('HSTRLEN', JOB .. id, 'payload')
 end
 
 -- part: count
 -- needs: bytes
 -- One more job (`sign` 1) or one job less (-1) waits.
 local function count(model, id, class, cost, sign)
-  redis.call('HINCRBY', load_key(model), 'jobs:' .. class, sign)
-  redis.call('HINCRBY', load_key(model), 'tokens:' .. class, sign * cost)
-  redis.call('HINCRBY', load_key(model), 'bytes', string.format('%d', sign * bytes_of(id)))   -- Redis 6 knows no -0
+  redis.call('HINCRBY', LOAD .. model, 'jobs:' .. class, sign)
+  redis.call('HINCRBY', LOAD .. model, 'tokens:' .. class, sign * cost)
+  redis.call('HINCRBY', LOAD .. model, 'bytes', string.format('%d', sign * bytes_of(id)))   -- Redis 6 knows no -0
 end
 
 -- part: push
 -- needs: activate, count, lane, place
 local function push(model, id, sid)
-  local place = place_of(job_key(id))
+  local place = place_of(JOB .. id)
   redis.call('RPUSH', lane_of(model, place), sid .. ' ' .. id .. ' ' .. place.cost)
   activate(model .. ':' .. place.class, place.tenant)
   activate(model, tostring(place.class))
@@ -114,7 +114,7 @@ end
 -- needs: count, deactivate, lane, place, take_out
 -- A waiting job leaves without being served.
 local function remove(model, id, sid)
-  local place = place_of(job_key(id))
+  local place = place_of(JOB .. id)
   local item = sid .. ' ' .. id .. ' ' .. place.cost
   if take_out(lane_of(model, place), item, sid, function(other) return other end) == 1 then
     count(model, id, place.class, place.cost, -1)
@@ -137,8 +137,8 @@ end
 -- The least-served class and tenant whose next job is not too wide; nil when there is none.
 local function next_place(model, widest)
   local look_max = next(widest) and LOOK_MAX or 1
-  for _, class in ipairs(redis.call('ZRANGE', line_key(model), 0, -1)) do
-    local tenants = redis.call('ZRANGE', line_key(model .. ':' .. class), 0, look_max - 1)
+  for _, class in ipairs(redis.call('ZRANGE', LINE .. model, 0, -1)) do
+    local tenants = redis.call('ZRANGE', LINE .. model .. ':' .. class, 0, look_max - 1)
     if not tenants[1] then deactivate(model, class) end
     for _, tenant in ipairs(tenants) do
       local place = { class = tonumber(class), tenant = tenant }
@@ -158,7 +158,7 @@ local function pop(model, widest)
     return pop(model, widest)
   end
   local sid, id, cost = string.match(item, '^(%S+) (%S+) (%S+)$')
-  place.weight = tonumber(redis.call('HGET', job_key(id), 'weight') or 1)
+  place.weight = tonumber(redis.call('HGET', JOB .. id, 'weight') or 1)
   count(model, id, place.class, cost, -1)
   charge_both(model, place, tonumber(cost))
   deactivate_if_empty(model, place)
@@ -173,9 +173,9 @@ local RATE_FRESH_MS = 60000
 -- Note how fast jobs are served while others wait: every estimate rests on that. A gap between two ends that is longer
 -- than `longest` says nothing about it: no job waited, or all jobs began at once.
 local function note_rate(model, tokens, longest)
-  local rate, now = rate_key(model), now_ms()
+  local rate, now = RATE .. model, now_ms()
   local last_ms, old_gap, old_tokens = unpack(redis.call('HMGET', rate, 'last_ms', 'gap_ms', 'tokens'))
-  if last_ms and redis.call('LLEN', queue_key(model)) > 0 then
+  if last_ms and redis.call('LLEN', QUEUE .. model) > 0 then
     local gap = math.min(now - last_ms, RATE_FRESH_MS, longest)
     redis.call('HSET', rate, 'gap_ms', tostring(old_gap and (0.9 * old_gap + 0.1 * gap) or gap),
                'tokens', tostring(old_tokens and (0.9 * old_tokens + 0.1 * tokens) or tokens))
@@ -186,8 +186,8 @@ end
 
 -- part: output
 local function note_output(model, tokens)
-  local old = redis.call('HGET', rate_key(model), 'output')
-  redis.call('HSET', rate_key(model), 'output', tostring(old and (0.95 * old + 0.05 * tokens) or tokens))
+  local old = redis.call('HGET', RATE .. model, 'output')
+  redis.call('HSET', RATE .. model, 'output', tostring(old and (0.95 * old + 0.05 * tokens) or tokens))
 end
 
 -- part: cost
@@ -196,7 +196,7 @@ local OUTPUT_GUESS = 256     -- tokens of an answer without a limit, before any 
 -- The tokens that a job is expected to take: those of its prompt, and an answer of the usual length, but not longer
 -- than `output_max`; -1 means no limit.
 local function cost_of(model, prompt_tokens, output_max)
-  local usual = tonumber(redis.call('HGET', rate_key(model), 'output') or OUTPUT_GUESS)
+  local usual = tonumber(redis.call('HGET', RATE .. model, 'output') or OUTPUT_GUESS)
   local output = output_max < 0 and usual or math.min(output_max, math.max(usual, 16))
   return math.max(1, math.floor(prompt_tokens + output))
 end
@@ -207,10 +207,10 @@ end
 local function ahead(model, class)
   local jobs, tokens = 0, 0
   for above = 0, class do
-    local h = redis.call('HMGET', load_key(model), 'jobs:' .. above, 'tokens:' .. above)
+    local h = redis.call('HMGET', LOAD .. model, 'jobs:' .. above, 'tokens:' .. above)
     jobs, tokens = jobs + (h[1] or 0), tokens + (h[2] or 0)
   end
-  local last_ms, gap_ms, tokens_each = unpack(redis.call('HMGET', rate_key(model), 'last_ms', 'gap_ms', 'tokens'))
+  local last_ms, gap_ms, tokens_each = unpack(redis.call('HMGET', RATE .. model, 'last_ms', 'gap_ms', 'tokens'))
   local known = gap_ms and now_ms() - last_ms < RATE_FRESH_MS
   local wait = known and tokens * gap_ms / math.max(tonumber(tokens_each), 1) or 0
   return jobs, tokens, math.floor(wait)
@@ -225,19 +225,19 @@ local NEWCOMER_SHARE = 5        -- a tenant with less than this part of a full q
 -- jobs, and too low after a release without this count enqueued some. So it is made anew before it refuses a job and
 -- when it is below 0, though not each time.
 local function too_many_bytes(model, most)
-  local load = load_key(model)
+  local load = LOAD .. model
   local counted, weighed_ms = unpack(redis.call('HMGET', load, 'bytes', 'weighed_ms'))
   local bytes = tonumber(counted or 0)
   if (bytes >= 0 and bytes <= most) or now_ms() - (weighed_ms or 0) < WEIGHED_FOR_MS then return bytes > most end
   bytes = 0
-  for _, id in ipairs(redis.call('LRANGE', queue_key(model), 0, -1)) do bytes = bytes + bytes_of(id) end
+  for _, id in ipairs(redis.call('LRANGE', QUEUE .. model, 0, -1)) do bytes = bytes + bytes_of(id) end
   redis.call('HSET', load, 'bytes', bytes, 'weighed_ms', now_ms())
   return bytes > most
 end
 
 -- The reason why a new job may not be pushed; '' when it may.
 local function refusal(model, place, bounds, queue_deadline_ms)
-  local depth = redis.call('LLEN', queue_key(model))
+  local depth = redis.call('LLEN', QUEUE .. model)
   if depth == 0 then return '' end
   if depth >= bounds.jobs then
     local own = redis.call('LLEN', lane_of(model, place))

@@ -7,7 +7,7 @@
 -- needs: take_out
 -- Take a job off the list of those that wait.
 local function unlist(model, id, sid)
-  take_out(queue_key(model), id, sid, function(other) return redis.call('HGET', job_key(other), 'sid') end)
+  take_out(QUEUE .. model, id, sid, function(other) return redis.call('HGET', JOB .. other, 'sid') end)
 end
 
 -- part: add_entry
@@ -16,20 +16,20 @@ local PREVIOUS_TTL_S = 7 * 86400
 
 -- Give a waiting job a stream entry and a fresh start: no earlier attempts, no earlier output.
 local function add_entry(model, id)
-  local job = job_key(id)
+  local job = JOB .. id
   if redis.call('HGET', job, 'status') ~= 'queued' then
-    redis.call('LREM', queue_key(model), -1, id)   -- the hash has expired: nothing is left to run
+    redis.call('LREM', QUEUE .. model, -1, id)   -- the hash has expired: nothing is left to run
     return
   end
   local old = redis.call('HGET', job, 'sid')
-  if old then redis.call('XDEL', stream_key(model), old) end
-  local sid = redis.call('XADD', stream_key(model), '*', 'j', id)
+  if old then redis.call('XDEL', STREAM .. model, old) end
+  local sid = redis.call('XADD', STREAM .. model, '*', 'j', id)
   redis.call('HSET', job, 'sid', sid, 'attempt', 0)
   redis.call('HDEL', job, 'exec', 'ended_at', 'deadline_ms', 'alone', 'moved')
   redis.call('PERSIST', job)                       -- RQ's requeue leaves the failed job's lifetime running
-  if redis.call('EXISTS', log_key(id)) == 1 then
-    redis.call('RENAME', log_key(id), previous_key(id))
-    redis.call('EXPIRE', previous_key(id), PREVIOUS_TTL_S)
+  if redis.call('EXISTS', LOG .. id) == 1 then
+    redis.call('RENAME', LOG .. id, PREVIOUS .. id)
+    redis.call('EXPIRE', PREVIOUS .. id, PREVIOUS_TTL_S)
   end
   take_again(id)
   note(job, 'queued')
@@ -44,7 +44,7 @@ local SYNC_MAX = 256
 -- Is this waiting id represented by a live stream entry? A job with a claim token was claimed before: RQ's clean-up
 -- abandoned it and somebody requeued it, so its old entry does not count.
 local function streamed(stream, id)
-  local sid, claim_token = unpack(redis.call('HMGET', job_key(id), 'sid', 'exec'))
+  local sid, claim_token = unpack(redis.call('HMGET', JOB .. id, 'sid', 'exec'))
   if not sid or claim_token then return false end
   return #redis.call('XRANGE', stream, sid, sid) == 1
 end
@@ -67,7 +67,7 @@ end
 
 -- Ids that other tools pushed stand at the tail (requeue) or at the head (requeue at the front). O(1) when in step.
 local function sync(model)
-  local queue, stream = queue_key(model), stream_key(model)
+  local queue, stream = QUEUE .. model, STREAM .. model
   local length = redis.call('LLEN', queue)
   if length == 0 then return end
   if not streamed(stream, redis.call('LINDEX', queue, -1)) then
@@ -96,10 +96,10 @@ local function by_name(flat)
 end
 
 local function accept(model, id, flat, fields)
-  redis.call('HSET', job_key(id), unpack(flat))
-  redis.call('HSET', job_key(id), 'cost', cost_of(model, tonumber(fields.prompt_tokens), tonumber(fields.output_max)))
-  redis.call('RPUSH', queue_key(model), id)
-  redis.call('SADD', QUEUES, queue_key(model))
+  redis.call('HSET', JOB .. id, unpack(flat))
+  redis.call('HSET', JOB .. id, 'cost', cost_of(model, tonumber(fields.prompt_tokens), tonumber(fields.output_max)))
+  redis.call('RPUSH', QUEUE .. model, id)
+  redis.call('SADD', QUEUES, QUEUE .. model)
   sync(model)
 end
 
@@ -112,10 +112,10 @@ end
 -- of the key's limits: requests and tokens left, milliseconds until each bucket is full}
 -- The job that this idempotency key made before: its id, its fingerprint, created_ms, and whether it can still be used.
 local function earlier(key)
-  local known = key ~= '' and redis.call('GET', idempotency_key(key))
+  local known = key ~= '' and redis.call('GET', IDEMPOTENCY .. key)
   if not known then return nil end
   local id, fingerprint, created_ms = string.match(known, '^(%S+) (%S+) (%S+)$')
-  local status = redis.call('HGET', job_key(id), 'status')
+  local status = redis.call('HGET', JOB .. id, 'status')
   local usable = status == 'queued' or status == 'started' or status == 'finished'
   return { id = id, fingerprint = fingerprint, created_ms = created_ms, usable = usable }
 end
@@ -125,7 +125,7 @@ local function enqueue(args)
   local record = record_with(args.records(), fields.tenant, id, fields.created_ms)
   local place = { class = tonumber(fields.class), tenant = fields.tenant, bytes = #fields.payload }
   local jobs, _, wait = ahead(model, place.class)
-  if redis.call('EXISTS', job_key(id)) == 1 then return { 'duplicate', jobs, wait, id, fields.created_ms } end
+  if redis.call('EXISTS', JOB .. id) == 1 then return { 'duplicate', jobs, wait, id, fields.created_ms } end
   local before = earlier(fields.idempotency)
   if before and before.fingerprint ~= fields.fingerprint then
     return { 'reused', 0, 0, before.id, before.created_ms }
@@ -146,7 +146,7 @@ local function enqueue(args)
   write_record(record)
   if fields.idempotency ~= '' then
     local known = id .. ' ' .. fields.fingerprint .. ' ' .. fields.created_ms
-    redis.call('SET', idempotency_key(fields.idempotency), known, 'EX', IDEMPOTENCY_TTL_S)
+    redis.call('SET', IDEMPOTENCY .. fields.idempotency, known, 'EX', IDEMPOTENCY_TTL_S)
   end
   return { 'ok', jobs, wait, id, fields.created_ms, take_limits(id, fields, place.cost) }
 end
@@ -166,13 +166,13 @@ end
 -- replays it}
 local function replay(args)
   local origin, id = args.origin, args.id
-  local status, model, replayed_as = unpack(redis.call('HMGET', job_key(origin), 'status', 'origin', 'replayed_as'))
+  local status, model, replayed_as = unpack(redis.call('HMGET', JOB .. origin, 'status', 'origin', 'replayed_as'))
   if not status then return { '', '' } end
   if replayed_as and status == 'failed' then return { replayed_as == id and 'ok' or 'replayed', replayed_as } end
   if status ~= 'failed' then return { status, '' } end
-  redis.call('ZREM', failed_key(model), origin)
-  redis.call('HSET', job_key(origin), 'replayed_as', id)
-  note(job_key(origin), 'replayed as ' .. id)
+  redis.call('ZREM', FAILED .. model, origin)
+  redis.call('HSET', JOB .. origin, 'replayed_as', id)
+  note(JOB .. origin, 'replayed as ' .. id)
   accept(model, id, args.fields, by_name(args.fields))
   return { 'ok', id }
 end

@@ -32,7 +32,7 @@ local LOG_TTL_S = 7 * 86400     -- no log outlives this, even if nobody ever set
 -- Events that the log holds already (a retry) are not written again, but they are published again, since readers drop
 -- repeats by number. Return false when the log is shorter than `first`.
 local function append_events(id, subscribers, first, events, outbox)
-  local log = log_key(id)
+  local log = LOG .. id
   local have = redis.call('LLEN', log)
   if have < first then return false end
   for i = have - first + 1, #events do redis.call('RPUSH', log, events[i]) end
@@ -54,7 +54,7 @@ end
 -- part: subscribe
 -- Publish the job's further events to this channel as well; return the job's state.
 local function subscribe(id, channel)
-  local job = job_key(id)
+  local job = JOB .. id
   local status, subscribers = unpack(redis.call('HMGET', job, 'status', 'subscribers'))
   if channel ~= '' and (status == 'queued' or status == 'started') then
     for other in string.gmatch(subscribers or '', '%S+') do
@@ -70,14 +70,14 @@ local IDEMPOTENCY_TTL_S = 86400   -- of a key, and at least of a finished job th
 
 -- part: drop_entry
 local function drop_entry(model, sid)
-  redis.call('XDEL', stream_key(model), sid)
-  if redis.call('XLEN', stream_key(model)) == 0 then redis.call('DEL', stream_key(model)) end
+  redis.call('XDEL', STREAM .. model, sid)
+  if redis.call('XLEN', STREAM .. model) == 0 then redis.call('DEL', STREAM .. model) end
 end
 
 -- part: width
 -- How many sequences a job occupies in a batch.
 local function width_of(id)
-  return tonumber(redis.call('HGET', job_key(id), 'width') or 1)
+  return tonumber(redis.call('HGET', JOB .. id, 'width') or 1)
 end
 
 -- part: wake
@@ -87,7 +87,7 @@ local WAKE_TTL_S = 3600
 -- Wake one waiting worker for one job. It takes the job, or finds that another worker has taken it. A thousand idle
 -- workers must not all look at each job.
 local function wake(model)
-  if redis.call('LLEN', wake_key(model)) >= WAKES_MAX then return end
-  redis.call('RPUSH', wake_key(model), 1)
-  redis.call('EXPIRE', wake_key(model), WAKE_TTL_S)
+  if redis.call('LLEN', WAKE .. model) >= WAKES_MAX then return end
+  redis.call('RPUSH', WAKE .. model, 1)
+  redis.call('EXPIRE', WAKE .. model, WAKE_TTL_S)
 end

@@ -18,13 +18,13 @@ end
 
 -- What the buckets hold now: requests, tokens.
 local function levels(tenant, limits)
-  local requests, tokens, at_ms = unpack(redis.call('HMGET', bucket_key(tenant), 'requests', 'tokens', 'at_ms'))
+  local requests, tokens, at_ms = unpack(redis.call('HMGET', BUCKET .. tenant, 'requests', 'tokens', 'at_ms'))
   local passed_ms = at_ms and math.max(now_ms() - at_ms, 0) or MINUTE_MS
   return filled(requests, limits.requests, passed_ms), filled(tokens, limits.tokens, passed_ms)
 end
 
 local function put_levels(tenant, requests, tokens)
-  local bucket = bucket_key(tenant)
+  local bucket = BUCKET .. tenant
   redis.call('HSET', bucket, 'requests', tostring(requests), 'tokens', tostring(tokens), 'at_ms', now_ms())
   redis.call('PEXPIRE', bucket, 10 * MINUTE_MS)
 end
@@ -34,7 +34,7 @@ local USAGE_TTL_S = 70 * 86400
 
 -- Count tokens to the key's month.
 local function use(tenant, month, tokens)
-  local key = usage_key(tenant .. ':' .. month)
+  local key = USAGE .. tenant .. ':' .. month
   redis.call('INCRBY', key, tokens)
   redis.call('EXPIRE', key, USAGE_TTL_S)
 end
@@ -43,7 +43,7 @@ end
 -- needs: clock
 -- Take one of the key's jobs at a time, for as long as the job's deadlines allow.
 local function hold(tenant, id, longest_ms)
-  local holding = holding_key(tenant)
+  local holding = HOLDING .. tenant
   redis.call('ZADD', holding, now_ms() + longest_ms, id)
   redis.call('PEXPIRE', holding, math.max(longest_ms, redis.call('PTTL', holding)))
 end
@@ -55,8 +55,8 @@ local function over_limit(fields, cost)
   if not fields.month then return '', 0 end
   local limits, tenant = limits_of(fields.limits), fields.tenant
   if limits.jobs > 0 then
-    redis.call('ZREMRANGEBYSCORE', holding_key(tenant), '-inf', now_ms())
-    if redis.call('ZCARD', holding_key(tenant)) >= limits.jobs then return 'limit_jobs', 1000 end
+    redis.call('ZREMRANGEBYSCORE', HOLDING .. tenant, '-inf', now_ms())
+    if redis.call('ZCARD', HOLDING .. tenant) >= limits.jobs then return 'limit_jobs', 1000 end
   end
   local requests, tokens = levels(tenant, limits)
   if limits.requests > 0 and requests < 1 then
@@ -67,7 +67,7 @@ local function over_limit(fields, cost)
     return 'limit_tokens', math.ceil((needed - tokens) / limits.tokens * MINUTE_MS)
   end
   if limits.month > 0 then
-    local used = tonumber(redis.call('GET', usage_key(tenant .. ':' .. fields.month)) or 0)
+    local used = tonumber(redis.call('GET', USAGE .. tenant .. ':' .. fields.month) or 0)
     if used + cost > limits.month then return 'quota', 0 end
   end
   return '', 0
@@ -92,8 +92,8 @@ end
 -- needs: usage
 local function take_tokens(tenant, month, tokens)
   use(tenant, month, tokens)
-  if redis.call('EXISTS', bucket_key(tenant)) == 1 then
-    redis.call('HINCRBYFLOAT', bucket_key(tenant), 'tokens', tostring(-tokens))
+  if redis.call('EXISTS', BUCKET .. tenant) == 1 then
+    redis.call('HINCRBYFLOAT', BUCKET .. tenant, 'tokens', tostring(-tokens))
   end
 end
 
@@ -101,9 +101,9 @@ end
 -- needs: take_tokens
 -- An ended job took so many tokens more than expected, or fewer. The field `paid` says that this is done.
 local function correct_limits(id, more)
-  local tenant, month, paid = unpack(redis.call('HMGET', job_key(id), 'tenant', 'month', 'paid'))
+  local tenant, month, paid = unpack(redis.call('HMGET', JOB .. id, 'tenant', 'month', 'paid'))
   if not month or paid then return end
-  redis.call('HSET', job_key(id), 'paid', 1)
+  redis.call('HSET', JOB .. id, 'paid', 1)
   take_tokens(tenant, month, more)
 end
 
@@ -112,9 +112,9 @@ end
 -- An operator has requeued an ended job: it takes its tokens and its place among the key's jobs again, even if the
 -- limits are used up. Otherwise the correction at its end would give back what it has not taken.
 local function take_again(id)
-  if redis.call('HDEL', job_key(id), 'paid') == 0 then return end
+  if redis.call('HDEL', JOB .. id, 'paid') == 0 then return end
   local tenant, month, cost, queue_deadline_ms, run_deadline_ms =
-    unpack(redis.call('HMGET', job_key(id), 'tenant', 'month', 'cost', 'patience_ms', 'run_ms'))
+    unpack(redis.call('HMGET', JOB .. id, 'tenant', 'month', 'cost', 'patience_ms', 'run_ms'))
   take_tokens(tenant, month, tonumber(cost))
   hold(tenant, id, queue_deadline_ms + run_deadline_ms)
 end
@@ -122,8 +122,8 @@ end
 -- part: let_go
 -- Give up the job's place among the key's jobs at a time.
 local function let_go(id)
-  local tenant, month = unpack(redis.call('HMGET', job_key(id), 'tenant', 'month'))
-  if month then redis.call('ZREM', holding_key(tenant), id) end
+  local tenant, month = unpack(redis.call('HMGET', JOB .. id, 'tenant', 'month'))
+  if month then redis.call('ZREM', HOLDING .. tenant, id) end
 end
 
 -- verb: charge

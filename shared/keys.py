@@ -290,9 +290,8 @@ def control_channel(worker_name: str) -> str:
 
 
 def lua_names() -> dict[str, str]:
-    """Lua functions `job_key(id)`, `queue_key(model)`, .. and constants, so that no name is written twice: each name and
-    its definition."""
-    constants = {"QUEUES": QUEUES, "SUSPENDED": SUSPENDED, "NOTICES": NOTICES, "MODELS": MODELS}
-    return {name: f"local {name} = '{value}'" for name, value in constants.items()} | {
-        f"{name}_key": f"local function {name}_key(x) return '{prefix}' .. x end" for name, prefix in _BY_NAME.items()
-    }
+    """The names of the Lua's keys, and their definitions, so that none is written twice: whole keys (`QUEUES`), and what
+    keys begin with (`JOB .. id`, `QUEUE .. model`)."""
+    whole = {"QUEUES": QUEUES, "SUSPENDED": SUSPENDED, "NOTICES": NOTICES, "MODELS": MODELS}
+    begun = {name.upper(): prefix for name, prefix in _BY_NAME.items()}
+    return {name: f"local {name} = '{key}'" for name, key in (whole | begun).items()}

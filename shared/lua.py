@@ -7,19 +7,20 @@ A Lua file is a row of parts. Each begins with a header of comments and ends whe
     -- needs: close, log       the parts whose names it uses itself
     -- takes: id, number ttl_s, list events, list held (model, id)          the arguments of a verb, by name
 
-A line that is full goes on in a second one of its kind. Names of keys (keys.py) and class weights need no header. A
-verb's function has the verb's name and takes one table, `args`, with the names of the header: strings, numbers, lists
-of strings, and at last perhaps a list of rows, which is read once: `for row in args.held do`. `row` is one table,
-filled anew each time, since a table for each row would cost a tenth of the verb. Python gives the same names to
-`Verb.arguments`. Both ends of the wire follow the header, so no caller and no verb counts positions.
+A line that is full goes on in a second one of its kind. Names of keys (`JOB .. id`, see keys.py) and class weights
+need no header. A verb's function has the verb's name and takes one table, `args`, with the names of the header:
+strings, numbers, lists of strings, and at last perhaps a list of rows, which is read once: `for row in args.held do`.
+`row` is one table, filled anew each time, since a table for each row would cost a tenth of the verb. Python gives the
+same names to `Verb.arguments`. Both ends of the wire follow the header, so no caller and no verb counts positions.
 tests/unit/test_lua.py holds the headers to what the Lua uses.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from graphlib import TopologicalSorter
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -39,43 +40,42 @@ class Argument:
 
     name: str
     kind: str
-    columns: "Takes"
+    columns: "Takes | None" = None
 
 
-@dataclass(frozen=True, slots=True)
 class Takes:
     """The arguments of a verb, or the columns of a row: values first, then lists."""
 
-    arguments: tuple[Argument, ...]
-    names: frozenset[str] = field(init=False)
+    def __init__(self, arguments: Sequence[Argument]) -> None:
+        self.names = frozenset(each.name for each in arguments)
+        self.values = [each for each in arguments if each.kind != "list"]
+        self.lists = [(each.name, each.columns) for each in arguments if each.kind == "list"]
+        self._order = [each.name for each in self.values]
+        self._get = itemgetter(*self._order) if len(self._order) > 1 else self._few
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "names", frozenset(each.name for each in self.arguments))
+    def put(self, where: str, rows: Iterable[Mapping[str, Any]], into: list[Any]) -> None:
+        """Append each row's values in this order, and its lists behind their lengths. Done for every job of every step,
+        so the names are not compared while their number is right and none is missed."""
+        get, width, lists = self._get, len(self.names), self.lists
+        row: Mapping[str, Any] = {}
+        try:
+            for row in rows:
+                if len(row) != width:
+                    raise KeyError
+                into += get(row)
+                for name, columns in lists:
+                    items = row[name]
+                    into.append(len(items))
+                    if columns:
+                        columns.put(name, items, into)
+                    else:
+                        into += items
+        except KeyError as error:
+            missing, unknown = sorted(self.names - row.keys()), sorted(row.keys() - self.names)
+            raise TypeError(f"{where}: missing arguments {missing}, unknown arguments {unknown}") from error
 
-    @property
-    def values(self) -> list[Argument]:
-        return [each for each in self.arguments if each.kind != "list"]
-
-    @property
-    def lists(self) -> list[Argument]:
-        return [each for each in self.arguments if each.kind == "list"]
-
-    def put(self, where: str, named: Mapping[str, Any], into: list[Any]) -> None:
-        """Append the values in this order, each list behind its length."""
-        if named.keys() != self.names:
-            missing, unknown = sorted(self.names - named.keys()), sorted(named.keys() - self.names)
-            raise TypeError(f"{where}: missing arguments {missing}, unknown arguments {unknown}")
-        for each in self.arguments:
-            value = named[each.name]
-            if each.kind != "list":
-                into.append(value)
-                continue
-            into.append(len(value))
-            if each.columns.arguments:
-                for row in value:
-                    each.columns.put(f"{where}, {each.name}", row, into)
-            else:
-                into += value
+    def _few(self, named: Mapping[str, Any]) -> list[Any]:
+        return [named[name] for name in self._order]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,11 +96,11 @@ class Verb:
     takes: Takes
     script: str
 
-    def arguments(self, **named: Any) -> list[Any]:
+    def arguments(self, named: Mapping[str, Any]) -> list[Any]:
         """ARGV of the script: the verb, which monitors show, and the values. Raises TypeError with the names that are
         missing or unknown."""
         flat: list[Any] = [self.name]
-        self.takes.put(self.name, named, flat)
+        self.takes.put(self.name, [named], flat)
         return flat
 
 
@@ -171,43 +171,43 @@ def _needed(part: Part, shared: Mapping[str, Part]) -> set[str]:
 
 
 def _declared(text: str) -> Takes:
-    found = [Argument(name, kind, _declared(columns)) for kind, name, columns in ARGUMENT.findall(text)]
-    ranks = [bool(each.kind == "list") + bool(each.columns.arguments) for each in found]
+    found = [Argument(name, kind, _declared(rest) if rest else None) for kind, name, rest in ARGUMENT.findall(text)]
+    ranks = [2 if each.columns else int(each.kind == "list") for each in found]
     if ranks != sorted(ranks) or ranks.count(2) > 1:
         raise ValueError(f"not values, then lists, then at most one list of rows: {text}")
-    return Takes(tuple(found))
+    return Takes(found)
 
 
 def _received(takes: Takes) -> Iterator[str]:
     """Lua that makes `args` of ARGV. `at` is the last index that was read."""
     yield f"local argv, tonumber, at = ARGV, tonumber, {1 + len(takes.values)}"
     yield from _read_lists(takes, "local ")
-    pairs = [f"{name} = {value}" for name, value in _read_values(takes, "")]
-    pairs += [f"{each.name} = {each.name}" for each in takes.lists]
+    pairs = [f"{name} = {value}" for name, value in _read_values(takes, "", 2)]
+    pairs += [f"{name} = {name}" for name, _ in takes.lists]
     yield f"local args = {{ {', '.join(pairs)} }}"
 
 
-def _read_values(takes: Takes, base: str) -> Iterator[tuple[str, str]]:
-    for number, value in enumerate(takes.values, 1 if base else 2):
+def _read_values(takes: Takes, base: str, first: int) -> Iterator[tuple[str, str]]:
+    for number, value in enumerate(takes.values, first):
         text = f"argv[{base}{number}]"
         yield value.name, f"tonumber({text})" if value.kind == "number" else text
 
 
-def _read_lists(takes: Takes, local: str) -> Iterator[str]:
+def _read_lists(takes: Takes, target: str) -> Iterator[str]:
     """Lua that makes a variable of each list, or, of a list of rows, a function that returns the next row."""
-    for each in takes.lists:
-        if each.columns.arguments:
+    for name, columns in takes.lists:
+        if columns:
+            names, values = zip(*_read_values(columns, "at + ", 1), strict=True)
             yield "local left, row = tonumber(argv[at + 1]), {}"
             yield "at = at + 1"
-            yield f"local function {each.name}()"
+            yield f"local function {name}()"
             yield "if left == 0 then return nil end"
-            names, values = zip(*_read_values(each.columns, "at + "), strict=True)
-            yield f"{', '.join(f'row.{name}' for name in names)} = {', '.join(values)}"
+            yield f"{', '.join(f'row.{each}' for each in names)} = {', '.join(values)}"
             yield f"left, at = left - 1, at + {len(names)}"
-            yield from _read_lists(each.columns, "row.")
+            yield from _read_lists(columns, "row.")
             yield "return row end"
         else:
             yield "local items, count = {}, tonumber(argv[at + 1])"
             yield "for i = 1, count do items[i] = argv[at + 1 + i] end"
-            yield f"{local}{each.name} = items"
+            yield f"{target}{name} = items"
             yield "at = at + 1 + count"

@@ -17,7 +17,7 @@ local ELSEWHERE_MS = 300        -- within this time another worker with more roo
 -- What a claim answers for a job: {id, attempt, payload, log, late, milliseconds left to run, isolated, milliseconds
 -- since it was queued or handed over, trace context}
 local function delivery(id)
-  local job, now = job_key(id), now_ms()
+  local job, now = JOB .. id, now_ms()
   local sid, attempt, payload, queue_deadline_ms, deadline_ms, isolated, trace = unpack(
     redis.call('HMGET', job, 'sid', 'attempt', 'payload', 'patience_ms', 'deadline_ms', 'alone', 'trace'))
   local late = ''
@@ -25,23 +25,23 @@ local function delivery(id)
   if attempt == '1' and waited > tonumber(queue_deadline_ms or 0) then late = 'queue' end
   local left = deadline_ms and deadline_ms - now or ''
   if left ~= '' and left <= 0 then late = 'run' end
-  local log = redis.call('LRANGE', log_key(id), 0, -1)
+  local log = redis.call('LRANGE', LOG .. id, 0, -1)
   return { id, tonumber(attempt), payload or '', log, late, left, isolated and 1 or 0, waited, trace or '' }
 end
 
 local function start(args, id, attempt)
-  local job, now = job_key(id), now_ms()
+  local job, now = JOB .. id, now_ms()
   local run_ms, deadline_ms = unpack(redis.call('HMGET', job, 'run_ms', 'deadline_ms'))
   run_ms = tonumber(run_ms or 0)
   if not deadline_ms and run_ms > 0 then redis.call('HSET', job, 'deadline_ms', now + run_ms) end
   redis.call('HSET', job, 'status', 'started', 'started_at', args.iso, 'last_heartbeat', args.iso,
              'worker_name', args.worker, 'exec', args.claim_token, 'attempt', attempt)
   redis.call('PERSIST', job)
-  redis.call('ZADD', started_key(args.model), math.floor(now / 1000) + RUNNING_S, id .. ':' .. args.claim_token)
-  redis.call('ZADD', leases_key(args.model), now + args.lease_ms, id)
+  redis.call('ZADD', STARTED .. args.model, math.floor(now / 1000) + RUNNING_S, id .. ':' .. args.claim_token)
+  redis.call('ZADD', LEASES .. args.model, now + args.lease_ms, id)
   if attempt == args.attempts_max and attempt > 1 then
     redis.call('HSET', job, 'alone', 1)
-    redis.call('SET', suspect_key(args.worker), id, 'EX', SUSPECT_TTL_S)
+    redis.call('SET', SUSPECT .. args.worker, id, 'EX', SUSPECT_TTL_S)
   else
     redis.call('HDEL', job, 'alone')
   end
@@ -52,12 +52,12 @@ end
 
 -- Another tool has ended or deleted a running job: only its entry is left.
 local function forget(model, id, status)
-  local sid = redis.call('HGET', job_key(id), 'sid')
+  local sid = redis.call('HGET', JOB .. id, 'sid')
   if status and status ~= 'queued' and sid then
     drop_entry(model, sid)
-    redis.call('HDEL', job_key(id), 'sid', 'exec')
+    redis.call('HDEL', JOB .. id, 'sid', 'exec')
   elseif not status then
-    for _, entry in ipairs(redis.call('XRANGE', stream_key(model), '-', '+', 'COUNT', SWEEP_MAX)) do
+    for _, entry in ipairs(redis.call('XRANGE', STREAM .. model, '-', '+', 'COUNT', SWEEP_MAX)) do
       if entry[2][2] == id then drop_entry(model, entry[1]) end
     end
   end
@@ -66,30 +66,30 @@ end
 -- Take over a job whose lease has run out. `attempt` counts the claims without progress. On the last attempt the job
 -- runs isolated, one at a time on a worker: if it kills its worker again, the other jobs there did not.
 local function reclaim(args, id)
-  local job = job_key(id)
+  local job = JOB .. id
   local status, owner, attempt, worker, progressed =
     unpack(redis.call('HMGET', job, 'status', 'exec', 'attempt', 'worker_name', 'moved'))
   if status ~= 'started' then
-    redis.call('ZREM', leases_key(args.model), id)
+    redis.call('ZREM', LEASES .. args.model, id)
     forget(args.model, id, status)
     return nil
   end
   local next_attempt = (progressed and owner) and 2 or tonumber(attempt or 0) + 1
-  local suspect = owner and redis.call('GET', suspect_key(worker))
+  local suspect = owner and redis.call('GET', SUSPECT .. worker)
   if suspect and suspect ~= id then next_attempt = math.min(next_attempt, tonumber(attempt)) end
   local isolated = next_attempt == args.attempts_max and next_attempt > 1
-  if isolated and redis.call('EXISTS', suspect_key(args.worker)) == 1 then return nil end
+  if isolated and redis.call('EXISTS', SUSPECT .. args.worker) == 1 then return nil end
   if owner then
-    redis.call('ZREM', started_key(args.model), id .. ':' .. owner)
+    redis.call('ZREM', STARTED .. args.model, id .. ':' .. owner)
     note(job, 'lease lost by ' .. worker)
   end
-  if suspect == id then redis.call('EXPIRE', suspect_key(worker), CLAIM_TTL_S) end
+  if suspect == id then redis.call('EXPIRE', SUSPECT .. worker, CLAIM_TTL_S) end
   return start(args, id, next_attempt)
 end
 
 -- Claim a waiting job, unless another tool has cancelled or deleted it meanwhile.
 local function claim_waiting(args, sid, id)
-  local status, current = unpack(redis.call('HMGET', job_key(id), 'status', 'sid'))
+  local status, current = unpack(redis.call('HMGET', JOB .. id, 'status', 'sid'))
   if status ~= 'queued' or current ~= sid then
     drop_entry(args.model, sid)
     return nil
@@ -101,7 +101,7 @@ end
 -- Claim jobs that were running: their lease has run out, or their owner has let go of them. A job that would have to
 -- wait for room in this worker is left to other workers for a moment.
 local function claim_lapsed(args, ids)
-  local leases, now, most = leases_key(args.model), now_ms(), args.limit + LAPSED_MORE
+  local leases, now, most = LEASES .. args.model, now_ms(), args.limit + LAPSED_MORE
   local lapsed = redis.call('ZRANGEBYSCORE', leases, '-inf', now, 'WITHSCORES', 'LIMIT', 0, most)
   for i = 1, #lapsed, 2 do
     if #ids >= args.limit or args.room <= 0 then return end
@@ -118,7 +118,7 @@ local function claim_jobs(args, widest)
   local ids, model, dry = {}, args.model, false
   sync(model)
   claim_lapsed(args, ids)
-  if redis.call('EXISTS', SUSPENDED, paused_key(model)) > 0 then return ids end
+  if redis.call('EXISTS', SUSPENDED, PAUSED .. model) > 0 then return ids end
   while not dry and #ids < args.limit and args.room > 0 do
     local sid, id = pop(model, widest)
     local claimed = sid and claim_waiting(args, sid, id)
@@ -129,11 +129,11 @@ local function claim_jobs(args, widest)
     dry = not sid
   end
   dry = dry and not next(widest)                   -- else there may be some that are too wide for this worker
-  if redis.call('LLEN', queue_key(model)) == 0 then
-    redis.call('DEL', load_key(model))             -- whatever other tools did meanwhile, no job waits
-    if dry then redis.call('DEL', wake_key(model)) end
+  if redis.call('LLEN', QUEUE .. model) == 0 then
+    redis.call('DEL', LOAD .. model)               -- whatever other tools did meanwhile, no job waits
+    if dry then redis.call('DEL', WAKE .. model) end
   elseif dry then                                  -- the jobs that still stand on the list have lost their lanes
-    for _, id in ipairs(redis.call('LRANGE', queue_key(model), 0, SYNC_MAX - 1)) do
+    for _, id in ipairs(redis.call('LRANGE', QUEUE .. model, 0, SYNC_MAX - 1)) do
       add_entry(model, id)
     end
   end
@@ -143,17 +143,17 @@ end
 local function claim(args)
   local claim_token, worker, widest, ids = args.claim_token, args.worker, {}, {}
   for _, tenant in ipairs(args.tenants) do widest[tenant] = args.widest end
-  local before = redis.call('GET', claim_key(claim_token))
+  local before = redis.call('GET', CLAIM .. claim_token)
   if before then
     for id in string.gmatch(before, '%S+') do
-      if redis.call('HGET', job_key(id), 'exec') == claim_token then ids[#ids + 1] = id end
+      if redis.call('HGET', JOB .. id, 'exec') == claim_token then ids[#ids + 1] = id end
     end
   else
     ids = claim_jobs(args, widest)
-    if ids[1] then redis.call('SET', claim_key(claim_token), table.concat(ids, ' '), 'EX', CLAIM_TTL_S) end
+    if ids[1] then redis.call('SET', CLAIM .. claim_token, table.concat(ids, ' '), 'EX', CLAIM_TTL_S) end
   end
-  if ids[1] and redis.call('EXISTS', worker_key(worker)) == 1 then
-    redis.call('HSET', worker_key(worker), 'state', 'busy', 'current_job', ids[1])
+  if ids[1] and redis.call('EXISTS', WORKER .. worker) == 1 then
+    redis.call('HSET', WORKER .. worker, 'state', 'busy', 'current_job', ids[1])
   end
   local answer = {}
   for _, id in ipairs(ids) do answer[#answer + 1] = delivery(id) end
@@ -169,10 +169,10 @@ end
 -- A job has progressed since its last claim: if its worker dies now, that is no more this job's fault than any other's.
 -- If it ran isolated, its worker may run others again.
 local function acquit(id, isolated, worker)
-  redis.call('HSET', job_key(id), 'moved', 1)
+  redis.call('HSET', JOB .. id, 'moved', 1)
   if isolated then
-    redis.call('HDEL', job_key(id), 'alone')
-    redis.call('DEL', suspect_key(worker))
+    redis.call('HDEL', JOB .. id, 'alone')
+    redis.call('DEL', SUSPECT .. worker)
   end
 end
 
@@ -181,11 +181,11 @@ local function append(args)
   for write in args.writes do
     local id = write.id
     -- Read by index: unpack() would cost this verb, which is called for every step, a twentieth.
-    local h = redis.call('HMGET', job_key(id), 'exec', 'status', 'subscribers', 'moved', 'alone', 'worker_name')
+    local h = redis.call('HMGET', JOB .. id, 'exec', 'status', 'subscribers', 'moved', 'alone', 'worker_name')
     if h[1] ~= write.claim_token or h[2] ~= 'started' then
       refused[#refused + 1] = { id, -1 }
     elseif not append_events(id, h[3], write.first, write.events, outbox) then
-      refused[#refused + 1] = { id, redis.call('LLEN', log_key(id)) }
+      refused[#refused + 1] = { id, redis.call('LLEN', LOG .. id) }
     elseif not h[4] and write.first + #write.events > 1 then     -- more than its opening
       acquit(id, h[5], h[6])
     end
@@ -201,17 +201,17 @@ end
 local function renew(args)
   local lost, current, until_ms = {}, nil, now_ms() + args.lease_ms
   for each in args.held do
-    local job = job_key(each.id)
+    local job = JOB .. each.id
     local owner, status = unpack(redis.call('HMGET', job, 'exec', 'status'))
     if owner == each.claim_token and status == 'started' then
       current = current or each.id
-      redis.call('ZADD', leases_key(each.model), until_ms, each.id)
+      redis.call('ZADD', LEASES .. each.model, until_ms, each.id)
       redis.call('HSET', job, 'last_heartbeat', args.iso)
     else
       lost[#lost + 1] = each.id
     end
   end
-  local key = worker_key(args.worker)
+  local key = WORKER .. args.worker
   redis.call('HSET', key, 'last_heartbeat', args.iso, 'state', current and 'busy' or 'idle')
   if current then redis.call('HSET', key, 'current_job', current) else redis.call('HDEL', key, 'current_job') end
   redis.call('EXPIRE', key, args.ttl_s)
@@ -225,20 +225,20 @@ end
 local function release(args)
   local model, released = args.model, 0
   for each in args.held do
-    local id, job = each.id, job_key(each.id)
+    local id, job = each.id, JOB .. each.id
     local owner, status, sid = unpack(redis.call('HMGET', job, 'exec', 'status', 'sid'))
     if owner == each.claim_token and status == 'started' then
       redis.call('HDEL', job, 'exec')
       redis.call('HINCRBY', job, 'attempt', -1)
-      redis.call('ZREM', started_key(model), id .. ':' .. owner)
-      redis.call('ZADD', leases_key(model), now_ms(), id)
-      redis.call('HSET', job, 'sid', redis.call('XADD', stream_key(model), '*', 'j', id))
-      redis.call('XDEL', stream_key(model), sid)
+      redis.call('ZREM', STARTED .. model, id .. ':' .. owner)
+      redis.call('ZADD', LEASES .. model, now_ms(), id)
+      redis.call('HSET', job, 'sid', redis.call('XADD', STREAM .. model, '*', 'j', id))
+      redis.call('XDEL', STREAM .. model, sid)
       note(job, 'released by ' .. args.worker)
       wake(model)
       released = released + 1
     end
   end
-  redis.call('DEL', suspect_key(args.worker))
+  redis.call('DEL', SUSPECT .. args.worker)
   return released
 end

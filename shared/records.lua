@@ -6,9 +6,9 @@
 local RECORD_BYTES = 300           -- what Redis takes for a record beside its text
 
 local function give_back(tenant, member)
-  if redis.call('ZREM', stored_key(tenant), member) == 0 then return 0 end
+  if redis.call('ZREM', STORED .. tenant, member) == 0 then return 0 end
   local bytes = tonumber(string.match(member, '^%d+'))
-  redis.call('DECRBY', stored_bytes_key(tenant), bytes)
+  redis.call('DECRBY', STORED_BYTES .. tenant, bytes)
   return bytes
 end
 
@@ -36,10 +36,10 @@ local function record_with(record, tenant, id, created_ms)
 end
 
 local function stored_bytes(tenant)
-  local expired = redis.call('ZRANGEBYSCORE', stored_key(tenant), '-inf', now_ms(), 'LIMIT', 0, EXPIRED_MAX)
+  local expired = redis.call('ZRANGEBYSCORE', STORED .. tenant, '-inf', now_ms(), 'LIMIT', 0, EXPIRED_MAX)
   for _, member in ipairs(expired) do give_back(tenant, member) end
-  if redis.call('EXISTS', stored_key(tenant)) == 0 then redis.call('DEL', stored_bytes_key(tenant)) end
-  return tonumber(redis.call('GET', stored_bytes_key(tenant)) or 0)
+  if redis.call('EXISTS', STORED .. tenant) == 0 then redis.call('DEL', STORED_BYTES .. tenant) end
+  return tonumber(redis.call('GET', STORED_BYTES .. tenant) or 0)
 end
 
 -- The bytes that the tenant has stored when the record does not fit beside them; nil when it does, or when there is
@@ -47,7 +47,7 @@ end
 local function over_storage(record)
   if not record then return nil end
   local used, member = stored_bytes(record.tenant), member_of(record.key)
-  local replaced = redis.call('ZSCORE', stored_key(record.tenant), member) and string.match(member, '^%d+') or 0
+  local replaced = redis.call('ZSCORE', STORED .. record.tenant, member) and string.match(member, '^%d+') or 0
   if used - replaced + record.bytes > record.bytes_max then return used end
 end
 
@@ -55,10 +55,10 @@ local function write_record(record)
   if not record then return end
   drop_record(record.tenant, record.key, '', record.id)
   redis.call('SET', record.key, record.data, 'EX', record.ttl_s)
-  redis.call('ZADD', stored_key(record.tenant), now_ms() + record.ttl_s * 1000, record.bytes .. ' ' .. record.key)
-  redis.call('INCRBY', stored_bytes_key(record.tenant), record.bytes)
-  raise_ttl(stored_key(record.tenant), record.ttl_s)
-  raise_ttl(stored_bytes_key(record.tenant), record.ttl_s)
+  redis.call('ZADD', STORED .. record.tenant, now_ms() + record.ttl_s * 1000, record.bytes .. ' ' .. record.key)
+  redis.call('INCRBY', STORED_BYTES .. record.tenant, record.bytes)
+  raise_ttl(STORED .. record.tenant, record.ttl_s)
+  raise_ttl(STORED_BYTES .. record.tenant, record.ttl_s)
   if record.index == '' then return end
   redis.call('ZADD', record.index, record.created_ms, record.id)
   redis.call('ZREMRANGEBYSCORE', record.index, '-inf', now_ms() - record.ttl_s * 1000)

@@ -313,7 +313,7 @@ class RedisQueue:
             return await self._call(verb, **named)
         with translated():
             async with self._redis.pipeline(transaction=False) as pipe:
-                await self.scripts[verb](args=lua.verbs()[verb].arguments(**named), client=pipe)
+                await self.scripts[verb](args=lua.verbs()[verb].arguments(named), client=pipe)
                 pipe.execute_command(*self._confirmation)
                 answer, held = await pipe.execute()
         if not (held[0] if isinstance(held, list) else held):
@@ -322,7 +322,7 @@ class RedisQueue:
 
     async def _call(self, verb: str, **named: Any) -> Any:
         with translated():
-            return await self.scripts[verb](args=lua.verbs()[verb].arguments(**named))
+            return await self.scripts[verb](args=lua.verbs()[verb].arguments(named))
 
 
 CANCELLED = encode_event(Finished(seq=0, outcome=Cancelled()))

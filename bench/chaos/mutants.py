@@ -62,7 +62,7 @@ MUTANTS = [
         name="the end is published, never logged",
         file="shared/end.lua",
         old="  close(model, id, ending, args.iso, args.ttl_s)\n  correct",
-        new="  redis.call('RPOP', log_key(id))\n  close(model, id, ending, args.iso, args.ttl_s)\n  correct",
+        new="  redis.call('RPOP', LOG .. id)\n  close(model, id, ending, args.iso, args.ttl_s)\n  correct",
         under=("F1",),
     ),
     Mutant(
@@ -112,14 +112,14 @@ MUTANTS = [
         name="released without its log",
         file="shared/ownership.lua",
         old="note(job, 'released by ' .. args.worker)",
-        new="redis.call('DEL', log_key(id))",
+        new="redis.call('DEL', LOG .. id)",
         under=("I10",),
     ),
     Mutant(
         name="released jobs are forgotten",
         file="shared/ownership.lua",
-        old="redis.call('ZADD', leases_key(model), now_ms(), id)",
-        new="redis.call('ZREM', leases_key(model), id)",
+        old="redis.call('ZADD', LEASES .. model, now_ms(), id)",
+        new="redis.call('ZREM', LEASES .. model, id)",
         under=("F3",),
     ),
     Mutant(

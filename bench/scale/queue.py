@@ -70,15 +70,9 @@ class Desk:
             count -= FILL
 
     async def _call(self, pipe: Any, each: Job) -> None:
-        arguments = lua.verbs()["enqueue"].arguments(
-            model=each.model,
-            id=each.id,
-            jobs_max=BOUNDS.jobs_max,
-            tokens_max=BOUNDS.tokens_max,
-            bytes_max=BOUNDS.bytes_max,
-            fields=flat(self.queue.fields(each)),
-            records=[],
-        )
+        bounds = {"jobs_max": BOUNDS.jobs_max, "tokens_max": BOUNDS.tokens_max, "bytes_max": BOUNDS.bytes_max}
+        job = {"model": each.model, "id": each.id, "fields": flat(self.queue.fields(each)), "records": []}
+        arguments = lua.verbs()["enqueue"].arguments(bounds | job)
         await self.queue.scripts["enqueue"](args=arguments, client=pipe)
 
     async def enqueue(self) -> None:

@@ -37,7 +37,7 @@ async def test_a_verb_gets_its_arguments_by_name(client: Redis) -> None:
     rows = [{"id": "7", "at": 7, "events": ["x" * 9, "{}"]}, {"id": "", "at": -1.5, "events": ["y"]}]
     arguments = {"words": ["a", "", "b"], "text": "12", "rows": rows, "count": 10**9}
 
-    answer: Any = await client.register_script(echo.script)(args=echo.arguments(**arguments))
+    answer: Any = await client.register_script(echo.script)(args=echo.arguments(arguments))
 
     got = orjson.loads(answer)
     assert got | {"rows": [orjson.loads(row) for row in got["rows"]]} == arguments
@@ -47,7 +47,7 @@ async def test_a_list_may_be_empty_or_longer_than_luas_stack(client: Redis) -> N
     echo = lua.linked(lua.parts("echo.lua", ECHO.replace("cjson.encode(args)", "{ #args.words, #args.rows }")))["echo"]
 
     answer: Any = await client.register_script(echo.script)(
-        args=echo.arguments(text="", count=0, words=["w"] * 20_000, rows=[])
+        args=echo.arguments({"text": "", "count": 0, "words": ["w"] * 20_000, "rows": []})
     )
 
     assert answer == [20_000, 0]
