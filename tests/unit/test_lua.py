@@ -135,6 +135,12 @@ def test_an_argument_that_is_missing_or_unknown_is_named(change: dict[str, Any],
         echo.arguments(given_ones)
 
 
+@pytest.mark.parametrize("takes", ["list a, b", "list a (b), list c", "list a (b), list c (d)"])
+def test_rows_come_last_since_they_are_read_one_by_one(takes: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(takes)):
+        list(lua.parts("echo.lua", f"-- verb: echo\n-- takes: {takes}\n"))
+
+
 def test_a_part_that_is_missing_or_needs_itself_is_named() -> None:
     with pytest.raises(KeyError, match="uppre"):
         lua.linked(lua.parts("echo.lua", ECHO.replace("needs: upper", "needs: uppre")))
