@@ -199,20 +199,20 @@ end
 -- needs: clock
 -- Extend the leases of these jobs and the life of their worker's record. -> ids that are no longer the caller's
 local function renew(args)
-  local lost, current, until_ms = {}, nil, now_ms() + args.lease_ms
+  local iso, lost, current, until_ms = args.iso, {}, nil, now_ms() + args.lease_ms
   for each in args.held do
-    local job = JOB .. each.id
-    local owner, status = unpack(redis.call('HMGET', job, 'exec', 'status'))
-    if owner == each.claim_token and status == 'started' then
-      current = current or each.id
-      redis.call('ZADD', LEASES .. each.model, until_ms, each.id)
-      redis.call('HSET', job, 'last_heartbeat', args.iso)
+    local id, job = each.id, JOB .. each.id
+    local h = redis.call('HMGET', job, 'exec', 'status')     -- read by index, as in append
+    if h[1] == each.claim_token and h[2] == 'started' then
+      current = current or id
+      redis.call('ZADD', LEASES .. each.model, until_ms, id)
+      redis.call('HSET', job, 'last_heartbeat', iso)
     else
-      lost[#lost + 1] = each.id
+      lost[#lost + 1] = id
     end
   end
   local key = WORKER .. args.worker
-  redis.call('HSET', key, 'last_heartbeat', args.iso, 'state', current and 'busy' or 'idle')
+  redis.call('HSET', key, 'last_heartbeat', iso, 'state', current and 'busy' or 'idle')
   if current then redis.call('HSET', key, 'current_job', current) else redis.call('HDEL', key, 'current_job') end
   redis.call('EXPIRE', key, args.ttl_s)
   return lost
