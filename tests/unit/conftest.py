@@ -3,7 +3,7 @@
 import pytest
 
 from shared.memory import MemoryQueue
-from tests.unit.workers import Clock
+from tests.running_workers import Clock
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench.chaos.mutants import MUTANTS, Mutant, planted
+from bench.chaos.mutants import MUTANTS, ROOT, Mutant, planted
 from shared import keys, lua, redis_queue, rq_view
 from tests.lua_source import all_parts, defined, free, given, indexed, job_fields, redis_calls
 from tools.check_sizes import functions
@@ -90,7 +90,7 @@ def test_every_field_of_a_table_that_is_read_is_given_to_one() -> None:
 def test_a_bug_that_is_planted_in_lua_still_links(mutant: Mutant, tmp_path: Path) -> None:
     """Else it would be found for a wrong reason."""
     code = planted(mutant, tmp_path)
-    paths = [code / path.relative_to(Path(lua.__file__).parents[1]) for path in lua.files()]
+    paths = [code / path.relative_to(ROOT) for path in lua.files()]
 
     verbs = lua.linked(part for path in paths for part in lua.parts(path.name, path.read_text(encoding="utf-8")))
 

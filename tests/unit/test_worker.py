@@ -11,7 +11,18 @@ from shared.lifecycle import State
 from shared.memory import MemoryQueue
 from shared.telemetry import WorkerMetrics
 from tests.factories import make_job
-from tests.unit.workers import INFO, Clock, eventually, heard, log_of, make_worker, outcome_of, submit, text_of, working
+from tests.running_workers import (
+    INFO,
+    Clock,
+    eventually,
+    heard,
+    log_of,
+    make_worker,
+    outcome_of,
+    submit,
+    text_of,
+    working,
+)
 from workers.engine.scripted import ScriptedEngine
 from workers.scheduler import Batch
 from workers.sequence import Sampled

@@ -13,7 +13,7 @@ from shared.job import Grammar
 from shared.lifecycle import State
 from shared.memory import MemoryQueue
 from tests.factories import make_job
-from tests.unit.workers import eventually, heard, log_of, make_worker, outcome_of, submit, text_of, working
+from tests.running_workers import eventually, heard, log_of, make_worker, outcome_of, submit, text_of, working
 from workers.engine.base import Chat, EngineBroken
 from workers.engine.scripted import ScriptedEngine, ScriptedTokenizer
 from workers.replies.base import Parts, PlainReply
