@@ -7,7 +7,8 @@ from shared.errors import ContextLengthExceeded, InvalidRequest
 from shared.events import Completed, Delta, Echoed, Event, FinishReason, Likelihood, Logprobs, Usage
 from shared.job import Job, Kind, Sampling
 from shared.queue import Delivery
-from workers.engine.base import Chat, Defaults, Engine, plain_chat, require_room
+from workers.engine.base import Defaults, Engine
+from workers.engine.tokenizer import Chat, plain_chat, require_room
 from workers.replies.base import Parts
 from workers.sequence import NOTHING, Choosing, Sampled, Sequence
 from workers.transcript import Transcript

@@ -14,8 +14,9 @@ from shared.lifecycle import State
 from shared.memory import MemoryQueue
 from tests.factories import make_job
 from tests.running_workers import eventually, heard, log_of, make_worker, outcome_of, submit, text_of, working
-from workers.engine.base import Chat, EngineBroken
+from workers.engine.base import EngineBroken
 from workers.engine.scripted import ScriptedEngine, ScriptedTokenizer
+from workers.engine.tokenizer import Chat
 from workers.replies.base import Parts, PlainReply
 from workers.scheduler import Batch, Scheduler
 from workers.sequence import Sampled

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from workers.engine.base import Defaults, Embedder, Tokenizer
+from workers.engine.base import Defaults, Embedder
 from workers.engine.faults import translated
 from workers.engine.kv_cache import KVCache
 from workers.engine.lora import Adapters
 from workers.engine.packing import Chunk, Kernel, Numbers, Plan, Step, usual
 from workers.engine.sampler import choose, score
+from workers.engine.tokenizer import Tokenizer
 from workers.limits import BLOCK_SIZE, Limits
 from workers.scheduler import Batch, Row
 from workers.sequence import Sampled, Sequence

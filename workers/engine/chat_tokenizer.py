@@ -8,9 +8,9 @@ from typing import Any
 
 from shared.errors import InvalidRequest
 from shared.job import Grammar
-from workers.engine.base import Chat, plain_chat, require_room
 from workers.engine.chat_template import ChatTemplate
 from workers.engine.grammar import Grammars, Reasoning
+from workers.engine.tokenizer import Chat, plain_chat, require_room
 from workers.replies.dialect import dialect_of, thinking_of
 from workers.replies.marked import MarkedReply, response_template
 from workers.replies.tools import Tools, grammar_for, tools_of

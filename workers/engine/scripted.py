@@ -21,7 +21,8 @@ from typing import Any
 from shared.errors import EngineError, InvalidRequest
 from shared.events import FinishReason
 from shared.job import Grammar
-from workers.engine.base import Chat, Defaults, OutOfMemory, plain_chat
+from workers.engine.base import Defaults, OutOfMemory
+from workers.engine.tokenizer import Chat, plain_chat
 from workers.limits import Limits
 from workers.replies.base import Parts, PlainReply
 from workers.scheduler import Batch

@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 
-from workers.engine.base import Defaults, Embedder, Tokenizer
+from workers.engine.base import Defaults, Embedder
 from workers.engine.faults import translated
 from workers.engine.lora import Adapters
 from workers.engine.sampler import choose, score
+from workers.engine.tokenizer import Tokenizer
 from workers.limits import Limits
 from workers.scheduler import Batch
 from workers.sequence import Sampled, Sequence

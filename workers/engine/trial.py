@@ -9,7 +9,7 @@ import torch
 from shared.errors import SettingsError
 from shared.settings import Settings
 from workers.engine import attention
-from workers.engine.base import Defaults, Tokenizer
+from workers.engine.base import Defaults
 from workers.engine.batched import BatchedEngine
 from workers.engine.embedder import EmbedderTrials
 from workers.engine.kv_cache import KVCache
@@ -19,6 +19,7 @@ from workers.engine.packing import Kernel
 from workers.engine.parallel import least, require_one
 from workers.engine.pooling import MEAN
 from workers.engine.stepwise import StepwiseEngine
+from workers.engine.tokenizer import Tokenizer
 from workers.limits import BLOCK_SIZE, Limits
 from workers.ranks import world
 from workers.scheduler import Scheduler
