@@ -12,21 +12,14 @@ from pathlib import Path
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from api import problems
-from api.admission import Admission
-from api.auth import LIMIT_HEADERS, Authentication, Gate, keys_required
-from api.batch import BatchStore
-from api.batch_runner import BatchRunner
-from api.bodies import BodyReader
-from api.docs import described_app
-from api.files import FileStore
-from api.house import House
-from api.middleware import BodyLimit, RequestFrame
-from api.notifier import Notifier
-from api.origins import OriginGuard, origins_of, readers
-from api.pressure import Pressure
-from api.relay import Relay
-from api.responses import ResponseStore
+from api.background.batch_runner import BatchRunner
+from api.background.webhook_notifier import WebhookNotifier
+from api.http import problems
+from api.http.auth import LIMIT_HEADERS, Authentication, Authenticator, keys_required
+from api.http.bodies import BodyReader
+from api.http.docs import described_app
+from api.http.middleware import BodyLimit, RequestFrame
+from api.http.origins import OriginGuard, origins_of, readers
 from api.routes import (
     admin,
     batches,
@@ -45,16 +38,23 @@ from api.routes import (
     tokens,
     webhooks,
 )
-from api.stored_chats import ChatStore
-from api.webhooks import Webhooks
-from shared.api_key import KeyRing
-from shared.checkup import confirmation
-from shared.fleet import Fleet, FleetDemand, FleetDirectory, FleetLedger, Places, shard
-from shared.redis_client import connect
-from shared.redis_queue import RedisQueue
+from api.serving.admission import Admission
+from api.serving.redis_monitor import RedisMonitor
+from api.serving.relay import Relay
+from api.serving.services import Services
+from api.stores.batches import BatchStore
+from api.stores.files import FileStore
+from api.stores.responses import ResponseStore
+from api.stores.stored_chats import ChatStore
+from api.stores.webhooks import Webhooks
+from shared.catalog.api_keys import ApiKeyStore
+from shared.observability.metrics import ApiMetrics, watch_loop
+from shared.process.tasks import end
+from shared.queue.redis_queue import RedisQueue
+from shared.redis.client import connect
+from shared.redis.health import durability_command
 from shared.settings import Settings
-from shared.tasks import end
-from shared.telemetry import ApiMetrics, watch_loop
+from shared.shards import ShardedDemand, ShardedJobRecords, ShardedModelRegistry, ShardedQueue, ShardMap, shard
 
 log = logging.getLogger(__name__)
 ROUTES = (
@@ -82,23 +82,23 @@ def make_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        house = _furnish(settings, counts)
-        app.state.house = house
-        relaying = asyncio.create_task(house.relay.run())
-        runner = BatchRunner(house, folder=Path(settings.files), at_once=settings.batch_requests)
-        notifier = Notifier(
-            [shard.client for shard in house.places.shards], webhooks=house.webhooks, channel=house.channel
+        services = _make_services(settings, counts)
+        app.state.services = services
+        relaying = asyncio.create_task(services.relay.run())
+        runner = BatchRunner(services, folder=Path(settings.files), at_once=settings.batch_requests)
+        notifier = WebhookNotifier(
+            [shard.client for shard in services.shard_map.shards], webhooks=services.webhooks, channel=services.channel
         )
-        forever = (house.pressure.run(), runner.run(), notifier.run(), watch_loop(counts.loop_lag))
+        forever = (services.redis_monitor.run(), runner.run(), notifier.run(), watch_loop(counts.loop_lag))
         background = [asyncio.create_task(work) for work in forever]
         for task in (relaying, *background):
             task.add_done_callback(_stop_if_failed)
         yield
-        await house.relay.close()
+        await services.relay.close()
         await asyncio.wait([relaying])
         await end(background)
-        house.bodies.close()
-        for place in house.places.shards:
+        services.bodies.close()
+        for place in services.shard_map.shards:
             await place.client.aclose()
 
     app = described_app(shown=settings.docs, lifespan=lifespan)
@@ -107,14 +107,14 @@ def make_app(settings: Settings) -> FastAPI:
         app.include_router(route.router, tags=[route.__name__.rpartition(".")[2].replace("_", " ")])
     app.add_middleware(BodyLimit, bytes_max=settings.body_bytes_max, file_bytes_max=settings.file_bytes_max)
     app.add_middleware(Authentication)
-    _let_pages_in(app, settings)
+    _allow_origins(app, settings)
     app.add_middleware(RequestFrame, metrics=counts)
     if settings.otlp_endpoint:
         _trace_requests(app)
     return app
 
 
-def _let_pages_in(app: FastAPI, settings: Settings) -> None:
+def _allow_origins(app: FastAPI, settings: Settings) -> None:
     if pages := readers(settings):
         app.add_middleware(
             CORSMiddleware,
@@ -142,7 +142,7 @@ def _stop_if_failed(task: asyncio.Task[None]) -> None:
         signal.raise_signal(signal.SIGTERM)
 
 
-def _places(settings: Settings) -> Places:
+def _make_shard_map(settings: Settings) -> ShardMap:
     shards = []
     for url in settings.redis_urls:
         client = connect(url)
@@ -150,17 +150,17 @@ def _places(settings: Settings) -> Places:
             client,
             job_ttl_s=settings.job_ttl_s,
             failed_ttl_s=settings.failed_ttl_s,
-            confirm=partial(confirmation, client, settings),
+            confirm=partial(durability_command, client, settings),
         )
         shards.append(shard(client, queue))
-    return Places(shards)
+    return ShardMap(shards)
 
 
-def _furnish(settings: Settings, metrics: ApiMetrics) -> House:
-    places = _places(settings)
-    client, clients = places.home.client, [each.client for each in places.shards]
-    fleet, directory = Fleet(places), FleetDirectory(places)
-    ring = KeyRing(client, counting=clients)
+def _make_services(settings: Settings, metrics: ApiMetrics) -> Services:
+    shard_map = _make_shard_map(settings)
+    client, clients = shard_map.home.client, [each.client for each in shard_map.shards]
+    fleet, model_registry = ShardedQueue(shard_map), ShardedModelRegistry(shard_map)
+    ring = ApiKeyStore(client, counting=clients)
     stored = {"ttl_s": settings.response_ttl_s, "tenant_bytes_max": settings.stored_bytes_max}
     relay = Relay(
         f"api-{uuid.uuid4().hex[:12]}",
@@ -170,15 +170,15 @@ def _furnish(settings: Settings, metrics: ApiMetrics) -> House:
         buffer_max=settings.stream_buffer_max,
         metrics=metrics,
     )
-    return House(
+    return Services(
         settings=settings,
         redis=client,
-        places=places,
+        shard_map=shard_map,
         queue=fleet,
         relay=relay,
-        pressure=Pressure(clients, settings, metrics),
-        ledger=FleetLedger(places),
-        admission=Admission(directory, settings),
+        redis_monitor=RedisMonitor(clients, settings, metrics),
+        job_records=ShardedJobRecords(shard_map),
+        admission=Admission(model_registry, settings),
         channel=fleet,
         bodies=BodyReader(),
         webhooks=Webhooks(client, private=settings.webhook_private),
@@ -187,8 +187,8 @@ def _furnish(settings: Settings, metrics: ApiMetrics) -> House:
         files=FileStore(Path(settings.files), client, tenant_bytes_max=settings.files_bytes_max),
         batches=BatchStore(client, owner=relay.name),
         keys=ring,
-        gate=Gate(ring, required=keys_required(settings)),
-        directory=directory,
-        demand=FleetDemand(places),
+        authenticator=Authenticator(ring, required=keys_required(settings)),
+        model_registry=model_registry,
+        demand=ShardedDemand(shard_map),
         metrics=metrics,
     )

@@ -4,14 +4,14 @@ import logging
 from functools import partial
 
 from api.app import make_app
-from api.server import ApiServer, allow_many_connections
-from api.terms import weights
-from shared.checkup import patiently, require_healthy
-from shared.errors import QueueUnavailable, SettingsError
-from shared.redis_client import connect
+from api.http.request_options import weights
+from api.http.server import ApiServer, allow_many_connections
+from shared.domain.errors import QueueUnavailable, SettingsError
+from shared.observability.tracing import start_tracing
+from shared.process.sockets import listen
+from shared.redis.client import connect
+from shared.redis.health import patiently, require_healthy
 from shared.settings import Settings
-from shared.sockets import listen
-from shared.tracing import start_tracing
 
 log = logging.getLogger(__name__)
 

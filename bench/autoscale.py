@@ -1,6 +1,6 @@
 """Autoscaling by `workers_wanted` against fixed fleets, in simulated time: `python -m bench.autoscale`.
 
-The signal is the one that the API gives (`shared.demand`); around it, what KEDA and the HorizontalPodAutoscaler do with
+The signal is the one that the API gives (`shared.catalog.demand`); around it, what KEDA and the HorizontalPodAutoscaler do with
 the chart's values: a look every five seconds, up at once, down by one pod a minute to the most that was wanted in five
 minutes, to zero after a cooldown. A worker that starts serves after its cold start; one that goes hands its jobs over,
 and they wait again with what is left of them. Costs are worker hours, cold starts included.
@@ -17,8 +17,8 @@ from pathlib import Path
 
 import click
 
-from shared.demand import Demand
-from shared.job import Priority
+from shared.catalog.demand import Demand
+from shared.domain.job import Priority
 
 OUT = Path(__file__).parent / "results" / "autoscale.json"
 STEP_S = 0.5

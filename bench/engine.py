@@ -17,18 +17,18 @@ import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from bench.models import SIZES, VOCABULARY, make_model
-from workers.engine import attention
-from workers.engine.base import Defaults
-from workers.engine.batched import BatchedEngine
-from workers.engine.kv_cache import KVCache
-from workers.engine.memory import wait_until_fetched
-from workers.engine.packed import pack
-from workers.engine.scripted import ScriptedTokenizer
-from workers.limits import Limits
-from workers.offline import run
-from workers.sequence import Choosing, Sequence
+from workers.engines.base import Defaults
+from workers.engines.native.causal.batched import BatchedEngine
+from workers.engines.native.kernels import attention
+from workers.engines.native.kernels.kv_cache import KVCache
+from workers.engines.native.weights.onednn_linear import pack
+from workers.engines.offline import run
+from workers.engines.scripted import ScriptedTokenizer
+from workers.process.host_memory import wait_until_fetched
+from workers.scheduling.engine_limits import EngineLimits
+from workers.scheduling.sequence import SamplingParams, Sequence
 
-GREEDY = Choosing(seed=0, temperature=0, top_p=1, top_k=0)
+GREEDY = SamplingParams(seed=0, temperature=0, top_p=1, top_k=0)
 Way = Callable[[], int]
 
 
@@ -67,8 +67,8 @@ def continuous_batching(model: Any, prompts: list[list[int]], tokens: int) -> in
 
 
 def continuous(engine: BatchedEngine, prompts: list[list[int]], tokens: int) -> int:
-    sequences = [Sequence(job_id="", choice=0, prompt=prompt, choosing=GREEDY) for prompt in prompts]
-    run(engine, sequences, lambda sequence, _: sequence.made == tokens)
+    sequences = [Sequence(job_id="", choice=0, prompt=prompt, sampling=GREEDY) for prompt in prompts]
+    run(engine, sequences, lambda sequence, _: sequence.output_length == tokens)
     return len(prompts) * tokens
 
 
@@ -77,7 +77,7 @@ def engine_of(model: Any, sequences: int, *, packed: bool) -> BatchedEngine:
         pack(model, rows=sequences)
     attention.register()
     model.set_attn_implementation(attention.NAME)
-    limits = Limits(
+    limits = EngineLimits(
         sequences_max=sequences, batch_tokens_max=512, context_length=1024, vocabulary=10**6, prefix_cache=False
     )
     heads = model.config.num_attention_heads

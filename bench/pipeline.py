@@ -18,11 +18,11 @@ from pathlib import Path
 import click
 
 from bench.client import stream
-from bench.house import House
-from workers.engine.scripted import VOCABULARY, ScriptedEngine
-from workers.limits import Limits
-from workers.scheduler import Scheduler
-from workers.sequence import Choosing, Sequence
+from bench.stack import Stack
+from workers.engines.scripted import VOCABULARY, ScriptedEngine
+from workers.scheduling.engine_limits import EngineLimits
+from workers.scheduling.scheduler import Scheduler
+from workers.scheduling.sequence import SamplingParams, Sequence
 
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 MESSAGES = [{"role": "user", "content": "measure this"}]
@@ -50,7 +50,7 @@ class Result:
 
 def direct_first_ms(cell: Cell) -> float:
     """Median time to the first token of the engine alone, all streams at once."""
-    limits = Limits(
+    limits = EngineLimits(
         sequences_max=cell.streams, batch_tokens_max=100_000, context_length=1_000_000, vocabulary=VOCABULARY
     )
     engine = ScriptedEngine(limits=limits, step_ms=cell.step_ms, tokens=1_000_000)
@@ -58,8 +58,8 @@ def direct_first_ms(cell: Cell) -> float:
     began = time.perf_counter()
     for index in range(cell.streams):
         prompt = engine.tokenizer.chat({"messages": MESSAGES}).ids
-        choosing = Choosing(seed=index, temperature=0, top_p=1, top_k=0)
-        scheduler.add(Sequence(job_id=str(index), choice=0, prompt=prompt, choosing=choosing))
+        sampling = SamplingParams(seed=index, temperature=0, top_p=1, top_k=0)
+        scheduler.add(Sequence(job_id=str(index), choice=0, prompt=prompt, sampling=sampling))
     batch = scheduler.next_batch()
     scheduler.apply(batch, engine.step(batch))
     return (time.perf_counter() - began) * 1000
@@ -82,10 +82,10 @@ async def measure(port: int, api_pid: int, cell: Cell) -> Result:
     return Result(statistics.median(each.first_ms for each in done), direct, tokens / took, used / tokens * 1e6)
 
 
-def start_worker(house: House, cell: Cell) -> subprocess.Popen[bytes]:
+def start_worker(stack: Stack, cell: Cell) -> subprocess.Popen[bytes]:
     """At the cell's pace."""
     pace = {"PENSTOCK_SCRIPTED_STEP_MS": str(cell.step_ms), "PENSTOCK_SEQUENCES_MAX": str(cell.streams)}
-    return house.worker("-m", "scripted", PENSTOCK_SCRIPTED_TOKENS="1000000", **pace)
+    return stack.worker("-m", "scripted", PENSTOCK_SCRIPTED_TOKENS="1000000", **pace)
 
 
 def table(results: dict[Cell, list[Result]]) -> str:
@@ -112,17 +112,17 @@ def main(rounds: int) -> None:
     """Measure and print the table."""
     results: dict[Cell, list[Result]] = {cell: [] for cell in CELLS}
     with tempfile.TemporaryDirectory() as folder:
-        house = House(Path(folder))
+        stack = Stack(Path(folder))
         try:
             for _ in range(rounds):
                 for cell in CELLS:
-                    worker = start_worker(house, cell)
-                    asyncio.run(measure(house.port, house.api.pid, Cell(cell.streams, cell.step_ms, 5)))  # warm-up
-                    results[cell].append(asyncio.run(measure(house.port, house.api.pid, cell)))
+                    worker = start_worker(stack, cell)
+                    asyncio.run(measure(stack.port, stack.api.pid, Cell(cell.streams, cell.step_ms, 5)))  # warm-up
+                    results[cell].append(asyncio.run(measure(stack.port, stack.api.pid, cell)))
                     worker.terminate()
                     worker.wait()
         finally:
-            house.stop()
+            stack.stop()
     print(table(results))
 
 

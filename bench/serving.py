@@ -21,7 +21,7 @@ import click
 
 from bench.client import Streamed, stream
 
-WORDS = "the fox hums a tune count to nine and tell me of a house by the sea where whales sing at night".split()
+WORDS = "the fox hums a tune count to nine and tell me of a stack by the sea where whales sing at night".split()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Everything at once, for long: `python -m bench.soak --minutes 30`.
 
-Random requests to a real house with the built-in model and a cache too small for all: chats of one or several choices,
+Random requests to a real stack with the built-in model and a cache too small for all: chats of one or several choices,
 with and without a form, completions with echo, embeddings, clients that leave, prompts that are too long, grammars that
 are none. In the end every block of the cache must be free, no process larger than before, and no answer lost.
 """
@@ -24,7 +24,7 @@ import httpx
 import psutil
 import redis
 
-from bench.house import House
+from bench.stack import Stack
 
 MODEL = "penstock-tiny"
 CLIENTS = 12
@@ -143,12 +143,12 @@ def _require(truth: bool, what: str) -> None:
 
 
 class Watch:
-    """Looks at the house from outside."""
+    """Looks at the stack from outside."""
 
-    def __init__(self, house: House, worker_pid: int) -> None:
+    def __init__(self, stack: Stack, worker_pid: int) -> None:
         self._worker = psutil.Process(worker_pid)
-        self._api = psutil.Process(house.api.pid)
-        self._redis = redis.Redis.from_url(house.redis.url, decode_responses=True)
+        self._api = psutil.Process(stack.api.pid)
+        self._redis = redis.Redis.from_url(stack.redis.url, decode_responses=True)
         self._began = time.monotonic()
         self.samples: list[Sample] = []
 
@@ -182,11 +182,11 @@ def _metric(page: str, name: str) -> float:
     return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", page, re.MULTILINE))
 
 
-async def soak(house: House, watch: Watch, minutes: float, seed: int) -> Counter[str]:
+async def soak(stack: Stack, watch: Watch, minutes: float, seed: int) -> Counter[str]:
     counts: Counter[str] = Counter()
     until = time.monotonic() + minutes * 60
     watching = asyncio.create_task(watch.run())
-    await asyncio.gather(*[Client(house.base, seed + number, counts).run(until) for number in range(CLIENTS)])
+    await asyncio.gather(*[Client(stack.base, seed + number, counts).run(until) for number in range(CLIENTS)])
     watching.cancel()
     await asyncio.sleep(3)  # the last clients that left are noticed
     watch.look()
@@ -216,16 +216,16 @@ def report(watch: Watch, counts: Counter[str]) -> str:
 def main(minutes: float, seed: int, out: Path | None) -> None:
     """Soak, print the table; exit status 1 when anything is left in use."""
     with tempfile.TemporaryDirectory() as folder:
-        house = House(Path(folder), **SETTINGS)
-        worker = house.worker("-m", "builtin")
+        stack = Stack(Path(folder), **SETTINGS)
+        worker = stack.worker("-m", "builtin")
         try:
-            watch = Watch(house, worker.pid)
-            counts = asyncio.run(soak(house, watch, minutes, seed))
+            watch = Watch(stack, worker.pid)
+            counts = asyncio.run(soak(stack, watch, minutes, seed))
             print(report(watch, counts))
         finally:
             worker.terminate()
             worker.wait()
-            house.stop()
+            stack.stop()
     if out:
         out.write_text(json.dumps([asdict(each) for each in watch.samples], indent=1))
     sys.exit(int(watch.samples[-1].blocks > 0 or watch.samples[-1].sequences > 0))

@@ -20,10 +20,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench.engine import GREEDY, engine_of
 from bench.models import SIZES, VOCABULARY, make_model
-from workers.engine.batched import BatchedEngine
-from workers.limits import BLOCK_SIZE
-from workers.scheduler import Scheduler
-from workers.sequence import Sequence
+from workers.engines.native.causal.batched import BatchedEngine
+from workers.scheduling.engine_limits import BLOCK_SIZE
+from workers.scheduling.scheduler import Scheduler
+from workers.scheduling.sequence import Sequence
 
 CONTEXT = 128
 STEPS = 40
@@ -33,7 +33,7 @@ def sequences(count: int, length: int, *, shared: int = 0) -> list[Sequence]:
     rng = random.Random(count)
     beginning = [rng.randrange(10, VOCABULARY) for _ in range(shared)]
     prompts = [beginning + [rng.randrange(10, VOCABULARY) for _ in range(length - shared)] for _ in range(count)]
-    return [Sequence(job_id="", choice=0, prompt=prompt, choosing=GREEDY) for prompt in prompts]
+    return [Sequence(job_id="", choice=0, prompt=prompt, sampling=GREEDY) for prompt in prompts]
 
 
 def bandwidth_gb_s() -> float:
@@ -87,7 +87,7 @@ def first_token_ms(engine: BatchedEngine, *, prefix_cache: bool) -> float:
     while len(firsts) < 32:
         plan = scheduler.next_batch()
         for sequence, _ in scheduler.apply(plan, engine.step(plan)):
-            if sequence.made == 1:
+            if sequence.output_length == 1:
                 firsts.append(time.perf_counter() - began)
     return statistics.median(firsts) * 1000
 

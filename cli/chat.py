@@ -19,7 +19,7 @@ from cli.answer import Answer
 from cli.conversation import Conversation
 from cli.private_files import private_file
 from cli.terminal import plain, unechoed
-from shared.errors import InvalidRequest, NotFound
+from shared.domain.errors import InvalidRequest, NotFound
 
 LOOK_S = 0.5  # an answer that has not begun by then may wait for a worker
 INTERRUPTED = 130

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from cli.embedded_redis import die_with_parent
 from cli.private_files import private_file
-from shared.errors import SettingsError
-from shared.logs import refusal
+from shared.domain.errors import SettingsError
+from shared.observability.logs import refusal
 
 EARLY_S = 10.0
 EARLY_DEATHS_MAX = 5

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from shared.errors import InvalidRequest
+from shared.domain.errors import InvalidRequest
 
 Message = dict[str, str]
 

@@ -10,8 +10,8 @@ import redis
 
 from cli.embedded_redis import brief_client
 from cli.private_files import LockFile, private_folder, write_private
-from cli.where import REDIS_URL_FILE
-from shared.errors import SettingsError
+from cli.redis_location import REDIS_URL_FILE
+from shared.domain.errors import SettingsError
 
 LOCK = "up.lock"
 

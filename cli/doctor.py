@@ -8,13 +8,13 @@ from dataclasses import asdict
 import click
 from redis.asyncio import Redis
 
-from cli.desk import Desk, at_desk, json_option
+from cli.backend import Backend, json_option, with_backend
+from cli.redis_location import operator_settings
 from cli.terminal import echo, echo_json, row
-from cli.where import operator_settings
-from shared import keys
-from shared.checkup import Finding, Level, examine
-from shared.job import ModelInfo
-from shared.lifecycle import State
+from shared.domain.job import ModelInfo
+from shared.domain.lifecycle import State
+from shared.redis import keys
+from shared.redis.health import Finding, Level, examine
 
 MARKS = {Level.GOOD: "ok", Level.WARNING: "!!", Level.BAD: "XX"}
 SLOW_MS = 20.0
@@ -29,18 +29,18 @@ def doctor(redis_url: str | None, as_json: bool) -> None:
     """Examine Redis, the workers and the queues. Exit status 1 when something loses jobs, 0 otherwise."""
     found: list[Finding] = []
 
-    async def work(seat: Desk) -> None:
-        found.extend(await examine(seat.client, operator_settings(redis_url)))
-        found.append(await _latency(seat.client))
-        if await seat.client.exists(keys.SUSPENDED):
+    async def work(backend: Backend) -> None:
+        found.extend(await examine(backend.client, operator_settings(redis_url)))
+        found.append(await _latency(backend.client))
+        if await backend.client.exists(keys.SUSPENDED):
             found.append(Finding(Level.WARNING, "all queues are suspended: `rq resume` goes on"))
-        models = await seat.directory.models()
+        models = await backend.model_registry.models()
         if not models:
             found.append(Finding(Level.WARNING, "no model is served here: start a worker with `penstock worker`"))
         for model in models:
-            found.extend(await _model(seat, model.name))
+            found.extend(await _model(backend, model.name))
 
-    at_desk(redis_url, work)
+    with_backend(redis_url, work)
     if as_json:
         echo_json([asdict(finding) for finding in found])
     else:
@@ -66,13 +66,13 @@ def latency(median_ms: float) -> Finding:
     return Finding(Level.WARNING, f"{text}, which delays every token: run it nearer, or give its machine more room")
 
 
-async def _model(seat: Desk, name: str) -> list[Finding]:
-    oldest = await seat.ledger.records(name, State.QUEUED, limit=1)
-    silent: int = await seat.client.zcount(keys.leases(name), "-inf", time.time() * 1000 - OLD_S * 1000)
+async def _model(backend: Backend, name: str) -> list[Finding]:
+    oldest = await backend.job_records.records(name, State.QUEUED, limit=1)
+    silent: int = await backend.client.zcount(keys.leases(name), "-inf", time.time() * 1000 - OLD_S * 1000)
     return diagnosis(
-        await seat.directory.model(name),
-        running=await seat.client.zcard(keys.registry(State.STARTED, name)),
-        failed=len(await seat.ledger.ids(name, State.FAILED, limit=FAILED_MAX)),
+        await backend.model_registry.model(name),
+        running=await backend.client.zcard(keys.registry(State.STARTED, name)),
+        failed=len(await backend.job_records.ids(name, State.FAILED, limit=FAILED_MAX)),
         oldest_s=time.time() - oldest[0].queued_s if oldest else 0,
         silent=silent,
     )

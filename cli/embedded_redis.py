@@ -22,7 +22,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from cli.private_files import UMASK, LockFile, own_folder, private_folder
-from shared.errors import SettingsError
+from shared.domain.errors import SettingsError
 
 RESERVABLE_PORTS = range(10_000, 32_000)
 ANSWER_S = 10.0  # for a server to answer at all

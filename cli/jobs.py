@@ -10,14 +10,14 @@ from typing import Any
 
 import click
 
-from cli.amounts import Age, Rate
-from cli.desk import Desk, OperatorGroup, at_desk, json_option
+from cli.backend import Backend, OperatorGroup, json_option, with_backend
+from cli.click_types import Age, Rate
 from cli.terminal import echo, echo_json, one_line, row
-from shared.errors import NotFound
-from shared.events import Delta, Event, Finished
-from shared.ledger import JobRecord
-from shared.lifecycle import TERMINAL, State
-from shared.replay import EVERY_MODEL, Filter, Replayed, Replayer
+from shared.catalog.job_records import JobRecord
+from shared.catalog.replay import EVERY_MODEL, Filter, Replayed, Replayer
+from shared.domain.errors import NotFound
+from shared.domain.events import Delta, Event, Finished
+from shared.domain.lifecycle import TERMINAL, State
 
 FOLLOW_S = 0.1
 LISTED_MAX = 1000
@@ -41,23 +41,25 @@ def jobs() -> None:
 def list_jobs(redis_url: str | None, model: str | None, state: str | None, limit: int, as_json: bool) -> None:
     """List jobs: running, waiting, failed, finished, cancelled."""
 
-    async def work(seat: Desk) -> None:
+    async def work(backend: Backend) -> None:
         if model:
-            await seat.require_model(model)
-        found = _records(seat, model, [State(state)] if state else LISTED, limit)
+            await backend.require_model(model)
+        found = _records(backend, model, [State(state)] if state else LISTED, limit)
         if as_json:
             echo_json([_listed(record) async for record in found])
             return
         async for record in found:
             echo(_line(record))
 
-    at_desk(redis_url, work)
+    with_backend(redis_url, work)
 
 
-async def _records(seat: Desk, model: str | None, states: Sequence[State], limit: int) -> AsyncIterator[JobRecord]:
-    for name in [model] if model else await seat.ledger.models():
+async def _records(
+    backend: Backend, model: str | None, states: Sequence[State], limit: int
+) -> AsyncIterator[JobRecord]:
+    for name in [model] if model else await backend.job_records.models():
         for each in states:
-            for record in await seat.ledger.records(name, each, limit=limit):
+            for record in await backend.job_records.records(name, each, limit=limit):
                 yield record
 
 
@@ -67,13 +69,13 @@ async def _records(seat: Desk, model: str | None, states: Sequence[State], limit
 def show(redis_url: str | None, job_id: str) -> None:
     """Show one job in full, with what it wrote so far."""
 
-    async def work(seat: Desk) -> None:
-        record = await seat.ledger.record(job_id)
-        (page,) = await seat.channel.read([(job_id, 0)])
+    async def work(backend: Backend) -> None:
+        record = await backend.job_records.record(job_id)
+        (page,) = await backend.channel.read([(job_id, 0)])
         echo(_details(record, events=len(page.events)))
         echo(_text(page.events))
 
-    at_desk(redis_url, work)
+    with_backend(redis_url, work)
 
 
 @jobs.command()
@@ -82,11 +84,11 @@ def show(redis_url: str | None, job_id: str) -> None:
 def tail(redis_url: str | None, job_id: str) -> None:
     """Follow a job's text until it ends."""
 
-    async def work(seat: Desk) -> None:
-        await seat.ledger.record(job_id)
+    async def work(backend: Backend) -> None:
+        await backend.job_records.record(job_id)
         seen = 0
         while True:
-            (page,) = await seat.channel.read([(job_id, seen)])
+            (page,) = await backend.channel.read([(job_id, seen)])
             for event in page.events:
                 if isinstance(event, Delta):
                     echo(event.text, nl=False)
@@ -98,7 +100,7 @@ def tail(redis_url: str | None, job_id: str) -> None:
                 return
             await asyncio.sleep(FOLLOW_S)
 
-    at_desk(redis_url, work)
+    with_backend(redis_url, work)
 
 
 @jobs.command()
@@ -107,14 +109,14 @@ def tail(redis_url: str | None, job_id: str) -> None:
 def cancel(redis_url: str | None, job_ids: Sequence[str]) -> None:
     """Cancel waiting or running jobs."""
 
-    async def work(seat: Desk) -> None:
+    async def work(backend: Backend) -> None:
         for job_id in job_ids:
-            before = await seat.queue.cancel(job_id, by="operator")
+            before = await backend.queue.cancel(job_id, by="operator")
             if before is None:
                 raise NotFound(f"There is no job {job_id}.")
             echo(f"{job_id} {'was ' + before if before in TERMINAL else 'cancelled'}")
 
-    at_desk(redis_url, work)
+    with_backend(redis_url, work)
 
 
 @jobs.command()
@@ -145,10 +147,10 @@ def replay(
         raise click.UsageError("name jobs, or give --model or --all")
     wanted = Filter(model=model or EVERY_MODEL, since_s=since_s, error=error, tenant=tenant)
 
-    async def work(seat: Desk) -> None:
+    async def work(backend: Backend) -> None:
         if model:
-            await seat.require_model(model)
-        replayer = Replayer(seat.queue, seat.ledger)
+            await backend.require_model(model)
+        replayer = Replayer(backend.queue, backend.job_records)
         chosen = list(job_ids) or [record.id async for record in replayer.find(wanted)]
         if dry_run:
             echo("\n".join([*chosen, f"{_jobs(len(chosen))} would be queued again"]))
@@ -161,7 +163,7 @@ def replay(
         if job_ids and replayed < len(chosen):
             sys.exit(1)
 
-    at_desk(redis_url, work)
+    with_backend(redis_url, work)
 
 
 @jobs.command()
@@ -170,17 +172,17 @@ def replay(
 def compare(redis_url: str | None, job_id: str) -> None:
     """Show what a replay wrote beside what the job had written before."""
 
-    async def work(seat: Desk) -> None:
-        record = await seat.ledger.record(job_id)
+    async def work(backend: Backend) -> None:
+        record = await backend.job_records.record(job_id)
         names = (record.replay_of or job_id, record.replayed_as or job_id)
-        old, new = await seat.channel.read([(name, 0) for name in names])
-        before = old.events if names[0] != names[1] else await seat.channel.previous(job_id)
+        old, new = await backend.channel.read([(name, 0) for name in names])
+        before = old.events if names[0] != names[1] else await backend.channel.previous(job_id)
         if not before:
             raise NotFound(f"The job {job_id} was never run again.")
         lines = difflib.unified_diff(_text(before).splitlines(), _text(new.events).splitlines(), *names, lineterm="")
         echo("\n".join(lines) or "both wrote the same")
 
-    at_desk(redis_url, work)
+    with_backend(redis_url, work)
 
 
 def _jobs(count: int) -> str:

@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from cli.amounts import Age
-from cli.desk import Desk, OperatorGroup, at_desk, json_option
+from cli.backend import Backend, OperatorGroup, json_option, with_backend
+from cli.click_types import Age
 from cli.terminal import echo, echo_json, row
-from shared.api_key import ApiKey, KeyRing
-from shared.job import Priority
+from shared.catalog.api_keys import ApiKey, ApiKeyStore
+from shared.domain.job import Priority
 
 SECRET_MIN = 16
 STDIN = "-"
@@ -54,12 +54,12 @@ def create(redis_url: str | None, /, name: str, secret: str | None, **given: Any
     if secret is not None and len(secret) < SECRET_MIN:
         raise click.BadParameter(f"at least {SECRET_MIN} characters", param_hint="--secret")
 
-    async def work(seat: Desk) -> None:
-        key, made = await KeyRing(seat.client).create(name, secret=secret or "", **_changes(given))
+    async def work(backend: Backend) -> None:
+        key, made = await ApiKeyStore(backend.client).create(name, secret=secret or "", **_changes(given))
         echo(row(key.id, key.name), err=True)
         echo(made)
 
-    at_desk(redis_url, work)
+    with_backend(redis_url, work)
 
 
 @keys.command("list")
@@ -68,16 +68,16 @@ def create(redis_url: str | None, /, name: str, secret: str | None, **given: Any
 def list_keys(redis_url: str | None, as_json: bool) -> None:
     """List the keys with their limits and what they used this month."""
 
-    async def work(seat: Desk) -> None:
-        ring = KeyRing(seat.client)
-        found = [(key, await ring.used(key.id)) for key in await ring.list()]
+    async def work(backend: Backend) -> None:
+        ring = ApiKeyStore(backend.client)
+        found = [(key, await ring.used(key.id)) for key in await ring.all()]
         if as_json:
             echo_json([asdict(key) | {"tokens_this_month": used} for key, used in found])
             return
         for key, used in found:
             echo(_line(key, used=used))
 
-    at_desk(redis_url, work)
+    with_backend(redis_url, work)
 
 
 @keys.command()
@@ -88,12 +88,12 @@ def list_keys(redis_url: str | None, as_json: bool) -> None:
 def limit(redis_url: str | None, /, key_id: str, name: str | None, **given: Any) -> None:
     """Change what a key may use; what is not named stays."""
 
-    async def work(seat: Desk) -> None:
-        ring = KeyRing(seat.client)
+    async def work(backend: Backend) -> None:
+        ring = ApiKeyStore(backend.client)
         key = await ring.change(key_id, **_changes(given), **({"name": name} if name else {}))
         echo(_line(key, used=await ring.used(key.id)))
 
-    at_desk(redis_url, work)
+    with_backend(redis_url, work)
 
 
 @keys.command()
@@ -102,12 +102,12 @@ def limit(redis_url: str | None, /, key_id: str, name: str | None, **given: Any)
 def revoke(redis_url: str | None, key_ids: tuple[str, ...]) -> None:
     """Make keys unknown. What they have enqueued runs on."""
 
-    async def work(seat: Desk) -> None:
+    async def work(backend: Backend) -> None:
         for key_id in key_ids:
-            await KeyRing(seat.client).revoke(key_id)
+            await ApiKeyStore(backend.client).revoke(key_id)
             echo(f"{key_id} revoked")
 
-    at_desk(redis_url, work)
+    with_backend(redis_url, work)
 
 
 def _changes(given: dict[str, Any]) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from cli.doctor import doctor
 from cli.jobs import jobs
 from cli.keys import keys
 from cli.models import models
+from cli.redis_location import DATA, noted_url
 from cli.terminal import echo
-from cli.where import DATA, noted_url
-from shared.errors import PenstockError
-from shared.logs import REFUSES, configure_logging
+from shared.domain.errors import PenstockError
+from shared.observability.logs import REFUSES, configure_logging
 from shared.settings import Settings, load_settings, unknown_variables
 
 SERVERS = ("api", "worker")
@@ -81,11 +81,11 @@ def worker(models: tuple[str, ...], adapters: tuple[str, ...], redis_url: str | 
     for name in NO_BARS:  # they are no lines of a log; the libraries read this when they are imported
         os.environ.setdefault(name, "1")
     with server(redis_url=redis_url or noted_url(), worker_port=port) as settings:
-        from workers.openmp import spare_other_processes
+        from workers.process.thread_spin import spare_other_processes
 
         spare_other_processes()
         from workers.main import run as run_worker
-        from workers.models import parse_specs
+        from workers.model_loading import parse_specs
 
         run_worker(parse_specs(models, adapters), settings)
 

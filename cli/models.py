@@ -4,9 +4,9 @@ from dataclasses import asdict
 
 import click
 
-from cli.desk import Desk, OperatorGroup, at_desk, json_option
+from cli.backend import Backend, OperatorGroup, json_option, with_backend
 from cli.terminal import echo, echo_json, row
-from shared.errors import InvalidRequest
+from shared.domain.errors import InvalidRequest
 
 
 @click.group(cls=OperatorGroup, invoke_without_command=True)
@@ -48,18 +48,18 @@ def resume(redis_url: str | None, model: str) -> None:
 def forget(redis_url: str | None, model: str) -> None:
     """List a model no more that nobody serves any longer. Jobs of it that have ended stay as long as they would."""
 
-    async def work(seat: Desk) -> None:
-        await seat.require_model(model)
-        if in_use := await seat.queue.forget(model):
+    async def work(backend: Backend) -> None:
+        await backend.require_model(model)
+        if in_use := await backend.queue.forget(model):
             raise InvalidRequest(f"{model} is not forgotten: {in_use}. Stop its workers and cancel its jobs first.")
         echo(f"{model} forgotten")
 
-    at_desk(redis_url, work)
+    with_backend(redis_url, work)
 
 
 def _list(redis_url: str | None, *, as_json: bool) -> None:
-    async def work(seat: Desk) -> None:
-        found = await seat.directory.models()
+    async def work(backend: Backend) -> None:
+        found = await backend.model_registry.models()
         if as_json:
             echo_json([asdict(info) for info in found])
             return
@@ -72,13 +72,13 @@ def _list(redis_url: str | None, *, as_json: bool) -> None:
             ]
             echo(row(info.name, *about, *(["paused"] if info.paused else [])))
 
-    at_desk(redis_url, work)
+    with_backend(redis_url, work)
 
 
 def _set(redis_url: str | None, model: str, *, paused: bool) -> None:
-    async def work(seat: Desk) -> None:
-        info = await seat.directory.model(model)
-        await seat.queue.pause(model, paused=paused)
+    async def work(backend: Backend) -> None:
+        info = await backend.model_registry.model(model)
+        await backend.queue.pause(model, paused=paused)
         echo(f"{model} {'paused' if paused else 'resumed'}, {info.waiting} waiting")
 
-    at_desk(redis_url, work)
+    with_backend(redis_url, work)

@@ -5,7 +5,7 @@ import os
 import stat
 from pathlib import Path
 
-from shared.errors import SettingsError
+from shared.domain.errors import SettingsError
 
 FOLDER_MODE, FILE_MODE = 0o700, 0o600
 UMASK = 0o077

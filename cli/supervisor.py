@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from cli.child import Child
 from cli.terminal import echo
-from shared.errors import SettingsError
+from shared.domain.errors import SettingsError
 
 POLL_S = 0.2
 REMIND_S = 5.0

@@ -15,14 +15,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from cli.desk import Desk, at_desk
+from cli.backend import Backend, with_backend
 from cli.terminal import one_line, unechoed
-from shared import keys
-from shared.demand import Demand, DemandReader
-from shared.job import Priority
-from shared.ledger import JobRecord
-from shared.lifecycle import State
-from shared.redis_client import translated
+from shared.catalog.demand import Demand, DemandReader
+from shared.catalog.job_records import JobRecord
+from shared.domain.job import Priority
+from shared.domain.lifecycle import State
+from shared.redis import keys
+from shared.redis.client import translated
 
 JOBS_SHOWN = 15
 WIDE = 140  # columns that all there is to show needs with usual names
@@ -42,7 +42,7 @@ class WorkerRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
+class Snapshot:
     at: float
     demands: list[Demand]
     paused: set[str]
@@ -56,19 +56,19 @@ def top(redis_url: str | None, *, seconds: float, once: bool, target_wait_s: flo
     if not console.is_terminal:
         console = Console(width=UNBOUNDED)
 
-    async def watch(desk: Desk) -> None:
-        now = await picture(desk)
+    async def watch(backend: Backend) -> None:
+        now = await snapshot(backend)
         if once or not console.is_terminal:
-            console.print(drawn(now, None, target_wait_s, width=console.width))
+            console.print(render(now, None, target_wait_s, width=console.width))
             return
-        first = drawn(now, None, target_wait_s, width=console.width)
+        first = render(now, None, target_wait_s, width=console.width)
         with quit_key() as quitting, Live(first, console=console, auto_refresh=False, screen=True) as live:
             while not await _within(quitting, seconds):
-                before, now = now, await picture(desk)
-                live.update(drawn(now, before, target_wait_s, width=console.width), refresh=True)
+                before, now = now, await snapshot(backend)
+                live.update(render(now, before, target_wait_s, width=console.width), refresh=True)
 
     with suppress(KeyboardInterrupt):
-        at_desk(redis_url, watch)
+        with_backend(redis_url, watch)
 
 
 @contextmanager
@@ -97,17 +97,17 @@ async def _within(event: asyncio.Event, seconds: float) -> bool:
     return True
 
 
-async def picture(desk: Desk) -> Picture:
-    demands = await DemandReader(desk.client).all()
+async def snapshot(backend: Backend) -> Snapshot:
+    demands = await DemandReader(backend.client).all()
     running: list[JobRecord] = []
     for demand in demands:
         if demand.running_jobs:
-            running += await desk.ledger.records(demand.model, State.STARTED, limit=JOBS_SHOWN)
-    return Picture(
+            running += await backend.job_records.records(demand.model, State.STARTED, limit=JOBS_SHOWN)
+    return Snapshot(
         at=time.monotonic(),
         demands=demands,
-        paused={info.name for info in await desk.directory.models() if info.paused},
-        workers=await workers(desk.client),
+        paused={info.name for info in await backend.model_registry.models() if info.paused},
+        workers=await workers(backend.client),
         running=sorted(running, key=lambda job: job.started_at)[:JOBS_SHOWN],
     )
 
@@ -135,7 +135,7 @@ def _worker(key: str, fields: dict[bytes, bytes]) -> WorkerRecord:
     )
 
 
-def drawn(now: Picture, before: Picture | None, target_wait_s: float, *, width: int) -> Group:
+def render(now: Snapshot, before: Snapshot | None, target_wait_s: float, *, width: int) -> Group:
     """On a narrow screen (80 columns) what matters most, with long names shortened; ids are never cut."""
     wide = width >= WIDE
     return Group(
@@ -161,7 +161,7 @@ def _cell(text: object, style: str = "") -> Text:
     return Text(one_line(text), style=style)
 
 
-def _models(now: Picture, target_wait_s: float, *, wide: bool) -> Table:
+def _models(now: Snapshot, target_wait_s: float, *, wide: bool) -> Table:
     waiting = [f"{priority.value}#" for priority in Priority] if wide else ["waiting#"]
     columns = (
         "MODEL",
@@ -188,7 +188,7 @@ def _models(now: Picture, target_wait_s: float, *, wide: bool) -> Table:
     return table
 
 
-def _workers(now: Picture, before: Picture | None, *, wide: bool) -> Table:
+def _workers(now: Snapshot, before: Snapshot | None, *, wide: bool) -> Table:
     where = ("host", "pid#") if wide else ()
     columns = ("WORKER", *where, "state", "models", "done#", "failed#", "jobs/s#")
     table = _table(*columns, wide=wide, names={"WORKER": 26, "models": 20})
@@ -203,7 +203,7 @@ def _workers(now: Picture, before: Picture | None, *, wide: bool) -> Table:
     return table
 
 
-def _running(now: Picture, *, wide: bool) -> Table:
+def _running(now: Snapshot, *, wide: bool) -> Table:
     if not wide:
         table = _table("JOB", "model", "attempt#", "since", wide=wide, names={"model": 16})
         for job in now.running:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import httpx
 import redis
 
-from api.auth import keys_required
+from api.http.auth import keys_required
 from cli.child import Child, penstock
 from cli.data_folder import DataFolder
 from cli.embedded_redis import LEAVE_S, EmbeddedRedis, free_port
@@ -23,13 +23,13 @@ from cli.private_files import UMASK
 from cli.supervisor import Supervisor
 from cli.terminal import echo
 from cli.welcome import Welcome
-from shared import keys
-from shared.checkup import require_healthy
-from shared.errors import QueueUnavailable
-from shared.redis_client import connect, translated
+from shared.domain.errors import QueueUnavailable
+from shared.process.sockets import listen
+from shared.redis import keys
+from shared.redis.client import connect, translated
+from shared.redis.health import require_healthy
 from shared.settings import Settings
-from shared.sockets import listen
-from workers.models import parse_specs
+from workers.model_loading import parse_specs
 
 STOP_S = 5.0
 APPENDFSYNC = {"fast": "everysec", "safe": "always", "durable": "always"}

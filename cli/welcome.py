@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cli.data_folder import DataFolder
-from cli.where import DATA
-from shared.redis_client import masked
+from cli.redis_location import DATA
+from shared.redis.client import masked
 
 KEY = "OPENAI_API_KEY"
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from shared import keys
-from shared.job import Job
+from shared.domain.job import Job
+from shared.redis import keys
 
 # RQ pickles (function, instance, args, kwargs) into `data` and shows it. This is that pickle of
 # ("shared.rq_view.served_by_penstock_workers", None, (), {}): constant, so nothing a user sends is ever unpickled.

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from shared.errors import SettingsError
+from shared.domain.errors import SettingsError
 
 PREFIX = "PENSTOCK_"
 

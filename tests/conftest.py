@@ -13,7 +13,7 @@ import pytest
 from redis.asyncio import Redis
 
 from cli.embedded_redis import EmbeddedRedis, find_binary, free_port, server_of_wheel
-from workers.openmp import spare_other_processes
+from workers.process.thread_spin import spare_other_processes
 
 # Both before torch and Triton are imported. Without a device, Triton's kernels are interpreted.
 spare_other_processes()

@@ -3,9 +3,9 @@
 import itertools
 from typing import Any
 
-from shared.events import Completed, Delta, Event, Finished, Outcome, Started, Usage
-from shared.job import Job, Kind, Priority, Sampling
-from shared.queue import Delivery, Write
+from shared.domain.events import Completed, Delta, Event, Finished, Outcome, Started, Usage
+from shared.domain.job import Job, Kind, Priority, Sampling
+from shared.queue.protocols import Delivery, Write
 
 _ids = itertools.count()
 

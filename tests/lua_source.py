@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import tree_sitter_lua
 from tree_sitter import Language, Node, Parser
 
-from shared import keys, lua
+from shared.queue.protocols import lua
+from shared.redis import keys
 
 PARSER = Parser(Language(tree_sitter_lua.language()))
 SCOPES = {"block", "repeat_statement"}

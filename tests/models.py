@@ -14,10 +14,10 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from workers.engine.base import Engine
-from workers.models import BUILTIN
-from workers.offline import run
-from workers.sequence import Choosing, Sequence
+from workers.engines.base import Engine
+from workers.engines.offline import run
+from workers.model_loading import BUILTIN
+from workers.scheduling.sequence import SamplingParams, Sequence
 
 SMALL: dict[str, Any] = {
     "vocab_size": 300,
@@ -31,7 +31,7 @@ SMALL: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-GREEDY = Choosing(seed=0, temperature=0, top_p=1, top_k=0)
+GREEDY = SamplingParams(seed=0, temperature=0, top_p=1, top_k=0)
 TOKENS = 24
 
 
@@ -95,8 +95,8 @@ def prompts(count: int = 6) -> list[list[int]]:
     return [[rng.randrange(3, 300) for _ in range(rng.randint(1, 60))] for _ in range(count)]
 
 
-def sequence(prompt: list[int], choosing: Choosing = GREEDY, **more: Any) -> Sequence:
-    return Sequence(job_id="j", choice=0, prompt=prompt, choosing=choosing, **more)
+def sequence(prompt: list[int], sampling: SamplingParams = GREEDY, **more: Any) -> Sequence:
+    return Sequence(job_id="j", choice=0, prompt=prompt, sampling=sampling, **more)
 
 
 def generate(engine: Engine, sequences: list[Sequence], tokens: int = TOKENS) -> list[list[int]]:

@@ -5,17 +5,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from shared.events import Delta, Event, Finished, Outcome
-from shared.job import Job, ModelInfo
-from shared.memory import MemoryQueue
-from shared.queue import Bounds
+from shared.domain.events import Delta, Event, Finished, Outcome
+from shared.domain.job import Job, ModelInfo
+from shared.observability.metrics import WorkerMetrics
+from shared.queue.memory_queue import MemoryQueue
+from shared.queue.protocols import Bounds
 from shared.settings import load_settings
-from shared.telemetry import WorkerMetrics
-from workers.call_thread import CallThread
-from workers.engine.scripted import ScriptedEngine
-from workers.limits import Limits
-from workers.models import Loaded
-from workers.worker import Worker
+from workers.engines.scripted import ScriptedEngine
+from workers.loop.worker import Worker
+from workers.model_loading import Loaded
+from workers.process.single_thread import SingleThread
+from workers.scheduling.engine_limits import EngineLimits
 
 INFO = ModelInfo(name="m", engine="scripted", context_length=1000, created_s=0)
 
@@ -43,13 +43,13 @@ def make_worker(
     announce: Callable[[], Awaitable[None]] = _announce,
     **settings: Any,
 ) -> Worker:
-    limits = Limits(
+    limits = EngineLimits(
         sequences_max=sequences_max, batch_tokens_max=64, context_length=1000, vocabulary=50_000, blocks=blocks
     )
     given = {"heartbeat_ms": 100, "idle_wait_ms": 10, "drain_s": 5} | settings
     return Worker(
         name,
-        [Loaded([INFO], engine(limits=limits, step_ms=step_ms, tokens=20), CallThread("engine"))],
+        [Loaded([INFO], engine(limits=limits, step_ms=step_ms, tokens=20), SingleThread("engine"))],
         queue=queue,
         channel=queue,
         announce=announce,

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shared.events import REQUEST_FAULTS
+from shared.domain.events import REQUEST_FAULTS
 
 TARGET = Path(__file__).parents[1] / "helm" / "files" / "dashboard.json"
 WIDTH, HEIGHT, ACROSS = 8, 7, 24

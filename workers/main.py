@@ -12,22 +12,22 @@ from functools import partial
 from redis.asyncio import Redis
 
 from shared import rq_view
-from shared.checkup import patiently, require_healthy
-from shared.directory import Directory
-from shared.errors import SettingsError
-from shared.job import ModelInfo
-from shared.redis_channel import RedisChannel
-from shared.redis_client import connect, translated
-from shared.redis_queue import RedisQueue, iso_now
+from shared.catalog.model_registry import ModelRegistry
+from shared.domain.errors import SettingsError
+from shared.domain.job import ModelInfo
+from shared.observability.metrics import WorkerMetrics
+from shared.observability.tracing import start_tracing
+from shared.process.sockets import listen, url_of
+from shared.queue.event_channel import RedisChannel
+from shared.queue.redis_queue import RedisQueue, iso_now
+from shared.redis.client import connect, translated
+from shared.redis.health import patiently, require_healthy
 from shared.settings import Settings
-from shared.sockets import listen, url_of
-from shared.telemetry import WorkerMetrics
-from shared.tracing import start_tracing
-from workers.engine.base import EngineBroken
-from workers.health import HealthServer
-from workers.models import Loaded, ModelSpec, load, load_engine
-from workers.ranks import rank, world
-from workers.worker import Worker
+from workers.engines.base import EngineBroken
+from workers.loop.health import HealthServer
+from workers.loop.worker import Worker
+from workers.model_loading import Loaded, ModelSpec, load, load_engine
+from workers.process.ranks import rank, world
 
 log = logging.getLogger(__name__)
 WORKER_TTL_S = 10
@@ -47,7 +47,7 @@ def run(specs: Sequence[ModelSpec], settings: Settings) -> None:
 
 def _follow(spec: ModelSpec, settings: Settings) -> None:
     """Compute along. Only rank 0 decides when that ends, or it is gone."""
-    from workers.engine.parallel import follow
+    from workers.engines.native.weights.parallel import follow
 
     for sign in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sign, signal.SIG_IGN)
@@ -92,7 +92,7 @@ async def serve(specs: Sequence[ModelSpec], settings: Settings) -> None:
 
 
 def _dismiss() -> None:
-    from workers.engine.parallel import tell
+    from workers.engines.native.weights.parallel import tell
 
     tell(None)
 
@@ -106,7 +106,7 @@ class _Presence:
         self.url = url
         self._client = client
         self._infos = infos
-        self._directory = Directory(client)
+        self._directory = ModelRegistry(client)
         self._born = iso_now()
 
     async def announce(self) -> None:

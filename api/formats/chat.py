@@ -6,12 +6,12 @@ from typing import Any
 import orjson
 
 from api.formats.common import head, usage_object
-from api.sse import DONE, frame
-from shared.events import CallPart, Completed, Delta, Event, Finished, Likelihood, Logprobs, Started, Usage
-from shared.job import Job
+from api.http.sse import DONE, frame
+from shared.domain.events import CallPart, Completed, Delta, Event, Finished, Likelihood, Logprobs, Started, Usage
+from shared.domain.job import Job
 
 
-class ChatChunks:
+class ChatStreamFormatter:
     """Formats the frames of one stream. What every frame shares is encoded once."""
 
     tells_failure = False
@@ -67,7 +67,7 @@ class ChatChunks:
         return self._before_index[: -len(b'{"index":')] + orjson.dumps(body) + b"]}\n\n"
 
 
-class Message:
+class MessageCollector:
     """One choice as it grows."""
 
     def __init__(self) -> None:
@@ -99,12 +99,12 @@ class Message:
         return logprobs_object(self._logprobs) or {"content": [], "refusal": None}
 
 
-class WholeChat:
+class ChatCollector:
     """Collects one chat completion."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._messages = [Message() for _ in range(job.sampling.n)]
+        self._messages = [MessageCollector() for _ in range(job.sampling.n)]
 
     def add(self, event: Event) -> None:
         if isinstance(event, Delta):

@@ -3,14 +3,14 @@
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
-from api.formats.position import START, Position
-from shared.events import Event, Usage
-from shared.job import Job
+from api.http.event_position import START, Position
+from shared.domain.events import Event, Usage
+from shared.domain.job import Job
 
 FINGERPRINT = "penstock-1"
 
 
-class Answer(Protocol):
+class AnswerCollector(Protocol):
     """What a whole answer is collected in."""
 
     def add(self, event: Event) -> None: ...
@@ -18,7 +18,7 @@ class Answer(Protocol):
     def body(self, usage: Usage) -> dict[str, Any]: ...
 
 
-class Chunks(Protocol):
+class StreamFormatter(Protocol):
     """What turns events into the frames of a stream. `tells_failure`: one of them says that the job failed; else the
     stream is broken off with an error."""
 
@@ -32,21 +32,21 @@ class Chunks(Protocol):
         same frames whenever it is read, since a client names the place where it lost its stream by counting them."""
 
 
-class Numbered:
+class WithEventIds:
     """Frames that carry their position as `id`, so that a client can go on behind any of them. Those up to `after` are
     left out."""
 
-    def __init__(self, chunks: Chunks, *, after: Position = START) -> None:
-        self.tells_failure = chunks.tells_failure
-        self._chunks = chunks
+    def __init__(self, formatter: StreamFormatter, *, after: Position = START) -> None:
+        self.tells_failure = formatter.tells_failure
+        self._formatter = formatter
         self._after = after
 
     def opening(self) -> bytes:
-        return self._chunks.opening()
+        return self._formatter.opening()
 
     def frames(self, event: Event) -> Iterator[bytes]:
         """The event's number stands in its last frame: a client that has it has the whole event."""
-        frames = list(self._chunks.frames(event))
+        frames = list(self._formatter.frames(event))
         for count, frame in enumerate(frames, 1):
             position = Position(event.seq) if count == len(frames) else Position(event.seq - 1, count)
             if position > self._after:

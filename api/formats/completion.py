@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from api.formats.common import head, usage_object
-from api.sse import DONE, frame
-from shared.events import Completed, Delta, Echoed, Event, Finished, Likelihood, Logprobs, Started, Usage
-from shared.job import Job
+from api.http.sse import DONE, frame
+from shared.domain.events import Completed, Delta, Echoed, Event, Finished, Likelihood, Logprobs, Started, Usage
+from shared.domain.job import Job
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class CompletionForm:
     """`n`: choices for each prompt, the best of those that were made. `logprobs`: whether they are shown."""
 
     n: int
@@ -46,7 +46,7 @@ class Choice:
         self.total += sum(each.chosen.logprob for each in event.logprobs)
         self.tokens += len(event.logprobs)
 
-    def body(self, form: Form) -> dict[str, Any]:
+    def body(self, form: CompletionForm) -> dict[str, Any]:
         """What has been added."""
         logprobs = None
         if form.logprobs:
@@ -59,7 +59,7 @@ class Choice:
             "finish_reason": self.reason,
         }
 
-    def take(self, form: Form) -> dict[str, Any]:
+    def take(self, form: CompletionForm) -> dict[str, Any]:
         """What has been added since the last time."""
         taken = self.body(form)
         self.texts, self.logprobs = [], []
@@ -109,12 +109,12 @@ class _Choices:
                     yield self.all[event.choice]
 
 
-class CompletionChunks:
+class CompletionStreamFormatter:
     """Formats the frames of one stream."""
 
     tells_failure = False
 
-    def __init__(self, job: Job, form: Form, *, include_usage: bool) -> None:
+    def __init__(self, job: Job, form: CompletionForm, *, include_usage: bool) -> None:
         self._head = head(job, "text_completion")
         self._form = form
         self._include_usage = include_usage
@@ -138,10 +138,10 @@ class CompletionChunks:
                 return
 
 
-class WholeCompletion:
+class CompletionCollector:
     """Collects all choices, and keeps the best."""
 
-    def __init__(self, job: Job, form: Form) -> None:
+    def __init__(self, job: Job, form: CompletionForm) -> None:
         self._head = head(job, "text_completion")
         self._form = form
         self._choices = _Choices(job)

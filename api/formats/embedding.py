@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from shared.codec import vector_to_base64
-from shared.events import Embedded, Event, Usage
-from shared.job import Job
+from shared.domain.codec import vector_to_base64
+from shared.domain.events import Embedded, Event, Usage
+from shared.domain.job import Job
 
 
-class EmbeddingList:
+class EmbeddingCollector:
     def __init__(self, job: Job, *, base64: bool) -> None:
         self._job = job
         self._base64 = base64

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from shared.errors import InvalidRequest
+from shared.domain.errors import InvalidRequest
 
 
 def page_of(ids: Sequence[str], *, after: str | None, limit: int) -> tuple[list[str], bool]:

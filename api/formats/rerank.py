@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from shared.events import Embedded, Event, Usage
-from shared.job import Job
+from shared.domain.events import Embedded, Event, Usage
+from shared.domain.job import Job
 
 
-class Ranking:
+class RankingCollector:
     """The first vector is the query's; all are of unit length, so that their product is the cosine. Where there is none
     for the query, each of the others is a score."""
 

@@ -7,8 +7,8 @@ from typing import Any
 import orjson
 
 from api.formats.chat import likelihood_object
-from api.problems import problem_of_outcome
-from shared.events import (
+from api.http.problems import problem_of_outcome
+from shared.domain.events import (
     CallPart,
     Cancelled,
     Completed,
@@ -22,10 +22,10 @@ from shared.events import (
     Usage,
 )
 
-Told = dict[str, Any]
+ResponseEvent = dict[str, Any]
 
 
-class Builder:
+class ResponseBuilder:
     """`head`: what the response repeats of its request. `take` returns what is to be told, without numbers."""
 
     def __init__(self, response_id: str, head: dict[str, Any], *, created_s: int, status: str = "queued") -> None:
@@ -38,10 +38,10 @@ class Builder:
         self._error: dict[str, Any] | None = None
         self.status = status
 
-    def opening(self) -> Iterator[Told]:
+    def opening(self) -> Iterator[ResponseEvent]:
         yield {"type": "response.created", "response": self.body()}
 
-    def take(self, event: Event) -> Iterator[Told]:
+    def take(self, event: Event) -> Iterator[ResponseEvent]:
         match event:
             case Started():
                 self.status = "in_progress"
@@ -61,7 +61,7 @@ class Builder:
             "usage": _usage(self._usage) if self._usage else None,
         }
 
-    def _grow(self, event: Delta) -> Iterator[Told]:
+    def _grow(self, event: Delta) -> Iterator[ResponseEvent]:
         if event.reasoning:
             yield from self._ensure("reasoning")
             yield self._text_delta("response.reasoning_text.delta", event.reasoning)
@@ -76,11 +76,11 @@ class Builder:
         if event.finish_reason:
             self._reason = event.finish_reason
 
-    def _text_delta(self, kind: str, text: str) -> Told:
+    def _text_delta(self, kind: str, text: str) -> ResponseEvent:
         self._output[-1]["content"][0]["text"] += text
         return {"type": kind, **self._place(), "content_index": 0, "delta": text}
 
-    def _ensure(self, kind: str) -> Iterator[Told]:
+    def _ensure(self, kind: str) -> Iterator[ResponseEvent]:
         """An open item of this kind is the last one."""
         if self._open == kind:
             return
@@ -99,7 +99,7 @@ class Builder:
         item["content"] = [part]
         yield {"type": "response.content_part.added", **self._place(), "content_index": 0, "part": dict(part)}
 
-    def _call(self, part: CallPart) -> Iterator[Told]:
+    def _call(self, part: CallPart) -> Iterator[ResponseEvent]:
         if part.name:
             yield from self._close("completed")
             self._open = "function_call"
@@ -117,7 +117,7 @@ class Builder:
             self._output[-1]["arguments"] += part.arguments
             yield {"type": "response.function_call_arguments.delta", **self._place(), "delta": part.arguments}
 
-    def _close(self, status: str) -> Iterator[Told]:
+    def _close(self, status: str) -> Iterator[ResponseEvent]:
         """The open item is over."""
         if not self._open:
             return
@@ -134,7 +134,7 @@ class Builder:
             yield {"type": "response.content_part.done", **place, "part": dict(part)}
         yield {"type": "response.output_item.done", "output_index": len(self._output) - 1, "item": dict(item)}
 
-    def _finish(self, outcome: Outcome) -> Iterator[Told]:
+    def _finish(self, outcome: Outcome) -> Iterator[ResponseEvent]:
         cut = not isinstance(outcome, Completed) or self._reason is FinishReason.LENGTH
         yield from self._close("incomplete" if cut else "completed")
         match outcome:
@@ -155,12 +155,12 @@ class Builder:
         return {"item_id": self._output[-1]["id"], "output_index": len(self._output) - 1}
 
 
-class ResponseChunks:
+class ResponseStreamFormatter:
     """Formats the frames of one stream, those after number `after`. `ids`: each carries its number as `id`, too."""
 
     tells_failure = True
 
-    def __init__(self, builder: Builder, *, after: int = -1, ids: bool = False) -> None:
+    def __init__(self, builder: ResponseBuilder, *, after: int = -1, ids: bool = False) -> None:
         self._builder = builder
         self._after = after
         self._ids = ids
@@ -172,7 +172,7 @@ class ResponseChunks:
     def frames(self, event: Event) -> Iterator[bytes]:
         return self._framed(self._builder.take(event))
 
-    def _framed(self, told: Iterable[Told]) -> Iterator[bytes]:
+    def _framed(self, told: Iterable[ResponseEvent]) -> Iterator[bytes]:
         for each in told:
             number, self._number = self._number, self._number + 1
             if number > self._after:
@@ -181,10 +181,10 @@ class ResponseChunks:
                 yield b"event: " + each["type"].encode() + b"\ndata: " + data + b"\n" + name + b"\n"
 
 
-class WholeResponse:
+class ResponseCollector:
     """Collects one response."""
 
-    def __init__(self, builder: Builder) -> None:
+    def __init__(self, builder: ResponseBuilder) -> None:
         self._builder = builder
 
     def add(self, event: Event) -> None:

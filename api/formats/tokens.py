@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from shared.events import Event, Tokenized, Usage
-from shared.job import Job
+from shared.domain.events import Event, Tokenized, Usage
+from shared.domain.job import Job
 
 
-class _Told:
+class _TokensCollector:
     def __init__(self, job: Job) -> None:
         self._model = job.model
         self._ids: tuple[int, ...] = ()
@@ -17,7 +17,7 @@ class _Told:
             self._ids, self._texts = event.token_ids, event.texts
 
 
-class TokenList(_Told):
+class TokenListCollector(_TokensCollector):
     """As vLLM answers `/tokenize`."""
 
     def __init__(self, job: Job, *, context_length: int) -> None:
@@ -36,7 +36,7 @@ class TokenList(_Told):
         }
 
 
-class TokenCount(_Told):
+class TokenCountCollector(_TokensCollector):
     def __init__(self, job: Job, *, context_length: int, max_tokens: int) -> None:
         super().__init__(job)
         self._context_length = context_length
@@ -52,6 +52,6 @@ class TokenCount(_Told):
         }
 
 
-class DetokenizedText(_Told):
+class TextCollector(_TokensCollector):
     def body(self, usage: Usage) -> dict[str, Any]:
         return {"object": "text", "model": self._model, "prompt": "".join(self._texts)}

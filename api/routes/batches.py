@@ -8,25 +8,25 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 
-from api.auth import caller_of
-from api.batch import Batch, Status
 from api.formats.listing import listing
-from api.house import House, house_of
-from api.json_route import JsonRoute
-from api.pages import Asked, Body
+from api.http.auth import caller_of
+from api.routes.json_route import JsonRoute
 from api.schemas.batch import BatchRequest
-from shared.errors import InvalidRequest
+from api.serving.services import Services, services_of
+from api.stores.batches import Batch, Status
+from api.stores.pages import Body, PageRequest
+from shared.domain.errors import InvalidRequest
 
 router = APIRouter(route_class=JsonRoute)
-InHouse = Annotated[House, Depends(house_of)]
+InHouse = Annotated[Services, Depends(services_of)]
 
 
 @router.post("/v1/batches")
-async def create_batch(body: BatchRequest, request: Request, house: InHouse) -> dict[str, Any]:
+async def create_batch(body: BatchRequest, request: Request, services: InHouse) -> dict[str, Any]:
     """Start a batch over a file of requests. It waits in `validating` while others of the same key are worked on."""
-    house.pressure.check(house.redis)
+    services.redis_monitor.check(services.redis)
     caller = caller_of(request)
-    record = await house.files.record(body.input_file_id, tenant=caller.tenant)
+    record = await services.files.record(body.input_file_id, tenant=caller.tenant)
     if record.purpose != "batch":
         raise InvalidRequest("'input_file_id' is not a file for batches.", param="input_file_id")
     batch = Batch(
@@ -39,16 +39,18 @@ async def create_batch(body: BatchRequest, request: Request, house: InHouse) -> 
         status=Status.VALIDATING,
         at={Status.VALIDATING: int(time.time())},
         metadata=body.metadata or {},
-        output_lifetime_s=body.output_expires_after.seconds if body.output_expires_after else house.settings.file_ttl_s,
+        output_lifetime_s=body.output_expires_after.seconds
+        if body.output_expires_after
+        else services.settings.file_ttl_s,
     )
-    await house.batches.create(batch, open_max=house.settings.batches_open_max)
+    await services.batches.create(batch, open_max=services.settings.batches_open_max)
     return batch.body()
 
 
 @router.get("/v1/batches")
 async def list_batches(
     request: Request,
-    house: InHouse,
+    services: InHouse,
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> dict[str, Any]:
@@ -56,36 +58,36 @@ async def list_batches(
     tenant = caller_of(request).tenant
 
     async def pick(ids: Sequence[str]) -> list[Body]:
-        return await _bodies(house, await house.batches.get_many(ids))
+        return await _bodies(services, await services.batches.get_many(ids))
 
-    asked = Asked(after=after, limit=limit, newest_first=True)
-    bodies, more = await house.batches.page(tenant, asked, pick)
+    asked = PageRequest(after=after, limit=limit, newest_first=True)
+    bodies, more = await services.batches.page(tenant, asked, pick)
     return listing(bodies, more=more)
 
 
 @router.get("/v1/batches/{batch_id}")
-async def retrieve_batch(batch_id: str, request: Request, house: InHouse) -> dict[str, Any]:
-    return await _look(house, batch_id, caller_of(request).tenant)
+async def retrieve_batch(batch_id: str, request: Request, services: InHouse) -> dict[str, Any]:
+    return await _look(services, batch_id, caller_of(request).tenant)
 
 
 @router.post("/v1/batches/{batch_id}/cancel")
-async def cancel_batch(batch_id: str, request: Request, house: InHouse) -> dict[str, Any]:
+async def cancel_batch(batch_id: str, request: Request, services: InHouse) -> dict[str, Any]:
     """What is done stays; what waits or runs is cancelled. One that has ended stays as it is."""
     tenant = caller_of(request).tenant
-    batch = await house.batches.get(batch_id, tenant=tenant)
+    batch = await services.batches.get(batch_id, tenant=tenant)
     if not batch.status.ended:
-        await house.batches.ask_to_cancel(batch_id)
-    return await _look(house, batch_id, tenant)
+        await services.batches.ask_to_cancel(batch_id)
+    return await _look(services, batch_id, tenant)
 
 
-async def _look(house: House, batch_id: str, tenant: str) -> dict[str, Any]:
-    (body,) = await _bodies(house, [await house.batches.get(batch_id, tenant=tenant)])
+async def _look(services: Services, batch_id: str, tenant: str) -> dict[str, Any]:
+    (body,) = await _bodies(services, [await services.batches.get(batch_id, tenant=tenant)])
     return body
 
 
-async def _bodies(house: House, batches: Sequence[Batch]) -> list[Body]:
+async def _bodies(services: Services, batches: Sequence[Batch]) -> list[Body]:
     """Those whose cancel was asked for are being cancelled, whatever their record says by now."""
-    asked = await house.batches.to_cancel([batch.id for batch in batches if not batch.status.ended])
+    asked = await services.batches.to_cancel([batch.id for batch in batches if not batch.status.ended])
     return [replace(batch, status=Status.CANCELLING).body() if batch.id in asked else batch.body() for batch in batches]
 
 

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 
-from api.auth import caller_of
-from api.house import House, house_of
+from api.http.auth import caller_of
+from api.serving.services import Services, services_of
 
 router = APIRouter(include_in_schema=False)
 MILLION = 1_000_000
@@ -16,9 +16,9 @@ NO_LIMIT = 1_000_000  # shown where nothing limits the key
 
 @router.get("/dashboard/billing/usage")
 @router.get("/v1/dashboard/billing/usage")
-async def usage(request: Request, house: Annotated[House, Depends(house_of)]) -> dict[str, Any]:
+async def usage(request: Request, services: Annotated[Services, Depends(house_of)]) -> dict[str, Any]:
     """Tokens of this month, in hundredths of a million."""
-    used = await house.keys.used(caller_of(request).tenant)
+    used = await services.keys.used(caller_of(request).tenant)
     return {"object": "list", "total_usage": used * 100 / MILLION}
 
 

@@ -7,13 +7,13 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
-from api.exchange import stream, whole
-from api.house import House, house_of
-from api.json_route import JsonRoute
+from api.http.request_options import RequestOptions, request_options_of
+from api.routes.json_route import JsonRoute
 from api.schemas.chat import ChatCompletionRequest
-from api.stored_chats import StoredChat
-from api.terms import Terms, terms_of
-from api.work import Work, chat_work
+from api.serving.respond import respond_stream, respond_whole
+from api.serving.services import Services, services_of
+from api.serving.submission import Submission, chat_submission
+from api.stores.stored_chats import StoredChat
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -22,24 +22,28 @@ router = APIRouter(route_class=JsonRoute)
 async def create_chat_completion(
     body: ChatCompletionRequest,
     request: Request,
-    terms: Annotated[Terms, Depends(terms_of)],
-    house: Annotated[House, Depends(house_of)],
+    options: Annotated[RequestOptions, Depends(terms_of)],
+    services: Annotated[Services, Depends(house_of)],
 ) -> Response:
     """A chat completion, streamed or whole. The job is cancelled when the client leaves, after its grace."""
     began = time.monotonic()
-    work = await chat_work(house.admission, body, terms, keep_s=house.settings.response_ttl_s)
+    submission = await chat_submission(services.admission, body, options, keep_s=services.settings.response_ttl_s)
     if body.store:
-        work = replace(work, record=house.chats.stored(_stored(work, body)))
-    return await (stream(house, work, terms, began) if body.stream else whole(house, work, terms, request))
+        submission = replace(submission, record=services.chats.stored(_stored(submission, body)))
+    return await (
+        respond_stream(services, submission, options, began)
+        if body.stream
+        else respond_whole(services, submission, options, request)
+    )
 
 
-def _stored(work: Work, body: ChatCompletionRequest) -> StoredChat:
+def _stored(submission: Submission, body: ChatCompletionRequest) -> StoredChat:
     return StoredChat(
-        id=work.job.id,
-        tenant=work.job.tenant,
-        model=work.job.model,
-        created_ms=work.job.created_ms,
+        id=submission.job.id,
+        tenant=submission.job.tenant,
+        model=submission.job.model,
+        created_ms=submission.job.created_ms,
         metadata=body.metadata or {},
         messages=[message.model_dump(exclude_none=True) for message in body.messages],
-        view=work.view.encode(),
+        render_options=submission.render_options.encode(),
     )

@@ -6,12 +6,12 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
-from api.exchange import stream, whole
-from api.house import House, house_of
-from api.json_route import JsonRoute
+from api.http.request_options import RequestOptions, request_options_of
+from api.routes.json_route import JsonRoute
 from api.schemas.completion import CompletionRequest
-from api.terms import Terms, terms_of
-from api.work import completion_work
+from api.serving.respond import respond_stream, respond_whole
+from api.serving.services import Services, services_of
+from api.serving.submission import completion_submission
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -20,11 +20,15 @@ router = APIRouter(route_class=JsonRoute)
 async def create_completion(
     body: CompletionRequest,
     request: Request,
-    terms: Annotated[Terms, Depends(terms_of)],
-    house: Annotated[House, Depends(house_of)],
+    options: Annotated[RequestOptions, Depends(terms_of)],
+    services: Annotated[Services, Depends(house_of)],
 ) -> Response:
     """Text that goes on where each prompt ends, streamed or whole. The job is cancelled when the client leaves, after
     its grace."""
     began = time.monotonic()
-    work = await completion_work(house.admission, body, terms)
-    return await (stream(house, work, terms, began) if body.stream else whole(house, work, terms, request))
+    submission = await completion_submission(services.admission, body, options)
+    return await (
+        respond_stream(services, submission, options, began)
+        if body.stream
+        else respond_whole(services, submission, options, request)
+    )

@@ -5,12 +5,12 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
-from api.exchange import whole
-from api.house import House, house_of
-from api.json_route import JsonRoute
+from api.http.request_options import RequestOptions, request_options_of
+from api.routes.json_route import JsonRoute
 from api.schemas.embedding import EmbeddingRequest
-from api.terms import Terms, terms_of
-from api.work import embedding_work
+from api.serving.respond import respond_whole
+from api.serving.services import Services, services_of
+from api.serving.submission import embedding_submission
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -19,8 +19,10 @@ router = APIRouter(route_class=JsonRoute)
 async def create_embeddings(
     body: EmbeddingRequest,
     request: Request,
-    terms: Annotated[Terms, Depends(terms_of)],
-    house: Annotated[House, Depends(house_of)],
+    options: Annotated[RequestOptions, Depends(terms_of)],
+    services: Annotated[Services, Depends(house_of)],
 ) -> Response:
     """A vector of unit length for each input. The job is cancelled when the client leaves, after its grace."""
-    return await whole(house, await embedding_work(house.admission, body, terms), terms, request)
+    return await respond_whole(
+        services, await embedding_submission(services.admission, body, options), options, request
+    )

@@ -6,15 +6,15 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Form, Query, Request, UploadFile
 from fastapi.responses import FileResponse
 
-from api.auth import caller_of
-from api.files import FileRecord
 from api.formats.listing import listing
-from api.house import House, house_of
-from api.pages import Asked, Body
-from shared.errors import InvalidRequest
+from api.http.auth import caller_of
+from api.serving.services import Services, services_of
+from api.stores.files import FileRecord
+from api.stores.pages import Body, PageRequest
+from shared.domain.errors import InvalidRequest
 
 router = APIRouter()
-InHouse = Annotated[House, Depends(house_of)]
+InHouse = Annotated[Services, Depends(services_of)]
 LIFETIME_S = (3600, 30 * 86400)
 NAME_MAX = 255
 
@@ -22,7 +22,7 @@ NAME_MAX = 255
 @router.post("/v1/files")
 async def create_file(
     request: Request,
-    house: InHouse,
+    services: InHouse,
     file: UploadFile,
     purpose: Annotated[Literal["batch", "user_data"], Form()],
     expires_anchor: Annotated[Literal["created_at"] | None, Form(alias="expires_after[anchor]")] = None,
@@ -31,8 +31,8 @@ async def create_file(
     """Upload a file; for a batch, lines of JSON."""
     if (expires_anchor is None) != (expires_s is None):
         raise InvalidRequest("'expires_after' has an anchor and seconds.", param="expires_after")
-    lifetime_s = house.settings.file_ttl_s if expires_s is None else expires_s
-    record = await house.files.create(
+    lifetime_s = services.settings.file_ttl_s if expires_s is None else expires_s
+    record = await services.files.create(
         file.file,
         tenant=caller_of(request).tenant,
         filename=(file.filename or "file")[-NAME_MAX:],
@@ -45,7 +45,7 @@ async def create_file(
 @router.get("/v1/files")
 async def list_files(
     request: Request,
-    house: InHouse,
+    services: InHouse,
     purpose: str | None = None,
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
@@ -55,16 +55,16 @@ async def list_files(
     tenant = caller_of(request).tenant
 
     async def pick(ids: Sequence[str]) -> list[Body]:
-        records = await house.files.records(ids, tenant=tenant)
+        records = await services.files.records(ids, tenant=tenant)
         return [record.body() for record in records if purpose in (None, record.purpose)]
 
-    asked = Asked(after=after, limit=limit, newest_first=order == "desc")
-    bodies, more = await house.files.page(tenant, asked, pick)
+    asked = PageRequest(after=after, limit=limit, newest_first=order == "desc")
+    bodies, more = await services.files.page(tenant, asked, pick)
     return listing(bodies, more=more)
 
 
-async def _mine(file_id: str, request: Request, house: InHouse) -> FileRecord:
-    return await house.files.record(file_id, tenant=caller_of(request).tenant)
+async def _mine(file_id: str, request: Request, services: InHouse) -> FileRecord:
+    return await services.files.record(file_id, tenant=caller_of(request).tenant)
 
 
 Mine = Annotated[FileRecord, Depends(_mine)]
@@ -76,12 +76,12 @@ async def retrieve_file(record: Mine) -> dict[str, Any]:
 
 
 @router.get("/v1/files/{file_id}/content", response_class=FileResponse)
-async def retrieve_file_content(record: Mine, house: InHouse) -> FileResponse:
+async def retrieve_file_content(record: Mine, services: InHouse) -> FileResponse:
     """The bytes, as they were uploaded."""
-    return FileResponse(house.files.path(record.id), media_type="application/octet-stream")
+    return FileResponse(services.files.path(record.id), media_type="application/octet-stream")
 
 
 @router.delete("/v1/files/{file_id}")
-async def delete_file(record: Mine, house: InHouse) -> dict[str, Any]:
-    await house.files.delete(record.id, tenant=record.tenant)
+async def delete_file(record: Mine, services: InHouse) -> dict[str, Any]:
+    await services.files.delete(record.id, tenant=record.tenant)
     return {"id": record.id, "object": "file", "deleted": True}

@@ -5,9 +5,9 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from fastapi.responses import JSONResponse, Response
 
-from api.house import House, house_of
-from shared.errors import QueueUnavailable
-from shared.redis_client import translated
+from api.serving.services import Services, services_of
+from shared.domain.errors import QueueUnavailable
+from shared.redis.client import translated
 
 router = APIRouter(include_in_schema=False)
 
@@ -18,10 +18,10 @@ async def live() -> Response:
 
 
 @router.get("/health/ready")
-async def ready(house: Annotated[House, Depends(house_of)]) -> Response:
+async def ready(services: Annotated[Services, Depends(house_of)]) -> Response:
     try:
         with translated():
-            await house.redis.ping()
+            await services.redis.ping()
     except QueueUnavailable as error:
         return JSONResponse({"status": "unavailable", "reason": str(error)}, status_code=503)
     return JSONResponse({"status": "ok"})

@@ -5,54 +5,58 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
-from api.auth import caller_of
-from api.exchange import pick_up
-from api.formats.common import Chunks, Numbered
-from api.formats.position import position_after, sequence_number_after
-from api.formats.response import ResponseChunks
-from api.house import House, house_of
-from api.responses import RESPONSE_PREFIX
-from api.terms import LastEventId, StartingAfter
-from api.view import View, decode_view
-from shared.errors import NotFound
-from shared.ledger import JobRecord
+from api.formats.common import StreamFormatter, WithEventIds
+from api.formats.response import ResponseStreamFormatter
+from api.http.auth import caller_of
+from api.http.event_position import position_after, sequence_number_after
+from api.http.request_options import LastEventId, StartingAfter
+from api.serving.render_options import RenderOptions, decode_render_options
+from api.serving.respond import resume_stream
+from api.serving.services import Services, services_of
+from api.stores.responses import RESPONSE_PREFIX
+from shared.catalog.job_records import JobRecord
+from shared.domain.errors import NotFound
 
 router = APIRouter()
 
 
 @router.get("/v1/jobs/{job_id}", response_model=None)
-async def retrieve_job(job_id: str, request: Request, house: Annotated[House, Depends(house_of)]) -> dict[str, Any]:
+async def retrieve_job(
+    job_id: str, request: Request, services: Annotated[Services, Depends(house_of)]
+) -> dict[str, Any]:
     """What became of a job."""
-    record, view = await _mine(house, job_id, request)
-    return job_object(record) | {"created": view.created_ms // 1000}
+    record, render_options = await _mine(services, job_id, request)
+    return job_object(record) | {"created": render_options.created_ms // 1000}
 
 
 @router.get("/v1/jobs/{job_id}/events", response_model=None)
 async def stream_job_events(
     job_id: str,
     request: Request,
-    house: Annotated[House, Depends(house_of)],
+    services: Annotated[Services, Depends(house_of)],
     starting_after: StartingAfter = None,
     last_event_id: LastEventId = None,
 ) -> Response:
     """The job's stream from the frame after `starting_after` or `Last-Event-ID` on, in the shape of its endpoint, each
     frame with its `id`: while the job waits, runs, and as long as it is kept."""
-    _, view = await _mine(house, job_id, request)
-    chunks: Chunks
+    _, render_options = await _mine(services, job_id, request)
+    formatter: StreamFormatter
     if job_id.startswith(RESPONSE_PREFIX):
-        record = await house.responses.get(job_id, tenant=view.tenant)
-        chunks = ResponseChunks(record.builder(), after=sequence_number_after(starting_after, last_event_id), ids=True)
+        record = await services.responses.get(job_id, tenant=render_options.tenant)
+        formatter = ResponseStreamFormatter(
+            record.builder(), after=sequence_number_after(starting_after, last_event_id), ids=True
+        )
     else:
-        chunks = Numbered(view.chunks(job_id), after=position_after(starting_after, last_event_id))
-    return await pick_up(house, view.job(job_id), chunks)
+        formatter = WithEventIds(render_options.formatter(job_id), after=position_after(starting_after, last_event_id))
+    return await resume_stream(services, render_options.job(job_id), formatter)
 
 
 @router.post("/v1/jobs/{job_id}/cancel", response_model=None)
-async def cancel_job(job_id: str, request: Request, house: Annotated[House, Depends(house_of)]) -> dict[str, Any]:
+async def cancel_job(job_id: str, request: Request, services: Annotated[Services, Depends(house_of)]) -> dict[str, Any]:
     """Cancel a job unless it has ended."""
-    await _mine(house, job_id, request)
-    await house.queue.cancel(job_id, by="request")
-    return await retrieve_job(job_id, request, house)
+    await _mine(services, job_id, request)
+    await services.queue.cancel(job_id, by="request")
+    return await retrieve_job(job_id, request, services)
 
 
 def job_object(record: JobRecord) -> dict[str, Any]:
@@ -71,11 +75,11 @@ def job_object(record: JobRecord) -> dict[str, Any]:
     }
 
 
-async def _mine(house: House, job_id: str, request: Request) -> tuple[JobRecord, View]:
+async def _mine(services: Services, job_id: str, request: Request) -> tuple[JobRecord, RenderOptions]:
     """A job of another tenant is as good as none."""
-    record = await house.ledger.record(job_id)
+    record = await services.job_records.record(job_id)
     if record.view:
-        view = decode_view(record.view)
-        if view.tenant == caller_of(request).tenant:
-            return record, view
+        render_options = decode_render_options(record.view)
+        if render_options.tenant == caller_of(request).tenant:
+            return record, render_options
     raise NotFound(f"There is no job {job_id}.")

@@ -4,24 +4,26 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 
-from api.auth import caller_of, may_use, require_use
-from api.house import House, house_of
-from shared.job import ModelInfo
+from api.http.auth import caller_of, may_use, require_use
+from api.serving.services import Services, services_of
+from shared.domain.job import ModelInfo
 
 router = APIRouter()
 
 
 @router.get("/v1/models")
-async def list_models(request: Request, house: Annotated[House, Depends(house_of)]) -> dict[str, Any]:
+async def list_models(request: Request, services: Annotated[Services, Depends(house_of)]) -> dict[str, Any]:
     """Those that the key may use."""
-    found = [info for info in await house.directory.models() if may_use(caller_of(request), info.name)]
+    found = [info for info in await services.model_registry.models() if may_use(caller_of(request), info.name)]
     return {"object": "list", "data": [_model(info) for info in found]}
 
 
 @router.get("/v1/models/{name:path}")
-async def retrieve_model(name: str, request: Request, house: Annotated[House, Depends(house_of)]) -> dict[str, Any]:
+async def retrieve_model(
+    name: str, request: Request, services: Annotated[Services, Depends(house_of)]
+) -> dict[str, Any]:
     require_use(caller_of(request), name)
-    return _model(await house.directory.model(name))
+    return _model(await services.model_registry.model(name))
 
 
 def _model(info: ModelInfo) -> dict[str, Any]:

@@ -5,14 +5,14 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
-from api.exchange import whole
-from api.formats.rerank import Ranking
-from api.house import House, house_of
-from api.json_route import JsonRoute
+from api.formats.rerank import RankingCollector
+from api.http.request_options import RequestOptions, request_options_of
+from api.routes.json_route import JsonRoute
 from api.schemas.rerank import RerankRequest
-from api.terms import Terms, terms_of
-from api.view import view_of
-from api.work import Work
+from api.serving.render_options import render_options_of
+from api.serving.respond import respond_whole
+from api.serving.services import Services, services_of
+from api.serving.submission import Submission
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -21,12 +21,14 @@ router = APIRouter(route_class=JsonRoute)
 async def rerank(
     body: RerankRequest,
     request: Request,
-    terms: Annotated[Terms, Depends(terms_of)],
-    house: Annotated[House, Depends(house_of)],
+    options: Annotated[RequestOptions, Depends(terms_of)],
+    services: Annotated[Services, Depends(house_of)],
 ) -> Response:
     """Documents by how near they are to the query, by a cross-encoder's score or by their embeddings' cosine."""
-    job = await house.admission.ranking(body, terms)
-    work = Work(
-        job, view_of(job), lambda made: Ranking(made, body.texts, top_n=body.top_n, with_texts=body.return_documents)
+    job = await services.admission.ranking(body, options)
+    submission = Submission(
+        job,
+        render_options_of(job),
+        lambda made: RankingCollector(made, body.texts, top_n=body.top_n, with_texts=body.return_documents),
     )
-    return await whole(house, work, terms, request)
+    return await respond_whole(services, submission, options, request)

@@ -8,50 +8,50 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse, Response
 
-from api.auth import caller_of
-from api.exchange import pick_up, stream, submit, whole
 from api.formats.listing import listing, page_of
-from api.formats.position import sequence_number_after
-from api.formats.response import ResponseChunks
-from api.house import House, house_of
-from api.json_route import JsonRoute
-from api.responses import RESPONSE_PREFIX, ResponseRecord, record_of
+from api.formats.response import ResponseStreamFormatter
+from api.http.auth import caller_of
+from api.http.event_position import sequence_number_after
+from api.http.request_options import LastEventId, RequestOptions, StartingAfter, request_options_of
+from api.routes.json_route import JsonRoute
 from api.schemas.response import ResponseRequest
-from api.terms import LastEventId, StartingAfter, Terms, terms_of
-from api.view import decode_view
-from api.work import response_work
-from shared.errors import InvalidRequest, NotFound
-from shared.events import Failed, Finished
-from shared.lifecycle import TERMINAL
+from api.serving.render_options import decode_render_options
+from api.serving.respond import respond_stream, respond_whole, resume_stream, submit
+from api.serving.services import Services, services_of
+from api.serving.submission import response_submission
+from api.stores.responses import RESPONSE_PREFIX, ResponseRecord, record_of
+from shared.domain.errors import InvalidRequest, NotFound
+from shared.domain.events import Failed, Finished
+from shared.domain.lifecycle import TERMINAL
 
 router = APIRouter(route_class=JsonRoute)
-InHouse = Annotated[House, Depends(house_of)]
+InHouse = Annotated[Services, Depends(services_of)]
 GONE = Failed(code="job_lost", message="The job of this response is no longer known.")
 
 
 @router.post("/v1/responses", response_model=None)
 async def create_response(
-    body: ResponseRequest, request: Request, terms: Annotated[Terms, Depends(terms_of)], house: InHouse
+    body: ResponseRequest, request: Request, options: Annotated[RequestOptions, Depends(terms_of)], services: InHouse
 ) -> Response:
     """A response, whole, streamed or in the background. One in the background goes on when its client leaves."""
     began = time.monotonic()
     response_id = f"{RESPONSE_PREFIX}{secrets.token_hex(16)}"
-    record = record_of(body, response_id, terms.caller.tenant, await _before(body, house, request))
+    record = record_of(body, response_id, options.caller.tenant, await _before(body, services, request))
     stored = body.store is not False
-    keep_s = house.settings.response_ttl_s if stored else 0
-    work = await response_work(house.admission, body, terms, record, keep_s)
+    keep_s = services.settings.response_ttl_s if stored else 0
+    submission = await response_submission(services.admission, body, options, record, keep_s)
     if stored:
-        work = replace(work, record=house.responses.stored(record))
+        submission = replace(submission, record=services.responses.stored(record))
     if body.stream:
-        return await stream(house, work, terms, began)
+        return await respond_stream(services, submission, options, began)
     if record.background:
-        job, headers = await submit(house, work, terms)
+        job, headers = await submit(services, submission, options)
         return JSONResponse(record.builder(job.id).body(), headers=headers)
-    return await whole(house, work, terms, request)
+    return await respond_whole(services, submission, options, request)
 
 
-async def _mine(response_id: str, request: Request, house: InHouse) -> ResponseRecord:
-    return await house.responses.get(response_id, tenant=caller_of(request).tenant)
+async def _mine(response_id: str, request: Request, services: InHouse) -> ResponseRecord:
+    return await services.responses.get(response_id, tenant=caller_of(request).tenant)
 
 
 Mine = Annotated[ResponseRecord, Depends(_mine)]
@@ -60,8 +60,8 @@ Mine = Annotated[ResponseRecord, Depends(_mine)]
 @router.get("/v1/responses/{response_id}", response_model=None)
 async def retrieve_response(
     record: Mine,
-    house: InHouse,
-    terms: Annotated[Terms, Depends(terms_of)],
+    services: InHouse,
+    options: Annotated[RequestOptions, Depends(terms_of)],
     stream: bool = False,
     starting_after: StartingAfter = None,
     last_event_id: LastEventId = None,
@@ -74,25 +74,27 @@ async def retrieve_response(
     if include_obfuscation:
         raise InvalidRequest("'include_obfuscation' is not supported here.", param="include_obfuscation")
     if not stream:
-        return JSONResponse(await _now(house, record))
-    found = await house.ledger.record(record.id)
-    job = decode_view(found.view).job(record.id)
+        return JSONResponse(await _now(services, record))
+    found = await services.job_records.record(record.id)
+    job = decode_render_options(found.view).job(record.id)
     after = sequence_number_after(starting_after, last_event_id)
-    return await pick_up(house, job, ResponseChunks(record.builder(), after=after, ids=terms.event_ids))
+    return await resume_stream(
+        services, job, ResponseStreamFormatter(record.builder(), after=after, ids=options.event_ids)
+    )
 
 
 @router.post("/v1/responses/{response_id}/cancel")
-async def cancel_response(record: Mine, house: InHouse) -> dict[str, Any]:
+async def cancel_response(record: Mine, services: InHouse) -> dict[str, Any]:
     """One that has ended stays as it is."""
-    await house.queue.cancel(record.id, by="request")
-    return await _now(house, record)
+    await services.queue.cancel(record.id, by="request")
+    return await _now(services, record)
 
 
 @router.delete("/v1/responses/{response_id}")
-async def delete_response(record: Mine, house: InHouse) -> dict[str, Any]:
+async def delete_response(record: Mine, services: InHouse) -> dict[str, Any]:
     """It is cancelled if it still runs, and forgotten."""
-    await house.queue.cancel(record.id, by="request")
-    await house.queue.discard(house.responses.stored(record))
+    await services.queue.cancel(record.id, by="request")
+    await services.queue.discard(services.responses.stored(record))
     return {"id": record.id, "object": "response.deleted", "deleted": True}
 
 
@@ -110,24 +112,24 @@ async def list_input_items(
     return listing([_listed(items[item_id]) for item_id in wanted], more=more)
 
 
-async def _before(body: ResponseRequest, house: House, request: Request) -> list[dict[str, Any]]:
+async def _before(body: ResponseRequest, services: Services, request: Request) -> list[dict[str, Any]]:
     """The conversation that the request goes on with. Raises InvalidRequest while its last answer is not there."""
     if body.previous_response_id is None:
         return []
     try:
-        record = await _mine(body.previous_response_id, request, house)
+        record = await _mine(body.previous_response_id, request, services)
     except NotFound as error:
         raise NotFound(str(error), param="previous_response_id") from error
-    now = await _now(house, record)
+    now = await _now(services, record)
     if now["status"] not in ("completed", "incomplete"):
         message = f"The previous response is {now['status']}; only one with an answer can be gone on with."
         raise InvalidRequest(message, param="previous_response_id")
     return [*record.items, *now["output"]]
 
 
-async def _now(house: House, record: ResponseRecord) -> dict[str, Any]:
+async def _now(services: Services, record: ResponseRecord) -> dict[str, Any]:
     """From the job's log; a job that ended without a last event, by another tool's hand, has failed."""
-    (page,) = await house.channel.read([(record.id, 0)])
+    (page,) = await services.channel.read([(record.id, 0)])
     builder = record.builder()
     for event in page.events:
         for _ in builder.take(event):

@@ -7,20 +7,20 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
 
-from api.auth import caller_of
-from api.formats.chat import WholeChat
+from api.formats.chat import ChatCollector
 from api.formats.listing import listing, page_of
-from api.house import House, house_of
-from api.json_route import JsonRoute
-from api.pages import Asked, Body
+from api.http.auth import caller_of
+from api.routes.json_route import JsonRoute
 from api.schemas.base import Metadata, Strict
-from api.stored_chats import StoredChat
-from api.view import decode_view
-from shared.errors import NotFound
-from shared.events import Completed, Finished
+from api.serving.render_options import decode_render_options
+from api.serving.services import Services, services_of
+from api.stores.pages import Body, PageRequest
+from api.stores.stored_chats import StoredChat
+from shared.domain.errors import NotFound
+from shared.domain.events import Completed, Finished
 
 router = APIRouter(route_class=JsonRoute)
-InHouse = Annotated[House, Depends(house_of)]
+InHouse = Annotated[Services, Depends(services_of)]
 
 
 class MetadataUpdate(Strict):
@@ -28,8 +28,8 @@ class MetadataUpdate(Strict):
     """Names and values that replace those that are kept."""
 
 
-async def _mine(completion_id: str, request: Request, house: InHouse) -> StoredChat:
-    return await house.chats.get(completion_id, tenant=caller_of(request).tenant)
+async def _mine(completion_id: str, request: Request, services: InHouse) -> StoredChat:
+    return await services.chats.get(completion_id, tenant=caller_of(request).tenant)
 
 
 Mine = Annotated[StoredChat, Depends(_mine)]
@@ -38,7 +38,7 @@ Mine = Annotated[StoredChat, Depends(_mine)]
 @router.get("/v1/chat/completions")
 async def list_chat_completions(
     request: Request,
-    house: InHouse,
+    services: InHouse,
     model: str | None = None,
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
@@ -54,32 +54,32 @@ async def list_chat_completions(
 
     async def pick(ids: Sequence[str]) -> list[Body]:
         found = []
-        for chat in await house.chats.get_many(ids):
+        for chat in await services.chats.get_many(ids):
             if model in (None, chat.model) and wanted.items() <= chat.metadata.items():
                 with suppress(NotFound):  # it is not done
-                    found.append(await _body(house, chat))
+                    found.append(await _body(services, chat))
         return found
 
-    asked = Asked(after=after, limit=limit, newest_first=order == "desc")
-    bodies, more = await house.chats.page(tenant, asked, pick)
+    asked = PageRequest(after=after, limit=limit, newest_first=order == "desc")
+    bodies, more = await services.chats.page(tenant, asked, pick)
     return listing(bodies, more=more)
 
 
 @router.get("/v1/chat/completions/{completion_id}")
-async def retrieve_chat_completion(chat: Mine, house: InHouse) -> dict[str, Any]:
-    return await _body(house, chat)
+async def retrieve_chat_completion(chat: Mine, services: InHouse) -> dict[str, Any]:
+    return await _body(services, chat)
 
 
 @router.post("/v1/chat/completions/{completion_id}")
-async def update_chat_completion(body: MetadataUpdate, chat: Mine, house: InHouse) -> dict[str, Any]:
+async def update_chat_completion(body: MetadataUpdate, chat: Mine, services: InHouse) -> dict[str, Any]:
     changed = replace(chat, metadata=body.metadata)
-    await house.queue.store(house.chats.stored(changed))
-    return await _body(house, changed)
+    await services.queue.store(services.chats.stored(changed))
+    return await _body(services, changed)
 
 
 @router.delete("/v1/chat/completions/{completion_id}")
-async def delete_chat_completion(chat: Mine, house: InHouse) -> dict[str, Any]:
-    await house.queue.discard(house.chats.stored(chat))
+async def delete_chat_completion(chat: Mine, services: InHouse) -> dict[str, Any]:
+    await services.queue.discard(services.chats.stored(chat))
     return {"id": chat.id, "object": "chat.completion.deleted", "deleted": True}
 
 
@@ -96,13 +96,13 @@ async def list_chat_messages(
     return listing([{"id": message_id, **messages[message_id]} for message_id in page], more=more)
 
 
-async def _body(house: House, chat: StoredChat) -> dict[str, Any]:
+async def _body(services: Services, chat: StoredChat) -> dict[str, Any]:
     """Raises NotFound for one that is not done."""
-    (page,) = await house.channel.read([(chat.id, 0)])
+    (page,) = await services.channel.read([(chat.id, 0)])
     last = page.events[-1] if page.events else None
     if not isinstance(last, Finished) or not isinstance(last.outcome, Completed):
         raise NotFound(f"The chat completion {chat.id} is not done.", param="completion_id")
-    answer = WholeChat(decode_view(chat.view).job(chat.id))
+    answer = ChatCollector(decode_render_options(chat.view).job(chat.id))
     for event in page.events:
         answer.add(event)
     return answer.body(last.outcome.usage) | {"metadata": chat.metadata}

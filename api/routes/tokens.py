@@ -5,40 +5,44 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
-from api.exchange import whole
-from api.formats.tokens import DetokenizedText, TokenCount, TokenList
-from api.house import House, house_of
-from api.json_route import JsonRoute
+from api.formats.tokens import TextCollector, TokenCountCollector, TokenListCollector
+from api.http.request_options import RequestOptions, request_options_of
+from api.routes.json_route import JsonRoute
 from api.schemas.tokens import DetokenizeRequest, TokenCountRequest, TokenizeRequest
-from api.terms import Terms, terms_of
-from api.view import view_of
-from api.work import Work
+from api.serving.render_options import render_options_of
+from api.serving.respond import respond_whole
+from api.serving.services import Services, services_of
+from api.serving.submission import Submission
 
 router = APIRouter(route_class=JsonRoute)
-WithTerms = Annotated[Terms, Depends(terms_of)]
-InHouse = Annotated[House, Depends(house_of)]
+WithTerms = Annotated[RequestOptions, Depends(request_options_of)]
+InHouse = Annotated[Services, Depends(services_of)]
 
 
 @router.post("/v1/tokenize", response_model=None)
-async def tokenize(body: TokenizeRequest, request: Request, terms: WithTerms, house: InHouse) -> Response:
+async def tokenize(body: TokenizeRequest, request: Request, options: WithTerms, services: InHouse) -> Response:
     """The token ids of a text, or of a chat as the model's template writes it."""
-    job = await house.admission.tokens(body, terms, texts=body.return_token_strs)
-    length = (await house.directory.model(body.model)).context_length
-    work = Work(job, view_of(job), lambda made: TokenList(job, context_length=length))
-    return await whole(house, work, terms, request)
+    job = await services.admission.tokens(body, options, texts=body.return_token_strs)
+    length = (await services.model_registry.model(body.model)).context_length
+    submission = Submission(job, render_options_of(job), lambda made: TokenListCollector(job, context_length=length))
+    return await respond_whole(services, submission, options, request)
 
 
 @router.post("/v1/token_count", response_model=None)
-async def count_tokens(body: TokenCountRequest, request: Request, terms: WithTerms, house: InHouse) -> Response:
+async def count_tokens(body: TokenCountRequest, request: Request, options: WithTerms, services: InHouse) -> Response:
     """How many tokens a text or a chat is, and whether it and `max_tokens` more fit the model."""
-    job = await house.admission.tokens(body, terms)
-    length = (await house.directory.model(body.model)).context_length
-    work = Work(job, view_of(job), lambda made: TokenCount(made, context_length=length, max_tokens=body.max_tokens))
-    return await whole(house, work, terms, request)
+    job = await services.admission.tokens(body, options)
+    length = (await services.model_registry.model(body.model)).context_length
+    submission = Submission(
+        job,
+        render_options_of(job),
+        lambda made: TokenCountCollector(made, context_length=length, max_tokens=body.max_tokens),
+    )
+    return await respond_whole(services, submission, options, request)
 
 
 @router.post("/v1/detokenize", response_model=None)
-async def detokenize(body: DetokenizeRequest, request: Request, terms: WithTerms, house: InHouse) -> Response:
+async def detokenize(body: DetokenizeRequest, request: Request, options: WithTerms, services: InHouse) -> Response:
     """The text of token ids."""
-    job = await house.admission.text_of(body, terms)
-    return await whole(house, Work(job, view_of(job), DetokenizedText), terms, request)
+    job = await services.admission.text_of(body, options)
+    return await respond_whole(services, Submission(job, render_options_of(job), TextCollector), options, request)

@@ -8,16 +8,16 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from pydantic import Field, field_validator
 
-from api.auth import caller_of
 from api.formats.listing import listing
-from api.house import House, house_of
-from api.json_route import JsonRoute
+from api.http.auth import caller_of
+from api.routes.json_route import JsonRoute
 from api.schemas.base import Items, Strict
-from api.webhooks import EVENTS, Endpoint, payload_of
-from shared.errors import InvalidRequest
+from api.serving.services import Services, services_of
+from api.stores.webhooks import EVENTS, Endpoint, payload_of
+from shared.domain.errors import InvalidRequest
 
 router = APIRouter(route_class=JsonRoute)
-InHouse = Annotated[House, Depends(house_of)]
+InHouse = Annotated[Services, Depends(services_of)]
 ENDPOINTS_MAX = 20
 
 
@@ -37,26 +37,26 @@ class WebhookRequest(Strict):
         return events
 
 
-async def _mine(endpoint_id: str, request: Request, house: InHouse) -> Endpoint:
-    return await house.webhooks.get(endpoint_id, tenant=caller_of(request).tenant)
+async def _mine(endpoint_id: str, request: Request, services: InHouse) -> Endpoint:
+    return await services.webhooks.get(endpoint_id, tenant=caller_of(request).tenant)
 
 
 Mine = Annotated[Endpoint, Depends(_mine)]
 
 
 @router.post("/v1/webhooks")
-async def create_webhook(body: WebhookRequest, request: Request, house: InHouse) -> dict[str, Any]:
+async def create_webhook(body: WebhookRequest, request: Request, services: InHouse) -> dict[str, Any]:
     """An endpoint to tell, and the secret that signs what it is told."""
     tenant = caller_of(request).tenant
-    if len(await house.webhooks.list(tenant)) >= ENDPOINTS_MAX:
+    if len(await services.webhooks.all(tenant)) >= ENDPOINTS_MAX:
         raise InvalidRequest(f"At most {ENDPOINTS_MAX} webhook endpoints.", param="url")
-    endpoint = await house.webhooks.add(tenant, body.url, body.events)
+    endpoint = await services.webhooks.add(tenant, body.url, body.events)
     return endpoint.body() | {"secret": endpoint.secret}
 
 
 @router.get("/v1/webhooks")
-async def list_webhooks(request: Request, house: InHouse) -> dict[str, Any]:
-    found = await house.webhooks.list(caller_of(request).tenant)
+async def list_webhooks(request: Request, services: InHouse) -> dict[str, Any]:
+    found = await services.webhooks.all(caller_of(request).tenant)
     return listing([endpoint.body() for endpoint in found], more=False)
 
 
@@ -66,22 +66,22 @@ async def retrieve_webhook(endpoint: Mine) -> dict[str, Any]:
 
 
 @router.post("/v1/webhooks/{endpoint_id}/rotate")
-async def rotate_webhook_secret(endpoint: Mine, house: InHouse) -> dict[str, Any]:
+async def rotate_webhook_secret(endpoint: Mine, services: InHouse) -> dict[str, Any]:
     """A new secret; for a day, both sign."""
-    rotated = await house.webhooks.rotate(endpoint)
+    rotated = await services.webhooks.rotate(endpoint)
     return rotated.body() | {"secret": rotated.secret}
 
 
 @router.post("/v1/webhooks/{endpoint_id}/test")
-async def test_webhook(endpoint: Mine, house: InHouse) -> dict[str, Any]:
+async def test_webhook(endpoint: Mine, services: InHouse) -> dict[str, Any]:
     """Tell it something now, once, and say what came of it."""
     event_id = f"evt_test_{secrets.token_hex(8)}"
     payload = payload_of(event_id, endpoint.events[0], "resp_test", int(time.time()))
-    result = await house.webhooks.send(endpoint, event_id, payload)
+    result = await services.webhooks.send(endpoint, event_id, payload)
     return {"object": "webhook_test", "delivered": result.good, "status_code": result.status, "error": result.error}
 
 
 @router.delete("/v1/webhooks/{endpoint_id}")
-async def delete_webhook(endpoint: Mine, house: InHouse) -> dict[str, Any]:
-    await house.webhooks.remove(endpoint)
+async def delete_webhook(endpoint: Mine, services: InHouse) -> dict[str, Any]:
+    await services.webhooks.remove(endpoint)
     return {"id": endpoint.id, "object": "webhook_endpoint.deleted", "deleted": True}

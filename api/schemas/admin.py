@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator
 
 from api.schemas.base import Items, Strict
-from shared.job import Priority
+from shared.domain.job import Priority
 
 
 class ReplayRequest(Strict):

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from shared.errors import InvalidRequest
+from shared.domain.errors import InvalidRequest
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from api.schemas.base import Items, Metadata, Strict
 from api.schemas.sampling import GenerationRequest
 from api.schemas.tools import TOOLS_MAX, ToolCall, ToolChoice, Tools
-from shared.errors import InvalidRequest
+from shared.domain.errors import InvalidRequest
 
 MESSAGES_MAX = 10_000
 PARTS_MAX = 1000

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from api.schemas.base import Texts, listed, texts_max
 from api.schemas.sampling import GenerationRequest
-from shared.errors import InvalidRequest
+from shared.domain.errors import InvalidRequest
 
 PROMPTS_MAX = 128
 CHOICES_MAX = 256  # of all prompts together

@@ -8,7 +8,7 @@ from api.schemas.base import Items, Metadata, Selective, Strict
 from api.schemas.chat import MESSAGES_MAX, PARTS_MAX
 from api.schemas.sampling import StreamOptions
 from api.schemas.tools import NAME, TOOLS_MAX
-from shared.errors import InvalidRequest
+from shared.domain.errors import InvalidRequest
 
 ITEMS_MAX = MESSAGES_MAX - 1  # `instructions` is a message, too
 LOGPROBS_MAX = 100_000

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from api.schemas.base import Items, Selective, Strict, Text
-from shared.errors import InvalidRequest
+from shared.domain.errors import InvalidRequest
 
 STOPS_MAX = 16
 CHOICES_MAX = 1000

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from api.schemas.base import Items, Strict
-from shared.errors import InvalidRequest
+from shared.domain.errors import InvalidRequest
 
 TOOLS_MAX = 128
 NAME = r"^[a-zA-Z0-9_-]{1,64}$"

@@ -1,4 +1,4 @@
-"""Work whose client does not wait on a connection: batches, webhooks that tell of an end, and a house that an operator
+"""Work whose client does not wait on a connection: batches, webhooks that tell of an end, and a stack that an operator
 starts twice."""
 
 import asyncio
@@ -14,7 +14,7 @@ from bench.chaos.act import Act
 from bench.chaos.http import call
 from bench.chaos.keyring import limited_key, revoke
 from bench.chaos.site import Process
-from bench.house import answers
+from bench.stack import answers
 from cli.embedded_redis import free_port
 
 TOLD_WITHIN_S = 6.0  # of a response's end
@@ -161,14 +161,14 @@ async def supervisors(act: Act) -> None:
         "--workers",
         "0",
         "--data",
-        str(site.folder / f"house-{act.rng.getrandbits(30)}"),
+        str(site.folder / f"stack-{act.rng.getrandbits(30)}"),
     ]
     base = f"http://127.0.0.1:{(port := free_port())}"
     log = site.folder / "houses.log"
     first = Process(up, code=site.code, environment={"PENSTOCK_PORT": str(port)}, log=log)
     second = None
     try:
-        await site.until(lambda: answers(f"{base}/health/ready"), "the first house")
+        await site.until(lambda: answers(f"{base}/health/ready"), "the first stack")
         second = Process(up, code=site.code, environment={"PENSTOCK_PORT": str(free_port())}, log=log)
         with suppress(TimeoutError):
             await site.until(lambda: not second.alive, "the second one ends", seconds=REFUSES_WITHIN_S)
@@ -179,11 +179,11 @@ async def supervisors(act: Act) -> None:
         if not first.alive or not await asyncio.to_thread(answers, f"{base}/health/ready"):
             act.blame("I1", "the first `penstock up` no longer serves")
     finally:
-        for house in filter(None, (second, first)):
-            house.send(signal.SIGTERM)
+        for stack in filter(None, (second, first)):
+            stack.send(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
-                await asyncio.to_thread(house.popen.wait, 10)
-            house.end()
+                await asyncio.to_thread(stack.popen.wait, 10)
+            stack.end()
 
 
 def _hand_over(act: Act, batch_id: str) -> None:

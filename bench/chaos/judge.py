@@ -13,9 +13,9 @@ import orjson
 from bench.chaos.load import right_answer, wrong_texts
 from bench.chaos.site import Site
 from bench.chaos.story import Story, Way
-from shared.lifecycle import TERMINAL, State
+from shared.domain.lifecycle import TERMINAL, State
 
-# What may stay without a lifetime: the deployment's names, see shared/keys.py.
+# What may stay without a lifetime: the deployment's names, see shared/redis/keys.py.
 LASTING = re.compile(
     r"rq:queues|rq:workers(:.*)?|penstock:(models|keys|key:.*|keys:salt|files?:.*|files-expiring|webhooks:.*)|"
     r"rq:(failed|finished|canceled):.*"

@@ -5,14 +5,14 @@ from typing import Any
 from redis.asyncio import Redis
 
 from bench.chaos.site import Site
-from shared.api_key import KeyRing
+from shared.catalog.api_keys import ApiKeyStore
 
 
 async def limited_key(site: Site, **limits: Any) -> tuple[str, str]:
     """Its id and its secret."""
     client = Redis.from_url(site.redis.url)
     try:
-        key, secret = await KeyRing(client).create("chaos", **limits)
+        key, secret = await ApiKeyStore(client).create("chaos", **limits)
         return key.id, secret
     finally:
         await client.aclose()
@@ -21,6 +21,6 @@ async def limited_key(site: Site, **limits: Any) -> tuple[str, str]:
 async def revoke(site: Site, key_id: str) -> None:
     client = Redis.from_url(site.redis.url)
     try:
-        await KeyRing(client).revoke(key_id)
+        await ApiKeyStore(client).revoke(key_id)
     finally:
         await client.aclose()

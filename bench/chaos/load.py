@@ -10,11 +10,11 @@ from typing import Any
 
 from bench.chaos.site import Site
 from bench.chaos.story import Story, Teller, Way
-from workers.engine.scripted import ScriptedTokenizer, scripted_token
-from workers.sequence import Choosing, Sequence
+from workers.engines.scripted import ScriptedTokenizer, scripted_token
+from workers.scheduling.sequence import SamplingParams, Sequence
 
 WAYS = {Way.PLAIN: 5, Way.RESUME: 5, Way.RETRY: 3, Way.WHOLE: 3, Way.LEAVE: 1, Way.CANCEL: 1}
-GREEDY = Choosing(seed=0, temperature=0, top_p=1, top_k=0)
+GREEDY = SamplingParams(seed=0, temperature=0, top_p=1, top_k=0)
 
 
 @functools.lru_cache(4096)
@@ -22,7 +22,7 @@ def right_answer(content: str, tokens: int) -> str:
     """What the scripted engine says, computed here and not there."""
     tokenizer = ScriptedTokenizer()
     prompt = tokenizer.chat({"messages": [{"role": "user", "content": content}]}).ids
-    sequence = Sequence(job_id="", choice=0, prompt=prompt, choosing=GREEDY)
+    sequence = Sequence(job_id="", choice=0, prompt=prompt, sampling=GREEDY)
     return tokenizer.decode([scripted_token(sequence, position) for position in range(tokens)])
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import redis
 
 from bench.chaos.proxy import Proxy
-from bench.house import answers
+from bench.stack import answers
 from cli.embedded_redis import EmbeddedRedis, free_port
 
 READY_S = 60.0
@@ -31,7 +31,7 @@ if skew_s:
     time.time = lambda: real() + skew_s
 if os.environ.get("CHAOS_COUNT"):
     sys.path.insert(0, os.environ["CHAOS_CODE"])
-    from workers.engine.scripted import ScriptedEngine
+    from workers.engines.scripted import ScriptedEngine
     counted = os.open(os.environ["CHAOS_COUNT"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     step = ScriptedEngine.step
     def counting(self, batch):

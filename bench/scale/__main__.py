@@ -15,7 +15,7 @@ from bench.scale import queue as waiting
 from bench.scale import relay as between
 from bench.scale import workers as many
 from cli.embedded_redis import EmbeddedRedis, free_port
-from shared.redis_client import connect
+from shared.redis.client import connect
 
 IDLE = (1, 100, 1000)
 RESULTS = Path(__file__).parents[1] / "results"

@@ -11,19 +11,18 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from shared import lua
-from shared.events import Completed, Delta, Finished, Started, Usage
-from shared.job import Job, Kind, Priority, Sampling
-from shared.queue import Bounds, Delivery, Write
-from shared.redis_client import CONNECTIONS_MAX, connect
-from shared.redis_queue import RedisQueue, flat
-from shared.tasks import end
+from shared.domain.events import Completed, Delta, Finished, Started, Usage
+from shared.domain.job import Job, Kind, Priority, Sampling
+from shared.process.tasks import end
+from shared.queue.protocols import Bounds, Delivery, Write, lua
+from shared.queue.redis_queue import RedisQueue, flat
+from shared.redis.client import CONNECTIONS_MAX, connect
 
 BOUNDS = Bounds(jobs_max=10**9, tokens_max=10**15)
 TENANTS = 50
 SAMPLES = 500
 FILL = 500  # jobs in one pipeline
-TEXT = "tell me of a house by the sea where whales sing at night " * 8  # 456 characters, about 110 tokens
+TEXT = "tell me of a stack by the sea where whales sing at night " * 8  # 456 characters, about 110 tokens
 VERBS = ("enqueue", "claim", "cancel", "urgent")
 
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.client import Streamed, stream
-from bench.house import House, answers, until
 from bench.pipeline import cpu_s
+from bench.stack import Stack, answers, until
 from cli.embedded_redis import free_port
 
 LITELLM = Path(__file__).parents[2] / ".venv" / "clients" / "bin" / "litellm"
@@ -83,21 +83,21 @@ def relays(folder: Path) -> Iterator[list[Relay]]:
     pace = {"PENSTOCK_SCRIPTED_STEP_MS": str(STEP_MS), "PENSTOCK_SEQUENCES_MAX": "512"}
     with (folder / "litellm.log").open("wb") as log:
         litellm = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-    house = House(folder / "house", PENSTOCK_SCRIPTED_TOKENS="1000000", **pace)
-    worker = house.worker("-m", "scripted")
+    stack = Stack(folder / "stack", PENSTOCK_SCRIPTED_TOKENS="1000000", **pace)
+    worker = stack.worker("-m", "scripted")
     try:
         if not until(lambda: answers(f"http://127.0.0.1:{proxy}/health/liveliness"), seconds=READY_S):
             raise TimeoutError(f"LiteLLM does not answer: {(folder / 'litellm.log').read_text()[-2000:]}")
         yield [
             Relay("none", f"http://127.0.0.1:{upstream}/v1", "mock", [mock.pid], []),
             Relay("LiteLLM proxy", f"http://127.0.0.1:{proxy}/v1", "mock", [litellm.pid], []),
-            Relay("Penstock", f"{house.base}/v1", "scripted", [house.api.pid], [house.redis.pid]),
+            Relay("Penstock", f"{stack.base}/v1", "scripted", [stack.api.pid], [stack.redis.pid]),
         ]
     finally:
         for process in (mock, litellm, worker):
             process.kill()
             process.wait()
-        house.stop()
+        stack.stop()
 
 
 def table(found: list[Result]) -> str:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.client import stream
-from bench.house import House
 from bench.pipeline import cpu_s
+from bench.stack import Stack
 
 READY_S = 600.0  # 32 more processes load at nice 5
 WARM_S, WINDOW_S = 10.0, 15.0
@@ -54,28 +54,28 @@ class Site:
         self.step_ms, self.slots = step_ms, slots
         pace = {"PENSTOCK_SCRIPTED_STEP_MS": str(step_ms), "PENSTOCK_SEQUENCES_MAX": str(slots)}
         common = {"OMP_NUM_THREADS": "1", "PENSTOCK_SCRIPTED_TOKENS": "1000000", "PENSTOCK_QUEUE_JOBS_MAX": "100000"}
-        self.house = House(folder, **pace, **common)
+        self.stack = Stack(folder, **pace, **common)
         self.workers: list[subprocess.Popen[bytes]] = []
 
     def staff(self, count: int) -> None:
         while len(self.workers) < count:
-            self.workers.append(self.house.spawn("worker", "-m", "scripted"))
+            self.workers.append(self.stack.spawn("worker", "-m", "scripted"))
             # In a fleet they have machines of their own: here they must not starve the one API process.
             os.setpriority(os.PRIO_PROCESS, self.workers[-1].pid, 5)
-        self.house.staffed(count, seconds=READY_S)
+        self.stack.staffed(count, seconds=READY_S)
 
     def stop(self) -> None:
         for worker in self.workers:
             worker.kill()
             worker.wait()
-        self.house.stop()
+        self.stack.stop()
 
     def cpu(self) -> dict[str, float]:
         """Seconds so far."""
         times = os.times()
         return {
-            "api": cpu_s(self.house.api.pid),
-            "redis": cpu_s(self.house.redis.pid),
+            "api": cpu_s(self.stack.api.pid),
+            "redis": cpu_s(self.stack.redis.pid),
             "engines": sum(cpu_s(worker.pid) for worker in self.workers),
             "clients": times.user + times.system,
         }
@@ -96,7 +96,7 @@ async def measure(site: Site, seed: int) -> Result:
             content = f"question {number} {turn}"
             body = {"model": "scripted", "messages": [{"role": "user", "content": content}], "temperature": 0}
             try:
-                await stream(f"{site.house.base}/v1", body | {"max_tokens": rng.randint(*ANSWER_STEPS)}, heard=hear)
+                await stream(f"{site.stack.base}/v1", body | {"max_tokens": rng.randint(*ANSWER_STEPS)}, heard=hear)
             except AssertionError as error:
                 refused.append(str(error))
                 print("refused:", error, flush=True)

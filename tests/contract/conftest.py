@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from shared.memory import MemoryQueue
-from shared.queue import Bounds
-from shared.redis_channel import RedisChannel
-from shared.redis_client import connect
-from shared.redis_queue import RedisQueue
+from shared.queue.event_channel import RedisChannel
+from shared.queue.memory_queue import MemoryQueue
+from shared.queue.protocols import Bounds
+from shared.queue.redis_queue import RedisQueue
+from shared.redis.client import connect
 from tests.conftest import SERVERS, ServerOf
 
 LEASE_MS = 500
@@ -26,7 +26,7 @@ class House:
 
 
 @pytest.fixture(params=["memory", *SERVERS])
-async def house(request: pytest.FixtureRequest, server_of: ServerOf) -> AsyncIterator[House]:
+async def services(request: pytest.FixtureRequest, server_of: ServerOf) -> AsyncIterator[House]:
     if request.param == "memory":
         now = [0.0]
         memory = MemoryQueue(lambda: now[0], lease_ms=LEASE_MS)

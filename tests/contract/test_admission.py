@@ -5,23 +5,23 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from api.admission import KNOWN_FOR_S, MISSED_FOR_S, Admission
-from api.auth import Caller
+from api.http.auth import Caller
+from api.http.request_options import RequestOptions
 from api.schemas.chat import ChatCompletionRequest
 from api.schemas.completion import CompletionRequest
-from api.terms import Terms
-from shared.directory import Directory
-from shared.errors import ContextLengthExceeded, NotFound
-from shared.job import ModelInfo
+from api.serving.admission import KNOWN_FOR_S, MISSED_FOR_S, Admission
+from shared.catalog.model_registry import ModelRegistry
+from shared.domain.errors import ContextLengthExceeded, NotFound
+from shared.domain.job import ModelInfo
 from shared.settings import load_settings
 
 ASK = CompletionRequest.model_validate({"model": "m", "prompt": "x"})
-TERMS = Terms(caller=Caller("t"))
+TERMS = RequestOptions(caller=Caller("t"))
 
 
 async def test_a_model_outlives_a_flush_until_its_workers_speak_again(client: Redis) -> None:
     now = [1000.0]
-    directory = Directory(client)
+    directory = ModelRegistry(client)
     admission = Admission(directory, load_settings(), clock=lambda: now[0])
     with pytest.raises(NotFound):
         await admission.completion(ASK, TERMS)
@@ -43,7 +43,7 @@ def completion_of(prompt: Any) -> CompletionRequest:
 
 
 async def test_a_prompt_that_cannot_fit_is_refused_before_any_worker_looks_at_it(client: Redis) -> None:
-    directory = Directory(client)
+    directory = ModelRegistry(client)
     admission = Admission(directory, load_settings())
     of_ten = ModelInfo(name="m", engine="scripted", context_length=10, created_s=0, prompt_chars_max=60)
     await directory.announce(of_ten)

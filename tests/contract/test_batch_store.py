@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from api.batch import Batch, BatchStore, Lease, LeaseLost, Status
-from api.files import FileStore
-from shared import keys
-from shared.errors import FileInUse, LimitReached, NotFound
+from api.stores.batches import Batch, BatchStore, Lease, LeaseLost, Status
+from api.stores.files import FileStore
+from shared.domain.errors import FileInUse, LimitReached, NotFound
+from shared.redis import keys
 
 CHAT = "/v1/chat/completions"
 OPEN_MAX = 3

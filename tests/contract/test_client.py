@@ -5,9 +5,9 @@ import asyncio
 import pytest
 from redis.asyncio import Redis
 
-from shared import redis_client
-from shared.errors import QueueUnavailable
-from shared.redis_client import connect, translated
+from shared.domain.errors import QueueUnavailable
+from shared.redis import client as redis_client
+from shared.redis.client import connect, translated
 from tests.conftest import ServerOf
 
 TASKS = 4 * redis_client.CONNECTIONS_MAX

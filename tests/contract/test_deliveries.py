@@ -12,23 +12,30 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from api.deliveries import LEASE_S, LIFETIME_S, PAUSES_S, Delivery, DeliveryStore, shared_out
-from api.notifier import BUSY_S, EACH_AT_ONCE, TAKEN_AT_ONCE, Notifier
-from api.webhooks import EVENTS, Endpoint, Webhooks
-from shared import keys
-from shared.errors import InvalidRequest, LimitReached
-from shared.redis_channel import RedisChannel
+from api.background.webhook_notifier import BUSY_S, EACH_AT_ONCE, TAKEN_AT_ONCE, WebhookNotifier
+from api.stores.webhook_deliveries import (
+    LEASE_S,
+    LIFETIME_S,
+    PAUSES_S,
+    WebhookDelivery,
+    WebhookDeliveryStore,
+    shared_out,
+)
+from api.stores.webhooks import EVENTS, Endpoint, Webhooks
+from shared.domain.errors import InvalidRequest, LimitReached
+from shared.queue.event_channel import RedisChannel
+from shared.redis import keys
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]
 
 
-def delivery(name: str, tenant: str = "t") -> Delivery:
-    return Delivery(id=name, tenant=tenant, endpoint="we_1", event="evt_1", payload="{}")
+def delivery(name: str, tenant: str = "t") -> WebhookDelivery:
+    return WebhookDelivery(id=name, tenant=tenant, endpoint="we_1", event="evt_1", payload="{}")
 
 
 @pytest.fixture
-def store(client: Redis) -> DeliveryStore:
-    return DeliveryStore(client, clock=lambda: 1000.0)
+def store(client: Redis) -> WebhookDeliveryStore:
+    return WebhookDeliveryStore(client, clock=lambda: 1000.0)
 
 
 async def due_at(client: Redis) -> dict[str, float]:
@@ -36,7 +43,7 @@ async def due_at(client: Redis) -> dict[str, float]:
     return {member.decode(): score for member, score in found}
 
 
-async def test_what_is_added_again_is_told_once(client: Redis, store: DeliveryStore) -> None:
+async def test_what_is_added_again_is_told_once(client: Redis, store: WebhookDeliveryStore) -> None:
     await store.add(delivery("d"))
     (taken,) = await store.take(10)
     await store.drop(taken)
@@ -47,7 +54,7 @@ async def test_what_is_added_again_is_told_once(client: Redis, store: DeliverySt
     assert 0 < await client.ttl(keys.delivery("d")) <= LIFETIME_S
 
 
-async def test_what_is_taken_is_due_again_should_its_process_die(client: Redis, store: DeliveryStore) -> None:
+async def test_what_is_taken_is_due_again_should_its_process_die(client: Redis, store: WebhookDeliveryStore) -> None:
     await store.add(delivery("d"))
 
     assert await store.take(10) == [delivery("d")]
@@ -56,13 +63,15 @@ async def test_what_is_taken_is_due_again_should_its_process_die(client: Redis, 
     assert await due_at(client) == {"d": 1000 + LEASE_S}
 
 
-async def test_an_attempt_in_vain_is_counted_and_the_last_is_the_last(client: Redis, store: DeliveryStore) -> None:
+async def test_an_attempt_in_vain_is_counted_and_the_last_is_the_last(
+    client: Redis, store: WebhookDeliveryStore
+) -> None:
     await store.add(delivery("d"))
     for pause_s in PAUSES_S:
-        (tried,) = await DeliveryStore(client, clock=lambda: 1e9).take(10)
+        (tried,) = await WebhookDeliveryStore(client, clock=lambda: 1e9).take(10)
         await store.retry_later(tried)
         assert await due_at(client) == {"d": 1000 + pause_s}
-    (last,) = await DeliveryStore(client, clock=lambda: 1e9).take(10)
+    (last,) = await WebhookDeliveryStore(client, clock=lambda: 1e9).take(10)
 
     await store.retry_later(last)
 
@@ -70,7 +79,9 @@ async def test_an_attempt_in_vain_is_counted_and_the_last_is_the_last(client: Re
     assert await due_at(client) == {}
 
 
-async def test_what_has_outlived_itself_is_dropped_and_does_not_come_back(client: Redis, store: DeliveryStore) -> None:
+async def test_what_has_outlived_itself_is_dropped_and_does_not_come_back(
+    client: Redis, store: WebhookDeliveryStore
+) -> None:
     await store.add(delivery("d"))
     (taken,) = await store.take(10)
     await client.delete(keys.delivery("d"))
@@ -78,11 +89,11 @@ async def test_what_has_outlived_itself_is_dropped_and_does_not_come_back(client
     await store.retry_later(taken)
     assert await client.exists(keys.delivery("d")) == 0
 
-    assert await DeliveryStore(client, clock=lambda: 1e9).take(10) == []
+    assert await WebhookDeliveryStore(client, clock=lambda: 1e9).take(10) == []
     assert await due_at(client) == {}
 
 
-async def test_the_commands_of_a_transaction_say_the_same(client: Redis, store: DeliveryStore) -> None:
+async def test_the_commands_of_a_transaction_say_the_same(client: Redis, store: WebhookDeliveryStore) -> None:
     for command in store.addition(delivery("d")):
         await client.execute_command(*command)
 
@@ -202,7 +213,7 @@ async def test_a_tenant_with_slow_receivers_holds_nobody_up(client: Redis, many:
         await webhooks.add("quick", quick, [])
         for number in range(many):
             await webhooks.notify("slow", "response.completed", f"resp_{number}")
-        notifier = asyncio.create_task(Notifier([client], webhooks=webhooks, channel=RedisChannel(client)).run())
+        notifier = asyncio.create_task(WebhookNotifier([client], webhooks=webhooks, channel=RedisChannel(client)).run())
         async with asyncio.timeout(10):
             await hanging.wait()
         await webhooks.notify("quick", "response.completed", "resp_quick")
@@ -230,7 +241,7 @@ async def test_a_log_that_cannot_be_read_holds_no_notice_up(client: Redis) -> No
     await client.rpush(keys.NOTICES, "resp_1 t", "resp_2 t")
     async with receiving(take) as url:
         await webhooks.add("t", url, ["response.failed"])
-        notifier = asyncio.create_task(Notifier([client], webhooks=webhooks, channel=RedisChannel(client)).run())
+        notifier = asyncio.create_task(WebhookNotifier([client], webhooks=webhooks, channel=RedisChannel(client)).run())
 
         async with asyncio.timeout(5):
             told = [json.loads(await bodies.get()) for _ in range(2)]
@@ -267,7 +278,7 @@ async def test_a_name_that_nobody_answers_for_is_refused_in_time(client: Redis, 
             await webhooks.add("t", "http://silent.test/", [])
 
     assert refused.value.param == "url"
-    assert await webhooks.list("t") == []
+    assert await webhooks.all("t") == []
 
 
 async def test_names_that_nobody_answers_for_hold_no_delivery_up(client: Redis, silent_names: set[str]) -> None:
@@ -288,7 +299,7 @@ async def test_names_that_nobody_answers_for_hold_no_delivery_up(client: Redis, 
         adding = [webhooks.add(f"slow-{number % 20}", "http://silent.test/", []) for number in range(80)]
         added = asyncio.gather(*adding, return_exceptions=True)
         await webhooks.notify("quick", "response.completed", "resp_quick")
-        notifier = asyncio.create_task(Notifier([client], webhooks=webhooks, channel=RedisChannel(client)).run())
+        notifier = asyncio.create_task(WebhookNotifier([client], webhooks=webhooks, channel=RedisChannel(client)).run())
 
         async with asyncio.timeout(5):
             await told.wait()
@@ -314,6 +325,6 @@ async def test_a_delivery_that_waits_for_another_look_up_of_its_tenant_is_not_an
     assert (await webhooks.send(other, "evt", "{}")).attempted
     await webhooks.notify("t", "response.completed", "resp_1")
     (taken,) = await webhooks.queue.take(10)
-    await Notifier([client], webhooks=webhooks, channel=RedisChannel(client))._tell(taken)
-    (waiting,) = await DeliveryStore(client, clock=lambda: time.time() + 2 * BUSY_S).take(10)
+    await WebhookNotifier([client], webhooks=webhooks, channel=RedisChannel(client))._tell(taken)
+    (waiting,) = await WebhookDeliveryStore(client, clock=lambda: time.time() + 2 * BUSY_S).take(10)
     assert waiting == taken

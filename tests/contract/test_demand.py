@@ -5,12 +5,12 @@ import asyncio
 import pytest
 from redis.asyncio import Redis
 
-from shared import keys
-from shared.demand import Demand, DemandReader
-from shared.directory import Directory
-from shared.job import ModelInfo, Priority
-from shared.queue import Bounds
-from shared.redis_queue import RedisQueue
+from shared.catalog.demand import Demand, DemandReader
+from shared.catalog.model_registry import ModelRegistry
+from shared.domain.job import ModelInfo, Priority
+from shared.queue.protocols import Bounds
+from shared.queue.redis_queue import RedisQueue
+from shared.redis import keys
 from tests.factories import done, make_job, write
 
 BOUNDS = Bounds(jobs_max=10_000)
@@ -54,7 +54,7 @@ def test_workers_for_what_waits_and_what_runs(changes: dict[str, object], wanted
 
 async def test_it_is_known_while_no_worker_runs(client: Redis) -> None:
     queue, reader = RedisQueue(client), DemandReader(client)
-    await Directory(client).announce(ModelInfo(name="m", engine="scripted", context_length=9, created_s=0, slots=4))
+    await ModelRegistry(client).announce(ModelInfo(name="m", engine="scripted", context_length=9, created_s=0, slots=4))
 
     assert (await reader.read("m")).workers_wanted(10) == 0
     for priority in (Priority.BATCH, Priority.INTERACTIVE, Priority.INTERACTIVE):
@@ -99,7 +99,7 @@ async def test_a_lull_before_a_burst_is_no_slow_worker(client: Redis) -> None:
 
 async def test_what_a_worker_gets_done_is_remembered_for_when_there_is_none(client: Redis) -> None:
     queue, reader = RedisQueue(client), DemandReader(client)
-    await Directory(client).announce(ModelInfo(name="m", engine="scripted", context_length=9, created_s=0))
+    await ModelRegistry(client).announce(ModelInfo(name="m", engine="scripted", context_length=9, created_s=0))
     await client.sadd(keys.workers_of("m"), "rq:worker:one", "rq:worker:two")
     for name in ("one", "two"):
         await client.hset(f"rq:worker:{name}", "state", "busy")

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from cli.embedded_redis import EmbeddedRedis, free_port, server_of_wheel, socket_path
-from shared.errors import SettingsError
+from shared.domain.errors import SettingsError
 from tests.conftest import lacking
 from tests.e2e.harness import eventually
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from redis.asyncio import Connection, Redis
 
-from api.files import COUNT_HOLDS_S, COUNTED_AT_LEAST, FileRecord, FileStore
-from shared import keys
-from shared.errors import FilesFull, QueueUnavailable
+from api.stores.files import COUNT_HOLDS_S, COUNTED_AT_LEAST, FileRecord, FileStore
+from shared.domain.errors import FilesFull, QueueUnavailable
+from shared.redis import keys
 
 BYTES_MAX = 100_000
 

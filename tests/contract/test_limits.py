@@ -10,13 +10,13 @@ from redis.asyncio import Redis
 from rq.registry import FailedJobRegistry
 
 from cli.embedded_redis import EmbeddedRedis
-from shared import keys
-from shared.api_key import KeyRing
-from shared.errors import InvalidRequest, LimitReached, NotFound, QueueFull
-from shared.events import Completed, Event, Failed, Finished, Started, Usage
-from shared.job import Job, Kind, Sampling
-from shared.queue import Allowance, Bounds
-from shared.redis_queue import RedisQueue
+from shared.catalog.api_keys import ApiKeyStore
+from shared.domain.errors import InvalidRequest, LimitReached, NotFound, QueueFull
+from shared.domain.events import Completed, Event, Failed, Finished, Started, Usage
+from shared.domain.job import Job, Kind, Sampling
+from shared.queue.protocols import Bounds, RateLimits
+from shared.queue.redis_queue import RedisQueue
+from shared.redis import keys
 from tests.factories import delta, done, make_job, started, write
 
 MONTH = "2026-11"
@@ -34,7 +34,7 @@ def job(**more: Any) -> Job:
 
 
 async def submit(queue: RedisQueue, job: Job, bounds: Bounds = BOUNDS, **limits: int) -> Any:
-    return await queue.enqueue(job, bounds=bounds, allowance=Allowance(month=MONTH, **limits))
+    return await queue.enqueue(job, bounds=bounds, rate_limits=RateLimits(month=MONTH, **limits))
 
 
 async def used(client: Redis) -> int:
@@ -63,7 +63,7 @@ async def test_requests_of_a_minute_run_out(queue: RedisQueue) -> None:
 
 
 async def test_a_refused_request_takes_one_of_the_minute(queue: RedisQueue) -> None:
-    limits = Allowance(month=MONTH, requests=2)
+    limits = RateLimits(month=MONTH, requests=2)
 
     assert await queue.charge(TENANT, limits) == 0
     assert 28 <= await queue.charge(TENANT, limits) <= 30
@@ -76,7 +76,7 @@ async def test_a_job_without_an_allowance_is_counted_nowhere(queue: RedisQueue, 
     accepted = await queue.enqueue(job(), bounds=BOUNDS)
     await run(queue, tokens=10)
 
-    assert accepted.left is None
+    assert accepted.limits_left is None
     assert not [key async for key in client.scan_iter("penstock:[buh][uso][cal]*:key-*")]
 
 
@@ -155,7 +155,7 @@ async def test_a_months_tokens_are_a_budget(queue: RedisQueue, client: Redis) ->
 async def fail(queue: RedisQueue, *, tokens: int) -> None:
     """Claim the next job and fail it after about so many tokens."""
     (delivery,) = await queue.claim("m", worker="w", limit=1)
-    prompt = delivery.job.prompt_tokens_about
+    prompt = delivery.job.prompt_tokens_estimate
     events: list[Event] = [started(), *[delta(seq) for seq in range(1, tokens - prompt)]]
     await queue.append([write(delivery, *events)])
     await queue.settle(write(delivery, done(len(events), Failed(code="engine_error", message="x"))), worker="w")
@@ -211,11 +211,11 @@ async def test_what_is_requeued_and_cancelled_gives_back_no_more_than_it_took(
 
 
 async def test_a_key_is_known_by_its_secret_and_stored_as_a_digest(client: Redis) -> None:
-    ring = KeyRing(client)
+    ring = ApiKeyStore(client)
     key, secret = await ring.create("team", requests_per_minute=5, models=("a", "b"))
 
     assert await ring.authenticate(secret) == key
-    assert await KeyRing(client).authenticate(secret) == key
+    assert await ApiKeyStore(client).authenticate(secret) == key
     assert await ring.authenticate(secret + "x") is None
     stored = [str(await client.hgetall(name)) async for name in client.scan_iter("penstock:key:*")]
     assert len(stored) == 1
@@ -224,20 +224,20 @@ async def test_a_key_is_known_by_its_secret_and_stored_as_a_digest(client: Redis
 
 
 async def test_processes_agree_about_keys_after_redis_was_emptied(client: Redis) -> None:
-    one, other = KeyRing(client), KeyRing(client)
+    one, other = ApiKeyStore(client), ApiKeyStore(client)
     for ring in (one, other):
         assert await ring.authenticate("both have seen the first salt") is None
     await client.flushall()
 
     key, secret = await one.create("made after it")
 
-    assert await other.authenticate(secret) == await KeyRing(client).authenticate(secret) == key
+    assert await other.authenticate(secret) == await ApiKeyStore(client).authenticate(secret) == key
     assert await one.authenticate(secret) == key
 
 
 async def test_a_key_expires_and_is_changed_and_revoked(client: Redis) -> None:
     now = 1000.0
-    ring = KeyRing(client, clock=lambda: now)
+    ring = ApiKeyStore(client, clock=lambda: now)
     key, secret = await ring.create("team", expires_s=1010)
     assert await ring.authenticate(secret)
 
@@ -248,13 +248,13 @@ async def test_a_key_expires_and_is_changed_and_revoked(client: Redis) -> None:
     assert await ring.authenticate(secret) == changed
     await ring.revoke(key.id)
     assert await ring.authenticate(secret) is None
-    assert await ring.list() == []
+    assert await ring.all() == []
     with pytest.raises(NotFound):
         await ring.revoke(key.id)
 
 
 async def test_a_secret_that_clients_have_already_becomes_a_key_once(client: Redis) -> None:
-    ring = KeyRing(client)
+    ring = ApiKeyStore(client)
 
     _, secret = await ring.create("moved here", secret="the-key-of-fastchat")
 
@@ -267,7 +267,7 @@ async def test_a_secret_that_clients_have_already_becomes_a_key_once(client: Red
 async def test_a_wrong_secret_and_an_unknown_one_cost_what_a_right_one_does(
     client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ring = KeyRing(client)
+    ring = ApiKeyStore(client)
     _, secret = await ring.create("a team")
     compared: list[tuple[int, int]] = []
 
@@ -276,7 +276,7 @@ async def test_a_wrong_secret_and_an_unknown_one_cost_what_a_right_one_does(
         return same(one, other)
 
     same = hmac.compare_digest
-    monkeypatch.setattr("shared.api_key.hmac.compare_digest", compare)
+    monkeypatch.setattr("shared.catalog.api_keys.hmac.compare_digest", compare)
 
     assert await ring.authenticate(secret)
     for wrong in (secret[:-1] + "x", secret[:10], "", "sk-unknown", secret + "x", "\U0001f600"):

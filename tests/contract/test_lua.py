@@ -7,10 +7,10 @@ from typing import Any
 import orjson
 from redis.asyncio import Redis
 
-from shared import keys, lua
-from shared.events import Failed
-from shared.queue import Allowance, Bounds, Idempotency
-from shared.redis_queue import RedisQueue
+from shared.domain.events import Failed
+from shared.queue.protocols import Bounds, Idempotency, RateLimits, lua
+from shared.queue.redis_queue import RedisQueue
+from shared.redis import keys
 from tests.factories import delta, done, make_job, started, write
 from tests.lua_source import job_fields
 
@@ -68,8 +68,8 @@ async def test_a_job_has_every_field_of_the_table_in_its_life_and_no_other(clien
         bounds=Bounds(jobs_max=10),
         subscriber="api",
         idempotency=Idempotency(key="k", fingerprint="f"),
-        allowance=Allowance(requests=5, month="2026-11"),
-        view="{}",
+        rate_limits=RateLimits(requests=5, month="2026-11"),
+        render_options="{}",
         trace="00-1-1-00",
     )
     assert "exec" not in await look()

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import pytest
 from redis.asyncio import Redis
 
-from api.pages import SCANNED_MAX, Asked, Body, page
-from shared.errors import InvalidRequest
+from api.stores.pages import SCANNED_MAX, Body, PageRequest, page
+from shared.domain.errors import InvalidRequest
 
 INDEX = "index"
 
@@ -26,8 +26,8 @@ async def nothing(ids: Sequence[str]) -> list[Body]:
     return []
 
 
-def asked(after: str | None = None, *, limit: int = 7, newest_first: bool = False) -> Asked:
-    return Asked(after=after, limit=limit, newest_first=newest_first)
+def asked(after: str | None = None, *, limit: int = 7, newest_first: bool = False) -> PageRequest:
+    return PageRequest(after=after, limit=limit, newest_first=newest_first)
 
 
 @pytest.mark.parametrize("newest_first", [False, True])

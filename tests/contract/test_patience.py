@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from cli.embedded_redis import EmbeddedRedis, free_port
-from shared.checkup import patiently, require_healthy
-from shared.errors import QueueUnavailable, SettingsError
-from shared.redis_client import connect
+from shared.domain.errors import QueueUnavailable, SettingsError
+from shared.redis.client import connect
+from shared.redis.health import patiently, require_healthy
 from shared.settings import load_settings
 
 

@@ -7,26 +7,26 @@ import pytest
 from redis.asyncio import Redis
 
 from cli.embedded_redis import EmbeddedRedis
-from shared import keys
-from shared.errors import QueueFull, QueueUnavailable, StorageFull
-from shared.fleet import Fleet, Places, shard
-from shared.job import Job, ModelInfo
-from shared.lifecycle import State
-from shared.queue import Bounds, StoredRecord
-from shared.redis_client import connect
-from shared.redis_queue import RedisQueue
+from shared.domain.errors import QueueFull, QueueUnavailable, StorageFull
+from shared.domain.job import Job, ModelInfo
+from shared.domain.lifecycle import State
+from shared.queue.protocols import Bounds, StoredRecord
+from shared.queue.redis_queue import RedisQueue
+from shared.redis import keys
+from shared.redis.client import connect
+from shared.shards import ShardedQueue, ShardMap, shard
 from tests.factories import make_job
 
 TEN = Bounds(jobs_max=10)
 
 
 @pytest.fixture
-async def places(redis_server: EmbeddedRedis) -> AsyncIterator[Places]:
+async def places(redis_server: EmbeddedRedis) -> AsyncIterator[ShardMap]:
     """The home, and a Redis beside it that has the model m."""
     clients = [connect(f"{redis_server.url.removesuffix('/0')}/{number}") for number in (0, 1)]
     await clients[0].flushall()
-    made = Places([shard(client, RedisQueue(client)) for client in clients])
-    await made.shards[1].directory.announce(ModelInfo(name="m", engine="scripted", context_length=9, created_s=0))
+    made = ShardMap([shard(client, RedisQueue(client)) for client in clients])
+    await made.shards[1].model_registry.announce(ModelInfo(name="m", engine="scripted", context_length=9, created_s=0))
     yield made
     for client in clients:
         await client.aclose()
@@ -37,22 +37,22 @@ def record_of(job: Job, *, size: int = 100, tenant_bytes_max: int = 10_000) -> S
     return StoredRecord(key=keys.response(job.id), data="x" * size, tenant_bytes_max=tenant_bytes_max, **about)  # type: ignore[arg-type]
 
 
-async def state_of(places: Places, job: Job) -> State | None:
+async def state_of(places: ShardMap, job: Job) -> State | None:
     (page,) = await places.shards[1].channel.read([(job.id, 0)])
     return page.state
 
 
-async def test_a_record_is_at_home_once_its_job_is_accepted_elsewhere(places: Places) -> None:
+async def test_a_record_is_at_home_once_its_job_is_accepted_elsewhere(places: ShardMap) -> None:
     job = make_job()
 
-    await Fleet(places).enqueue(job, bounds=TEN, record=record_of(job))
+    await ShardedQueue(places).enqueue(job, bounds=TEN, record=record_of(job))
 
     assert await places.home.client.exists(keys.response(job.id))
     assert await state_of(places, job) is State.QUEUED
 
 
-async def test_a_job_refused_elsewhere_leaves_no_record_at_home(places: Places) -> None:
-    fleet, refused = Fleet(places), make_job()
+async def test_a_job_refused_elsewhere_leaves_no_record_at_home(places: ShardMap) -> None:
+    fleet, refused = ShardedQueue(places), make_job()
     await fleet.enqueue(make_job(), bounds=TEN)
 
     with pytest.raises(QueueFull):
@@ -61,8 +61,8 @@ async def test_a_job_refused_elsewhere_leaves_no_record_at_home(places: Places) 
     assert not [key async for key in places.home.client.scan_iter("penstock:*")]
 
 
-async def test_a_record_refused_at_home_leaves_no_job_elsewhere(places: Places) -> None:
-    fleet, refused = Fleet(places), make_job()
+async def test_a_record_refused_at_home_leaves_no_job_elsewhere(places: ShardMap) -> None:
+    fleet, refused = ShardedQueue(places), make_job()
 
     with pytest.raises(StorageFull):
         await fleet.enqueue(refused, bounds=TEN, record=record_of(refused, size=20_000))
@@ -71,8 +71,8 @@ async def test_a_record_refused_at_home_leaves_no_job_elsewhere(places: Places) 
     assert await state_of(places, refused) is State.CANCELED
 
 
-async def test_a_home_that_is_away_leaves_no_job_elsewhere(places: Places) -> None:
-    fleet, refused = Fleet(places), make_job()
+async def test_a_home_that_is_away_leaves_no_job_elsewhere(places: ShardMap) -> None:
+    fleet, refused = ShardedQueue(places), make_job()
     gone = connect("redis://127.0.0.1:1/0")
     places.home = replace(places.home, queue=RedisQueue(gone))
 

@@ -13,10 +13,10 @@ from rq.job import Job as RqJob
 from rq.registry import FailedJobRegistry, StartedJobRegistry
 
 from cli.embedded_redis import EmbeddedRedis
-from shared import keys
-from shared.events import Completed, Failed, Outcome
-from shared.queue import SETTLED, Allowance, Bounds, Delivery
-from shared.redis_queue import RedisQueue
+from shared.domain.events import Completed, Failed, Outcome
+from shared.queue.protocols import SETTLED, Bounds, Delivery, RateLimits
+from shared.queue.redis_queue import RedisQueue
+from shared.redis import keys
 from tests.factories import done, make_job, write
 
 OPERATIONS = 600
@@ -40,7 +40,7 @@ class Fuzz:
 
     async def enqueue(self) -> None:
         job = make_job(patience_ms=86_400_000, tenant=TENANT)  # however slow this machine is now
-        await self.queue.enqueue(job, bounds=Bounds(jobs_max=10_000), allowance=Allowance(month=MONTH))
+        await self.queue.enqueue(job, bounds=Bounds(jobs_max=10_000), rate_limits=RateLimits(month=MONTH))
         self.allowed[job.id] += 1
 
     async def claim(self) -> None:

@@ -6,7 +6,7 @@ import socket
 import pytest
 from redis.asyncio import Redis
 
-from shared import keys
+from shared.redis import keys
 from shared.rq_view import register_worker, unregister_worker
 
 

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from shared.errors import QueueFull, StorageFull
-from shared.job import Job
-from shared.queue import Bounds, Idempotency, StoredRecord
+from shared.domain.errors import QueueFull, StorageFull
+from shared.domain.job import Job
+from shared.queue.protocols import Bounds, Idempotency, StoredRecord
 from tests.contract.conftest import TEN, House
 from tests.factories import make_job
 
@@ -26,105 +26,105 @@ def record_of(
     )
 
 
-async def submit_stored(house: House, text: str, *, ttl_s: int = 60, bounds: Bounds = TEN) -> StoredRecord:
+async def submit_stored(services: House, text: str, *, ttl_s: int = 60, bounds: Bounds = TEN) -> StoredRecord:
     job = make_job(tenant="t")
     record = record_of(job, text, ttl_s=ttl_s)
-    await house.queue.enqueue(job, bounds=bounds, record=record)
+    await services.queue.enqueue(job, bounds=bounds, record=record)
     return record
 
 
-async def test_a_record_is_stored_with_its_job_and_never_without(house: House) -> None:
-    accepted = await submit_stored(house, "first")
+async def test_a_record_is_stored_with_its_job_and_never_without(services: House) -> None:
+    accepted = await submit_stored(services, "first")
     refused = make_job(tenant="t")
 
     with pytest.raises(QueueFull):
-        await house.queue.enqueue(refused, bounds=Bounds(jobs_max=1), record=record_of(refused))
+        await services.queue.enqueue(refused, bounds=Bounds(jobs_max=1), record=record_of(refused))
 
-    assert await house.stored(accepted.key)
-    assert not await house.stored(record_of(refused).key)
+    assert await services.stored(accepted.key)
+    assert not await services.stored(record_of(refused).key)
 
 
-async def test_a_repeated_request_stores_nothing_of_its_own(house: House) -> None:
+async def test_a_repeated_request_stores_nothing_of_its_own(services: House) -> None:
     key = Idempotency(key="k", fingerprint="f")
     first, again = make_job(), make_job()
-    await house.queue.enqueue(first, bounds=TEN, idempotency=key, record=record_of(first))
+    await services.queue.enqueue(first, bounds=TEN, idempotency=key, record=record_of(first))
 
-    accepted = await house.queue.enqueue(again, bounds=TEN, idempotency=key, record=record_of(again))
+    accepted = await services.queue.enqueue(again, bounds=TEN, idempotency=key, record=record_of(again))
 
     assert accepted.attached
-    assert await house.stored(record_of(first).key)
-    assert not await house.stored(record_of(again).key)
+    assert await services.stored(record_of(first).key)
+    assert not await services.stored(record_of(again).key)
 
 
-async def test_a_tenant_stores_only_so_many_bytes_and_a_refused_job_is_none(house: House) -> None:
-    first = await submit_stored(house, "x" * 6000)
+async def test_a_tenant_stores_only_so_many_bytes_and_a_refused_job_is_none(services: House) -> None:
+    first = await submit_stored(services, "x" * 6000)
     job = make_job(tenant="t")
 
     with pytest.raises(StorageFull) as refused:
-        await house.queue.enqueue(job, bounds=TEN, record=record_of(job, "é" * 2000))
+        await services.queue.enqueue(job, bounds=TEN, record=record_of(job, "é" * 2000))
 
     assert 6000 < refused.value.used < refused.value.bytes_max == 10_000
-    assert (await house.channel.read([(job.id, 0)]))[0].state is None
-    assert not await house.stored(record_of(job).key)
-    await house.queue.enqueue(make_job(tenant="t"), bounds=TEN)  # what stores nothing is welcome
+    assert (await services.channel.read([(job.id, 0)]))[0].state is None
+    assert not await services.stored(record_of(job).key)
+    await services.queue.enqueue(make_job(tenant="t"), bounds=TEN)  # what stores nothing is welcome
     other = make_job(tenant="other")
-    await house.queue.enqueue(other, bounds=TEN, record=record_of(other, "x" * 6000))
+    await services.queue.enqueue(other, bounds=TEN, record=record_of(other, "x" * 6000))
 
-    await house.queue.discard(first)
-    await house.queue.discard(first)
+    await services.queue.discard(first)
+    await services.queue.discard(first)
 
-    assert not await house.stored(first.key)
-    await submit_stored(house, "x" * 9000)
+    assert not await services.stored(first.key)
+    await submit_stored(services, "x" * 9000)
     with pytest.raises(StorageFull):
-        await submit_stored(house, "x" * 9000)
+        await submit_stored(services, "x" * 9000)
 
 
-async def test_a_record_that_is_replaced_counts_once(house: House) -> None:
-    record = await submit_stored(house, "x" * 6000)
+async def test_a_record_that_is_replaced_counts_once(services: House) -> None:
+    record = await submit_stored(services, "x" * 6000)
 
     for size in (7000, 9000, 1000):
-        await house.queue.store(replace(record, data="x" * size))
+        await services.queue.store(replace(record, data="x" * size))
 
     with pytest.raises(StorageFull):
-        await house.queue.store(replace(record, data="x" * 9900))
-    await submit_stored(house, "x" * 8000)
+        await services.queue.store(replace(record, data="x" * 9900))
+    await submit_stored(services, "x" * 8000)
 
 
-async def test_an_expired_record_gives_its_bytes_back(house: House) -> None:
-    record = await submit_stored(house, "x" * 6000, ttl_s=1)
+async def test_an_expired_record_gives_its_bytes_back(services: House) -> None:
+    record = await submit_stored(services, "x" * 6000, ttl_s=1)
     for _ in range(4):
-        await house.let_leases_run_out()
+        await services.let_leases_run_out()
 
-    await submit_stored(house, "x" * 9000)
+    await submit_stored(services, "x" * 9000)
 
-    assert not await house.stored(record.key)
+    assert not await services.stored(record.key)
 
 
-async def test_a_failed_request_of_a_full_queue_frees_no_bytes_that_it_never_had(house: House) -> None:
-    await submit_stored(house, "x" * 6000)
+async def test_a_failed_request_of_a_full_queue_frees_no_bytes_that_it_never_had(services: House) -> None:
+    await submit_stored(services, "x" * 6000)
     job = make_job(tenant="t")
     with pytest.raises(QueueFull):
-        await house.queue.enqueue(job, bounds=Bounds(jobs_max=1), record=record_of(job, "x" * 3000))
+        await services.queue.enqueue(job, bounds=Bounds(jobs_max=1), record=record_of(job, "x" * 3000))
 
-    await house.queue.discard(record_of(job, "x" * 3000))
+    await services.queue.discard(record_of(job, "x" * 3000))
 
     with pytest.raises(StorageFull):
-        await submit_stored(house, "x" * 4000)
+        await submit_stored(services, "x" * 4000)
 
 
-async def test_bytes_that_wait_are_bounded_and_come_free_again(house: House) -> None:
+async def test_bytes_that_wait_are_bounded_and_come_free_again(services: House) -> None:
     bounds = Bounds(jobs_max=100, bytes_max=10_000)
-    await house.queue.enqueue(make_job(prompt="x" * 50_000), bounds=bounds)  # alone, any job may wait
+    await services.queue.enqueue(make_job(prompt="x" * 50_000), bounds=bounds)  # alone, any job may wait
 
     with pytest.raises(QueueFull) as refused:
-        await house.queue.enqueue(make_job(), bounds=bounds)
+        await services.queue.enqueue(make_job(), bounds=bounds)
     assert refused.value.reason == "queue_bytes_full"
 
-    await house.queue.claim("m", worker="a", limit=1)
-    await house.queue.enqueue(make_job(prompt="x" * 6000), bounds=bounds)
+    await services.queue.claim("m", worker="a", limit=1)
+    await services.queue.enqueue(make_job(prompt="x" * 6000), bounds=bounds)
     cancelled = make_job(prompt="x" * 2000)
-    await house.queue.enqueue(cancelled, bounds=bounds)
+    await services.queue.enqueue(cancelled, bounds=bounds)
     with pytest.raises(QueueFull):
-        await house.queue.enqueue(make_job(prompt="x" * 2000), bounds=bounds)
-    await house.queue.cancel(cancelled.id)
-    await house.queue.enqueue(make_job(prompt="x" * 2000), bounds=bounds)
+        await services.queue.enqueue(make_job(prompt="x" * 2000), bounds=bounds)
+    await services.queue.cancel(cancelled.id)
+    await services.queue.enqueue(make_job(prompt="x" * 2000), bounds=bounds)

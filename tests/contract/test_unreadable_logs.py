@@ -6,15 +6,15 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 
-from api.relay import Relay
-from shared import keys
-from shared.events import Failed, Finished
-from shared.job import Job
-from shared.lifecycle import State
-from shared.queue import Bounds, Delivery
-from shared.redis_channel import RedisChannel
-from shared.redis_queue import RedisQueue
-from shared.telemetry import ApiMetrics
+from api.serving.relay import Relay
+from shared.domain.events import Failed, Finished
+from shared.domain.job import Job
+from shared.domain.lifecycle import State
+from shared.observability.metrics import ApiMetrics
+from shared.queue.event_channel import RedisChannel
+from shared.queue.protocols import Bounds, Delivery
+from shared.queue.redis_queue import RedisQueue
+from shared.redis import keys
 from tests.factories import delta, make_job, started, write
 
 BOUNDS = Bounds(jobs_max=10)

@@ -1,4 +1,4 @@
-"""One running house for each engine; tests that kill things build their own."""
+"""One running stack for each engine; tests that kill things build their own."""
 
 from collections.abc import Iterator
 
@@ -21,7 +21,7 @@ def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedi
 
 @pytest.fixture(scope="module")
 def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with running_house(
+    with running_stack(
         tmp_path_factory.mktemp("scripted"), "scripted", scripted_step_ms=5, scripted_tokens=1_000_000
     ) as stack:
         yield stack
@@ -29,5 +29,5 @@ def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture(scope="module")
 def builtin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with running_house(tmp_path_factory.mktemp("builtin"), "builtin") as stack:
+    with running_stack(tmp_path_factory.mktemp("builtin"), "builtin") as stack:
         yield stack

@@ -213,7 +213,7 @@ def running_stack(
 
 
 @contextmanager
-def running_house(folder: Path, *models: str, workers: int = 1, **settings: Any) -> Iterator[Stack]:
+def running_stack(folder: Path, *models: str, workers: int = 1, **settings: Any) -> Iterator[Stack]:
     """With a Redis of its own: houses that share one would serve each other's jobs."""
     server = EmbeddedRedis(folder / "redis", binary=find_binary(), port=free_port())
     server.start()

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from shared.redis_client import CONNECTIONS_MAX
+from shared.redis.client import CONNECTIONS_MAX
 from tests.e2e.harness import Stack, eventually, running_house
 
 CYCLES = 10_000
@@ -56,7 +56,7 @@ def quiet(stack: Stack, measure: Callable[[], int], at_most: float, what: str) -
 
 @pytest.mark.timeout(300)
 def test_ten_thousand_who_leave_cost_nothing_that_stays(tmp_path: Path) -> None:
-    with running_house(tmp_path, "scripted", scripted_step_ms=1, job_ttl_s=5, failed_ttl_s=5) as stack:
+    with running_stack(tmp_path, "scripted", scripted_step_ms=1, job_ttl_s=5, failed_ttl_s=5) as stack:
         processes = [psutil.Process(each.popen.pid) for each in (stack.api, *stack.workers) if each]
 
         def descriptors() -> int:

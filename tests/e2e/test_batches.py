@@ -17,10 +17,10 @@ CHAT: Any = "/v1/chat/completions"
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[Stack]:
+def stack(tmp_path: Path) -> Iterator[Stack]:
     settings: dict[str, Any] = {"files": tmp_path / "files", "scripted_step_ms": 5, "batch_requests": 8}
     settings["scripted_tokens"] = 1_000_000
-    with running_house(tmp_path, "scripted", **settings) as stack:
+    with running_stack(tmp_path, "scripted", **settings) as stack:
         yield stack
 
 
@@ -56,8 +56,8 @@ def rows_of(client: openai.OpenAI, file_id: str | None) -> list[dict[str, Any]]:
     return [json.loads(line) for line in client.files.content(file_id).text.splitlines()]
 
 
-def test_a_file_comes_back_as_it_was(house: Stack) -> None:
-    client, data = house.client(), bytes(range(256)) * 5000
+def test_a_file_comes_back_as_it_was(stack: Stack) -> None:
+    client, data = stack.client(), bytes(range(256)) * 5000
 
     made = client.files.create(file=("all bytes.bin", io.BytesIO(data)), purpose="user_data")
 
@@ -75,9 +75,9 @@ def test_a_file_comes_back_as_it_was(house: Stack) -> None:
         client.files.retrieve(made.id)
 
 
-def test_files_of_others_do_not_exist(house: Stack) -> None:
-    mine = house.client(api_key="mine").files.create(file=("a", b"x"), purpose="user_data")
-    theirs = house.client(api_key="theirs")
+def test_files_of_others_do_not_exist(stack: Stack) -> None:
+    mine = stack.client(api_key="mine").files.create(file=("a", b"x"), purpose="user_data")
+    theirs = stack.client(api_key="theirs")
 
     assert list(theirs.files.list()) == []
     for call in (theirs.files.retrieve, theirs.files.content, theirs.files.delete):
@@ -88,22 +88,22 @@ def test_files_of_others_do_not_exist(house: Stack) -> None:
 
 
 @pytest.mark.parametrize("file_id", ["..%2f..%2fetc%2fpasswd", "file-" + "0" * 24, "%00", "../redis"])
-def test_an_id_is_never_a_path(house: Stack, file_id: str) -> None:
-    answer = httpx.get(f"{house.base}/v1/files/{file_id}/content")
+def test_an_id_is_never_a_path(stack: Stack, file_id: str) -> None:
+    answer = httpx.get(f"{stack.base}/v1/files/{file_id}/content")
 
     assert answer.status_code == 404
 
 
-def test_a_file_over_the_limit_is_refused_before_it_is_read(house: Stack) -> None:
+def test_a_file_over_the_limit_is_refused_before_it_is_read(stack: Stack) -> None:
     head = f"POST /v1/files HTTP/1.1\r\nhost: localhost\r\ncontent-length: {300_000_000}\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", house.port)) as connection:
+    with socket.create_connection(("127.0.0.1", stack.port)) as connection:
         connection.sendall(head.encode())
 
         assert connection.recv(100).startswith(b"HTTP/1.1 413")
 
 
-def test_each_line_is_answered_in_order_or_says_why_not(house: Stack) -> None:
-    client = house.client()
+def test_each_line_is_answered_in_order_or_says_why_not(stack: Stack) -> None:
+    client = stack.client()
     rows = [
         chat(0),
         chat(1, n=2),
@@ -141,8 +141,8 @@ def test_each_line_is_answered_in_order_or_says_why_not(house: Stack) -> None:
         ("/v1/responses", {"input": "x", "max_output_tokens": 3}),
     ],
 )
-def test_other_endpoints_are_batched_too(house: Stack, endpoint: Any, body: dict[str, Any]) -> None:
-    client = house.client()
+def test_other_endpoints_are_batched_too(stack: Stack, endpoint: Any, body: dict[str, Any]) -> None:
+    client = stack.client()
     rows = [
         {"custom_id": f"{n}", "method": "POST", "url": endpoint, "body": {"model": "scripted"} | body} for n in range(3)
     ]
@@ -164,8 +164,8 @@ def test_other_endpoints_are_batched_too(house: Stack, endpoint: Any, body: dict
         ("[" * 100_000, "invalid_json_line"),
     ],
 )
-def test_a_file_with_a_wrong_line_fails_before_anything_runs(house: Stack, row: Any, code: str) -> None:
-    client = house.client()
+def test_a_file_with_a_wrong_line_fails_before_anything_runs(stack: Stack, row: Any, code: str) -> None:
+    client = stack.client()
 
     batch = ended(client, start(client, [chat(0), row]).id)
 
@@ -174,17 +174,17 @@ def test_a_file_with_a_wrong_line_fails_before_anything_runs(house: Stack, row: 
     assert batch.output_file_id is None
 
 
-def test_a_batch_survives_the_death_of_its_api_and_its_worker(house: Stack) -> None:
+def test_a_batch_survives_the_death_of_its_api_and_its_worker(stack: Stack) -> None:
     """kill -9 of both in the middle: every line is answered once, and nothing that was done is done again."""
-    _, other = house.start_api()
-    elsewhere = house.client(base_url=f"{other}/v1")
-    batch_id = start(house.client(), [chat(n, tokens=40) for n in range(60)]).id
+    _, other = stack.start_api()
+    elsewhere = stack.client(base_url=f"{other}/v1")
+    batch_id = start(stack.client(), [chat(n, tokens=40) for n in range(60)]).id
     eventually("it is under way", lambda: completed(elsewhere, batch_id) > 5, seconds=30)
 
-    assert house.api
-    house.api.kill()
-    house.workers[0].kill()
-    house.add_worker("scripted")
+    assert stack.api
+    stack.api.kill()
+    stack.workers[0].kill()
+    stack.add_worker("scripted")
 
     batch = ended(elsewhere, batch_id, seconds=60)
     rows = rows_of(elsewhere, batch.output_file_id)
@@ -193,8 +193,8 @@ def test_a_batch_survives_the_death_of_its_api_and_its_worker(house: Stack) -> N
     assert all(row["response"]["body"]["usage"]["completion_tokens"] == 40 for row in rows)
 
 
-def test_a_cancelled_batch_delivers_what_was_done(house: Stack) -> None:
-    client = house.client()
+def test_a_cancelled_batch_delivers_what_was_done(stack: Stack) -> None:
+    client = stack.client()
     rows = [chat(0), chat(1), *[chat(n, tokens=100_000) for n in range(2, 12)]]
     batch_id = start(client, rows).id
     eventually("two are done", lambda: completed(client, batch_id) == 2, seconds=30)
@@ -205,11 +205,11 @@ def test_a_cancelled_batch_delivers_what_was_done(house: Stack) -> None:
     assert batch.status == "cancelled"
     assert [row["custom_id"] for row in rows_of(client, batch.output_file_id)] == ["line-0", "line-1"]
     assert {row["error"]["code"] for row in rows_of(client, batch.error_file_id)} == {"batch_cancelled"}
-    eventually("nothing runs", lambda: house.running() == 0)
+    eventually("nothing runs", lambda: stack.running() == 0)
 
 
-def test_batches_are_listed_page_by_page(house: Stack) -> None:
-    client = house.client()
+def test_batches_are_listed_page_by_page(stack: Stack) -> None:
+    client = stack.client()
     made = [start(client, [chat(0)]).id for _ in range(3)]
 
     listed = [batch.id for batch in client.batches.list(limit=2)]
@@ -217,12 +217,12 @@ def test_batches_are_listed_page_by_page(house: Stack) -> None:
     assert sorted(listed) == sorted(made)
     assert client.batches.retrieve(made[0]).metadata is None
     with pytest.raises(openai.NotFoundError):
-        house.client(api_key="another").batches.retrieve(made[0])
+        stack.client(api_key="another").batches.retrieve(made[0])
 
 
 def test_files_of_one_key_take_a_bounded_number_of_bytes(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"files": tmp_path / "files", "files_bytes_max": 20_000}
-    with running_house(tmp_path, "m=scripted", **settings) as stack:
+    with running_stack(tmp_path, "m=scripted", **settings) as stack:
         client = stack.client(api_key="mine")
         first = client.files.create(file=("a", b"x" * 15_000), purpose="user_data")
 

@@ -12,7 +12,7 @@ import httpx
 import openai
 import pytest
 
-from api.bodies import CONTAINERS_MAX, STRINGS_MAX, VALUES_MAX
+from api.http.bodies import CONTAINERS_MAX, STRINGS_MAX, VALUES_MAX
 from tests.e2e.harness import Stack, running_house
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class Watch:
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     options: dict[str, Any] = {"keys": "auto", "admin_key": "secret", "scripted_tokens": 4}
-    with running_house(tmp_path_factory.mktemp("bodies"), "m=scripted", **options) as made:
+    with running_stack(tmp_path_factory.mktemp("bodies"), "m=scripted", **options) as made:
         yield made
 
 
@@ -185,7 +185,7 @@ def test_bad_bodies_use_up_the_requests_of_their_key(stack: Stack) -> None:
 
 
 def test_what_is_stored_is_bounded_for_each_key(tmp_path: Path) -> None:
-    with running_house(tmp_path, "m=scripted", stored_bytes_max=20_000, scripted_tokens=4) as stack:
+    with running_stack(tmp_path, "m=scripted", stored_bytes_max=20_000, scripted_tokens=4) as stack:
         client = stack.client(api_key="mine")
         text = "x" * 15_000
         first = client.responses.create(model="m", input=text)

@@ -19,7 +19,7 @@ CROWD = 1000
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("bounds")
     limits = {"request_timeout_s": 2, "send_timeout_s": 2, "scripted_tokens": 1_000_000}
-    with running_house(folder, "scripted", **limits) as running:
+    with running_stack(folder, "scripted", **limits) as running:
         yield running
 
 

@@ -19,7 +19,7 @@ from typing import ClassVar
 import pytest
 import redis
 
-from shared import keys
+from shared.redis import keys
 from tests.e2e.harness import Stack, eventually, running_house
 from tests.screen import Emulator
 
@@ -28,9 +28,9 @@ ROWS = 24
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A model that is served, and before it in the list one whose workers are gone, and one that cannot chat."""
-    with running_house(tmp_path_factory.mktemp("chat"), "scripted", scripted_tokens=40) as stack:
+    with running_stack(tmp_path_factory.mktemp("chat"), "scripted", scripted_tokens=40) as stack:
         _leave_behind(stack.redis, DEAD, "chat completions")
         _leave_behind(stack.redis, "an-embedder", "embeddings")
         yield stack
@@ -46,18 +46,18 @@ def command(stack: Stack, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "cli", "chat", "--url", f"{stack.base}/v1", *arguments]
 
 
-def test_a_question_on_the_standard_input_is_answered_and_the_command_ends(house: Stack) -> None:
-    done = subprocess.run(command(house), input="one\ntwo\n", capture_output=True, text=True, timeout=60, check=False)
+def test_a_question_on_the_standard_input_is_answered_and_the_command_ends(stack: Stack) -> None:
+    done = subprocess.run(command(stack), input="one\ntwo\n", capture_output=True, text=True, timeout=60, check=False)
 
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.split()) == 40
     assert "\x1b" not in done.stdout
 
 
-def test_an_empty_input_and_an_unknown_model_are_errors(house: Stack) -> None:
-    empty = subprocess.run(command(house), input="", capture_output=True, text=True, timeout=60, check=False)
+def test_an_empty_input_and_an_unknown_model_are_errors(stack: Stack) -> None:
+    empty = subprocess.run(command(stack), input="", capture_output=True, text=True, timeout=60, check=False)
     unknown = subprocess.run(
-        command(house, "-m", "nosuch"), input="q", capture_output=True, text=True, timeout=60, check=False
+        command(stack, "-m", "nosuch"), input="q", capture_output=True, text=True, timeout=60, check=False
     )
 
     assert (empty.returncode, empty.stderr) == (2, "penstock: The standard input holds no question.\n")
@@ -66,8 +66,8 @@ def test_an_empty_input_and_an_unknown_model_are_errors(house: Stack) -> None:
     assert "Traceback" not in unknown.stderr
 
 
-def test_a_model_that_nobody_serves_is_said_to_wait(house: Stack) -> None:
-    ask = command(house, "-m", DEAD)
+def test_a_model_that_nobody_serves_is_said_to_wait(stack: Stack) -> None:
+    ask = command(stack, "-m", DEAD)
     with subprocess.Popen(ask, text=True, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as asking:
         assert asking.stdin
         assert asking.stderr
@@ -80,11 +80,11 @@ def test_a_model_that_nobody_serves_is_said_to_wait(house: Stack) -> None:
         assert said.startswith(f"waiting, no worker serves {DEAD}")
         assert asking.wait(timeout=30) == 130
         assert asking.stderr.read() == "stopped\n"
-    eventually("its job is cancelled", lambda: house.redis.llen(keys.queue(DEAD)) == 0)
+    eventually("its job is cancelled", lambda: stack.redis.llen(keys.queue(DEAD)) == 0)
 
 
-def test_a_terminal_shows_the_model_that_is_served(house: Stack, tmp_path: Path) -> None:
-    with in_terminal(command(house), tmp_path) as (terminal, _):
+def test_a_terminal_shows_the_model_that_is_served(stack: Stack, tmp_path: Path) -> None:
+    with in_terminal(command(stack), tmp_path) as (terminal, _):
         eventually("it greets", lambda: "scripted at http" in terminal.raw())
 
 

@@ -33,7 +33,7 @@ def whole(stack: Stack, messages: Any, **options: Any) -> str:
         ("Count from 1 to 5.", "1, 2, 3, 4, 5"),
         ("What day comes after Monday?", "Tuesday"),
         ("What is the capital of France?", "Paris"),
-        ("Spell house.", "H-O-U-S-E"),
+        ("Spell stack.", "H-O-U-S-E"),
     ],
 )
 def test_the_built_in_model_answers(builtin: Stack, question: str, answer: str) -> None:
@@ -227,7 +227,7 @@ def test_a_schema_that_cannot_be_used_is_400_by_name(builtin: Stack) -> None:
     assert response.json()["error"]["param"] == "response_format"
 
 
-@pytest.mark.parametrize("content", ["Hello!", "你好", "Spell house."])
+@pytest.mark.parametrize("content", ["Hello!", "你好", "Spell stack."])
 def test_logprobs_name_every_token_of_the_text_streaming_and_whole(builtin: Stack, content: str) -> None:
     asked: Any = {"model": BUILTIN, "messages": ask(content), "temperature": 0, "logprobs": True, "top_logprobs": 3}
 

@@ -15,7 +15,7 @@ import yaml
 
 from cli.embedded_redis import free_port
 from tests.e2e.harness import Stack, eventually, running_house
-from workers.models import BUILTIN
+from workers.model_loading import BUILTIN
 
 ROOT = Path(__file__).parents[2]
 CLIENTS = ROOT / "tests" / "clients"
@@ -136,7 +136,7 @@ def test_schemathesis_finds_no_server_error(tmp_path: Path) -> None:
     where = {"SCHEMATHESIS_HOOKS": "schemathesis_hooks", "PYTHONPATH": str(CLIENTS)}
     how = ["--checks", "not_a_server_error", "--phases", "examples,fuzzing", "--max-examples", 40, "--max-time", 90]
     shown = ["--seed", 1, "--continue-on-failure", "--warnings", "off", "--no-color"]
-    with running_house(tmp_path, "scripted", scripted_step_ms=1, admin_key="secret") as stack:
+    with running_stack(tmp_path, "scripted", scripted_step_ms=1, admin_key="secret") as stack:
         known = ["--header", "Authorization: Bearer secret", "--request-timeout", 30]
         said = run([MANY / "st", "run", f"{stack.base}/openapi.json", *how, *known, *shown], more=where, cwd=tmp_path)
 

@@ -19,7 +19,7 @@ import pytest
 
 from tests.e2e.conftest import BUILTIN
 from tests.e2e.harness import Stack, eventually, running_house
-from workers.models import BUILTIN as FOLDER
+from workers.model_loading import BUILTIN as FOLDER
 
 COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -31,7 +31,7 @@ def greedy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     shutil.copytree(FOLDER, model)
     config = model / "generation_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"top_k": 1}))
-    with running_house(model.parent, f"{BUILTIN}={model}") as stack:
+    with running_stack(model.parent, f"{BUILTIN}={model}") as stack:
         yield stack
 
 

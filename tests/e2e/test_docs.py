@@ -7,7 +7,7 @@ import httpx
 import jsonschema
 import pytest
 
-from api.docs import EXAMPLES
+from api.http.docs import EXAMPLES
 from tests.e2e.harness import Stack
 
 

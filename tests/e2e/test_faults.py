@@ -80,7 +80,7 @@ def expect_whole(readers: list[Reader], expected: list[str]) -> None:
 def pair(
     request: pytest.FixtureRequest, tmp_path: Path, own_redis: EmbeddedRedis
 ) -> Iterator[tuple[Stack, str, list[str]]]:
-    """A house with two workers, its model, and prompts."""
+    """A stack with two workers, its model, and prompts."""
     if request.param == "scripted":
         prompts = [f"question {n}" for n in range(STREAMS)]
         with running_stack(tmp_path, own_redis, "scripted", workers=2, scripted_step_ms=10, **DEFAULT_LEASE) as stack:

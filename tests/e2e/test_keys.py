@@ -19,7 +19,7 @@ ADMIN = {"authorization": "Bearer admin-of-this-test"}
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("guarded")
     settings: dict[str, Any] = {"keys": "required", "admin_key": "admin-of-this-test", "scripted_step_ms": 5}
-    with running_house(folder, "scripted", **settings) as stack:
+    with running_stack(folder, "scripted", **settings) as stack:
         yield stack
 
 

@@ -12,7 +12,7 @@ from tests.e2e.harness import Stack, running_house
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with running_house(tmp_path_factory.mktemp("lists"), "scripted", scripted_step_ms=1) as running:
+    with running_stack(tmp_path_factory.mktemp("lists"), "scripted", scripted_step_ms=1) as running:
         yield running
 
 

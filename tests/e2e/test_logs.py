@@ -1,4 +1,4 @@
-"""The logs of a whole house are JSON: from loading a model to stopping, whatever a client sends."""
+"""The logs of a whole stack are JSON: from loading a model to stopping, whatever a client sends."""
 
 import json
 import socket
@@ -9,7 +9,7 @@ from tests.e2e.harness import running_house
 
 
 def test_every_line_of_every_process_is_json(tmp_path: Path) -> None:
-    with running_house(tmp_path, "builtin") as stack:
+    with running_stack(tmp_path, "builtin") as stack:
         hello = [{"role": "user", "content": "Hello!"}]
         assert stack.post({"model": BUILTIN, "messages": hello, "max_tokens": 2}).status_code == 200
         with socket.create_connection(("127.0.0.1", stack.port)) as garbage:

@@ -24,10 +24,10 @@ ADMIN = {"authorization": "Bearer secret"}
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("monitored")
-    with running_house(
+    with running_stack(
         folder, "scripted", scripted_step_ms=2, scripted_tokens=10**6, admin_key="secret", target_wait_s=1
-    ) as house:
-        yield house
+    ) as stack:
+        yield stack
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_every_panel_of_the_dashboard_can_be_drawn(stack: Stack, prometheus: str
 
 
 def test_a_queue_that_grows_wants_workers_even_when_there_is_none(tmp_path: Path) -> None:
-    with running_house(tmp_path, "scripted", admin_key="secret", target_wait_s=1, job_ttl_s=60) as stack:
+    with running_stack(tmp_path, "scripted", admin_key="secret", target_wait_s=1, job_ttl_s=60) as stack:
         before = demand(stack)
         stack.workers[0].stop()
         eventually("nobody serves", lambda: demand(stack)["workers"] == 0, seconds=30)

@@ -14,8 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
-from shared import keys, rq_view
-from shared.codec import encode_event
+from shared import rq_view
+from shared.domain.codec import encode_event
+from shared.redis import keys
 from tests.e2e.harness import Stack, eventually, running_house
 from tests.factories import delta
 
@@ -26,8 +27,8 @@ ADMIN = {"authorization": "Bearer secret"}
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with running_house(tmp_path_factory.mktemp("operator"), "scripted", admin_key="secret") as stack:
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with running_stack(tmp_path_factory.mktemp("operator"), "scripted", admin_key="secret") as stack:
         yield stack
 
 
@@ -51,43 +52,43 @@ def failed_job(stack: Stack) -> str:
     return job_id
 
 
-def test_job_texts_and_tracebacks_are_shown_plain(house: Stack) -> None:
-    job_id = failed_job(house)
+def test_job_texts_and_tracebacks_are_shown_plain(stack: Stack) -> None:
+    job_id = failed_job(stack)
 
-    shown = run(house, "jobs", "show", job_id)
-    listed = run(house, "jobs", "list", "--state", "failed")
-    tailed = run(house, "jobs", "tail", job_id)
+    shown = run(stack, "jobs", "show", job_id)
+    listed = run(stack, "jobs", "list", "--state", "failed")
+    tailed = run(stack, "jobs", "tail", job_id)
 
     assert shown.stdout.count(SPELLED) == 3  # worker, traceback, text
     assert SPELLED in listed.stdout
     assert SPELLED in tailed.stdout
-    assert f"There is no job {SPELLED}" in run(house, "jobs", "show", HOSTILE).stderr
+    assert f"There is no job {SPELLED}" in run(stack, "jobs", "show", HOSTILE).stderr
 
 
-def test_lists_come_as_json(house: Stack) -> None:
-    job_id = failed_job(house)
-    run(house, "keys", "create", HOSTILE)
+def test_lists_come_as_json(stack: Stack) -> None:
+    job_id = failed_job(stack)
+    run(stack, "keys", "create", HOSTILE)
 
-    jobs = json.loads(run(house, "jobs", "list", "--json", "--state", "failed").stdout)
-    models = json.loads(run(house, "models", "--json").stdout)
-    api_keys = json.loads(run(house, "keys", "list", "--json").stdout)
-    findings = json.loads(run(house, "doctor", "--json").stdout)
+    jobs = json.loads(run(stack, "jobs", "list", "--json", "--state", "failed").stdout)
+    models = json.loads(run(stack, "models", "--json").stdout)
+    api_keys = json.loads(run(stack, "keys", "list", "--json").stdout)
+    findings = json.loads(run(stack, "doctor", "--json").stdout)
 
     assert next(job["reason"] for job in jobs if job["id"] == job_id) == HOSTILE
     assert not {"payload", "view", "traceback"} & set(jobs[0])
     assert [(model["name"], model["workers"]) for model in models] == [("scripted", 1)]
-    assert models == json.loads(run(house, "models", "list", "--json").stdout)
+    assert models == json.loads(run(stack, "models", "list", "--json").stdout)
     assert HOSTILE in [key["name"] for key in api_keys]
-    assert SPELLED in run(house, "keys", "list").stdout
+    assert SPELLED in run(stack, "keys", "list").stdout
     assert {"level", "text"} == set(findings[0])
 
 
-def test_the_url_may_stand_before_and_after_the_sub_command(house: Stack) -> None:
-    before = [sys.executable, "-m", "cli", "models", "--redis-url", house.server.url, "list"]
+def test_the_url_may_stand_before_and_after_the_sub_command(stack: Stack) -> None:
+    before = [sys.executable, "-m", "cli", "models", "--redis-url", stack.server.url, "list"]
 
     done = subprocess.run(before, capture_output=True, text=True, timeout=60, check=True)
 
-    assert done.stdout == run(house, "models", "list").stdout
+    assert done.stdout == run(stack, "models", "list").stdout
     assert done.stdout.startswith("scripted  scripted  context")
 
 
@@ -104,23 +105,23 @@ def test_the_url_may_stand_before_and_after_the_sub_command(house: Stack) -> Non
     ],
 )
 def test_what_cannot_be_done_is_one_clear_sentence(
-    house: Stack, arguments: tuple[str, ...], status: int, said: str
+    stack: Stack, arguments: tuple[str, ...], status: int, said: str
 ) -> None:
-    done = run(house, *arguments)
+    done = run(stack, *arguments)
 
     assert done.returncode == status
     assert said in done.stdout + done.stderr
 
 
-def test_a_dead_model_is_forgotten_by_command_and_by_the_admin_api(house: Stack) -> None:
+def test_a_dead_model_is_forgotten_by_command_and_by_the_admin_api(stack: Stack) -> None:
     for name in ("dead/one", "dead/two"):
         about = {"engine": "batched", "context_length": 100, "created_s": 1, "capabilities": "chat"}
-        house.redis.hset(keys.model(name), mapping=about)  # type: ignore[arg-type]
-        house.redis.sadd(keys.MODELS, name)
-        house.redis.sadd(keys.QUEUES, keys.queue(name))
+        stack.redis.hset(keys.model(name), mapping=about)  # type: ignore[arg-type]
+        stack.redis.sadd(keys.MODELS, name)
+        stack.redis.sadd(keys.QUEUES, keys.queue(name))
 
-    assert run(house, "models", "forget", "dead/one").stdout == "dead/one forgotten\n"
-    with httpx.Client(base_url=house.base, headers=ADMIN) as admin:
+    assert run(stack, "models", "forget", "dead/one").stdout == "dead/one forgotten\n"
+    with httpx.Client(base_url=stack.base, headers=ADMIN) as admin:
         refused = admin.delete("/admin/models/scripted")
         gone = admin.delete("/admin/models/dead/two")
         again = admin.delete("/admin/models/dead/two")
@@ -129,15 +130,15 @@ def test_a_dead_model_is_forgotten_by_command_and_by_the_admin_api(house: Stack)
     assert (refused.status_code, gone.status_code, again.status_code) == (400, 200, 404)
     assert "1 workers" in refused.json()["error"]["message"]
     assert [model["id"] for model in listed] == ["scripted"]
-    left: Any = house.redis.keys("*dead/*")
+    left: Any = stack.redis.keys("*dead/*")
     assert left == []
-    queues: Any = house.redis.smembers(keys.QUEUES)
+    queues: Any = stack.redis.smembers(keys.QUEUES)
     assert queues == {keys.queue("scripted").encode()}
 
 
-def test_q_leaves_top(house: Stack, tmp_path: Path) -> None:
+def test_q_leaves_top(stack: Stack, tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "cli", "top", "--redis-url", house.server.url]
+    command = [sys.executable, "-m", "cli", "top", "--redis-url", stack.server.url]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
     top = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)

@@ -35,7 +35,7 @@ ADMIN = {"authorization": "Bearer operator"}
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("pick-up")
-    with running_house(folder, "scripted", **SETTINGS) as running:
+    with running_stack(folder, "scripted", **SETTINGS) as running:
         yield running
 
 

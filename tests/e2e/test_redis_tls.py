@@ -9,9 +9,9 @@ import pytest
 import redis
 
 from cli.embedded_redis import EmbeddedRedis, free_port
-from shared.checkup import examine
-from shared.errors import QueueUnavailable
-from shared.redis_client import connect
+from shared.domain.errors import QueueUnavailable
+from shared.redis.client import connect
+from shared.redis.health import examine
 from shared.settings import load_settings
 from tests.conftest import binary_of
 from tests.e2e.harness import running_stack, text_of

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from tests.e2e.harness import Stack, eventually, running_house
 from tests.e2e.test_tools import WEATHER
 from tests.models import calling_model
-from workers.replies.dialect import HERMES
+from workers.parsers.tool_formats import HERMES
 
 MODEL = "caller"
 TOOL: Any = {"type": "function", "name": "weather", "parameters": WEATHER, "strict": True}
@@ -31,7 +31,7 @@ def caller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("responses")
     calling_model(folder / MODEL, HERMES.sign, HERMES.marks)
     settings: dict[str, Any] = {"scripted_step_ms": 10, "scripted_tokens": 100_000}
-    with running_house(folder, "scripted", str(folder / MODEL), **settings) as stack:
+    with running_stack(folder, "scripted", str(folder / MODEL), **settings) as stack:
         yield stack
 
 
@@ -271,7 +271,7 @@ def test_what_cannot_be_done_is_refused_by_name(responses: Any, change: dict[str
 
 
 def test_it_survives_its_worker(tmp_path: Path) -> None:
-    with running_house(tmp_path, "scripted", workers=2, scripted_step_ms=10, scripted_tokens=100_000) as stack:
+    with running_stack(tmp_path, "scripted", workers=2, scripted_step_ms=10, scripted_tokens=100_000) as stack:
         client = stack.client().responses
         asked: Any = {"model": "scripted", "input": "x", "max_output_tokens": 300, "temperature": 0}
         expected = client.create(**asked).output_text

@@ -43,7 +43,7 @@ def far(tmp_path: Path) -> Far:
 @pytest.fixture
 def stack(tmp_path: Path, far: Far) -> Iterator[Stack]:
     options: dict[str, Any] = {"shard_urls": far.server.url, "admin_key": "secret", "scripted_step_ms": 5}
-    with running_house(tmp_path, "scripted", **options) as made:
+    with running_stack(tmp_path, "scripted", **options) as made:
         far.start_worker(made)
         yield made
         far.stop()
@@ -161,6 +161,6 @@ def test_a_shard_that_cannot_work_stops_the_start(tmp_path: Path, own_redis: Emb
 
     with (
         pytest.raises(AssertionError, match=f"PENSTOCK_SHARD_URLS: .*{said}"),
-        running_house(tmp_path, "scripted", shard_urls=shards),
+        running_stack(tmp_path, "scripted", shard_urls=shards),
     ):
         pytest.fail("it started")

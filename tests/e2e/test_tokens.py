@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from tests.e2e.conftest import BUILTIN
 from tests.e2e.harness import Stack, running_house
 from tests.models import ranking_model
-from workers.models import BUILTIN as FOLDER
+from workers.model_loading import BUILTIN as FOLDER
 
 TEXT = "Hello, what is 3 + 4? 你好 🦊"
 CHAT = [{"role": "user", "content": "Hello!"}]
@@ -93,7 +93,7 @@ def test_documents_are_ranked_by_how_near_they_are(builtin: Stack) -> None:
 def test_a_cross_encoder_ranks_by_its_scores_and_makes_no_embeddings(tmp_path: Path) -> None:
     ranking_model(tmp_path / "ranker")
     documents = ["she did", "it it", "who wrote it"]
-    with running_house(tmp_path, str(tmp_path / "ranker")) as stack:
+    with running_stack(tmp_path, str(tmp_path / "ranker")) as stack:
         ranked = ask(stack, "rerank", model="ranker", query="who wrote it", documents=documents)
         refused = ask(stack, "embeddings", model="ranker", input="it")
         listed = httpx.get(f"{stack.base}/v1/models/ranker").json()

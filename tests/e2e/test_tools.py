@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from tests.e2e.harness import Stack, running_house
 from tests.models import calling_model
-from workers.replies.dialect import HERMES
+from workers.parsers.tool_formats import HERMES
 
 QUESTION: list[Any] = [{"role": "user", "content": "How is the weather in Bern?"}]
 WEATHER = {
@@ -35,7 +35,7 @@ class Weather(BaseModel):
 def caller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("caller")
     calling_model(folder / MODEL, HERMES.sign, HERMES.marks)
-    with running_house(folder, str(folder / MODEL)) as stack:
+    with running_stack(folder, str(folder / MODEL)) as stack:
         yield stack
 
 

@@ -88,7 +88,7 @@ def test_one_trace_tells_a_job_from_its_request_to_its_end_across_a_killed_worke
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
     with collecting() as (collector, endpoint):
         options: dict[str, Any] = {"otlp_endpoint": endpoint, "scripted_step_ms": 20}
-        with running_house(tmp_path, "scripted", **options) as stack:
+        with running_stack(tmp_path, "scripted", **options) as stack:
             tokens = _ask_and_kill(stack, collector)
         logs = "".join(path.read_text() for path in tmp_path.glob("*.log"))
 
@@ -126,7 +126,7 @@ def _ask_and_kill(stack: Stack, collector: Collector) -> int:
 
 
 def test_without_an_endpoint_nothing_is_traced_and_logs_name_requests_and_jobs(tmp_path: Path) -> None:
-    with running_house(tmp_path, "scripted") as stack:
+    with running_stack(tmp_path, "scripted") as stack:
         answer = stack.post(ASK | {"stream": False, "max_tokens": 2}, headers=CONTEXT)
         stack.stop()
         (api,) = tmp_path.glob("api-*.log")

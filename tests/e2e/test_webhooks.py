@@ -49,10 +49,10 @@ class Receiver:
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("webhooks")
     settings: dict[str, Any] = {"webhook_private": True, "scripted_step_ms": 5}
-    with running_house(folder, "scripted", **settings) as stack:
+    with running_stack(folder, "scripted", **settings) as stack:
         yield stack
 
 
@@ -75,9 +75,9 @@ def subscribe(stack: Stack, key: str, url: str, *events: str) -> dict[str, Any]:
     return made
 
 
-def test_the_end_of_a_response_is_told_so_that_the_client_believes_it(house: Stack, receiver: Receiver) -> None:
-    made = subscribe(house, "one", receiver.url)
-    client = house.client(api_key="one")
+def test_the_end_of_a_response_is_told_so_that_the_client_believes_it(stack: Stack, receiver: Receiver) -> None:
+    made = subscribe(stack, "one", receiver.url)
+    client = stack.client(api_key="one")
     waited_for = client.responses.create(model="scripted", input="x", max_output_tokens=3, background=True)
     client.responses.create(model="scripted", input="x", max_output_tokens=3)
 
@@ -94,18 +94,18 @@ def test_the_end_of_a_response_is_told_so_that_the_client_believes_it(house: Sta
     ("asked", "event"),
     [({"input": "x"}, "response.completed"), ({"input": "fault:raise@2"}, "response.failed")],
 )
-def test_each_end_has_its_event(house: Stack, receiver: Receiver, asked: dict[str, Any], event: str) -> None:
+def test_each_end_has_its_event(stack: Stack, receiver: Receiver, asked: dict[str, Any], event: str) -> None:
     key = f"each {event}"
-    subscribe(house, key, receiver.url)
+    subscribe(stack, key, receiver.url)
 
-    house.client(api_key=key).responses.create(model="scripted", background=True, **asked)
+    stack.client(api_key=key).responses.create(model="scripted", background=True, **asked)
 
     assert json.loads(receiver.next()[1])["type"] == event
 
 
-def test_a_cancel_is_told(house: Stack, receiver: Receiver) -> None:
-    subscribe(house, "cancelling", receiver.url, "response.cancelled")
-    client = house.client(api_key="cancelling").responses
+def test_a_cancel_is_told(stack: Stack, receiver: Receiver) -> None:
+    subscribe(stack, "cancelling", receiver.url, "response.cancelled")
+    client = stack.client(api_key="cancelling").responses
     made = client.create(model="scripted", input="x", max_output_tokens=100_000, background=True)
 
     client.cancel(made.id)
@@ -114,9 +114,9 @@ def test_a_cancel_is_told(house: Stack, receiver: Receiver) -> None:
     assert (told["type"], told["data"]) in [("response.cancelled", {"id": made.id})]
 
 
-def test_the_end_of_a_batch_is_told(house: Stack, receiver: Receiver) -> None:
-    subscribe(house, "batching", receiver.url, "batch.completed", "batch.failed")
-    client = house.client(api_key="batching")
+def test_the_end_of_a_batch_is_told(stack: Stack, receiver: Receiver) -> None:
+    subscribe(stack, "batching", receiver.url, "batch.completed", "batch.failed")
+    client = stack.client(api_key="batching")
     body = {"model": "scripted", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
     row = {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": body}
     for text, end in ((json.dumps(row), "completed"), ("broken", "failed")):
@@ -127,11 +127,11 @@ def test_the_end_of_a_batch_is_told(house: Stack, receiver: Receiver) -> None:
         assert (told["type"], told["data"]["id"]) == (f"batch.{end}", batch.id)
 
 
-def test_who_fails_is_told_again_with_the_same_id(house: Stack) -> None:
+def test_who_fails_is_told_again_with_the_same_id(stack: Stack) -> None:
     receiver = Receiver(500, 302)
-    subscribe(house, "again", receiver.url)
+    subscribe(stack, "again", receiver.url)
 
-    house.client(api_key="again").responses.create(model="scripted", input="x", background=True)
+    stack.client(api_key="again").responses.create(model="scripted", input="x", background=True)
 
     first, again = receiver.next(), receiver.next()
     assert first[1] == again[1]
@@ -140,12 +140,12 @@ def test_who_fails_is_told_again_with_the_same_id(house: Stack) -> None:
     receiver.stop()
 
 
-def test_a_receiver_that_is_never_done_holds_up_nobody_else(house: Stack, receiver: Receiver) -> None:
+def test_a_receiver_that_is_never_done_holds_up_nobody_else(stack: Stack, receiver: Receiver) -> None:
     """It sends a byte of a header now and then, for ever; a time-out for each read would never see it."""
     with socket.create_server(("127.0.0.1", 0)) as dripping:
-        subscribe(house, "dripping", f"http://127.0.0.1:{dripping.getsockname()[1]}/")
-        subscribe(house, "quick", receiver.url)
-        slow, quick = house.client(api_key="dripping").responses, house.client(api_key="quick").responses
+        subscribe(stack, "dripping", f"http://127.0.0.1:{dripping.getsockname()[1]}/")
+        subscribe(stack, "quick", receiver.url)
+        slow, quick = stack.client(api_key="dripping").responses, stack.client(api_key="quick").responses
         for _ in range(6):
             slow.create(model="scripted", input="x", max_output_tokens=3, background=True)
         dripping.settimeout(30)
@@ -160,30 +160,30 @@ def test_a_receiver_that_is_never_done_holds_up_nobody_else(house: Stack, receiv
             taken.sendall(b"x")
 
 
-def test_an_endpoint_is_tested_rotated_and_removed(house: Stack, receiver: Receiver) -> None:
-    made = subscribe(house, "managing", receiver.url)
-    with hooks(house, "managing") as client:
+def test_an_endpoint_is_tested_rotated_and_removed(stack: Stack, receiver: Receiver) -> None:
+    made = subscribe(stack, "managing", receiver.url)
+    with hooks(stack, "managing") as client:
         assert client.post(f"/webhooks/{made['id']}/test").json()["delivered"] is True
         rotated = client.post(f"/webhooks/{made['id']}/rotate").json()
         client.post(f"/webhooks/{made['id']}/test")
         receiver.next()
         headers, body = receiver.next()
         for secret in (made["secret"], rotated["secret"]):
-            house.client().webhooks.verify_signature(body, headers, secret=secret)
+            stack.client().webhooks.verify_signature(body, headers, secret=secret)
         assert [each["id"] for each in client.get("/webhooks").json()["data"]] == [made["id"]]
         assert "secret" not in client.get(f"/webhooks/{made['id']}").json()
-        with hooks(house, "somebody else") as other:
+        with hooks(stack, "somebody else") as other:
             assert other.get(f"/webhooks/{made['id']}").status_code == 404
             assert other.delete(f"/webhooks/{made['id']}").status_code == 404
         assert client.delete(f"/webhooks/{made['id']}").json()["deleted"] is True
         assert client.get(f"/webhooks/{made['id']}").status_code == 404
 
 
-def test_a_redirect_is_not_followed(house: Stack) -> None:
+def test_a_redirect_is_not_followed(stack: Stack) -> None:
     receiver = Receiver(302)
-    made = subscribe(house, "redirecting", receiver.url)
+    made = subscribe(stack, "redirecting", receiver.url)
 
-    with hooks(house, "redirecting") as client:
+    with hooks(stack, "redirecting") as client:
         told = client.post(f"/webhooks/{made['id']}/test").json()
 
     assert (told["delivered"], told["status_code"]) == (False, 302)

@@ -5,11 +5,11 @@ import torch
 
 from shared.settings import load_settings
 from tools.tiny_model.evaluate import answers, plain
-from workers.engine.attention import gather, kernels
-from workers.engine.kv_cache import KVCache
-from workers.engine.packing import Scoring, Step
-from workers.limits import BLOCK_SIZE
-from workers.models import load_engine, parse_specs
+from workers.engines.native.kernels.attention import gather, kernels
+from workers.engines.native.kernels.kv_cache import KVCache
+from workers.engines.native.kernels.step_layout import Scoring, Step
+from workers.model_loading import load_engine, parse_specs
+from workers.scheduling.engine_limits import BLOCK_SIZE
 
 QUESTIONS = ["Hello!", "你好", "What is 7 + 5?", "Count from 1 to 20.", "Tell me a story about a fox.", "Spell house."]
 pytestmark = [

@@ -4,17 +4,17 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from shared.events import Cancelled, Completed, Delta, Expired, Failed, Finished, Outcome, Started
-from shared.job import Job
-from shared.lifecycle import State
+from shared.domain.events import Cancelled, Completed, Delta, Expired, Failed, Finished, Outcome, Started
+from shared.domain.job import Job
+from shared.domain.lifecycle import State
 from tests.simulation.loop import SimulatedLoop
 from tests.simulation.world import Client, World
-from workers.engine.scripted import FAULT, ScriptedTokenizer, scripted_token
-from workers.limits import BLOCK_SIZE
-from workers.sequence import Choosing, Sequence
+from workers.engines.scripted import FAULT, ScriptedTokenizer, scripted_token
+from workers.scheduling.engine_limits import BLOCK_SIZE
+from workers.scheduling.sequence import SamplingParams, Sequence
 
 STATES = {Completed: State.FINISHED, Cancelled: State.CANCELED, Failed: State.FAILED, Expired: State.FAILED}
-GREEDY = Choosing(seed=0, temperature=0, top_p=1, top_k=0)
+GREEDY = SamplingParams(seed=0, temperature=0, top_p=1, top_k=0)
 
 
 def run(seed: int) -> list[str]:
@@ -140,5 +140,5 @@ def _encoded(content: str) -> list[int]:
 
 @functools.cache
 def answer(content: str, tokens: int) -> list[int]:
-    sequence = Sequence(job_id="", choice=0, prompt=_encoded(content), choosing=GREEDY)
+    sequence = Sequence(job_id="", choice=0, prompt=_encoded(content), sampling=GREEDY)
     return [scripted_token(sequence, position) for position in range(tokens)]

@@ -9,29 +9,29 @@ from dataclasses import replace
 from itertools import count
 from typing import Any
 
-from api.relay import Relay
-from shared.errors import QueueUnavailable
-from shared.events import Event, Finished, Outcome
-from shared.job import Job, ModelInfo
-from shared.memory import MemoryQueue
-from shared.queue import Bounds
+from api.serving.relay import Relay
+from shared.domain.errors import QueueUnavailable
+from shared.domain.events import Event, Finished, Outcome
+from shared.domain.job import Job, ModelInfo
+from shared.observability.metrics import ApiMetrics, WorkerMetrics
+from shared.queue.memory_queue import MemoryQueue
+from shared.queue.protocols import Bounds
 from shared.settings import load_settings
-from shared.telemetry import ApiMetrics, WorkerMetrics
 from tests.factories import make_job
 from tests.simulation.loop import STEP_S, Process, SimulatedThread
-from workers.engine.scripted import ScriptedEngine
-from workers.limits import BLOCK_SIZE, Limits
-from workers.models import Loaded
-from workers.scheduler import Batch
-from workers.sequence import Sampled
-from workers.worker import Worker
+from workers.engines.scripted import ScriptedEngine
+from workers.loop.worker import Worker
+from workers.model_loading import Loaded
+from workers.scheduling.engine_limits import BLOCK_SIZE, EngineLimits
+from workers.scheduling.scheduler import Batch
+from workers.scheduling.sequence import Sampled
 
 INFO = ModelInfo(name="m", engine="scripted", context_length=1000, created_s=0)
 VERBS = ("enqueue", "attach", "claim", "renew", "append", "settle", "release", "cancel", "leave", "read")
 BOUNDS = Bounds(jobs_max=100)
 SETTINGS = load_settings(heartbeat_ms=300, lease_ms=1000, idle_wait_ms=50, drain_s=0.2, outbox_steps_max=100_000)
 # Hardly room for two long jobs, so that others wait for blocks, and that a growing one takes them from a younger one.
-LIMITS = Limits(sequences_max=3, batch_tokens_max=16, context_length=144, vocabulary=50_000, blocks=10)
+LIMITS = EngineLimits(sequences_max=3, batch_tokens_max=16, context_length=144, vocabulary=50_000, blocks=10)
 TENANTS = ("ann", "bob", "eve")
 # What prompts begin with: from less than a block to four of them.
 BEGINNINGS = [" ".join(f"p{name}w{word}" for word in range(name * BLOCK_SIZE + 5)) for name in range(5)]
@@ -254,8 +254,8 @@ class World:
     def _has_room(self, worker: Worker) -> bool:
         """As the queue and the engine see it, whatever the worker itself remembers."""
         held = [record.job for record in self.queue._running.values() if record.worker == worker.name]
-        waiting = any(stepper._scheduler.waiting for stepper in worker._steppers)
-        return not waiting and sum(job.width for job in held) < LIMITS.sequences_max
+        waiting = any(engine_loop._scheduler.waiting for engine_loop in worker._engine_loops)
+        return not waiting and sum(job.sequences for job in held) < LIMITS.sequences_max
 
     async def _watch(self) -> None:
         """A worker that lives, has room and says that it accepts asks for work; one that stops comes to its end. The

@@ -2,7 +2,7 @@
 
 import pytest
 
-from shared.memory import MemoryQueue
+from shared.queue.memory_queue import MemoryQueue
 from tests.running_workers import Clock
 
 

@@ -11,11 +11,11 @@ from typing import Any
 from shared.settings import load_settings
 from tools.tiny_model.dialogues import TOPICS, Pair
 from tools.tiny_model.tool_talks import Talk, json_talk, tool_talk
-from workers.engine.base import Engine
-from workers.models import load_engine, parse_specs
-from workers.offline import run
-from workers.sequence import Choosing, Sampled, Sequence
-from workers.transcript import Transcript
+from workers.engines.base import Engine
+from workers.engines.offline import run
+from workers.model_loading import load_engine, parse_specs
+from workers.runs.detokenizer import IncrementalDetokenizer
+from workers.scheduling.sequence import Sampled, SamplingParams, Sequence
 
 SEED = 99
 FREE = ("story", "unknown")  # many right answers: the end, or the refusal, is what counts
@@ -24,21 +24,23 @@ Question = tuple[dict[str, Any], str]  # a chat's request, and the answer that w
 
 def answers(engine: Engine, requests: list[dict[str, Any]]) -> list[str]:
     """Greedy, all in one batch."""
-    greedy = Choosing(seed=0, temperature=0, top_p=1, top_k=0)
+    greedy = SamplingParams(seed=0, temperature=0, top_p=1, top_k=0)
     tokenizer = engine.tokenizer
     texts: dict[Sequence, str] = {}
-    transcripts: dict[Sequence, Transcript] = {}
+    detokenizers: dict[Sequence, IncrementalDetokenizer] = {}
     for at, request in enumerate(requests):
-        sequence = Sequence(job_id=str(at), choice=0, prompt=tokenizer.chat(request).ids, choosing=greedy)
+        sequence = Sequence(job_id=str(at), choice=0, prompt=tokenizer.chat(request).ids, sampling=greedy)
         texts[sequence] = ""
-        transcripts[sequence] = Transcript(tokenizer.decode, ends=tokenizer.ends, stop=(), tokens_max=400)
+        detokenizers[sequence] = IncrementalDetokenizer(
+            tokenizer.decode, eos_ids=tokenizer.eos_ids, stop=(), tokens_max=400
+        )
 
     def ended(sequence: Sequence, new: Sampled) -> bool:
-        text, reason = transcripts[sequence].push(new.token)
+        text, reason = detokenizers[sequence].push(new.token)
         texts[sequence] += text
         return reason is not None
 
-    run(engine, transcripts, ended)
+    run(engine, detokenizers, ended)
     return list(texts.values())
 
 

@@ -1,0 +1,370 @@
+"""One batch, from a lease of it to its end, or to the loss of the lease: a bounded number of lines at a time, as jobs
+of the batch class that nobody needs to wait for.
+
+A job's id is made of the batch's id and the line's number, so that whoever goes on after a crash finds the jobs that
+the dead process enqueued. The lease is renewed as long as anything is done, and everything that is written depends on
+it: records in Redis by the script that compares its token, rows and results because their files carry the token.
+"""
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from api.background.batch_files import BatchLine, LineError, PartialResults, check, error_of, lines
+from api.http.auth import Caller
+from api.http.problems import Problem, Refused, problem_of, validation_problem
+from api.http.request_options import RequestOptions
+from api.serving.respond import collect, enqueue_and_open
+from api.serving.services import Services
+from api.serving.submission import BATCHED, Submission
+from api.stores.batches import LEASE_S, Batch, Lease, LeaseLost, Status
+from api.stores.files import FileRecord
+from shared.domain.errors import InvalidRequest, NotFound, PenstockError, QueueFull, QueueUnavailable
+from shared.domain.job import Priority
+from shared.process.tasks import end
+from shared.redis.client import Command
+
+log = logging.getLogger(__name__)
+LOOK_S = 1.0
+RETRY_S = 0.5
+KEEP_S = LEASE_S / 5
+LINES_BYTES_MAX = 16_000_000  # of one batch's lines in memory at a time; a longer line runs alone
+GIVEN_UP_AT_ONCE = 200
+RESULTS = ((True, "output"), (False, "error"))
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What a batch comes to, and what is said of each line that is not done."""
+
+    status: Status
+    code: str = ""
+    why: str = ""
+    param: str | None = None
+
+
+COMPLETED = Ending(Status.COMPLETED)
+CANCELLED = Ending(Status.CANCELLED, "batch_cancelled", "This batch was cancelled before this request was done.")
+EXPIRED = Ending(
+    Status.EXPIRED, "batch_expired", "This request could not be executed before the completion window expired."
+)
+KEY_GONE = Ending(Status.FAILED, "invalid_api_key", "The API key that made this batch was revoked or has expired.")
+INPUT_GONE = Ending(
+    Status.FAILED, "file_not_found", "The input file of this batch cannot be found any more.", "input_file_id"
+)
+
+
+class Interrupted(Exception):
+    """The batch ends before its lines do."""
+
+    def __init__(self, ending: Ending) -> None:
+        super().__init__(ending.status)
+        self.ending = ending
+
+
+class BatchRun:
+    """`folder`: of results and of what comes before them. `at_once`: lines that are jobs at a time."""
+
+    def __init__(
+        self, services: Services, batch: Batch, lease: Lease, *, folder: Path, at_once: int, clock: Callable[[], float]
+    ) -> None:
+        self._services = services
+        self._store = services.batches
+        self._files = services.files
+        self._folder = folder
+        self._at_once = at_once
+        self._batch = batch
+        self._lease = lease
+        self._clock = clock
+        self._input = services.files.path(batch.input_file_id)
+        self._parts: PartialResults | None = None
+        self._options: RequestOptions
+
+    async def run(self) -> None:
+        """Raises LeaseLost, QueueUnavailable or whatever else went wrong; the batch has not ended then."""
+        await _unless(self._to_its_end(), self._keep_lease())
+
+    async def end_bare(self) -> None:
+        """End a batch whose run went wrong, without results, if it is to end now: it must not be tried for ever."""
+        try:
+            await self._look()
+        except Interrupted as stopped:
+            lost = LineError("internal_error", "The results of this batch could not be written.")
+            await self._end(stopped.ending, errors=[error_of(lost)])
+
+    async def _keep_lease(self) -> None:
+        while True:
+            await self._store.keep(self._lease)
+            await asyncio.sleep(KEEP_S)
+
+    async def _to_its_end(self) -> None:
+        if self._batch.status is Status.VALIDATING and not await self._validate():
+            return
+        parts = await asyncio.to_thread(PartialResults, self._folder, self._batch.id, self._lease.token)
+        self._parts = parts
+        try:
+            ending = await self._ending(parts)
+            if ending is CANCELLED:
+                self._batch = await self._move(Status.CANCELLING)
+            if ending is not COMPLETED:
+                await self._give_up(parts, ending)
+            await self._finish(parts, ending)
+        finally:
+            await asyncio.to_thread(parts.close)
+
+    async def _validate(self) -> bool:
+        """Whether the lines may run; if not, the batch has ended."""
+        try:
+            await self._look()
+            await self._files.record(self._batch.input_file_id, tenant=self._batch.tenant)
+            checked = await asyncio.to_thread(
+                check, self._input, self._batch.endpoint, line_bytes_max=self._services.settings.body_bytes_max
+            )
+        except Interrupted as stopped:
+            await self._end(stopped.ending)
+            return False
+        except (NotFound, FileNotFoundError):
+            await self._end(INPUT_GONE)
+            return False
+        if checked.errors:
+            await self._end(Ending(Status.FAILED), errors=checked.errors)
+            return False
+        self._batch = await self._move(Status.IN_PROGRESS, total=checked.total)
+        return True
+
+    async def _ending(self, parts: PartialResults) -> Ending:
+        if self._batch.status is Status.FINALIZING:
+            return COMPLETED
+        try:
+            await self._look()
+            return await _unless(self._all_lines(parts), self._watch())
+        except Interrupted as stopped:
+            return stopped.ending
+
+    async def _watch(self) -> None:
+        """Raises Interrupted."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            await self._look()
+            if (counted := self._counted()) != self._batch:
+                await self._store.save(self._lease, counted)
+                self._batch = counted
+
+    async def _look(self) -> None:
+        """Whether the batch may go on, and with what rights. Raises Interrupted."""
+        if await self._store.to_cancel([self._batch.id]):
+            raise Interrupted(CANCELLED)
+        if self._clock() > self._batch.expires_s:
+            raise Interrupted(EXPIRED)
+        caller = Caller(self._batch.tenant)
+        if self._batch.key:
+            try:
+                caller = Caller(self._batch.tenant, await self._services.keys.get(self._batch.key))
+            except NotFound:
+                raise Interrupted(KEY_GONE) from None
+        if caller.key and caller.key.expired(self._clock()):
+            raise Interrupted(KEY_GONE)
+        self._options = RequestOptions(caller=caller, priority=Priority.BATCH, grace_s=math.inf, paced=False)
+
+    async def _all_lines(self, parts: PartialResults) -> Ending:
+        room = _Room(lines_max=self._at_once, bytes_max=LINES_BYTES_MAX)
+
+        async def one(line: BatchLine) -> None:
+            try:
+                await self._line(parts, line)
+            finally:
+                await room.leave(line.size)
+
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                try:
+                    async for line in self._left(parts):
+                        await room.enter(line.size)
+                        tasks.create_task(one(line))
+                except FileNotFoundError:
+                    return INPUT_GONE
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from failed
+        return COMPLETED
+
+    async def _left(self, parts: PartialResults) -> AsyncIterator[BatchLine]:
+        """Lines that are not done. Raises FileNotFoundError."""
+        bytes_max, done = self._services.settings.body_bytes_max, parts.done[True] | parts.done[False]
+        reading = lines(self._input, self._batch.endpoint, line_bytes_max=bytes_max, done=done)
+        while line := await asyncio.to_thread(next, reading, None):
+            yield line
+
+    async def _line(self, parts: PartialResults, line: BatchLine) -> None:
+        job_id = f"{self._batch.id}-{line.number}"
+        answer = await self._answered(line, job_id)
+        self._lease.require()
+        good = not isinstance(answer, Problem)
+        await asyncio.to_thread(parts.add, [(line.number, _row(job_id, line, answer))], good=good)
+
+    async def _answered(self, line: BatchLine, job_id: str) -> dict[str, Any] | Problem:
+        """Waits for as long as nobody has room. Raises LeaseLost."""
+        while True:
+            try:
+                submission = await self._submission(line, job_id)
+                self._lease.require()
+                return await self._answer(submission)
+            except ValidationError as error:
+                return validation_problem(error)
+            except Refused as refused:
+                return refused.problem
+            except QueueFull as error:
+                await asyncio.sleep(error.retry_after_s)
+            except QueueUnavailable:
+                await asyncio.sleep(RETRY_S)
+            except PenstockError as error:
+                return problem_of(error)
+            except LeaseLost:
+                raise
+            except Exception:  # one line may fail one line
+                log.exception("a line of a batch failed", extra={"job_id": job_id})
+                return problem_of(PenstockError())
+
+    async def _submission(self, line: BatchLine, job_id: str) -> Submission:
+        """With the rights that the key has now. Raises PenstockError or ValidationError."""
+        if line.wrong:
+            raise InvalidRequest(line.wrong.message, param=line.wrong.param)
+        schema, make = BATCHED[self._batch.endpoint]
+        body = schema.model_validate(line.body)
+        if getattr(body, "stream", None):
+            raise InvalidRequest("'stream' is not allowed in a batch.", param="stream")
+        if getattr(body, "store", None):
+            raise InvalidRequest("'store' is not allowed in a batch, whose output is kept.", param="store")
+        submission = await make(self._services.admission, body, self._options)
+        return replace(submission, job=replace(submission.job, id=job_id))
+
+    async def _answer(self, submission: Submission) -> dict[str, Any]:
+        with ExitStack() as opened:
+            job, events, _ = await enqueue_and_open(self._services, submission, self._options, opened)
+            return await collect(self._services, events, submission.collector(job))
+
+    async def _give_up(self, parts: PartialResults, ending: Ending) -> None:
+        """Cancel what waits or runs, and say of each line that is not done why."""
+        some: list[BatchLine] = []
+        try:
+            async for line in self._left(parts):
+                some.append(line._replace(body={}))
+                if len(some) == GIVEN_UP_AT_ONCE:
+                    await self._give_lines_up(parts, some, ending)
+                    some = []
+            await self._give_lines_up(parts, some, ending)
+        except OSError:  # nobody can tell any more what the lines were called
+            await self._cancel_jobs(set(range(self._batch.total)) - parts.done[True] - parts.done[False])
+
+    async def _give_lines_up(self, parts: PartialResults, some: list[BatchLine], ending: Ending) -> None:
+        await self._cancel_jobs(line.number for line in some)
+        self._lease.require()
+        rows = [(line.number, _unanswered(f"{self._batch.id}-{line.number}", line, ending)) for line in some]
+        await asyncio.to_thread(parts.add, rows, good=False)
+
+    async def _cancel_jobs(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            await self._services.queue.cancel(f"{self._batch.id}-{number}", by="its batch")
+
+    async def _finish(self, parts: PartialResults, ending: Ending) -> None:
+        if ending is COMPLETED:
+            self._batch = await self._move(Status.FINALIZING)
+        made = {name: record for good, name in RESULTS if (record := await self._result(parts, good, name))}
+        commands = [command for record in made.values() for command in self._files.registration(record)]
+        paths = [self._files.path(record.id) for record in made.values()]
+        try:
+            await self._end(ending, *commands, **{f"{name}_file_id": record.id for name, record in made.items()})
+        except LeaseLost:
+            for path in paths:
+                await asyncio.to_thread(path.unlink, missing_ok=True)
+            raise
+        await asyncio.to_thread(parts.remove, keep=paths)
+
+    async def _result(self, parts: PartialResults, good: bool, name: str) -> FileRecord | None:
+        """The bytes of a result are in their place, under a name of this lease; nobody knows of them yet."""
+        file_id = f"file-{self._batch.id}-{self._lease.token.rpartition('.')[2]}-{name}"
+        path = self._files.path(file_id)
+        size = await asyncio.to_thread(parts.assemble, path, good=good)
+        if not size:
+            await asyncio.to_thread(path.unlink)
+            return None
+        return self._files.described(
+            file_id,
+            tenant=self._batch.tenant,
+            filename=f"{self._batch.id}_{name}.jsonl",
+            purpose="batch_output",
+            size=size,
+            lifetime_s=self._batch.output_lifetime_s,
+        )
+
+    async def _end(self, ending: Ending, *commands: Command, **changes: Any) -> None:
+        """The end, its results and the telling of it become true together, or not at all."""
+        if ending.status is Status.FAILED and ending.code:
+            changes["errors"] = [error_of(LineError(ending.code, ending.why, ending.param))]
+        told = await self._services.webhooks.deliveries(self._batch.tenant, f"batch.{ending.status}", self._batch.id)
+        self._batch = await self._move(ending.status, *commands, *told, **changes)
+
+    async def _move(self, status: Status, *commands: Command, **changes: Any) -> Batch:
+        return await self._store.move(self._lease, self._counted(), status, *commands, **changes)
+
+    def _counted(self) -> Batch:
+        if self._parts is None:
+            return self._batch
+        done = self._parts.done
+        return replace(self._batch, completed=len(done[True]), failed=len(done[False] - done[True]))
+
+
+class _Room:
+    """So many lines at a time, and so many bytes of them; one alone always has room."""
+
+    def __init__(self, *, lines_max: int, bytes_max: int) -> None:
+        self._lines_max = lines_max
+        self._bytes_max = bytes_max
+        self._lines = self._bytes = 0
+        self._left = asyncio.Condition()
+
+    async def enter(self, size: int) -> None:
+        async with self._left:
+            await self._left.wait_for(lambda: self._has_room(size))
+            self._lines += 1
+            self._bytes += size
+
+    async def leave(self, size: int) -> None:
+        async with self._left:
+            self._lines -= 1
+            self._bytes -= size
+            self._left.notify_all()
+
+    def _has_room(self, size: int) -> bool:
+        return not self._lines or (self._lines < self._lines_max and self._bytes + size <= self._bytes_max)
+
+
+async def _unless(work: Coroutine[Any, Any, Result], watch: Coroutine[Any, Any, None]) -> Result:
+    """The result of `work`, unless `watch`, which never returns, raises before."""
+    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(watch)
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            watching.result()
+        return await working
+    finally:
+        await end((working, watching))
+
+
+def _row(job_id: str, line: BatchLine, answer: dict[str, Any] | Problem) -> dict[str, Any]:
+    """OpenAI's row of an output or error file."""
+    status, body = (answer.status, answer.body) if isinstance(answer, Problem) else (200, answer)
+    response = {"status_code": status, "request_id": job_id, "body": body}
+    return {"id": f"batch_req_{job_id}", "custom_id": line.custom_id, "response": response, "error": None}
+
+
+def _unanswered(job_id: str, line: BatchLine, ending: Ending) -> dict[str, Any]:
+    error = {"code": ending.code, "message": ending.why}
+    return {"id": f"batch_req_{job_id}", "custom_id": line.custom_id, "response": None, "error": error}

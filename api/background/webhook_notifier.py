@@ -1,0 +1,121 @@
+"""Sees that what has ended is told to whoever wants to know: responses in the background by the list to which the queue
+adds them as they end, batches by whoever ends them.
+
+Each delivery is a task of its own, and one tenant's are bounded, so that a receiver which is slow, or never done, holds
+up nobody else's.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any
+
+from redis.asyncio import Redis
+
+from api.stores.webhook_deliveries import WebhookDelivery, shared_out
+from api.stores.webhooks import Webhooks
+from shared.domain.errors import NotFound, QueueUnavailable
+from shared.domain.events import Cancelled, Completed, Event, Finished, FinishReason
+from shared.process.tasks import end
+from shared.queue.protocols import EventChannel
+from shared.redis import keys
+from shared.redis.client import translated
+
+log = logging.getLogger(__name__)
+LOOK_S = 1.0
+NOTICES_AT_ONCE = 100
+TAKEN_AT_ONCE = 100
+AT_ONCE = 100
+EACH_AT_ONCE = 4  # of one tenant
+BUSY_S = 2.0  # until a delivery for which there was no room is looked at again
+
+
+class WebhookNotifier:
+    def __init__(self, clients: Sequence[Redis], *, webhooks: Webhooks, channel: EventChannel) -> None:
+        self._clients = clients
+        self._webhooks = webhooks
+        self._channel = channel
+        self._telling: dict[asyncio.Task[None], str] = {}  # the tenant of each
+
+    async def run(self) -> None:
+        """For ever; each by itself, since one may be long in answering."""
+        hearing = [self._repeat(partial(self._hear, client)) for client in self._clients]
+        try:
+            await asyncio.gather(self._repeat(self._tell_due), *hearing)
+        finally:
+            await end(list(self._telling))
+
+    async def _repeat(self, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await work()
+            except QueueUnavailable as error:
+                log.warning("webhooks wait for redis", extra={"error": str(error)})
+            except Exception:
+                log.exception("webhooks were not looked at")
+            await asyncio.sleep(LOOK_S)
+
+    async def _tell_due(self) -> None:
+        """Begin with all that is due and finds room. What does not is put off, so that it hides nothing behind it."""
+        while len(self._telling) < AT_ONCE:
+            due = await self._webhooks.queue.take(TAKEN_AT_ONCE)
+            running = Counter(self._telling.values())
+            now, wait = shared_out(due, running=running, at_once=AT_ONCE, each_at_once=EACH_AT_ONCE)
+            for delivery in now:
+                task = asyncio.create_task(self._tell(delivery))
+                self._telling[task] = delivery.tenant
+                task.add_done_callback(self._telling.pop)
+            await self._webhooks.queue.put_off(wait, seconds=BUSY_S)
+            if len(due) < TAKEN_AT_ONCE:
+                return
+
+    async def _tell(self, delivery: WebhookDelivery) -> None:
+        """Once. A failure of ours leaves it taken; it is due again when that runs out."""
+        queue = self._webhooks.queue
+        try:
+            endpoint = await self._webhooks.get(delivery.endpoint, tenant=delivery.tenant)
+            result = await self._webhooks.send(endpoint, delivery.event, delivery.payload)
+            if result.good:
+                await queue.drop(delivery)
+                return
+            if not result.attempted:
+                await queue.put_off([delivery], seconds=BUSY_S)
+                return
+            about = {"delivery": delivery.id, "status": result.status, "error": result.error}
+            log.info("webhook not taken", extra=about)
+            await queue.retry_later(delivery)
+        except NotFound:
+            await queue.drop(delivery)
+        except QueueUnavailable as error:
+            log.warning("a webhook waits for redis", extra={"delivery": delivery.id, "error": str(error)})
+        except Exception:
+            log.exception("a webhook was not told", extra={"delivery": delivery.id})
+
+    async def _hear(self, client: Redis) -> None:
+        """A notice goes when its deliveries are written, not before."""
+        with translated():
+            noticed: Any = await client.lrange(keys.NOTICES, 0, NOTICES_AT_ONCE - 1)
+        for notice in noticed:
+            job_id, _, tenant = notice.decode().partition(" ")
+            await self._webhooks.notify(tenant, f"response.{await self._end_of(job_id)}", job_id)
+            with translated():
+                await client.lrem(keys.NOTICES, 1, notice)
+
+    async def _end_of(self, job_id: str) -> str:
+        (page,) = await self._channel.read([(job_id, 0)])
+        return _end(page.events)
+
+
+def _end(events: tuple[Event, ...]) -> str:
+    """How a response ended."""
+    last = events[-1] if events else None
+    match last:
+        case Finished(outcome=Completed()):
+            reasons = [getattr(event, "finish_reason", None) for event in events]
+            return "incomplete" if FinishReason.LENGTH in reasons else "completed"
+        case Finished(outcome=Cancelled()):
+            return "cancelled"
+        case _:
+            return "failed"

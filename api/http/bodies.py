@@ -1,0 +1,81 @@
+"""JSON bodies of requests: bounded before they are parsed, parsed and validated beside the event loop when they are
+large.
+
+A body of few bytes can be a great many values, and each costs a hundred times its bytes as an object of Python's. So
+the raw bytes are counted first, which takes milliseconds; what passes is cheap to parse, and the schemas bound each
+list of it."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import orjson
+from pydantic import BaseModel, ValidationError
+
+from api.http.problems import Refused, validation_problem
+from shared.domain.errors import InvalidRequest
+
+Body = TypeVar("Body", bound=BaseModel)
+AT_ONCE = 2  # large bodies, so that what they take of memory is bounded
+LARGE_BYTES = 32_768
+DEPTH_MAX = 100
+CONTAINERS_MAX = 50_000  # objects and arrays
+STRINGS_MAX = 200_000  # names of fields among them
+VALUES_MAX = 1_000_000
+BRACKETS = b"[]{}"
+EVERYTHING_ELSE = bytes(set(range(256)) - set(BRACKETS))
+
+
+class BodyReader:
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="bodies")
+
+    async def read(self, data: bytes, model: type[Body]) -> Body:
+        """Raises InvalidRequest or Refused."""
+        if len(data) < LARGE_BYTES:
+            return read(data, model)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, read, data, model)
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def read(data: bytes, model: type[Body]) -> Body:
+    require_bounded(data)
+    try:
+        return model.model_validate(orjson.loads(data))
+    except orjson.JSONDecodeError:
+        raise InvalidRequest("The body is not valid JSON.") from None
+    except ValidationError as error:
+        raise Refused(validation_problem(error)) from None
+
+
+def require_bounded(data: bytes) -> None:
+    """Raise InvalidRequest for a body of too many values, or of too many within each other. Most bodies are through
+    after three counts of their bytes, which are never less than those of their values."""
+    if _containers(data) <= DEPTH_MAX and data.count(b",") <= VALUES_MAX and data.count(b'"') <= STRINGS_MAX:
+        return
+    unescaped = data.replace(rb"\\", b"").replace(rb"\"", b"")
+    _require("strings and names of fields", unescaped.count(b'"') // 2, STRINGS_MAX)
+    bare = b"".join(unescaped.split(b'"')[::2])
+    _require("objects and arrays", _containers(bare), CONTAINERS_MAX)
+    _require("values", bare.count(b","), VALUES_MAX)
+    _require("objects and arrays within each other", _depth(bare.translate(None, EVERYTHING_ELSE)), DEPTH_MAX)
+
+
+def _require(what: str, count: int, most: int) -> None:
+    if count > most:
+        raise InvalidRequest(f"The body has {count} {what}; at most {most} are read. Send less in one request.")
+
+
+def _containers(data: bytes) -> int:
+    return data.count(b"{") + data.count(b"[")
+
+
+def _depth(brackets: bytes) -> int:
+    """The most brackets that are open at a time."""
+    deepest = depth = 0
+    for bracket in brackets:
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest

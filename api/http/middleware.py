@@ -1,0 +1,93 @@
+"""Around every request: an id, a clock, a count, and a bound on its body. Plain ASGI, since streams pass through."""
+
+import logging
+import secrets
+import time
+from typing import Any
+
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.http.problems import Problem
+from shared.observability.metrics import ApiMetrics
+
+log = logging.getLogger(__name__)
+UPLOAD = "/v1/files"
+FORM_BYTES = 100_000  # for what a form has beside the file
+PATH_MAX = 200  # characters of a path in the log
+HEALTH = ("/health/", "/metrics")
+
+
+class RequestFrame:
+    """`x-request-id`, `openai-processing-ms`, and one count for each answer and each refusal."""
+
+    def __init__(self, app: ASGIApp, *, metrics: ApiMetrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.monotonic()
+        request_id = f"req_{secrets.token_hex(12)}"
+        about: dict[str, Any] = {"request_id": request_id, "method": scope["method"], "path": scope["path"][:PATH_MAX]}
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # the server, which has the other scope, sends no body
+
+        async def framed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                headers["openai-processing-ms"] = str(int((time.monotonic() - began) * 1000))
+                about["status"] = message["status"]
+                if job_id := headers.get("x-penstock-job-id"):
+                    about["job_id"] = job_id
+                if reason := headers.get("x-penstock-dropped-reason"):
+                    self._metrics.refused.labels(reason).inc()
+            await send(message)
+
+        try:
+            await self._app(scope, receive, framed)
+        finally:
+            if not scope["path"].startswith(HEALTH):
+                self._account(getattr(scope.get("route"), "path", "none"), about, time.monotonic() - began)
+
+    def _account(self, route: str, about: dict[str, Any], seconds: float) -> None:
+        """Once the answer has ended, or has been broken off."""
+        self._metrics.requests.labels(route, str(about.get("status", "none"))).inc()
+        self._metrics.request_seconds.labels(route).observe(seconds)
+        log.info("answered", extra=about | {"seconds": round(seconds, 3)})
+
+
+class BodyLimit:
+    """Refuses a body over `bytes_max` before it is read whole: by its declared length, or as it arrives. Uploads of
+    files may be larger."""
+
+    def __init__(self, app: ASGIApp, *, bytes_max: int, file_bytes_max: int) -> None:
+        self._app = app
+        self._bytes_max = bytes_max
+        self._upload_max = file_bytes_max + FORM_BYTES
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        bytes_max = self._upload_max if scope["path"] == UPLOAD else self._bytes_max
+        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        too_large = f"The request body is larger than {bytes_max} bytes."
+        if not declared.isdigit() or int(declared) > bytes_max:
+            await Problem(code="request_too_large", message=too_large).response()(scope, receive, send)
+            return
+        seen = 0
+
+        async def bounded() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > bytes_max:
+                raise HTTPException(413, too_large)
+            return message
+
+        await self._app(scope, bounded, send)

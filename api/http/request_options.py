@@ -1,0 +1,120 @@
+"""What a request asks for beside its body: who asks, how urgent it is, how long it may take, what happens when its
+client leaves. All of it in headers, so that any OpenAI client can send it."""
+
+import hashlib
+import math
+import re
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Header, Query, Request
+
+from api.http.auth import Caller, caller_of
+from api.http.event_position import PATTERN
+from shared.domain.errors import InvalidRequest, SettingsError
+from shared.domain.job import Priority
+from shared.queue.protocols import Idempotency
+from shared.settings import Settings
+
+PREFIX = "x-penstock-"
+KEY_MAX = 255
+SECONDS_MAX = 7 * 86400
+FOREVER = "forever"
+POSITION = {"pattern": f"^{PATTERN}$"}
+StartingAfter = Annotated[
+    str | None,
+    Query(description="The `id` of the last frame that came: what follows it is sent.", json_schema_extra=POSITION),
+]
+LastEventId = Annotated[
+    str | None,
+    Header(description="The same, as browsers send it; `starting_after` comes first.", json_schema_extra=POSITION),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestOptions:
+    """None is the default of the job's class; `grace_s` infinite means that leaving does not cancel."""
+
+    caller: Caller
+    priority: Priority | None = None
+    queue_deadline_s: float | None = None
+    run_deadline_s: float | None = None
+    grace_s: float | None = None
+    idempotency: Idempotency | None = None
+    event_ids: bool = False
+    paced: bool = True  # by the key's limits a minute and at a time
+
+
+async def request_options_of(request: Request) -> RequestOptions:
+    """Raises InvalidRequest, which names the header."""
+    caller = caller_of(request)
+    return RequestOptions(
+        caller=caller,
+        priority=_priority(request),
+        queue_deadline_s=_seconds(request, "queue-deadline-s", least=0.001),
+        run_deadline_s=_seconds(request, "run-deadline-s", least=0.001),
+        grace_s=math.inf if _header(request, "grace-s") == FOREVER else _seconds(request, "grace-s", least=0),
+        idempotency=await _idempotency(request, caller.tenant),
+        event_ids=_flag(request, "event-ids"),
+    )
+
+
+def weights(settings: Settings) -> dict[str, float]:
+    """Of the tenants that have another than 1. Raises SettingsError."""
+    found = {}
+    for part in filter(None, re.split(r"[,\s]+", settings.tenant_weights)):
+        name, _, weight = part.partition("=")
+        if not re.fullmatch(r"\d+(\.\d+)?", weight) or not float(weight):
+            raise SettingsError(f"PENSTOCK_TENANT_WEIGHTS: {part!r} is not TENANT=WEIGHT, with a weight above 0")
+        found[name] = float(weight)
+    return found
+
+
+def _priority(request: Request) -> Priority | None:
+    value = _header(request, "priority")
+    if value is None:
+        return None
+    if value not in list(Priority):
+        raise _invalid("priority", "interactive, standard or batch is expected")
+    return Priority(value)
+
+
+def _seconds(request: Request, name: str, *, least: float) -> float | None:
+    value = _header(request, name)
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = math.nan
+    if not least <= seconds <= SECONDS_MAX:
+        raise _invalid(name, f"a number of seconds from {least:g} to {SECONDS_MAX} is expected")
+    return seconds
+
+
+def _flag(request: Request, name: str) -> bool:
+    value = _header(request, name)
+    if value not in (None, "true", "false"):
+        raise _invalid(name, "true or false is expected")
+    return value == "true"
+
+
+async def _idempotency(request: Request, tenant: str) -> Idempotency | None:
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return None
+    if not 0 < len(key) <= KEY_MAX:
+        raise InvalidRequest(f"'Idempotency-Key' has 1 to {KEY_MAX} characters.", param="Idempotency-Key")
+    body = request.url.path.encode() + b"\n" + await request.body()
+    return Idempotency(
+        key=f"{tenant}:{hashlib.sha256(key.encode()).hexdigest()}", fingerprint=hashlib.sha256(body).hexdigest()
+    )
+
+
+def _header(request: Request, name: str) -> str | None:
+    value = request.headers.get(PREFIX + name)
+    return None if value is None else value.strip().lower()
+
+
+def _invalid(name: str, expected: str) -> InvalidRequest:
+    return InvalidRequest(f"Invalid value for '{PREFIX}{name}': {expected}.", param=PREFIX + name)

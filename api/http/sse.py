@@ -1,0 +1,91 @@
+"""Server-sent events on the wire: blocks of finished frames, keep-alives, and an end that never looks clean when the
+answer is not whole."""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+
+import orjson
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette.sse import AppStatus
+from starlette.types import Message, Receive, Scope, Send
+
+from api.http.problems import Problem
+from shared.settings import Settings
+
+DONE = b"data: [DONE]\n\n"
+
+# A stopping server lets its streams end by themselves within uvicorn's graceful time-out.
+AppStatus.enable_automatic_graceful_drain = False
+
+
+class StreamBroken(Exception):
+    """Raised after the error frame has been sent: the body must not end cleanly."""
+
+
+class KeepAlive(ServerSentEvent):
+    """A comment without a blank line: in a stream that carries `id:` lines, openai clients take a blank line after a
+    comment for an event without data, and fail."""
+
+    def encode(self) -> bytes:
+        return b": keep-alive\n"
+
+
+class EventStream(EventSourceResponse):
+    """Bytes are passed on as they are, one write for each block. A client that takes nothing for the settings'
+    `send_timeout_s` counts as gone.
+
+    `opened` is closed however this ends: a client that leaves early may leave before the first block is asked for."""
+
+    def __init__(
+        self, blocks: AsyncIterator[bytes], settings: Settings, *, opened: ExitStack, headers: dict[str, str]
+    ) -> None:
+        self._opened = opened
+        self._patience_s = settings.send_timeout_s
+        self._late_at = math.inf  # when what is being sent has taken too long
+        self._gone = False
+        super().__init__(
+            blocks,
+            ping=settings.keep_alive_s,
+            ping_message_factory=KeepAlive,
+            headers={"cache-control": "no-cache", **headers},
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        serving = asyncio.current_task()
+        assert serving
+        self._watch(serving)
+        with self._opened:
+            try:
+                await super().__call__(scope, receive, send)
+            except StreamBroken:
+                return  # the server closes the connection without the final chunk
+            except asyncio.CancelledError:
+                if not self._gone:
+                    raise
+                serving.uncancel()
+            finally:
+                self._watching.cancel()
+
+    def _watch(self, serving: "asyncio.Task[None]") -> None:
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._late_at:
+            self._gone = serving.cancel()
+            return
+        self._watching = loop.call_at(min(self._late_at, loop.time() + self._patience_s), self._watch, serving)
+
+    async def _send_with_timeout(self, send: Send, message: Message) -> None:
+        """The library's own opens a cancel scope for each block, which was a quarter of the relay's work. This notes
+        when the block must have left, and leaves the waiting to `_watch`."""
+        self._late_at = min(self._late_at, asyncio.get_running_loop().time() + self._patience_s)
+        await send(message)
+        self._late_at = math.inf
+
+
+def frame(body: object) -> bytes:
+    return b"data: " + orjson.dumps(body) + b"\n\n"
+
+
+def error_frame(problem: Problem) -> bytes:
+    return frame(problem.body)

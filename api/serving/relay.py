@@ -1,0 +1,306 @@
+"""From one subscription per process to every open stream of events, each in order, without a gap or a repeat.
+
+What is heard by pub/sub is counted; a gap, a silence or an overflow is filled from the job's log. A slow reader holds
+at most `buffer_max` events and reads the rest from the log at its own pace.
+"""
+
+import asyncio
+import logging
+import math
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from shared.domain.errors import QueueUnavailable, Stopping
+from shared.domain.events import Cancelled, Deadline, Event, Expired, Failed, Finished
+from shared.domain.job import Job
+from shared.domain.lifecycle import TERMINAL, State
+from shared.observability.metrics import ApiMetrics
+from shared.process.tasks import end
+from shared.queue.protocols import EventChannel, LogSlice, QueueProducer
+
+log = logging.getLogger(__name__)
+RETRY_S = 0.2
+LEAVING_MAX = 10_000
+LEAVING_AT_ONCE = 16  # not all connections: requests come meanwhile
+LEAVE_AGAIN_S = 1.0
+DIVERGED = Failed(
+    code="job_lost", message="Redis has lost a part of this answer, and what comes now does not continue it."
+)
+EXPIRY_GRACE_S = 2.0  # for a worker to expire the job itself
+
+
+class JobStream:
+    """The events of one job. Read by one task through `take`."""
+
+    def __init__(self, job: Job, *, buffer_max: int, now: float) -> None:
+        self.job_id, self.model = job.id, job.model
+        self.grace_s = math.inf if job.grace_ms is None else job.grace_ms / 1000
+        self.next_seq = 0
+        self.heard_at = now
+        self.expires_at = math.inf
+        self.accepted = False
+        self.ended = False
+        self._patience_s, self._run_s = job.patience_ms / 1000, job.run_ms / 1000
+        self.behind = False
+        self._buffer_max = buffer_max
+        self._pending: list[Event] = []
+        self._pending_since = now
+        self._known = array("q")  # a digest of each event
+        self._arrived = asyncio.Event()
+
+    def accept(self, now: float, *, logged: bool) -> None:
+        """The job is enqueued, or may be: its log counts, and leaving counts. `logged`: it was there before."""
+        self.accepted = True
+        self.behind = logged
+        self.expires_at = now + self._patience_s + EXPIRY_GRACE_S
+
+    def overdue(self, now: float) -> Deadline | None:
+        """The deadline that has passed: no worker runs that would say so."""
+        if self.ended or now <= self.expires_at:
+            return None
+        return Deadline.RUN if self.next_seq else Deadline.QUEUE
+
+    def hear(self, events: Sequence[Event], now: float) -> None:
+        """Keep what is next; note a gap or an overflow, to be filled from the log."""
+        self.heard_at = now
+        if not self._pending:
+            self._pending_since = now
+        if self.next_seq == 0 and events and self._run_s:
+            self.expires_at = now + self._run_s + EXPIRY_GRACE_S
+        for event in events:
+            if self.ended:
+                return
+            if event.seq < self.next_seq:
+                self._compare(event)
+                continue
+            if event.seq > self.next_seq or len(self._pending) >= self._buffer_max:
+                self.behind = True
+                break
+            self._pending.append(event)
+            self._known.append(_digest(event))
+            self.next_seq += 1
+            self.ended = isinstance(event, Finished)
+        self._arrived.set()
+
+    def _compare(self, event: Event) -> None:
+        """A repeat is what it was, unless Redis lost the end of the log and the answer was made again otherwise: then
+        what follows would not fit."""
+        if _digest(event) != self._known[event.seq]:
+            self._pending.append(Finished(seq=self.next_seq, outcome=DIVERGED))
+            self.ended = True
+            self._arrived.set()
+
+    def fill(self, page: LogSlice, now: float) -> None:
+        """Take what the log says. A job that ended without a last event (by RQ's hand, or lost) gets one here."""
+        self.behind = False
+        self.hear(page.events, now)
+        if not self.behind and not self.ended and (page.state is None or page.state in TERMINAL):
+            outcome = Cancelled() if page.state is State.CANCELED else _lost(page.state)
+            self.hear([Finished(seq=self.next_seq, outcome=outcome)], now)
+
+    def ready(self) -> list[Event]:
+        """All that can be passed on now."""
+        events, self._pending = self._pending, []
+        self._arrived.clear()
+        return events
+
+    def lag(self, now: float) -> float:
+        """Seconds that the oldest event has waited to be passed on."""
+        return now - self._pending_since if self._pending else 0
+
+    def wake(self) -> None:
+        self._arrived.set()
+
+    async def wait(self) -> None:
+        if not self._pending and not self.behind:
+            await self._arrived.wait()
+
+
+class Relay:
+    """`name` is this process's channel. `run` owns the tasks; without it nothing is heard."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        queue: QueueProducer,
+        channel: EventChannel,
+        silence_ms: int,
+        buffer_max: int,
+        metrics: ApiMetrics,
+    ) -> None:
+        self.name = name
+        self._queue = queue
+        self._channel = channel
+        self._silence_s = silence_ms / 1000
+        self._buffer_max = buffer_max
+        self._metrics = metrics
+        self._streams: dict[str, list[JobStream]] = {}
+        self._leaving: dict[str, float] = {}  # when to leave the jobs that nobody reads here any more
+        self._left = asyncio.Event()
+        self._leavers = asyncio.Semaphore(LEAVING_AT_ONCE)
+        self._closing = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = [tasks.create_task(work()) for work in (self._hear, self._watch, self._leave)]
+
+    def quiet(self) -> None:
+        """This process stops: who loses its stream by that may pick it up elsewhere, so nothing more is cancelled.
+        From now on `take` raises Stopping."""
+        self._closing = True
+        for stream in self._all():
+            stream.wake()
+
+    async def close(self) -> None:
+        """Leave at once what was to be left by now, then end `run`."""
+        try:
+            async with asyncio.timeout(2):
+                owed = self._due()
+                await self._leave_due()
+                while any(job_id in self._leaving for job_id in owed):
+                    await asyncio.sleep(RETRY_S)
+                    await self._leave_due()
+        except TimeoutError:
+            log.warning("jobs of lost clients were not all cancelled")
+        await end(self._tasks)
+
+    @contextmanager
+    def open(self, job: Job) -> Iterator[JobStream]:
+        """Hear the job from its first event; opened before the job is enqueued. When its last stream is left before
+        the end, the job is cancelled after its grace, unless another process reads it."""
+        stream = JobStream(job, buffer_max=self._buffer_max, now=self._now())
+        self._streams.setdefault(job.id, []).append(stream)
+        self._leaving.pop(job.id, None)
+        self._metrics.open_streams.inc()
+        try:
+            yield stream
+        finally:
+            self._metrics.open_streams.dec()
+            self._streams[job.id].remove(stream)
+            if not self._streams[job.id]:
+                del self._streams[job.id]
+                if stream.accepted and not stream.ended and not self._closing:
+                    self._abandon(job.id, stream.grace_s)
+
+    def accept(self, stream: JobStream, *, logged: bool = False) -> None:
+        """The job is enqueued, or may be. `logged`: it was there before, so its log is read first."""
+        stream.accept(self._now(), logged=logged)
+
+    async def take(self, stream: JobStream) -> list[Event]:
+        """The next events, at least one; everything that is there, so that a busy stream needs fewer writes. Raises
+        Stopping."""
+        while True:
+            if not self._closing:
+                await stream.wait()
+            if events := stream.ready():
+                self._metrics.events.inc(len(events))
+                return events
+            if self._closing:
+                raise Stopping("the relay stops")
+            if stream.behind:
+                await self._refill([stream])
+
+    def _abandon(self, job_id: str, grace_s: float) -> None:
+        if math.isinf(grace_s):
+            return
+        if len(self._leaving) >= LEAVING_MAX:  # Redis has been away for long; the job runs to its end for nobody
+            log.warning("a lost client's job is not cancelled", extra={"job_id": job_id})
+            return
+        self._leaving[job_id] = self._now() + grace_s
+        self._left.set()
+
+    async def _hear(self) -> None:
+        async for batch in self._channel.listen(self.name):
+            now = self._now()
+            for job_id, events in batch:
+                for stream in self._streams.get(job_id, ()):
+                    stream.hear(events, now)
+
+    async def _watch(self) -> None:
+        """Pub/sub loses messages without a sign, so every silent stream is compared with its log."""
+        while True:
+            await asyncio.sleep(self._silence_s / 2)
+            self._expire()
+            now = self._now()
+            self._metrics.relay_lag.set(max((stream.lag(now) for stream in self._all()), default=0))
+            limit = now - self._silence_s
+            silent = [s for s in self._all() if s.accepted and not s.ended and s.heard_at < limit]
+            if silent:
+                await self._refill(silent)
+
+    def _expire(self) -> None:
+        now = self._now()
+        for stream in self._all():
+            if deadline := stream.overdue(now):
+                stream.expires_at = math.inf
+                stream.hear([Finished(seq=stream.next_seq, outcome=Expired(deadline=deadline))], now)
+                self._abandon(stream.job_id, 0)
+
+    async def _refill(self, streams: list[JobStream]) -> None:
+        try:
+            pages = await self._channel.read([(stream.job_id, stream.next_seq) for stream in streams])
+        except QueueUnavailable as error:
+            self._metrics.redis_errors.inc()
+            log.warning("the log cannot be read", extra={"error": str(error), "streams": len(streams)})
+            await asyncio.sleep(RETRY_S)
+            return
+        self._metrics.refills.inc(len(streams))
+        for stream, page in zip(streams, pages, strict=True):
+            stream.fill(page, self._now())
+
+    async def _leave(self) -> None:
+        """Let go of the jobs of clients that have left, however long Redis takes to listen."""
+        while True:
+            self._left.clear()
+            await self._leave_due()
+            next_due = min(self._leaving.values(), default=math.inf) - self._now()
+            try:
+                await asyncio.wait_for(self._left.wait(), None if math.isinf(next_due) else max(next_due, 0))
+            except TimeoutError:
+                continue
+
+    async def _leave_due(self) -> None:
+        await asyncio.gather(*map(self._let_go, self._due()))
+
+    async def _let_go(self, job_id: str) -> None:
+        """Those of a Redis that is away are tried again, and hold up nobody else's."""
+        async with self._leavers:
+            if job_id not in self._leaving:  # somebody reads it again
+                return
+            try:
+                await self._queue.leave(job_id, subscriber=self.name)
+            except QueueUnavailable:
+                self._metrics.redis_errors.inc()
+                if job_id in self._leaving:
+                    self._leaving[job_id] = self._now() + LEAVE_AGAIN_S
+            else:
+                self._leaving.pop(job_id, None)
+
+    def _due(self) -> list[str]:
+        now = self._now()
+        return [job_id for job_id, at in self._leaving.items() if at <= now]
+
+    def _all(self) -> list[JobStream]:
+        return [stream for streams in self._streams.values() for stream in streams]
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
+
+
+def _digest(event: Event) -> int:
+    """The same for the same event. One with a field that is not plain data was written by nobody we know: it is passed
+    on, to fail where it is read, and must not fail all that is relayed here."""
+    try:
+        return hash(event)
+    except TypeError:
+        return 0
+
+
+def _lost(state: State | None) -> Failed:
+    if state is None:
+        return Failed(code="job_lost", message="The job is no longer in the queue: somebody deleted it.")
+    return Failed(code="job_lost", message=f"The job was ended outside of Penstock as {state}.")

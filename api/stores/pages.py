@@ -1,0 +1,62 @@
+"""Pages of a list that Redis keeps as a sorted set of ids: filtered while they are filled, so that a page is empty only
+at the end of the list, and paid for by its own length, not by the list's."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio import Redis
+
+from shared.domain.errors import InvalidRequest
+from shared.redis.client import translated
+
+SLICE_MAX = 32  # ids that are looked at together: what they name may be large
+SCANNED_MAX = 10_000  # ids that one request looks at
+Body = dict[str, Any]
+Pick = Callable[[Sequence[str]], Awaitable[list[Body]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageRequest:
+    """What a client asks for: so many from the one after the id `after` on."""
+
+    after: str | None
+    limit: int
+    newest_first: bool
+
+
+async def page(client: Redis, index: str, asked: PageRequest, pick: Pick) -> tuple[list[Body], bool]:
+    """The bodies of a page, and whether there are more. `pick` gives the bodies of those of the ids that belong to the
+    list, in their order. What comes to the head of the list meanwhile moves the rest, of which some is met again and
+    looked at once. Raises InvalidRequest, which names `after`."""
+    begin = 0 if asked.after is None else await _place(client, index, asked) + 1
+    found: list[Body] = []
+    seen = set[str]()
+    scanned, wanted, last = 0, asked.limit + 1, asked.after
+    while len(found) < wanted and scanned < SCANNED_MAX:
+        ids = await _slice(client, index, asked, begin + scanned, min(wanted + scanned, SLICE_MAX))
+        if not ids:
+            return found, False
+        if new := [each for each in ids if each not in seen]:
+            found += await pick(new)
+        seen.update(new)
+        scanned, last = scanned + len(ids), ids[-1]
+    if not found:
+        raise InvalidRequest(f"Nothing asked for is among {scanned} entries: go on with 'after' {last}.", param="after")
+    return found[: asked.limit], True
+
+
+async def _place(client: Redis, index: str, asked: PageRequest) -> int:
+    assert asked.after is not None
+    rank_of: Any = client.zrevrank if asked.newest_first else client.zrank
+    with translated():
+        rank = await rank_of(index, asked.after)
+    if rank is None:
+        raise InvalidRequest(f"'after' names {asked.after}, which is not in the list.", param="after")
+    return int(rank)
+
+
+async def _slice(client: Redis, index: str, asked: PageRequest, begin: int, count: int) -> list[str]:
+    with translated():
+        found: Any = await client.zrange(index, begin, begin + count - 1, desc=asked.newest_first)
+    return [member.decode() for member in found]

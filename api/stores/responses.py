@@ -1,0 +1,206 @@
+"""Responses between their requests: what was asked is kept in Redis; what was answered, in the job's log."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pydantic import ValidationError
+from redis.asyncio import Redis
+
+from api.formats.response import ResponseBuilder
+from api.http.problems import validation_problem
+from api.schemas.chat import ChatCompletionRequest
+from api.schemas.response import LOGPROBS, MessageItem, ResponseRequest
+from shared.domain.errors import InvalidRequest, NotFound
+from shared.queue.protocols import StoredRecord
+from shared.redis import keys
+from shared.redis.client import translated
+
+RESPONSE_PREFIX = "resp_"  # of ids of responses, and of the jobs that answer them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResponseRecord:
+    """`items`: the conversation up to the answer, of which this request brought those from `own` on. `head`: what the
+    response repeats of the request."""
+
+    id: str
+    tenant: str
+    created_s: int
+    background: bool
+    head: dict[str, Any]
+    items: list[dict[str, Any]]
+    own: int
+
+    def builder(self, job_id: str = "") -> ResponseBuilder:
+        """What folds a job's events into this response. `job_id`: the job that answers it, when that is not its own."""
+        return ResponseBuilder(job_id or self.id, self.head, created_s=self.created_s)
+
+    def own_items(self) -> list[dict[str, Any]]:
+        """Each with an id."""
+        mine = self.items[self.own :]
+        return [
+            {"id": f"item_{self.id.removeprefix(RESPONSE_PREFIX)}_{at}", "status": "completed", **item}
+            for at, item in enumerate(mine)
+        ]
+
+
+class ResponseStore:
+    """Reads them. The queue writes them, with their jobs."""
+
+    def __init__(self, client: Redis, *, ttl_s: int, tenant_bytes_max: int) -> None:
+        self._redis = client
+        self._ttl_s = ttl_s
+        self._tenant_bytes_max = tenant_bytes_max
+
+    def stored(self, record: ResponseRecord) -> StoredRecord:
+        return StoredRecord(
+            key=keys.response(record.id),
+            id=record.id,
+            tenant=record.tenant,
+            created_ms=record.created_s * 1000,
+            data=json.dumps(asdict(record)),
+            ttl_s=self._ttl_s,
+            tenant_bytes_max=self._tenant_bytes_max,
+        )
+
+    async def get(self, response_id: str, *, tenant: str) -> ResponseRecord:
+        """Raises NotFound, for a response of another tenant too."""
+        with translated():
+            found: Any = await self._redis.get(keys.response(response_id))
+        record = ResponseRecord(**json.loads(found)) if found else None
+        if record is None or record.tenant != tenant:
+            raise NotFound(f"There is no response {response_id}.", param="response_id")
+        return record
+
+
+def record_of(body: ResponseRequest, response_id: str, tenant: str, before: Sequence[dict[str, Any]]) -> ResponseRecord:
+    """`before`: the conversation that this one goes on with."""
+    said = {"type": "message", "role": "user", "content": body.input}
+    items = [MessageItem.model_validate(said)] if isinstance(body.input, str) else body.input
+    own = [item.model_dump(exclude_none=True, exclude={"id", "status"}) for item in items]
+    return ResponseRecord(
+        id=response_id,
+        tenant=tenant,
+        created_s=int(time.time()),
+        background=bool(body.background),
+        head=_head(body),
+        items=[*before, *own],
+        own=len(before),
+    )
+
+
+def chat_of(body: ResponseRequest, items: Sequence[dict[str, Any]]) -> ChatCompletionRequest:
+    """The same as a chat. Raises InvalidRequest."""
+    system = [{"role": "system", "content": body.instructions}] if body.instructions else []
+    wanted = {
+        "model": body.model,
+        "messages": [*system, *_messages(items)],
+        "max_completion_tokens": body.max_output_tokens,
+        "temperature": body.temperature,
+        "top_p": body.top_p,
+        "parallel_tool_calls": body.parallel_tool_calls,
+        "reasoning_effort": body.reasoning.effort if body.reasoning else None,
+        "service_tier": body.service_tier,
+        "user": body.user,
+        "safety_identifier": body.safety_identifier,
+        "tools": [_chat_tool(tool.model_dump(exclude_none=True)) for tool in body.tools] if body.tools else None,
+        "tool_choice": _chat_choice(body),
+        "response_format": _chat_format(body),
+        "stream": bool(body.stream),
+    }
+    if body.top_logprobs is not None or LOGPROBS in (body.include or ()):
+        wanted |= {"logprobs": True, "top_logprobs": body.top_logprobs or 0}
+    try:
+        return ChatCompletionRequest.model_validate(
+            {name: value for name, value in wanted.items() if value is not None}
+        )
+    except ValidationError as error:  # the items are right one by one, not together: too many, or too many calls
+        problem = validation_problem(error)
+        raise InvalidRequest(problem.message, param=problem.param) from None
+
+
+def _head(body: ResponseRequest) -> dict[str, Any]:
+    """What OpenAI's response repeats, with its defaults."""
+    text = body.text.model_dump(by_alias=True, exclude_none=True) if body.text else {}
+    choice = body.tool_choice if isinstance(body.tool_choice, str | None) else body.tool_choice.model_dump()
+    return {
+        "model": body.model,
+        "instructions": body.instructions,
+        "previous_response_id": body.previous_response_id,
+        "background": bool(body.background),
+        "store": body.store is not False,
+        "metadata": body.metadata or {},
+        "tools": [tool.model_dump() for tool in body.tools or ()],
+        "tool_choice": choice or "auto",
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
+        "text": {"format": {"type": "text"}} | text,
+        "reasoning": {"effort": body.reasoning.effort if body.reasoning else None, "summary": None},
+        "max_output_tokens": body.max_output_tokens,
+        "temperature": body.temperature,
+        "top_p": body.top_p,
+        "top_logprobs": body.top_logprobs,
+        "truncation": "disabled",
+        "service_tier": body.service_tier or "auto",
+        "user": body.user,
+        "safety_identifier": body.safety_identifier,
+        "prompt_cache_key": body.prompt_cache_key,
+    }
+
+
+def _messages(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Calls belong to the assistant's message before them, or make one; reasoning, to the one after it."""
+    messages: list[dict[str, Any]] = []
+    reasoning = ""
+    for item in items:
+        match item["type"]:
+            case "message":
+                said = {"role": item["role"], "content": _text(item["content"])}
+                if item["role"] == "assistant" and reasoning:
+                    said["reasoning_content"], reasoning = reasoning, ""
+                messages.append(said)
+            case "function_call":
+                function = {"name": item["name"], "arguments": item["arguments"]}
+                call = {"id": item["call_id"], "type": "function", "function": function}
+                if not messages or messages[-1]["role"] != "assistant":
+                    messages.append({"role": "assistant", "content": None})
+                if reasoning:
+                    messages[-1]["reasoning_content"], reasoning = reasoning, ""
+                messages[-1].setdefault("tool_calls", []).append(call)
+            case "function_call_output":
+                messages.append({"role": "tool", "tool_call_id": item["call_id"], "content": _text(item["output"])})
+            case "reasoning":
+                reasoning += "".join(part["text"] for part in item.get("content") or ())
+    return messages
+
+
+def _text(content: str | list[dict[str, Any]]) -> str:
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text", part.get("refusal", "")) for part in content)
+
+
+def _chat_tool(tool: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
+
+
+def _chat_choice(body: ResponseRequest) -> Any:
+    choice = body.tool_choice
+    if choice is None or isinstance(choice, str):
+        return choice
+    if choice.type == "function":
+        return {"type": "function", "function": {"name": choice.name}}
+    tools = [{"type": "function", "function": {"name": tool.name}} for tool in choice.tools]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": choice.mode, "tools": tools}}
+
+
+def _chat_format(body: ResponseRequest) -> Any:
+    form = body.text.format if body.text else None
+    if form is None or form.type == "text":
+        return None
+    if form.type == "json_object":
+        return {"type": "json_object"}
+    schema = {"name": form.name, "schema": form.schema_, "strict": form.strict, "description": form.description}
+    return {"type": "json_schema", "json_schema": {name: value for name, value in schema.items() if value is not None}}

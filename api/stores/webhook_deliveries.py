@@ -1,0 +1,119 @@
+"""What is still to be told to webhook endpoints, in Redis: a delivery is due at a time, taken for a while, and then
+dropped or put off. What was told stays known for two days, so that nothing is told twice."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from redis.asyncio import Redis
+
+from shared.redis import keys
+from shared.redis.client import Command, translated
+
+PAUSES_S = (5, 30, 120, 600, 3600, 3 * 3600, 8 * 3600)  # after each attempt in vain
+LIFETIME_S = 2 * 86400  # of a delivery, whatever becomes of it
+LEASE_S = 60
+# A delivery and when it is due, both or neither: SET's options say whether it may or must be there already.
+PUT = """
+if not redis.call('SET', KEYS[1], ARGV[1], unpack(ARGV, 4)) then return 0 end
+redis.call('ZADD', KEYS[2], ARGV[2], ARGV[3])
+return 1
+"""
+# What is due; it is due again after a while, should the process that takes it die. What has outlived itself is dropped.
+TAKE = """
+local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, ARGV[3])
+local found = {}
+for _, id in ipairs(due) do
+  local data = redis.call('GET', ARGV[4] .. id)
+  if data then
+    redis.call('ZADD', KEYS[1], ARGV[2], id)
+    found[#found + 1] = data
+  else
+    redis.call('ZREM', KEYS[1], id)
+  end
+end
+return found
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookDelivery:
+    id: str
+    tenant: str
+    endpoint: str
+    event: str
+    payload: str
+    attempts: int = 0
+
+
+class WebhookDeliveryStore:
+    def __init__(self, client: Redis, *, clock: Callable[[], float] = time.time) -> None:
+        self._redis = client
+        self._clock = clock
+        self._put = client.register_script(PUT)
+        self._take = client.register_script(TAKE)
+
+    async def add(self, delivery: WebhookDelivery) -> None:
+        """Added again, it is the same."""
+        await self._write(delivery, self._clock(), "NX", "EX", LIFETIME_S)
+
+    def addition(self, delivery: WebhookDelivery) -> list[Command]:
+        """The commands of `add`, for a transaction that happens only once."""
+        return [
+            ("SET", keys.delivery(delivery.id), _encode(delivery), "EX", LIFETIME_S),
+            ("ZADD", keys.DELIVERIES, self._clock(), delivery.id),
+        ]
+
+    async def take(self, limit: int) -> list[WebhookDelivery]:
+        """What is due now, for `LEASE_S` seconds."""
+        now = self._clock()
+        with translated():
+            due: Any = await self._take(keys=[keys.DELIVERIES], args=[now, now + LEASE_S, limit, keys.delivery("")])
+        return [WebhookDelivery(**json.loads(data)) for data in due]
+
+    async def retry_later(self, delivery: WebhookDelivery) -> None:
+        """After an attempt in vain: the next one after a pause, or none after the last."""
+        if delivery.attempts >= len(PAUSES_S):
+            await self.drop(delivery)
+            return
+        due_s = self._clock() + PAUSES_S[delivery.attempts]
+        await self._write(replace(delivery, attempts=delivery.attempts + 1), due_s, "XX", "KEEPTTL")
+
+    async def put_off(self, deliveries: Sequence[WebhookDelivery], *, seconds: float) -> None:
+        """They were not attempted."""
+        if not deliveries:
+            return
+        due_s = self._clock() + seconds
+        with translated():
+            await self._redis.zadd(keys.DELIVERIES, {each.id: due_s for each in deliveries}, xx=True)
+
+    async def drop(self, delivery: WebhookDelivery) -> None:
+        """Told, or given up."""
+        with translated():
+            await self._redis.zrem(keys.DELIVERIES, delivery.id)
+
+    async def _write(self, delivery: WebhookDelivery, due_s: float, *options: str | int) -> None:
+        names = [keys.delivery(delivery.id), keys.DELIVERIES]
+        with translated():
+            await self._put(keys=names, args=[_encode(delivery), due_s, delivery.id, *options])
+
+
+def shared_out(
+    due: Iterable[WebhookDelivery], *, running: Mapping[str, int], at_once: int, each_at_once: int
+) -> tuple[list[WebhookDelivery], list[WebhookDelivery]]:
+    """Those to attempt now and those that wait, so that at most `at_once` run, and `each_at_once` of one tenant."""
+    now, wait, of_tenant = list[WebhookDelivery](), list[WebhookDelivery](), Counter(running)
+    for delivery in due:
+        if of_tenant.total() < at_once and of_tenant[delivery.tenant] < each_at_once:
+            of_tenant[delivery.tenant] += 1
+            now.append(delivery)
+        else:
+            wait.append(delivery)
+    return now, wait
+
+
+def _encode(delivery: WebhookDelivery) -> str:
+    return json.dumps(asdict(delivery))

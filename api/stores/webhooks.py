@@ -1,0 +1,250 @@
+"""Who wants to be told when a response or a batch has ended, and the telling: signed as Standard Webhooks are, tried
+again with growing pauses, and never sent to where only this network can reach.
+
+What is to be told lies in Redis before anybody tries, so that no death of an API loses it; a receiver may hear twice,
+with the same id.
+"""
+
+import asyncio
+import base64
+import hmac
+import json
+import math
+import secrets
+import ssl
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+from redis.asyncio import Redis
+
+from api.http.public_addresses import is_public
+from api.http.resolver import Resolver, ResolverBusy
+from api.stores.webhook_deliveries import WebhookDelivery, WebhookDeliveryStore
+from shared.domain.errors import InvalidRequest, LimitReached, NotFound
+from shared.redis import keys
+from shared.redis.client import Command, translated
+
+EVENTS = (
+    *(f"response.{end}" for end in ("completed", "failed", "cancelled", "incomplete")),
+    *(f"batch.{end}" for end in ("completed", "failed", "expired", "cancelled")),
+)
+ROTATION_S = 86400
+TIMEOUT_S = 10.0  # for all of a POST, up to the head of the answer
+LOOKUP_S = 5.0
+LOOKUPS_AT_ONCE = 32
+ADDED_AT_ONCE = 8  # look-ups for new endpoints, which have threads of their own
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """`events`: which it wants. `old_secret` signs as well until `old_until_s`, so that receivers can change theirs."""
+
+    id: str
+    tenant: str
+    url: str
+    events: list[str]
+    secret: str
+    created_s: int
+    old_secret: str = ""
+    old_until_s: int = 0
+
+    def body(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": "webhook_endpoint",
+            "url": self.url,
+            "events": self.events,
+            "created_at": self.created_s,
+        }
+
+    def signature(self, event_id: str, at_s: int, payload: str) -> str:
+        """As many as there are secrets, with spaces between."""
+        known = [self.secret, *([self.old_secret] if at_s < self.old_until_s else [])]
+        return " ".join(f"v1,{_signed(secret, f'{event_id}.{at_s}.{payload}')}" for secret in known)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a receiver answered, or why it could not be asked. `attempted`: False when nobody has tried, since this
+    process had no room."""
+
+    status: int | None = None
+    error: str | None = None
+    attempted: bool = True
+
+    @property
+    def good(self) -> bool:
+        return self.status is not None and 200 <= self.status < 300
+
+
+class Webhooks:
+    """`private`: receivers may be in this network, and need no TLS. `timeout_s`: for one POST as a whole, since a
+    receiver may send a byte now and then for ever. `lookup_s`: for the look-up of a host, and before it for a thread
+    that makes it."""
+
+    def __init__(
+        self,
+        client: Redis,
+        *,
+        private: bool,
+        timeout_s: float = TIMEOUT_S,
+        lookup_s: float = LOOKUP_S,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.queue = WebhookDeliveryStore(client, clock=clock)
+        self._redis = client
+        self._private = private
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self._tls = httpx.create_ssl_context(trust_env=False)
+        # Whoever adds endpoints with names that nobody answers for holds no delivery up.
+        self._adding = Resolver(ADDED_AT_ONCE, wait_s=lookup_s, timeout_s=lookup_s)
+        self._sending = Resolver(LOOKUPS_AT_ONCE, wait_s=lookup_s, timeout_s=lookup_s)
+
+    async def add(self, tenant: str, url: str, events: Sequence[str]) -> Endpoint:
+        """Raises InvalidRequest for a URL where nothing may be sent, LimitReached when too many are looked up."""
+        try:
+            await self._reachable(url, tenant, self._adding)
+        except ResolverBusy as error:
+            message = "Too many hosts of webhooks are being looked up; add this one again after a while, one at a time."
+            raise LimitReached(message, limit="limit_lookups", retry_after_s=math.ceil(LOOKUP_S)) from error
+        made = Endpoint(
+            id=f"we_{secrets.token_hex(12)}",
+            tenant=tenant,
+            url=url,
+            events=list(events) or list(EVENTS),
+            secret=_secret(),
+            created_s=int(self._clock()),
+        )
+        await self._save(made)
+        return made
+
+    async def rotate(self, endpoint: Endpoint) -> Endpoint:
+        """A new secret; the old one signs along for a day."""
+        until = int(self._clock()) + ROTATION_S
+        made = replace(endpoint, secret=_secret(), old_secret=endpoint.secret, old_until_s=until)
+        await self._save(made)
+        return made
+
+    async def all(self, tenant: str) -> list[Endpoint]:
+        with translated():
+            found: Any = await self._redis.hgetall(keys.webhooks_of(tenant))
+        return sorted((Endpoint(**json.loads(each)) for each in found.values()), key=lambda each: each.created_s)
+
+    async def get(self, endpoint_id: str, *, tenant: str) -> Endpoint:
+        """Raises NotFound."""
+        with translated():
+            found: Any = await self._redis.hget(keys.webhooks_of(tenant), endpoint_id)
+        if found is None:
+            raise NotFound(f"There is no webhook endpoint {endpoint_id}.", param="endpoint_id")
+        return Endpoint(**json.loads(found))
+
+    async def remove(self, endpoint: Endpoint) -> None:
+        with translated():
+            await self._redis.hdel(keys.webhooks_of(endpoint.tenant), endpoint.id)
+
+    async def notify(self, tenant: str, event: str, about_id: str) -> None:
+        """Tell every endpoint of the tenant that wants to know; told again, it is the same delivery."""
+        for delivery in await self._made(tenant, event, about_id):
+            await self.queue.add(delivery)
+
+    async def deliveries(self, tenant: str, event: str, about_id: str) -> Sequence[Command]:
+        """The commands of `notify`, for a transaction that happens only once."""
+        made = await self._made(tenant, event, about_id)
+        return [command for delivery in made for command in self.queue.addition(delivery)]
+
+    async def send(self, endpoint: Endpoint, event_id: str, payload: str) -> Result:
+        """Once. Redirects are not followed: they could lead anywhere."""
+        at_s = int(self._clock())
+        headers = {
+            "content-type": "application/json",
+            "user-agent": "Penstock",
+            "webhook-id": event_id,
+            "webhook-timestamp": str(at_s),
+            "webhook-signature": endpoint.signature(event_id, at_s, payload),
+        }
+        try:
+            address = await self._reachable(endpoint.url, endpoint.tenant, self._sending)
+            async with asyncio.timeout(self._timeout_s):
+                return await _post(endpoint.url, address, headers, payload, self._tls)
+        except ResolverBusy:
+            return Result(error="look-ups of hosts are busy just now; try again", attempted=False)
+        except TimeoutError:
+            return Result(error=f"no answer within {self._timeout_s:g} seconds")
+        except (InvalidRequest, httpx.HTTPError, OSError) as error:
+            return Result(error=str(error) or type(error).__name__)
+
+    async def _reachable(self, url: str, tenant: str, resolver: Resolver) -> str:
+        """The address to connect to, looked up now, so that a name cannot mean another one afterwards. Raises
+        InvalidRequest and ResolverBusy."""
+        try:
+            parts = urlsplit(url)
+            port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
+        except ValueError as error:
+            raise InvalidRequest(f"'url' cannot be read: {error}.", param="url") from error
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
+            raise InvalidRequest("'url' is http(s)://host/path, without a user.", param="url")
+        if parts.scheme == "http" and not self._private:
+            raise InvalidRequest("'url' must be https.", param="url")
+        try:
+            addresses = await resolver.look_up(parts.hostname, port, tenant=tenant)
+        except TimeoutError as error:
+            message = f"'url' names a host whose name server does not answer in time: {parts.hostname}."
+            raise InvalidRequest(message, param="url") from error
+        except (OSError, UnicodeError) as error:
+            raise InvalidRequest(f"'url' names a host that is not found: {parts.hostname}.", param="url") from error
+        if not self._private and not all(is_public(address) for address in addresses):
+            raise InvalidRequest("'url' leads into a private network.", param="url")
+        return addresses[0]
+
+    async def _made(self, tenant: str, event: str, about_id: str) -> Sequence[WebhookDelivery]:
+        """One for each endpoint that wants it."""
+        event_id = f"evt_{about_id}"
+        payload = payload_of(event_id, event, about_id, int(self._clock()))
+        return [
+            WebhookDelivery(
+                id=f"{about_id}-{endpoint.id}", tenant=tenant, endpoint=endpoint.id, event=event_id, payload=payload
+            )
+            for endpoint in await self.all(tenant)
+            if event in endpoint.events
+        ]
+
+    async def _save(self, endpoint: Endpoint) -> None:
+        with translated():
+            await self._redis.hset(keys.webhooks_of(endpoint.tenant), endpoint.id, json.dumps(asdict(endpoint)))
+
+
+def payload_of(event_id: str, event: str, about_id: str, at_s: int) -> str:
+    return json.dumps({"id": event_id, "object": "event", "created_at": at_s, "type": event, "data": {"id": about_id}})
+
+
+async def _post(url: str, address: str, headers: dict[str, str], payload: str, tls: ssl.SSLContext) -> Result:
+    """The head of the answer is enough; it is bounded by the HTTP library, and the rest is not read."""
+    parts = urlsplit(url)
+    host = f"[{address}]" if ":" in address else address
+    netloc = host if parts.port is None else f"{host}:{parts.port}"
+    headers["host"] = parts.netloc
+    async with httpx.AsyncClient(verify=tls, timeout=TIMEOUT_S, follow_redirects=False, trust_env=False) as client:
+        request = client.build_request(
+            "POST",
+            parts._replace(netloc=netloc).geturl(),
+            content=payload,
+            headers=headers,
+            extensions={"sni_hostname": parts.hostname},
+        )
+        response = await client.send(request, stream=True)
+        await response.aclose()
+    return Result(status=response.status_code)
+
+
+def _secret() -> str:
+    return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
+
+
+def _signed(secret: str, text: str) -> str:
+    key = base64.b64decode(secret.removeprefix("whsec_"))
+    return base64.b64encode(hmac.digest(key, text.encode(), "sha256")).decode()

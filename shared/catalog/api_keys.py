@@ -1,0 +1,156 @@
+"""Keys that clients send: made, found, changed and revoked. Only salted digests are stored."""
+
+import hashlib
+import hmac
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from redis.asyncio import Redis
+
+from shared.domain.errors import InvalidRequest, NotFound
+from shared.domain.job import Priority
+from shared.redis import keys
+from shared.redis.client import translated
+
+PREFIX = "sk-penstock-"  # of the keys that we make
+ID_LENGTH = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKey:
+    """Limits are 0 for none; `models` empty for all. `priority` is the class of its jobs unless they ask for less.
+    `weight`: its share of a busy fleet beside other keys. `expires_s` 0 for never."""
+
+    id: str
+    name: str
+    created_s: int
+    expires_s: int = 0
+    models: tuple[str, ...] = ()
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
+    concurrent_jobs: int = 0
+    tokens_per_month: int = 0
+    weight: float = 1.0
+    priority: Priority = Priority.STANDARD
+
+    def expired(self, now_s: float) -> bool:
+        return 0 < self.expires_s <= now_s
+
+
+class ApiKeyStore:
+    def __init__(
+        self, client: Redis, *, counting: Sequence[Redis] = (), clock: Callable[[], float] = time.time
+    ) -> None:
+        """`counting`: where jobs are, and what they used is counted, if that is not only here."""
+        self._redis = client
+        self._counting = counting or [client]
+        self._clock = clock
+
+    async def create(self, name: str, *, secret: str = "", **limits: Any) -> tuple[ApiKey, str]:
+        """The key and its secret, which nobody can be told again. `secret`: one that clients have already. Raises
+        InvalidRequest for one that is known."""
+        secret = secret or PREFIX + secrets.token_urlsafe(32)
+        key = ApiKey(id=await self._id(secret), name=name, created_s=int(self._clock()), **limits)
+        if await self._fields(key.id):
+            raise InvalidRequest(f"This secret is that of {key.id} already.", param="secret")
+        salt = secrets.token_bytes(16)
+        about = {"salt": salt.hex(), "digest": _digest(salt, secret).hex()}
+        with translated():
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.hset(keys.api_key(key.id), mapping=_to_fields(key) | about)
+                pipe.sadd(keys.API_KEYS, key.id)
+                await pipe.execute()
+        return key, secret
+
+    async def authenticate(self, secret: str) -> ApiKey | None:
+        """The key of this secret; None for an unknown, revoked or expired one, in the same time."""
+        fields_found = await self._fields(await self._id(secret))
+        salt = bytes.fromhex(fields_found.get("salt", "00"))
+        known = bytes.fromhex(fields_found.get("digest", "00" * 32))
+        if not hmac.compare_digest(_digest(salt, secret), known) or not fields_found:
+            return None
+        key = _from_fields(fields_found)
+        return None if key.expired(self._clock()) else key
+
+    async def all(self) -> list[ApiKey]:
+        with translated():
+            members: Any = await self._redis.smembers(keys.API_KEYS)
+        found = [await self._fields(member.decode()) for member in sorted(members)]
+        return sorted((_from_fields(each) for each in found if each), key=lambda key: (key.created_s, key.id))
+
+    async def get(self, key_id: str) -> ApiKey:
+        """Raises NotFound."""
+        found = await self._fields(key_id)
+        if not found:
+            raise NotFound(f"There is no key {key_id}.")
+        return _from_fields(found)
+
+    async def change(self, key_id: str, **limits: Any) -> ApiKey:
+        """Raises NotFound."""
+        key = replace(await self.get(key_id), **limits)
+        with translated():
+            await self._redis.hset(keys.api_key(key_id), mapping=_to_fields(key))
+        return key
+
+    async def revoke(self, key_id: str) -> None:
+        """From now on it is unknown. What it has enqueued runs on. Raises NotFound."""
+        await self.get(key_id)
+        with translated():
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.delete(keys.api_key(key_id))
+                pipe.srem(keys.API_KEYS, key_id)
+                await pipe.execute()
+
+    async def used(self, key_id: str) -> int:
+        """Tokens in this month."""
+        with translated():
+            return sum([int(await client.get(keys.usage(key_id, self.month())) or 0) for client in self._counting])
+
+    def month(self) -> str:
+        return time.strftime("%Y-%m", time.gmtime(self._clock()))
+
+    async def _id(self, secret: str) -> str:
+        """The same for the same secret, and with the deployment's salt, so that a digest is of use nowhere else. The
+        salt is read each time: a process that remembered it would disagree with others once Redis was emptied."""
+        with translated():
+            salt: Any = await self._redis.get(keys.API_KEY_SALT)
+            if salt is None:
+                await self._redis.set(keys.API_KEY_SALT, secrets.token_hex(16), nx=True)
+                salt = await self._redis.get(keys.API_KEY_SALT)
+        return "key-" + _digest(salt, secret).hex()[:ID_LENGTH]
+
+    async def _fields(self, key_id: str) -> dict[str, str]:
+        with translated():
+            found: Any = await self._redis.hgetall(keys.api_key(key_id))
+        return {name.decode(): value.decode() for name, value in found.items()}
+
+
+def _digest(salt: bytes, secret: str) -> bytes:
+    return hmac.digest(salt, secret.encode(), hashlib.sha256)
+
+
+def _to_fields(key: ApiKey) -> dict[Any, Any]:
+    found = {field.name: getattr(key, field.name) for field in fields(key)}
+    return found | {"models": " ".join(key.models), "priority": str(key.priority)}
+
+
+def _from_fields(found: dict[str, str]) -> ApiKey:
+    numbers = (
+        "created_s",
+        "expires_s",
+        "requests_per_minute",
+        "tokens_per_minute",
+        "concurrent_jobs",
+        "tokens_per_month",
+    )
+    return ApiKey(
+        id=found["id"],
+        name=found["name"],
+        models=tuple(found["models"].split()),
+        weight=float(found["weight"]),
+        priority=Priority(found["priority"]),
+        **{name: int(found[name]) for name in numbers},
+    )

@@ -1,0 +1,249 @@
+"""The queue as the API and the workers see it. Two implementations: `redis_queue` and `memory`."""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from shared.domain.events import Deadline, Event, Finished
+from shared.domain.job import Job
+from shared.domain.lifecycle import State
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """What may wait for one model: jobs, tokens as far as they can be told beforehand, and bytes of requests."""
+
+    jobs_max: int
+    tokens_max: int = 10**12
+    bytes_max: int = 10**12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredRecord:
+    """What is stored beside the job of the same `id`, for its client to read again. `key` is its name in the store, and
+    `index` names the list that holds it by `created_ms`, '' for none. All records of a tenant together have at most
+    `tenant_bytes_max` bytes."""
+
+    key: str
+    id: str
+    tenant: str
+    created_ms: int
+    data: str
+    ttl_s: int
+    tenant_bytes_max: int
+    index: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Idempotency:
+    """A key of the client's, made unique among tenants, and a digest of what it asked for."""
+
+    key: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimits:
+    """What the job's tenant may use, 0 for no limit: requests and tokens a minute, jobs at a time, and
+    `month_tokens` in `month`."""
+
+    requests: int = 0
+    tokens: int = 0
+    jobs: int = 0
+    month_tokens: int = 0
+    month: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimitsLeft:
+    """Of an rate_limits: requests and tokens, and in how many seconds they will be all there again."""
+
+    requests: int
+    tokens: int
+    requests_reset_s: float
+    tokens_reset_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted:
+    """`job_id` and `created_ms` are those of an earlier job if the request came before (`attached`). `ahead`: jobs of
+    its class and above that wait; `wait_s`: for how long, as far as can be told, or 0. `left`: of the rate_limits."""
+
+    job_id: str
+    created_ms: int
+    ahead: int = 0
+    wait_s: float = 0
+    attached: bool = False
+    limits_left: RateLimitsLeft | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """A job in a worker's hands. `exec` is the token of this claim: without it nothing is written for the job.
+
+    `attempt` counts claims from 1, and from 2 again once the job has got on; `log` holds the events that earlier ones
+    have written; `late` names a deadline that has passed already; `left_ms` is what remains of the run deadline.
+    `alone`: workers died of this job or beside it, so it must be computed by itself until it gets on. `waited_ms`:
+    since it was queued, or handed over. `trace`: the W3C trace context it came with.
+    """
+
+    job: Job
+    claim_token: str
+    attempt: int
+    log: tuple[Event, ...] = ()
+    late: Deadline | None = None
+    left_ms: float | None = None
+    isolated: bool = False
+    waited_ms: float = 0
+    trace: str = ""
+
+
+ANY_WIDTH = 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How much more a worker takes: so many `sequences`; of `tenants`, who have a wide job there, none of more than
+    `widest`."""
+
+    sequences: int = ANY_WIDTH
+    widest: int = ANY_WIDTH
+    tenants: frozenset[str] = frozenset()
+
+    def fits(self, job: Job) -> bool:
+        return job.tenant not in self.tenants or job.sequences <= self.widest
+
+
+ANY_ROOM = Room()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Write:
+    """New events of one delivery, in order; the first one's `seq` is the length of the log before it."""
+
+    delivery: Delivery
+    events: tuple[Event, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InUse:
+    """What keeps a model from being forgotten: jobs that wait or run, and workers that are alive."""
+
+    jobs: int
+    workers: int
+
+    def __bool__(self) -> bool:
+        return self.jobs > 0 or self.workers > 0
+
+    def __str__(self) -> str:
+        return f"it has {self.jobs} jobs that wait or run and {self.workers} workers"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSlice:
+    """What is known of a job from one event on. `state` is None when the job is gone."""
+
+    state: State | None
+    events: tuple[Event, ...]
+
+
+SETTLED = -2
+LOST = -1
+
+
+class QueueProducer(Protocol):
+    """The side of those who ask. Every verb is atomic and may be repeated. All raise QueueUnavailable when the queue
+    cannot be reached."""
+
+    async def enqueue(
+        self,
+        job: Job,
+        *,
+        bounds: Bounds,
+        subscriber: str = "",
+        idempotency: Idempotency | None = None,
+        rate_limits: RateLimits | None = None,
+        render_options: str = "",
+        trace: str = "",
+        record: StoredRecord | None = None,
+    ) -> Accepted:
+        """Accept the job, or find the one that the idempotency key made before; its events go to `subscriber`, too.
+        `render_options` is kept with the job. `record` is stored when the job is accepted, and only then. Raises QueueFull,
+        LimitReached, StorageFull or IdempotencyKeyReused."""
+
+    async def charge(self, tenant: str, rate_limits: RateLimits) -> float:
+        """Take one of the tenant's requests a minute for a request that was refused for its own fault; return the
+        seconds until it has another, 0 when it has."""
+
+    async def store(self, record: StoredRecord) -> None:
+        """Write the record, or replace the one of the same key. Raises StorageFull."""
+
+    async def discard(self, record: StoredRecord) -> None:
+        """Forget the record and give its bytes back to its tenant; nothing happens when there is none."""
+
+    async def attach(self, job_id: str, *, subscriber: str) -> State | None:
+        """Send the job's further events to `subscriber`, too; return its state, None when there is no such job."""
+
+    async def cancel(self, job_id: str, *, by: str = "its client") -> State | None:
+        """End the job as cancelled unless it has ended; return the state it was in, None when there is none."""
+
+    async def leave(self, job_id: str, *, subscriber: str) -> None:
+        """Cancel the job unless somebody else still reads it."""
+
+    async def replay(self, job_id: str, *, as_id: str) -> tuple[State | None, str]:
+        """Run a failed job once more as another one, with the same request and seed, linked to it. Return the state
+        it was in, None when there is none, and the job that replays it, '' when none does. Replayed once only."""
+
+    async def pause(self, model: str, *, paused: bool) -> None:
+        """Claim no more of the model's waiting jobs, or do again; what runs goes on."""
+
+    async def forget(self, model: str) -> InUse:
+        """Know the model no longer, and whether it was paused, unless something still uses it; return what does."""
+
+
+class QueueConsumer(Protocol):
+    """A worker's side of the same queue."""
+
+    async def claim(
+        self, model: str, *, worker: str, limit: int, room: Room = ANY_ROOM, wait_ms: int = 0
+    ) -> list[Delivery]:
+        """Claim up to `limit` jobs, until they fill the room: lapsed leases first, then the least-served class and
+        tenant; wait that long for one; `[]` when there is none. A lapsed one that has no room here is left to other
+        workers for a moment; waiting ones that are too wide are passed over."""
+
+    async def renew(self, held: Sequence[Delivery], *, worker: str) -> list[str]:
+        """Extend the leases; return the ids of jobs that are no longer the worker's."""
+
+    async def append(self, writes: Sequence[Write]) -> dict[str, int]:
+        """Log the events, then publish them. Return what was refused, by job: LOST when it is no longer the worker's,
+        else the length of its log, when that is shorter than the write assumes: the queue's memory has lost its end."""
+
+    async def settle(self, write: Write, *, worker: str) -> int:
+        """End the job with its last events, the last one Finished; return SETTLED, or why not, as `append` does."""
+
+    async def release(self, held: Sequence[Delivery], *, worker: str) -> None:
+        """Hand the jobs back, with their logs, for the next claim; costs them no attempt."""
+
+
+class EventChannel(Protocol):
+    """How a job's events reach whoever reads them. What is heard may repeat or skip; the log never does."""
+
+    def listen(self, subscriber: str) -> AsyncIterator[list[tuple[str, Sequence[Event]]]]:
+        """Batches of (job id, events in order) as they are published, until closed."""
+
+    async def read(self, cursors: Sequence[tuple[str, int]]) -> list[LogSlice]:
+        """The log of each job from the given event number on. An event that cannot be decoded is a failure of its job,
+        which ends the page."""
+
+
+class CancelChannel(Protocol):
+    """How a worker hears of what it must let go of."""
+
+    def dropped(self, worker: str) -> AsyncIterator[str]:
+        """The ids of jobs that were cancelled while this worker ran them."""
+
+
+def finished(write: Write) -> Finished:
+    last = write.events[-1]
+    assert isinstance(last, Finished), "a settling write ends with Finished"
+    return last

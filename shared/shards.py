@@ -1,0 +1,325 @@
+"""Several Redis as one queue. All keys of a model are in the Redis that its workers connect to, so every verb stays one
+script in one Redis; here is only looked up which one.
+
+The first Redis is the home of what belongs to no model: API keys, files, batches, responses, webhooks. One Redis that
+is away, or answers nothing, takes its own models with it and no others.
+"""
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from redis.asyncio import Redis
+
+from shared.catalog.demand import Demand, DemandReader
+from shared.catalog.job_records import JobRecord, JobRecords
+from shared.catalog.model_registry import ModelRegistry
+from shared.domain.errors import NotFound, PenstockError, QueueUnavailable
+from shared.domain.events import Event
+from shared.domain.job import Job, ModelInfo
+from shared.domain.lifecycle import State
+from shared.process.tasks import end
+from shared.queue.event_channel import RedisChannel
+from shared.queue.protocols import Accepted, EventChannel, InUse, LogSlice, QueueProducer, RateLimits, StoredRecord
+from shared.redis import keys
+from shared.redis.client import translated
+
+log = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
+Known = TypeVar("Known", ModelInfo, Demand)
+Heard = list[tuple[str, Sequence[Event]]]  # jobs and their events, as they were published together
+PLACED_FOR_S = 10.0
+ANSWER_S = 3.0  # one of several that has not answered by then counts as away,
+SILENT_FOR_S = 5.0  # and is not asked again for so long
+JOBS_PLACED_MAX = 100_000
+HEARD_MAX = 1000  # batches from all, before those who are heard have to wait
+NO_NEWS = LogSlice(state=State.STARTED, events=())  # of a job whose Redis is away
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Shard:
+    """One Redis, and what reads and writes it."""
+
+    client: Redis
+    queue: QueueProducer
+    channel: EventChannel
+    model_registry: ModelRegistry
+    job_records: JobRecords
+    demand: DemandReader
+
+
+def shard(client: Redis, queue: QueueProducer) -> Shard:
+    return Shard(
+        client=client,
+        queue=queue,
+        channel=RedisChannel(client),
+        model_registry=ModelRegistry(client),
+        job_records=JobRecords(client),
+        demand=DemandReader(client),
+    )
+
+
+class ShardMap:
+    """Which Redis has a model, or a job."""
+
+    def __init__(self, shards: Sequence[Shard], *, clock: Callable[[], float] = time.monotonic) -> None:
+        """`shards`: the home first."""
+        self.shards = list(shards)
+        self.home = self.shards[0]
+        self._clock = clock
+        self._models: dict[str, tuple[Shard, float]] = {}
+        self._jobs: OrderedDict[str, Shard] = OrderedDict()
+        self._silent: dict[Shard, float] = {}
+
+    async def of_model(self, model: str) -> Shard:
+        """The one that has workers for it, or had; home for a model that nobody knows. Raise QueueUnavailable when one
+        that might have it is away."""
+        if len(self.shards) == 1:
+            return self.home
+        place, until = self._models.get(model, (None, 0.0))
+        if place and self._clock() < until:
+            return place
+        # Where it was first, and that is where it is, as a rule: none of the others then needs to answer.
+        among = [[place], self.shards] if place else [self.shards]
+        for asked in among:
+            answers, error = await self.ask(lambda shard: _known(shard, model), among=asked)
+            found = [(info.workers, shard) for shard, info in answers if info]
+            workers, best = max(found, key=lambda each: each[0], default=(0, None))
+            if workers:
+                break
+        if best is None and error:
+            if place:
+                return place
+            raise error
+        if best:
+            self._models[model] = best, self._clock() + PLACED_FOR_S
+        return best or self.home
+
+    async def of_job(self, job_id: str) -> Shard:
+        """Home for a job that there is not. Raise QueueUnavailable when a Redis that might have it is away."""
+        if len(self.shards) == 1:
+            return self.home
+        if place := self._jobs.get(job_id):
+            return place
+        answers, error = await self.ask(lambda shard: _exists(shard, job_id))
+        place = next((shard for shard, there in answers if there), None)
+        if place is None and error:
+            raise error
+        if place:
+            self.remember(job_id, place)
+        return place or self.home
+
+    def remember(self, job_id: str, place: Shard) -> None:
+        if len(self.shards) == 1:
+            return
+        self._jobs[job_id] = place
+        if len(self._jobs) > JOBS_PLACED_MAX:
+            self._jobs.popitem(last=False)
+
+    async def ask(
+        self, question: Callable[[Shard], Awaitable[Answer]], *, among: Iterable[Shard] | None = None
+    ) -> tuple[list[tuple[Shard, Answer]], QueueUnavailable | None]:
+        """What each (of all, or `among` some) answers that is there, and the error of one that is not."""
+        asked = self.shards if among is None else list(among)
+        answers = await asyncio.gather(*[self._answer(shard, question) for shard in asked], return_exceptions=True)
+        found, unavailable = [], None
+        for shard, said in zip(asked, answers, strict=True):
+            if isinstance(said, QueueUnavailable):
+                unavailable = said
+            elif isinstance(said, BaseException):
+                raise said
+            else:
+                found.append((shard, said))
+        return found, unavailable
+
+    async def _answer(self, shard: Shard, question: Callable[[Shard], Awaitable[Answer]]) -> Answer:
+        if len(self.shards) == 1:
+            return await question(shard)
+        if self._clock() < self._silent.get(shard, 0):
+            raise QueueUnavailable("a Redis does not answer of late")
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                return await question(shard)
+        except TimeoutError as error:
+            self._silent[shard] = self._clock() + SILENT_FOR_S
+            raise QueueUnavailable(f"a Redis has not answered within {ANSWER_S:.0f} s") from error
+
+    async def gather(self, question: Callable[[Shard], Awaitable[list[Answer]]]) -> list[Answer]:
+        """All that is said by those that are there. Raise QueueUnavailable when none is."""
+        answers, error = await self.ask(question)
+        if error and not answers:
+            raise error
+        if error:
+            log.warning("a redis is away", extra={"error": str(error)})
+        return [each for _, said in answers for each in said]
+
+
+async def _known(shard: Shard, model: str) -> ModelInfo | None:
+    try:
+        return await shard.model_registry.model(model)
+    except NotFound:
+        return None
+
+
+async def _exists(shard: Shard, job_id: str) -> bool:
+    with translated():
+        return bool(await shard.client.exists(keys.job(job_id)))
+
+
+class ShardedQueue:
+    """The verbs of QueueProducer and EventChannel, each in the Redis that it is about."""
+
+    def __init__(self, shard_map: ShardMap) -> None:
+        self._shard_map = shard_map
+
+    async def enqueue(self, job: Job, *, record: StoredRecord | None = None, **options: Any) -> Accepted:
+        place = await self._shard_map.of_model(job.model)
+        self._shard_map.remember(job.id, place)
+        if record is None or place is self._shard_map.home:
+            accepted = await place.queue.enqueue(job, record=record, **options)
+        else:
+            accepted = await self._enqueue_away(place, job, record, **options)
+        self._shard_map.remember(accepted.job_id, place)
+        return accepted
+
+    async def _enqueue_away(self, place: Shard, job: Job, record: StoredRecord, **options: Any) -> Accepted:
+        """The record belongs to the home, and no script reaches two Redis. So the job is accepted first, and its record
+        is written before anybody is told: a refusal by either leaves no record, and no job that goes on. The other
+        order would leave a record behind whenever this process dies between the two."""
+        accepted = await place.queue.enqueue(job, **options)
+        if accepted.attached:
+            return accepted
+        try:
+            await self.store(record)
+        except PenstockError:
+            await place.queue.cancel(job.id, by="its refused record")
+            raise
+        return accepted
+
+    async def charge(self, tenant: str, rate_limits: RateLimits) -> float:
+        return await self._shard_map.home.queue.charge(tenant, rate_limits)
+
+    async def store(self, record: StoredRecord) -> None:
+        await self._shard_map.home.queue.store(record)
+
+    async def discard(self, record: StoredRecord) -> None:
+        await self._shard_map.home.queue.discard(record)
+
+    async def attach(self, job_id: str, *, subscriber: str) -> State | None:
+        return await (await self._shard_map.of_job(job_id)).queue.attach(job_id, subscriber=subscriber)
+
+    async def cancel(self, job_id: str, *, by: str = "its client") -> State | None:
+        return await (await self._shard_map.of_job(job_id)).queue.cancel(job_id, by=by)
+
+    async def leave(self, job_id: str, *, subscriber: str) -> None:
+        place = await self._shard_map.of_job(job_id)
+        _, error = await self._shard_map.ask(
+            lambda shard: shard.queue.leave(job_id, subscriber=subscriber), among=[place]
+        )
+        if error:
+            raise error
+
+    async def replay(self, job_id: str, *, as_id: str) -> tuple[State | None, str]:
+        return await (await self._shard_map.of_job(job_id)).queue.replay(job_id, as_id=as_id)
+
+    async def pause(self, model: str, *, paused: bool) -> None:
+        await (await self._shard_map.of_model(model)).queue.pause(model, paused=paused)
+
+    async def forget(self, model: str) -> InUse:
+        return await (await self._shard_map.of_model(model)).queue.forget(model)
+
+    async def listen(self, subscriber: str) -> AsyncIterator[Heard]:
+        """Raises what ends the listening to any of them: a process that hears only some must not look alive. One that
+        is away is no such thing, its channel connects again."""
+        if len(self._shard_map.shards) == 1:
+            async for batch in self._shard_map.home.channel.listen(subscriber):
+                yield batch
+            return
+        heard: asyncio.Queue[Heard | Exception] = asyncio.Queue(HEARD_MAX)
+        hearing = [asyncio.create_task(_hear(shard, subscriber, heard)) for shard in self._shard_map.shards]
+        try:
+            while True:
+                said = await heard.get()
+                if isinstance(said, Exception):
+                    raise said
+                yield said
+        finally:
+            await end(hearing)
+
+    async def read(self, cursors: Sequence[tuple[str, int]]) -> list[LogSlice]:
+        if len(self._shard_map.shards) == 1:
+            return await self._shard_map.home.channel.read(cursors)
+        places = await asyncio.gather(*[self._shard_map.of_job(job_id) for job_id, _ in cursors])
+        mine: dict[Shard, list[tuple[str, int]]] = {}
+        for cursor, place in zip(cursors, places, strict=True):
+            mine.setdefault(place, []).append(cursor)
+        answers, error = await self._shard_map.ask(lambda shard: shard.channel.read(mine[shard]), among=mine)
+        pages = {shard: iter(answer) for shard, answer in answers}
+        if error and not pages:
+            raise error
+        return [next(pages[place]) if place in pages else NO_NEWS for place in places]
+
+
+async def _hear(shard: Shard, subscriber: str, heard: "asyncio.Queue[Heard | Exception]") -> None:
+    """Pass on what is published in one Redis, and at last why no more comes."""
+    try:
+        async for batch in shard.channel.listen(subscriber):
+            await heard.put(batch)
+        raise RuntimeError("a Redis is listened to no more")
+    except Exception as error:
+        await heard.put(error)
+
+
+class ShardedModelRegistry(ModelRegistry):
+    def __init__(self, shard_map: ShardMap) -> None:
+        super().__init__(places.home.client)
+        self._shard_map = shard_map
+
+    async def models(self) -> list[ModelInfo]:
+        found = await self._shard_map.gather(lambda shard: shard.model_registry.models())
+        return _best(found, lambda info: info.name)
+
+    async def model(self, name: str) -> ModelInfo:
+        return await (await self._shard_map.of_model(name)).model_registry.model(name)
+
+
+class ShardedJobRecords(JobRecords):
+    def __init__(self, shard_map: ShardMap) -> None:
+        super().__init__(places.home.client)
+        self._shard_map = shard_map
+
+    async def models(self) -> list[str]:
+        return sorted(set(await self._shard_map.gather(lambda shard: shard.job_records.models())))
+
+    async def ids(self, model: str, state: State, *, limit: int = 100) -> list[str]:
+        return await (await self._shard_map.of_model(model)).job_records.ids(model, state, limit=limit)
+
+    async def all_failed(self, model: str) -> AsyncIterator[str]:
+        async for job_id in (await self._shard_map.of_model(model)).job_records.all_failed(model):
+            yield job_id
+
+    async def record(self, job_id: str) -> JobRecord:
+        return await (await self._shard_map.of_job(job_id)).job_records.record(job_id)
+
+
+class ShardedDemand(DemandReader):
+    def __init__(self, shard_map: ShardMap) -> None:
+        super().__init__(places.home.client)
+        self._shard_map = shard_map
+
+    async def all(self) -> list[Demand]:
+        found = await self._shard_map.gather(lambda shard: shard.demand.all())
+        return _best(found, lambda demand: demand.model)
+
+    async def read(self, model: str) -> Demand:
+        return await (await self._shard_map.of_model(model)).demand.read(model)
+
+
+def _best(found: list[Known], model: Callable[[Known], str]) -> list[Known]:
+    """Of several about one model that with the most workers; in the order of the models' names."""
+    by_model = {model(each): each for each in sorted(found, key=lambda each: each.workers)}
+    return [by_model[name] for name in sorted(by_model)]

@@ -1,0 +1,80 @@
+"""What `penstock top` draws, on narrow screens and of hostile names."""
+
+import io
+import re
+
+from rich.console import Console
+
+from cli.top import UNBOUNDED, Snapshot, WorkerRecord, render
+from shared.catalog.demand import Demand
+from shared.catalog.job_records import JobRecord
+from shared.domain.job import Priority
+from shared.domain.lifecycle import State
+
+JOB_ID = "chatcmpl-0123456789abcdef0123456789abcdef"
+LONG = "organisation/a-model-with-a-very-long-name-7b-instruct"
+COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def picture(name: str) -> Snapshot:
+    demand = Demand(
+        model=name,
+        waiting_jobs=dict.fromkeys(Priority, 3333),
+        waiting_tokens=20_000_000,
+        running_jobs=1234,
+        oldest_s=12345.6,
+        workers=100,
+        worker_tokens_s=10.0,
+        worker_jobs=32,
+    )
+    worker = WorkerRecord(name=f"{name}-4711", models=name, state="busy", host=name, pid=1, done=123456, failed=12345)
+    job = JobRecord(
+        id=JOB_ID,
+        model=name,
+        state=State.STARTED,
+        attempts=1,
+        enqueued_at="2026-11-24T10:00:00.000000Z",
+        started_at="2026-11-24T10:00:00.000000Z",
+        ended_at="",
+        worker=name,
+        traceback="",
+        payload="",
+        view="",
+        tenant=name,
+        priority=Priority.BATCH,
+        replay_of="",
+        replayed_as="",
+        timeline=[],
+    )
+    return Snapshot(at=1.0, demands=[demand], paused={name}, workers=[worker], running=[job])
+
+
+def shown(name: str, width: int) -> str:
+    out = io.StringIO()
+    Console(file=out, width=width, force_terminal=False).print(render(picture(name), None, 10, width=width))
+    return out.getvalue()
+
+
+def test_80_columns_are_enough_and_cut_no_id_and_no_number() -> None:
+    lines = shown(LONG, 80).splitlines()
+
+    assert max(map(len, lines)) <= 80
+    for whole in (JOB_ID, "20000000", "12345.6 s", "9999", "1234", "paused", "123456", "12345", "10:00:00"):
+        assert any(whole in line for line in lines), whole
+    assert sum(map(len, lines)) > 0
+    assert len(lines) == 8  # no row takes two lines
+
+
+def test_what_is_piped_is_never_cut() -> None:
+    text = shown(LONG, UNBOUNDED)
+
+    assert "…" not in text
+    for whole in (JOB_ID, LONG, f"{LONG}-4711", "batch"):
+        assert whole in text
+
+
+def test_names_cannot_command_the_terminal_or_its_markup() -> None:
+    text = shown("\x1b[2J\u202e[red]x[/]\x9b\n", UNBOUNDED)
+
+    assert not COMMANDS.search(text)
+    assert "\\x1b[2J\\u202e[red]x[/]\\x9b" in text

@@ -1,0 +1,96 @@
+"""Text leaves only when it is certain: whole characters, no stop string, nothing past one."""
+
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from shared.domain.events import FinishReason
+from workers.runs.detokenizer import IncrementalDetokenizer
+
+END = 256
+
+
+def decode(ids: Sequence[int]) -> str:
+    """Each id is a byte."""
+    return bytes(ids).decode("utf-8", errors="replace")
+
+
+def detokenizer(*stop: str, tokens_max: int = 10_000) -> IncrementalDetokenizer:
+    return IncrementalDetokenizer(decode, eos_ids=frozenset({END}), stop=stop, tokens_max=tokens_max)
+
+
+def push_all(written: IncrementalDetokenizer, data: bytes) -> tuple[list[str], FinishReason | None]:
+    texts, reason = [], None
+    for byte in data:
+        text, reason = written.push(byte)
+        texts.append(text)
+        if reason:
+            break
+    return texts, reason
+
+
+def test_a_character_is_shown_when_its_last_byte_is_there() -> None:
+    texts, _ = push_all(detokenizer(), "a你b🙂".encode())
+
+    assert texts == ["a", "", "", "你", "b", "", "", "", "🙂"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_text_comes_out_whole(seed: int) -> None:
+    rng = random.Random(seed)
+    text = "".join(rng.choice("ab 你好🙂é\n") for _ in range(200))
+
+    texts, _ = push_all(detokenizer("never this"), text.encode())
+
+    assert "".join(texts) == text
+
+
+def test_half_a_character_at_the_end_shows_as_a_replacement_mark() -> None:
+    written = detokenizer()
+    push_all(written, "a你".encode()[:3])
+
+    assert written.push(END) == ("\ufffd", FinishReason.STOP)
+
+
+def test_a_stop_ends_the_text_before_it_and_is_never_shown() -> None:
+    texts, reason = push_all(detokenizer("###"), b"one ## two ### three")
+
+    assert "".join(texts) == "one ## two "
+    assert reason is FinishReason.STOP
+
+
+def test_what_could_become_a_stop_is_held_back_and_released() -> None:
+    written = detokenizer("END")
+    texts, _ = push_all(written, b"xENx")
+
+    assert texts == ["x", "", "", "ENx"]
+
+
+def test_the_earliest_of_several_stops_wins() -> None:
+    texts, _ = push_all(detokenizer("world", "lo w"), b"hello world")
+
+    assert "".join(texts) == "hel"
+
+
+def test_held_text_is_released_when_the_budget_ends() -> None:
+    texts, reason = push_all(detokenizer("abcd", tokens_max=3), b"abc")
+
+    assert "".join(texts) == "abc"
+    assert reason is FinishReason.LENGTH
+
+
+def test_the_end_token_shows_nothing() -> None:
+    assert detokenizer().push(END) == ("", FinishReason.STOP)
+
+
+@pytest.mark.parametrize("cut", range(0, 40, 3))
+def test_a_transcript_replayed_from_its_ids_goes_on_alike(cut: int) -> None:
+    data = "one 你好 ## two 🙂 ###".encode()
+    whole, _ = push_all(detokenizer("###"), data)
+    again = detokenizer("###")
+    before, _ = push_all(again, data[:cut])
+
+    after, _ = push_all(again, data[cut:])
+
+    assert before + after == whole

@@ -1,0 +1,80 @@
+"""An engine of a model that makes vectors or scores and no text."""
+
+from typing import Any
+
+from shared.domain.errors import EngineError
+from shared.settings import Settings
+from workers.engines.base import Defaults, Embedder
+from workers.engines.native.embedding.cross_encoder import CrossEncoder
+from workers.engines.native.embedding.embedder import EmbedderTrials
+from workers.engines.native.embedding.pooling import Pooling
+from workers.engines.native.kernels import attention
+from workers.engines.native.weights.onednn_linear import can_pack, pack, unpack
+from workers.scheduling.engine_limits import EngineLimits
+from workers.scheduling.scheduler import Batch
+from workers.scheduling.sequence import Sampled, Sequence
+from workers.text.chat_tokenizer import ChatTokenizer
+
+CONTEXT_UNKNOWN = 512
+
+
+class EncoderEngine:
+    kind = "embedding"
+
+    def __init__(self, tokenizer: ChatTokenizer, embedder: Embedder | None, *, limits: EngineLimits) -> None:
+        self.limits = limits
+        self.defaults = Defaults()
+        self.adapters: frozenset[str] = frozenset()
+        self.tokenizer = tokenizer
+        self.embedder = embedder
+
+    def step(self, batch: Batch) -> list[Sampled]:
+        raise EngineError("this model writes no text")
+
+    def free(self, sequence: Sequence) -> None:
+        """Nothing is kept."""
+
+
+def encoder_engine(model: Any, tokenizer: Any, pooling: Pooling, settings: Settings) -> EncoderEngine:
+    """`model`: without a head, in whatever attention it was loaded with."""
+    limits = _limits(model, tokenizer, pooling.tokens_max, settings)
+    trials = EmbedderTrials(model, pooling, tokens_max=limits.context_length)
+    own = model.config._attn_implementation
+    attention.register()
+    model.set_attn_implementation(attention.NAME)
+    embedder = trials.packed()
+    if embedder and can_pack(model):
+        replaced = pack(model, rows=limits.batch_tokens_max)
+        if trials.packed() is None:
+            unpack(replaced)
+    if embedder is None:
+        model.set_attn_implementation(own)
+    texts = ChatTokenizer(tokenizer, frozenset(), vocabulary=limits.vocabulary)
+    return EncoderEngine(texts, embedder or trials.own, limits=limits)
+
+
+def ranking_engine(model: Any, tokenizer: Any, settings: Settings) -> EncoderEngine:
+    """`model`: with a head of one label."""
+    limits = _limits(model, tokenizer, None, settings)
+    texts = ChatTokenizer(tokenizer, frozenset(), vocabulary=limits.vocabulary)
+    return EncoderEngine(texts, CrossEncoder(model, tokenizer, tokens_max=limits.context_length), limits=limits)
+
+
+def _limits(model: Any, tokenizer: Any, pooling_max: int | None, settings: Settings) -> EngineLimits:
+    return EngineLimits(
+        sequences_max=settings.sequences_max,
+        batch_tokens_max=settings.batch_tokens_max,
+        context_length=_tokens_max(model, tokenizer, pooling_max, settings),
+        vocabulary=model.config.get_text_config().vocab_size,
+    )
+
+
+def _tokens_max(model: Any, tokenizer: Any, pooling_max: int | None, settings: Settings) -> int:
+    """The shortest of what the model, its tokenizer, its folder and the settings say."""
+    said: list[int | None] = [
+        getattr(model.config.get_text_config(), "max_position_embeddings", None),
+        tokenizer.model_max_length,
+        pooling_max,
+        settings.context_length,
+    ]
+    return min([length for length in said if length] or [CONTEXT_UNKNOWN])

@@ -1,0 +1,154 @@
+"""From a folder or a hub id to an engine: transformers loads, accelerate places, `trial` picks the engine."""
+
+import logging
+import time
+from collections.abc import Sequence as Seq
+from typing import Any
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from shared.domain.errors import SettingsError
+from shared.settings import Settings
+from workers.engines.base import Defaults, Engine
+from workers.engines.native.causal.batched import BatchedEngine
+from workers.engines.native.embedding.encoder import encoder_engine, ranking_engine
+from workers.engines.native.embedding.pooling import is_embedding_folder, load_pooling
+from workers.engines.native.engine_selection import TextEngine, engine_for
+from workers.engines.native.hub_files import located
+from workers.engines.native.weights.parallel import require_one, tell
+from workers.engines.native.weights.placement import placement
+from workers.process.host_memory import keep_freed_memory
+from workers.process.ranks import rank, world
+from workers.scheduling.engine_limits import BLOCK_SIZE, EngineLimits
+from workers.text.chat_tokenizer import ChatTokenizer
+
+log = logging.getLogger(__name__)
+CONTEXT_UNKNOWN = 4096
+
+
+def load_torch_engine(source: str, settings: Settings, *, adapters: Seq[tuple[str, str]] = ()) -> Engine:
+    """`adapters`: name and source of each. Raises SettingsError, in one sentence, for what cannot be loaded."""
+    began = time.monotonic()
+    keep_freed_memory()
+    source, where = located(source, settings)
+    model, tokenizer, use = _load(source, settings, where)
+    reads_only = use is not AutoModelForCausalLM
+    require_one("ADAPTER: adapters", adapters)
+    require_one("MODEL: a model for embeddings", reads_only)
+    if reads_only and adapters:
+        raise SettingsError(f"ADAPTER: {source} does not write; adapters are for models that do")
+    if use is AutoModelForSequenceClassification:
+        engine: Engine = ranking_engine(model, tokenizer, settings)
+    elif use is AutoModel:
+        pooling = load_pooling(source, model.device, **where)
+        engine = encoder_engine(model, tokenizer, pooling, settings)
+    else:
+        engine = text = _text_engine(model, tokenizer, settings)
+        for name, adapter in adapters:
+            folder, at = located(adapter, settings, revision="")
+            text.adapters.load(name, folder, model, **at)
+    if world() > 1 and rank() == 0 and isinstance(engine, BatchedEngine):
+        engine.tell = tell
+    log.info(
+        "model loaded",
+        extra={
+            "source": source,
+            "engine": engine.kind,
+            "kernel": engine.kernel.name if isinstance(engine, BatchedEngine) else None,
+            "device": str(model.device),
+            "dtype": str(model.dtype),
+            "parameters_m": round(model.num_parameters() / 1e6, 1),
+            "cache_tokens": engine.limits.blocks * BLOCK_SIZE,
+            "seconds": round(time.monotonic() - began, 1),
+        },
+    )
+    return engine
+
+
+def _text_engine(model: Any, tokenizer: Any, settings: Settings) -> TextEngine:
+    eos_ids = _eos_ids(model, tokenizer)
+    limits = _limits(model.config.get_text_config(), settings)
+    if not tokenizer.chat_template:
+        log.warning("the model has no chat template; prompts are plain 'role: content' lines")
+    chat = ChatTokenizer(tokenizer, eos_ids, vocabulary=limits.vocabulary)
+    return engine_for(model, chat, limits, _defaults(model), settings)
+
+
+def _load(source: str, settings: Settings, where: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """The model, its tokenizer, and the class of transformers that it is used as."""
+    placed = placement(settings)
+    trust = {"trust_remote_code": settings.trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(source, **where, **trust)
+        tokenizer = AutoTokenizer.from_pretrained(source, **where, **trust)
+        use = _use(config, source, where)
+        model = use.from_pretrained(
+            source,
+            config=config,
+            use_safetensors=True,
+            **placed,
+            **where,
+            **trust,
+        )
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise SettingsError(f"MODEL: {source} cannot be loaded: {first}") from error
+    return model.eval(), tokenizer, use
+
+
+def _use(config: Any, source: str, where: dict[str, Any]) -> Any:
+    """A head of one label scores pairs; a folder that says how to pool, or a model that does not write, makes
+    vectors."""
+    classifies = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+    if classifies and config.num_labels == 1:
+        return AutoModelForSequenceClassification
+    embeds = is_embedding_folder(source, **where) or not _writes(config)
+    return AutoModel if embeds else AutoModelForCausalLM
+
+
+def _writes(config: Any) -> bool:
+    """Whether it is a causal language model."""
+    made_as = config.architectures or []
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    remote = "AutoModelForCausalLM" in getattr(config, "auto_map", {})
+    return remote or not made_as or any(name in known for name in made_as)
+
+
+def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Every id that ends an answer: the generation config may name several."""
+    named = model.generation_config.eos_token_id
+    ids = named if isinstance(named, list) else [named]
+    return frozenset(id_ for id_ in [*ids, tokenizer.eos_token_id] if id_ is not None)
+
+
+def _limits(config: Any, settings: Settings) -> EngineLimits:
+    own = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or CONTEXT_UNKNOWN
+    context = settings.context_length or own
+    if context > own:
+        raise SettingsError(f"PENSTOCK_CONTEXT_LENGTH: {context} is more than the model's {own}")
+    return EngineLimits(
+        sequences_max=settings.sequences_max,
+        batch_tokens_max=settings.batch_tokens_max,
+        context_length=context,
+        vocabulary=config.vocab_size,
+        prefix_cache=settings.prefix_cache,
+    )
+
+
+def _defaults(model: Any) -> Defaults:
+    config = model.generation_config
+    if config.do_sample is False:
+        return Defaults()
+    return Defaults(
+        temperature=1.0 if config.temperature is None else config.temperature,
+        top_p=1.0 if config.top_p is None else config.top_p,
+        top_k=config.top_k or 0,
+        repetition_penalty=config.repetition_penalty or 1.0,
+    )

@@ -1,0 +1,37 @@
+"""What torch raises, in the words of an engine."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from shared.domain.errors import EngineError
+from workers.engines.base import EngineBroken, OutOfMemory
+
+CPU_OUT_OF_MEMORY = "can't allocate memory"  # torch raises a plain RuntimeError for it
+
+
+@contextmanager
+def translated(*, together: bool = False) -> Iterator[None]:
+    """`together`: other ranks compute the same; after an error nobody knows where they are."""
+    try:
+        yield
+    except EngineError:
+        raise
+    except Exception as error:
+        known = EngineBroken(f"the ranks have lost each other: {error}") if together else _known(error)
+        if known is None:
+            raise
+        raise known from error
+
+
+def _known(error: Exception) -> EngineError | None:
+    match error:
+        case torch.OutOfMemoryError():
+            torch.cuda.empty_cache()
+            return OutOfMemory(f"the device has no memory for this step: {error}")
+        case torch.AcceleratorError():
+            return EngineBroken(f"the device has failed: {error}")
+        case RuntimeError() if CPU_OUT_OF_MEMORY in str(error):
+            return OutOfMemory(f"there is no memory for this step: {error}")
+    return None

@@ -1,0 +1,81 @@
+"""Where a model's weights go and in what numbers, from the settings: what `from_pretrained` is asked for."""
+
+import atexit
+import re
+import shutil
+import tempfile
+from typing import Any
+
+import torch
+from transformers import BitsAndBytesConfig
+from transformers.distributed import DistributedConfig
+
+from shared.domain.errors import SettingsError
+from shared.settings import Settings
+from workers.engines.native.weights.parallel import join, require_one
+from workers.process.ranks import world
+
+LIMIT = re.compile(r"(?P<device>\d+|cpu|mps|disk)=(?P<bytes>\d+(?:\.\d+)?[KMGT]i?B)")
+
+
+def placement(settings: Settings) -> dict[str, Any]:
+    """Keyword arguments of `from_pretrained`. Raises SettingsError for what is no device or no size."""
+    device = _device(settings)
+    if world() > 1:
+        for param in ("device_map", "quantization"):
+            require_one(f"PENSTOCK_{param.upper()}", getattr(settings, param))
+        device = join(device)
+        return {"dtype": _dtype(settings, device), "distributed_config": DistributedConfig(tp_plan="auto")}
+    asked: dict[str, Any] = {"dtype": _dtype(settings, device), "device_map": {"": device}}
+    if settings.device_map:
+        # What fits on no device stays in the file system and is read whenever it is needed.
+        folder = tempfile.mkdtemp(prefix="penstock-offload-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        asked |= {"device_map": settings.device_map, "offload_folder": folder}
+        asked["max_memory"] = _max_memory(settings.max_memory)
+    if quantization := _quantization(settings.quantization):
+        asked["quantization_config"] = quantization
+    return asked
+
+
+def spread(model: Any) -> bool:
+    """Whether its parts lie on several devices."""
+    return len(set(getattr(model, "hf_device_map", {}).values())) > 1
+
+
+def _device(settings: Settings) -> torch.device:
+    try:
+        if settings.device != "auto":
+            return torch.device(settings.device)
+    except RuntimeError as error:
+        raise SettingsError(f"PENSTOCK_DEVICE: {settings.device} is no device") from error
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _dtype(settings: Settings, device: torch.device) -> Any:
+    """The checkpoint's own numbers on an accelerator; float32 on a CPU, where half precision is slower."""
+    if settings.dtype != "auto":
+        return getattr(torch, settings.dtype)
+    return torch.float32 if device.type == "cpu" else "auto"
+
+
+def _max_memory(text: str) -> dict[int | str, str] | None:
+    """`0=20GiB,1=20GiB,cpu=64GiB`."""
+    limits: dict[int | str, str] = {}
+    for part in filter(None, text.split(",")):
+        match = LIMIT.fullmatch(part.strip())
+        if match is None:
+            raise SettingsError(f"PENSTOCK_MAX_MEMORY: {part!r} is not like 0=20GiB or cpu=64GiB")
+        device = match["device"]
+        limits[int(device) if device.isdigit() else device] = match["bytes"]
+    return limits or None
+
+
+def _quantization(name: str) -> Any:
+    """How to quantise weights that come in full precision; a checkpoint that is quantised says itself how."""
+    match name:
+        case "bitsandbytes-int8":
+            return BitsAndBytesConfig(load_in_8bit=True)
+        case "bitsandbytes-nf4":
+            return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    return None

@@ -1,0 +1,207 @@
+"""An engine without a model: the answer is known beforehand. For tests, demonstrations and load on the pipeline.
+
+Token i of an answer is a hash of the prompt and i (and of seed and choice, unless the temperature is 0). A prompt may
+ask for a fault: `fault:raise@5` raises at token 5, `fault:exit@5` kills the process, `fault:hang@5` never returns,
+`fault:oom@5` finds no memory. In a chat the engine may also do its part while the answer cannot be read:
+`fault:read@5` is a parser that raises at token 5, `fault:decode@5` a detokeniser, `fault:grammar@5` a grammar.
+"""
+
+import hashlib
+import math
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from shared.domain.errors import EngineError, InvalidRequest
+from shared.domain.events import FinishReason
+from shared.domain.job import Grammar
+from workers.engines.base import Defaults, OutOfMemory
+from workers.parsers.output_parser import ParsedDelta, PlainParser
+from workers.scheduling.engine_limits import EngineLimits
+from workers.scheduling.scheduler import Batch
+from workers.scheduling.sequence import Constraint, Sampled, Sequence
+from workers.text.tokenizer import Chat, plain_chat
+
+END = 0
+VOCABULARY = 50_000
+FAULTS = ("raise", "exit", "hang", "oom", "read", "decode", "grammar")
+FAULT_IDS = 1_000_000  # ids from here on stand for a fault: kind * FAULT_IDS + position
+FAULT = re.compile("fault:(" + "|".join(FAULTS) + r")@(\d{1,5})")
+
+
+class ScriptedTokenizer:
+    eos_ids = frozenset({END})
+    abilities: frozenset[str] = frozenset()
+    token_chars_max = 1_000_000
+
+    def chat(self, request: Mapping[str, Any], wanted: Grammar | None = None, *, tokens_max: int | None = None) -> Chat:
+        if request.get("tools"):
+            raise InvalidRequest("'tools': the scripted engine calls none.", param="tools")
+        lines = " ".join(f"{message['role']} {message['content']}" for message in request["messages"])
+        return _unreadable(plain_chat(self.encode_text(lines), self, wanted))
+
+    def encode_text(self, text: str, tokens_max: int | None = None, *, special: bool = True) -> list[int]:
+        """A word is a token."""
+        return [self._token(word) for word in text.split()[:tokens_max]]
+
+    def decode(self, ids: Seq[int]) -> str:
+        return "".join(f" t{token}" for token in ids if token != END)
+
+    def token_bytes(self, token: int) -> bytes:
+        return self.decode([token]).encode()
+
+    def constraint(self, grammar: Grammar) -> Constraint:
+        raise InvalidRequest(f"'{grammar.param}': the scripted engine keeps to no grammar.", param=grammar.param)
+
+    def _token(self, word: str) -> int:
+        fault = FAULT.fullmatch(word)
+        return (FAULTS.index(fault[1]) + 1) * FAULT_IDS + int(fault[2]) if fault else _hash(word) % VOCABULARY
+
+
+class UnreadableReply(PlainParser):
+    """Its parser raises at the token of this number, as one that recurses too deeply does."""
+
+    def __init__(self, position: int, seed: str) -> None:
+        self._left = position
+
+    def push(self, text: str, reason: FinishReason | None = None) -> ParsedDelta:
+        if self._left == 0:
+            raise RecursionError("the prompt asked for this fault")
+        self._left -= 1
+        return super().push(text, reason)
+
+
+class UnreadableGrammar:
+    """It refuses the token of this number."""
+
+    ended = False
+
+    def __init__(self, position: int) -> None:
+        self._left = position
+
+    def accept(self, token: int) -> None:
+        if self._left == 0:
+            raise EngineError("the prompt asked for this fault")
+        self._left -= 1
+
+
+class ScriptedEmbedder:
+    """A direction in space for each passage, by its hash. A fault at token 0 happens here, too."""
+
+    size = 16
+    pair = None
+
+    def __init__(self, *, tokens_max: int, step_s: float) -> None:
+        self.tokens_max = tokens_max
+        self._step_s = step_s
+
+    def embed(self, passages: Seq[Seq[int]]) -> list[list[float]]:
+        time.sleep(self._step_s)
+        return [self._vector(passage) for passage in passages]
+
+    def _vector(self, passage: Seq[int]) -> list[float]:
+        _obey(passage, position=0)
+        numbers = [_hash(f"{list(passage)} {i}") / 2**63 - 1 for i in range(self.size)]
+        length = math.hypot(*numbers)
+        return [number / length for number in numbers]
+
+
+class ScriptedEngine:
+    kind = "scripted"
+
+    def __init__(self, *, limits: EngineLimits, step_ms: float, tokens: int) -> None:
+        """`step_ms`: how long a step takes; `tokens`: length of an answer that max_tokens does not end sooner."""
+        self.limits = limits
+        self.defaults = Defaults()
+        self.adapters: frozenset[str] = frozenset()
+        self.tokenizer = ScriptedTokenizer()
+        self._step_s = step_ms / 1000
+        self.embedder = ScriptedEmbedder(tokens_max=limits.context_length, step_s=self._step_s)
+        self._tokens = tokens
+
+    def step(self, batch: Batch) -> list[Sampled]:
+        if self._step_s:
+            time.sleep(self._step_s)
+        return [self._sampled(row.sequence) for row in batch.sampling]
+
+    def free(self, sequence: Sequence) -> None:
+        pass
+
+    def _sampled(self, sequence: Sequence) -> Sampled:
+        """Sure of itself: its token's probability is 1."""
+        token = self._token(sequence, sequence.output_length)
+        return Sampled(token, 0.0, ((token, 0.0),) if sequence.sampling.logprobs else ())
+
+    def _token(self, sequence: Sequence, position: int) -> int:
+        _obey(sequence.ids[: sequence.prompt_length], position=position)
+        if position >= self._tokens:
+            return END
+        return scripted_token(sequence, position)
+
+
+def scripted_token(sequence: Sequence, position: int) -> int:
+    sampling = sequence.sampling
+    drawn = (sampling.seed, sequence.choice_of_prompt) if sampling.temperature else ()
+    return _answered(sequence.ids[: sequence.prompt_length].tolist(), drawn, position)
+
+
+def _answered(prompt: list[int], drawn: tuple[int, ...], position: int) -> int:
+    return 1 + _hash(f"{prompt} {drawn} {position}") % (VOCABULARY - 1)
+
+
+def _obey(prompt: Iterable[int], *, position: int) -> None:
+    for fault, at in _faults(prompt):
+        if at == position:
+            _fail(fault)
+
+
+def _faults(prompt: Iterable[int]) -> Iterator[tuple[str, int]]:
+    """What the prompt asks to go wrong, and at which token of the answer."""
+    return ((FAULTS[token // FAULT_IDS - 1], token % FAULT_IDS) for token in prompt if token >= FAULT_IDS)
+
+
+def _unreadable(chat: Chat) -> Chat:
+    """The same, with what the prompt asks to go wrong when its answer is read."""
+    for fault, at in _faults(chat.ids):
+        match fault:
+            case "read":
+                chat = replace(chat, make_parser=partial(UnreadableReply, at))
+            case "grammar":
+                chat = replace(chat, constraint=partial(UnreadableGrammar, at))
+            case "decode":
+                chat = replace(chat, decode=_undecodable(chat, at))
+    return chat
+
+
+def _undecodable(chat: Chat, position: int) -> Callable[[Seq[int]], str]:
+    """It raises at the greedy answer's token of this number: a detokeniser knows nothing but ids."""
+    bad, decode = _answered(chat.ids, (), position), chat.decode
+
+    def decoded(ids: Seq[int]) -> str:
+        if bad in ids:
+            raise ValueError("the prompt asked for this fault")
+        return decode(ids)
+
+    return decoded
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+
+
+def _fail(fault: str) -> None:
+    match fault:
+        case "raise":
+            raise EngineError("the prompt asked for this fault")
+        case "exit":
+            os._exit(66)
+        case "oom":
+            raise OutOfMemory("the prompt asked for this fault")
+        case "hang":
+            threading.Event().wait()

@@ -1,0 +1,87 @@
+"""The tools that a chat may call, and the grammars that its answer keeps to because of them."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shared.domain.errors import InvalidRequest
+from shared.domain.job import Grammar, GrammarKind
+from workers.parsers.lark_grammar import Lark
+from workers.parsers.tool_formats import LLAMA, ToolFormat
+
+AUTO, REQUIRED = "auto", "required"
+ANY_OBJECT = {"type": "object"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tools:
+    """`choice`: auto, required, or the name of the one to call. `parallel`: several calls in one answer."""
+
+    schemas: Mapping[str, Mapping[str, Any]]
+    strict: frozenset[str]
+    choice: str
+    parallel: bool
+
+    @property
+    def forced(self) -> bool:
+        return self.choice != AUTO
+
+
+def tools_of(request: Mapping[str, Any]) -> Tools | None:
+    """None for a chat that calls none."""
+    if not request.get("tools"):
+        return None
+    functions = [tool["function"] for tool in request["tools"]]
+    return Tools(
+        schemas={function["name"]: function.get("parameters") or ANY_OBJECT for function in functions},
+        strict=frozenset(function["name"] for function in functions if function.get("strict")),
+        choice=request["tool_choice"],
+        parallel=request["parallel"],
+    )
+
+
+def grammar_for(
+    tools: Tools, tool_format: ToolFormat, wanted: Grammar | None, token_of: Callable[[str], int | None]
+) -> Grammar | None:
+    """What the answer must look like: calls, if one must be made; else, calls or what was `wanted` of the text; else
+    any text, and calls that keep to the schemas which are strict. Raises InvalidRequest for a form that does not go
+    with tools."""
+    lark = Lark(tool_format.marks, token_of)
+    if tools.forced:
+        start = _calls(lark, tools, tool_format)
+    elif wanted is not None:
+        if wanted.kind is not GrammarKind.JSON_SCHEMA:
+            raise InvalidRequest(f"'{wanted.param}' and 'tools' exclude each other.", param=wanted.param)
+        start = f"{lark.json(json.loads(wanted.text))} | {_calls(lark, tools, tool_format)}"
+    elif not tools.strict:
+        return None
+    elif tool_format is LLAMA:
+        start = f"{_calls(lark, tools, tool_format)} | /[^{{](.|\\n)*/"
+    else:
+        start = f"({_calls(lark, tools, tool_format, after_text=True)})? TEXT"
+    return Grammar(kind=GrammarKind.LARK, text=lark.grammar(start), param="tools")
+
+
+def _calls(lark: Lark, tools: Tools, tool_format: ToolFormat, *, after_text: bool = False) -> str:
+    """One or more. After text, the first one's mark is what ends the text."""
+    before, between, after = tool_format.frame
+    begun = tool_format.marks[0] if after_text else ""
+    several = f"({lark.literal(between)} {_call(lark, tools, tool_format, '')})*" if tools.parallel else ""
+    if after_text and before:
+        first = f"{lark.until(begun)} {lark.literal(before.removeprefix(begun))} {_call(lark, tools, tool_format, '')}"
+    elif after_text:
+        first = f"{lark.until(begun)} {_call(lark, tools, tool_format, begun)}"
+    else:
+        first = f"{lark.literal(before)} {_call(lark, tools, tool_format, '')}"
+    return lark.rule(f"{first} {several} {lark.literal(after)}")
+
+
+def _call(lark: Lark, tools: Tools, tool_format: ToolFormat, begun: str) -> str:
+    """Any of those that may be called."""
+    rules = []
+    for name, schema in tools.schemas.items():
+        if tools.choice in (AUTO, REQUIRED, name):
+            bound = schema if tools.forced or name in tools.strict else ANY_OBJECT
+            rules.append(tool_format.write(lark, name, bound, begun))
+    return lark.rule(" | ".join(rules))

@@ -1,0 +1,95 @@
+"""A bound on how long Python code may run in the thread that calls it: code that we did not write, like a template, or
+code that reads what a model wrote."""
+
+import ctypes
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+TICK_S = 0.25
+MISSING = object()
+
+
+class TimeLimitExceeded(Exception):
+    pass
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raises TimeLimitExceeded in the body when it takes longer, at most TICK_S late. A call into C is not interrupted
+    before it ends. Cheap enough for every token: one thread watches all boxes of the process."""
+    box = _Box(threading.get_ident(), time.monotonic() + seconds)
+    _WATCH.open(box)
+    try:
+        yield
+    except TimeLimitExceeded:
+        _WATCH.withdraw(box)
+        raise
+    except BaseException:
+        _WATCH.close(box)
+        raise
+    _WATCH.close(box)
+
+
+@dataclass(slots=True, eq=False)
+class _Box:
+    thread: int
+    deadline: float
+    raised: bool = False
+
+
+class _Watch:
+    """There is no lock, which the exception could leave taken: whoever takes a box out of the dictionary has it."""
+
+    def __init__(self) -> None:
+        self._boxes: dict[_Box, object] = {}
+        self._some = threading.Event()
+        self._starting = threading.Lock()
+        self._started = False
+
+    def open(self, box: _Box) -> None:
+        self._boxes[box] = None
+        if not self._some.is_set():
+            self._some.set()
+        if not self._started:
+            self._start()
+
+    def withdraw(self, box: _Box) -> bool:
+        """Whether it was still open; then nothing is raised for it any more."""
+        return self._boxes.pop(box, MISSING) is not MISSING
+
+    def close(self, box: _Box) -> None:
+        """The body is over. Raises TimeLimitExceeded if its time was: in the body, where that was overlooked, or now."""
+        if not self.withdraw(box):
+            while not box.raised:
+                time.sleep(0.001)  # the exception is on its way
+            raise TimeLimitExceeded
+
+    def _start(self) -> None:
+        with self._starting:
+            if not self._started:
+                self._started = True
+                threading.Thread(target=self._run, name="time boxes", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            self._some.wait()
+            time.sleep(TICK_S)
+            now = time.monotonic()
+            for box in list(self._boxes):
+                if box.deadline <= now and self.withdraw(box):
+                    _raise_in(box.thread)
+                    box.raised = True
+            if not self._boxes:
+                self._some.clear()
+                if self._boxes:  # opened just then
+                    self._some.set()
+
+
+def _raise_in(thread: int) -> None:
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(TimeLimitExceeded))
+
+
+_WATCH = _Watch()

@@ -1,0 +1,56 @@
+"""What the engine's thread has for Redis, handed to the event loop. Bounded: when Redis is away the engine waits."""
+
+import asyncio
+import threading
+from collections import deque
+from dataclasses import dataclass
+
+from shared.domain.events import Event
+from workers.runs.run import JobRun
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """New events of a run, in order."""
+
+    run: JobRun
+    events: list[Event]
+
+
+class Outbox:
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, steps_max: int) -> None:
+        self._loop = loop
+        self._arrived = asyncio.Event()
+        self._room = threading.Semaphore(steps_max)
+        self._steps: deque[tuple[list[Update], bool]] = deque()  # and whether they take room
+        self._closed = False
+
+    def put(self, updates: list[Update]) -> None:
+        """From the engine's thread; waits while `steps_max` steps are not yet taken."""
+        self._room.acquire()
+        self._steps.append((updates, True))
+        self._loop.call_soon_threadsafe(self._arrived.set)
+
+    def put_now(self, update: Update) -> None:
+        """From the event loop, which must not wait; a run's first events, so bounded by the runs."""
+        self._steps.append(([update], False))
+        self._arrived.set()
+
+    def close(self) -> None:
+        """Nothing more will be put: once empty, `take` returns `[]`."""
+        self._closed = True
+        self._arrived.set()
+
+    async def take(self) -> list[Update]:
+        """Everything that is there, merged to one update for each run; waits for the first."""
+        while not self._steps and not self._closed:
+            self._arrived.clear()
+            await self._arrived.wait()
+        merged: dict[JobRun, list[Event]] = {}
+        while self._steps:
+            updates, takes_room = self._steps.popleft()
+            for update in updates:
+                merged.setdefault(update.run, []).extend(update.events)
+            if takes_room:
+                self._room.release()
+        return [Update(run, events) for run, events in merged.items()]

@@ -1,0 +1,127 @@
+"""A delivery that asks for vectors, and which of its passages are computed next."""
+
+from collections import deque
+from collections.abc import Sequence as Seq
+
+from shared.domain.errors import ContextLengthExceeded, InvalidRequest
+from shared.domain.events import Completed, Embedded, Event, Usage
+from shared.queue.protocols import Delivery
+from workers.engines.base import Embedder, Engine
+from workers.runs.run import JobRun, known
+
+
+class Embedding(JobRun):
+    """One vector for each input; those in the log are not computed again. Where pairs are scored, none for the first,
+    the query, which is in all others."""
+
+    def __init__(self, delivery: Delivery, engine: Engine) -> None:
+        """Raises InvalidRequest when the model makes no such vectors, or an input does not fit it."""
+        embedder, request = engine.embedder, delivery.job.request
+        if embedder is None or delivery.job.model in engine.adapters:
+            raise InvalidRequest(f"The model '{delivery.job.model}' makes no embeddings.", param="model")
+        if embedder.pair and not request.get("rank"):
+            raise InvalidRequest(f"The model '{delivery.job.model}' only ranks, at /v1/rerank.", param="model")
+        _require_dimensions(request["dimensions"], embedder.size)
+        param = "documents" if request.get("rank") else "input"
+        self.passages = _encoded(request["inputs"], request["truncate"], engine, embedder, param)
+        self._dimensions: int | None = request["dimensions"]
+        logged = {event.index for event in delivery.log if isinstance(event, Embedded)}
+        self.left = deque(index for index, passage in enumerate(self.passages) if passage and index not in logged)
+        self._open = set(self.left)
+        super().__init__(delivery, prompt_tokens=sum(map(len, self.passages)))
+
+    @property
+    def done(self) -> bool:
+        return not self._open
+
+    def completed(self) -> Completed:
+        return Completed(usage=Usage(prompt_tokens=self.prompt_tokens, completion_tokens=0))
+
+    def advance(self, index: int, vector: Seq[float]) -> list[Event]:
+        """The events of one more vector, of unit length."""
+        self._open.discard(index)
+        return [Embedded(seq=self.number(), index=index, vector=shortened(vector, self._dimensions)), *self.closing()]
+
+
+Passage = tuple[Embedding, int]
+
+
+class Passages:
+    """Those that wait, of all jobs in run: one with many inputs does not keep the others waiting."""
+
+    def __init__(self, *, tokens_max: int) -> None:
+        self._tokens_max = tokens_max
+        self._runs: deque[Embedding] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._runs)
+
+    def add(self, run: Embedding) -> None:
+        if run.left:
+            self._runs.append(run)
+
+    def drop(self, run: Embedding) -> None:
+        """One that is not here is no error."""
+        if run in self._runs:
+            self._runs.remove(run)
+
+    def next_batch(self) -> list[Passage]:
+        """As many as `tokens_max` tokens hold, but at least one; of a job that must be alone just the one."""
+        batch: list[Passage] = []
+        if lonely := next((run for run in self._runs if run.delivery.isolated), None):
+            self._runs.remove(lonely)
+            self._runs.appendleft(lonely)
+        room = self._tokens_max
+        while self._runs:
+            run = self._runs[0]
+            tokens = len(run.passages[run.left[0]])
+            if batch and (tokens > room or lonely):
+                break
+            room -= tokens
+            batch.append((run, run.left.popleft()))
+            self._runs.popleft()
+            if run.left:
+                self._runs.append(run)
+        return batch
+
+
+def shortened(vector: Seq[float], dimensions: int | None) -> tuple[float, ...]:
+    """Its first `dimensions` numbers, of unit length again."""
+    kept = tuple(map(float, vector[:dimensions]))
+    if dimensions is None or dimensions == len(vector):
+        return kept
+    length = sum(x * x for x in kept) ** 0.5 or 1.0
+    return tuple(x / length for x in kept)
+
+
+def _require_dimensions(dimensions: int | None, size: int) -> None:
+    if dimensions is not None and dimensions > size:
+        raise InvalidRequest(f"'dimensions' is at most {size} for this model.", param="dimensions")
+
+
+def _encoded(
+    inputs: list[str | list[int]], truncate: int | None, engine: Engine, embedder: Embedder, param: str
+) -> list[list[int]]:
+    """Token ids of each input. `truncate`: how many tokens to keep, -1 for as many as fit; None for no truncation."""
+    longest = embedder.tokens_max
+    if truncate is not None and truncate > longest:
+        raise InvalidRequest(f"'truncate_prompt_tokens' is at most {longest}.", param="truncate_prompt_tokens")
+    keep = longest if truncate == -1 else truncate
+    passages: list[list[int]] = [[]] if embedder.pair else []
+    for item in inputs[len(passages) :]:
+        if embedder.pair:
+            ids = embedder.pair(str(inputs[0]), str(item), keep)
+        elif isinstance(item, str):
+            ids = engine.tokenizer.encode_text(item, keep)
+        else:
+            ids = known(item[:keep], engine.limits.vocabulary, param=param)
+        if not ids:
+            raise InvalidRequest(f"'{param}' holds a text of no tokens.", param=param)
+        if len(ids) > longest:
+            raise ContextLengthExceeded(
+                f"This model's maximum input length is {longest} tokens, but an input has {len(ids)}. Shorten it, or "
+                "send 'truncate_prompt_tokens': -1.",
+                param=param,
+            )
+        passages.append(ids)
+    return passages

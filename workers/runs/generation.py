@@ -1,0 +1,252 @@
+"""A delivery that asks for text: its sequences and their text so far. Pure decisions."""
+
+from dataclasses import replace
+from typing import NamedTuple, TypeVar
+
+from shared.domain.errors import ContextLengthExceeded, InvalidRequest
+from shared.domain.events import Completed, Delta, Echoed, Event, FinishReason, Likelihood, Logprobs, Usage
+from shared.domain.job import Job, Kind, Sampling
+from shared.queue.protocols import Delivery
+from workers.engines.base import Defaults, Engine
+from workers.parsers.output_parser import ParsedDelta
+from workers.runs.detokenizer import IncrementalDetokenizer
+from workers.runs.run import JobRun, known
+from workers.scheduling.sequence import NOTHING, Sampled, SamplingParams, Sequence
+from workers.text.tokenizer import Chat, plain_chat, require_room
+
+LOGPROB_MIN = -9999.0  # what OpenAI writes for a token that cannot be; JSON knows no infinity
+Number = TypeVar("Number", int, float)
+
+
+class Prompt(NamedTuple):
+    """`tokens_max`: of each answer to it. `chat`: how one is read. `echo`: what comes back of the prompt before them,
+    if anything."""
+
+    ids: list[int]
+    tokens_max: int
+    chat: Chat
+    echo: str | None = None
+
+
+class Said(NamedTuple):
+    """What a token adds to an answer."""
+
+    delta: ParsedDelta
+    reason: FinishReason | None
+
+
+class Generation(JobRun):
+    """Output that earlier attempts logged comes back as output, never as prompt, so that stops, budgets and usage count
+    on as if nothing had happened. Choices are counted over all prompts: `n` for the first, then `n` for the next."""
+
+    def __init__(self, delivery: Delivery, engine: Engine) -> None:
+        """Raises InvalidRequest when a prompt cannot be encoded or does not fit the model."""
+        job = delivery.job
+        if engine.kind == "embedding":
+            message = f"The model '{job.model}' writes no text: ask /v1/embeddings or /v1/rerank."
+            raise InvalidRequest(message, param="model")
+        self._prompts = _prompts(job, engine)
+        known([id_ for id_, _ in job.sampling.logit_bias], engine.limits.vocabulary, param="logit_bias")
+        known(job.sampling.stop_token_ids, engine.limits.vocabulary, param="stop_token_ids")
+        super().__init__(delivery, prompt_tokens=sum(len(prompt.ids) for prompt in self._prompts))
+        self._n = job.sampling.n
+        self._eos_ids = frozenset(job.sampling.stop_token_ids)
+        if not job.sampling.ignore_eos:
+            self._eos_ids |= engine.tokenizer.eos_ids
+        self._token_bytes = engine.tokenizer.token_bytes
+        self._echoed = {event.prompt for event in delivery.log if isinstance(event, Echoed)}
+        choices = range(len(self._prompts) * self._n)
+        self._detokenizers = [self._detokenizer(choice) for choice in choices]
+        self._parsers = [self._prompt(choice).chat.make_parser(f"{job.id} {choice}") for choice in choices]
+        self._reasoned = 0  # tokens
+        self.sequences = [self._sequence(engine, choice) for choice in choices]
+        self._open = set(choices)
+        self._replay_log()
+
+    def _detokenizer(self, choice: int) -> IncrementalDetokenizer:
+        prompt = self._prompt(choice)
+        stop = self.delivery.job.sampling.stop
+        return IncrementalDetokenizer(
+            prompt.chat.decode, eos_ids=self._eos_ids, stop=stop, tokens_max=prompt.tokens_max
+        )
+
+    def _sequence(self, engine: Engine, choice: int) -> Sequence:
+        job, choice_of_prompt = self.delivery.job, choice % self._n
+        sampling = _sampling_params(job.sampling, engine.defaults, self._eos_ids)
+        if choice_of_prompt == 0 and choice // self._n not in self._echoed:
+            sampling = replace(sampling, prompt_logprobs=job.request.get("prompt_logprobs"))
+        return Sequence(
+            job_id=job.id,
+            choice=choice,
+            choice_of_prompt=choice_of_prompt,
+            prompt=self._prompt(choice).ids,
+            sampling=sampling,
+            salt=job.cache_salt.encode(),
+            adapter=job.model if job.model in engine.adapters else "",
+            constraint=self._prompt(choice).chat.constraint(),
+        )
+
+    def _prompt(self, choice: int) -> Prompt:
+        return self._prompts[choice // self._n]
+
+    @property
+    def unfinished(self) -> list[Sequence]:
+        return [sequence for sequence in self.sequences if sequence.choice in self._open]
+
+    def opening(self) -> list[Event]:
+        """Prompts that come back without anything that has to be computed come first, too."""
+        events = super().opening()
+        for index, prompt in enumerate(self._prompts):
+            if prompt.echo is not None and self.sequences[index * self._n].sampling.prompt_logprobs is None:
+                events += self._echo(index)
+        return events
+
+    @property
+    def done(self) -> bool:
+        return not self._open
+
+    def completed(self) -> Completed:
+        completion = sum(min(each.output_length, self._prompt(each.choice).tokens_max) for each in self.sequences)
+        cached = sum(
+            min(each.cached_tokens or 0, each.prompt_length) for each in self.sequences if each.choice_of_prompt == 0
+        )
+        usage = Usage(
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=completion,
+            cached_tokens=cached,
+            reasoning_tokens=self._reasoned,
+        )
+        return Completed(usage=usage)
+
+    def advance(self, sequence: Sequence, new: Sampled) -> list[Event]:
+        """The events of one new token: a Delta, and Finished when it was the last of the last choice. Raises whatever
+        reading the answer raises; InvalidRequest where the request itself is at fault."""
+        if new.token == NOTHING:
+            raise InvalidRequest("'min_tokens' and the grammar together leave no token to choose.", param="min_tokens")
+        events = self._echo(sequence.choice // self._n) if sequence.sampling.prompt_logprobs is not None else []
+        if self._prompt(sequence.choice).tokens_max:
+            parts, reason = self._take(sequence, new.token)
+            ids: tuple[int, ...] = (new.token,)
+            logprobs = self._logprobs(sequence, new)
+        else:
+            parts, reason, ids, logprobs = ParsedDelta(), FinishReason.LENGTH, (), ()  # only the prompt was wanted
+        if reason is not None:
+            self._open.discard(sequence.choice)
+        delta = Delta(
+            seq=self.number(),
+            choice=sequence.choice,
+            text=parts.text,
+            token_ids=ids,
+            finish_reason=reason,
+            logprobs=logprobs,
+            reasoning=parts.reasoning,
+            calls=parts.calls,
+        )
+        return [*events, delta, *self.closing()]
+
+    def _echo(self, index: int) -> list[Event]:
+        """The prompt, unless it has come back already."""
+        if index in self._echoed:
+            return []
+        self._echoed.add(index)
+        prompt, sequence = self._prompts[index], self.sequences[index * self._n]
+        logprobs: tuple[Logprobs, ...] = ()
+        if sequence.sampling.prompt_logprobs is not None:
+            scored = {0: Sampled(prompt.ids[0])} | sequence.scored
+            logprobs = tuple(self._likelihood(scored[at]) for at in range(len(prompt.ids)))
+        return [Echoed(seq=self.number(), prompt=index, text=prompt.echo or "", logprobs=logprobs)]
+
+    def _take(self, sequence: Sequence, token: int) -> Said:
+        detokenizer, constraint = self._detokenizers[sequence.choice], sequence.constraint
+        parser = self._parsers[sequence.choice]
+        text, reason = detokenizer.push(token)
+        if constraint and token not in sequence.sampling.banned:
+            constraint.accept(token)
+            if reason is None and constraint.ended:
+                text, reason = text + detokenizer.end(), FinishReason.STOP
+        parts = parser.push(text, reason)
+        self._reasoned += parser.reasoning
+        if reason is None and parser.enough:
+            reason = FinishReason.STOP
+        if reason is FinishReason.STOP and parser.called:
+            reason = FinishReason.TOOL_CALLS
+        return Said(parts, reason)
+
+    def _logprobs(self, sequence: Sequence, new: Sampled) -> tuple[Logprobs, ...]:
+        is_end = self.delivery.job.kind is Kind.CHAT and new.token in self._eos_ids
+        return () if sequence.sampling.logprobs is None or is_end else (self._likelihood(new),)
+
+    def _likelihood(self, new: Sampled) -> Logprobs:
+        chosen, *top = (
+            Likelihood(self._token_bytes(token), max(logprob, LOGPROB_MIN))
+            for token, logprob in ((new.token, new.logprob), *new.top)
+        )
+        return Logprobs(chosen, tuple(top))
+
+    def _replay_log(self) -> None:
+        for event in self.delivery.log:
+            if isinstance(event, Delta):
+                for token in event.token_ids:
+                    self.sequences[event.choice].ids.append(token)
+                    self._take(self.sequences[event.choice], token)
+                if event.finish_reason is not None:
+                    self._open.discard(event.choice)
+
+
+def _prompts(job: Job, engine: Engine) -> list[Prompt]:
+    """A chat is one prompt; a completion may have several, each a text or token ids."""
+    context, max_tokens, grammar = engine.limits.context_length, job.sampling.max_tokens, job.sampling.grammar
+    if job.kind is Kind.CHAT:
+        chat = engine.tokenizer.chat(job.request, grammar, tokens_max=context)
+        return [Prompt(chat.ids, budget(len(chat.ids), max_tokens, context, param="messages"), chat)]
+    prompts = []
+    for item in job.request["prompts"]:
+        if isinstance(item, str):
+            require_room(len(item), engine.tokenizer, context, param="prompt")
+        ids = (
+            engine.tokenizer.encode_text(item)
+            if isinstance(item, str)
+            else known(item, engine.limits.vocabulary, param="prompt")
+        )
+        if not ids:
+            raise InvalidRequest("'prompt' must not be empty: it has no tokens.", param="prompt")
+        echo = (item if isinstance(item, str) else engine.tokenizer.decode(ids)) if job.request["echo"] else None
+        tokens_max = budget(len(ids), max_tokens, context, param="prompt")
+        prompts.append(Prompt(ids, tokens_max, plain_chat(ids, engine.tokenizer, grammar), echo))
+    return prompts
+
+
+def budget(prompt_tokens: int, max_tokens: int | None, context_length: int, *, param: str) -> int:
+    """Tokens the answer may have. Raises ContextLengthExceeded, as OpenAI words it."""
+    if max_tokens is None:
+        max_tokens = max(context_length - prompt_tokens, 1)
+    if prompt_tokens + max_tokens > context_length:
+        raise ContextLengthExceeded(
+            f"This model's maximum context length is {context_length} tokens. However, you requested "
+            f"{prompt_tokens + max_tokens} tokens ({prompt_tokens} in the {param}, {max_tokens} in the completion). "
+            f"Please reduce the length of the {param} or completion.",
+            param=param,
+        )
+    return max_tokens
+
+
+def _sampling_params(sampling: Sampling, defaults: Defaults, eos_ids: frozenset[int]) -> SamplingParams:
+    """What was asked for, and the model's own choice where nothing was."""
+    return SamplingParams(
+        seed=sampling.seed,
+        temperature=_or(sampling.temperature, defaults.temperature),
+        top_p=_or(sampling.top_p, defaults.top_p),
+        top_k=_or(sampling.top_k, defaults.top_k),
+        min_p=_or(sampling.min_p, 0.0),
+        repetition_penalty=_or(sampling.repetition_penalty, defaults.repetition_penalty),
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        logit_bias=sampling.logit_bias,
+        min_tokens=sampling.min_tokens,
+        banned=eos_ids,
+        logprobs=sampling.logprobs,
+    )
+
+
+def _or(asked: Number | None, default: Number) -> Number:
+    return default if asked is None else asked

@@ -1,0 +1,45 @@
+"""A delivery that asks what a text is in tokens, or tokens in text. Nothing of it is for the engine."""
+
+from shared.domain.errors import InvalidRequest
+from shared.domain.events import Completed, Event, Tokenized, Usage
+from shared.queue.protocols import Delivery
+from workers.engines.base import Engine
+from workers.runs.run import JobRun, known
+
+
+class Tokenization(JobRun):
+    """Done when it is made."""
+
+    def __init__(self, delivery: Delivery, engine: Engine) -> None:
+        """Raises InvalidRequest for what the model's template or vocabulary does not know."""
+        self._answer = _answer(delivery, engine)
+        super().__init__(delivery, prompt_tokens=0)
+
+    @property
+    def done(self) -> bool:
+        return True
+
+    def completed(self) -> Completed:
+        """It costs nobody a token."""
+        return Completed(usage=Usage(prompt_tokens=0, completion_tokens=0))
+
+    def closing(self) -> list[Event]:
+        logged = any(isinstance(event, Tokenized) for event in self.delivery.log)
+        ids, texts = self._answer
+        told = [] if logged else [Tokenized(seq=self.number(), token_ids=ids, texts=texts)]
+        return [*told, *super().closing()]
+
+
+def _answer(delivery: Delivery, engine: Engine) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The ids, and the text of each if it is asked for; or no ids, and the text of those that were given."""
+    request, tokenizer = delivery.job.request, engine.tokenizer
+    if (given := request.get("tokens")) is not None:
+        return (), (tokenizer.decode(known(given, engine.limits.vocabulary, param="tokens")),)
+    if request.get("messages"):
+        if engine.kind == "embedding":
+            raise InvalidRequest("A model for embeddings knows no messages: send 'prompt'.", param="messages")
+        ids = tokenizer.chat(request).ids
+    else:
+        ids = tokenizer.encode_text(request["prompt"], special=request["special"])
+    texts = tuple(tokenizer.token_bytes(id_).decode(errors="replace") for id_ in ids) if request["texts"] else ()
+    return tuple(ids), texts

@@ -1,0 +1,139 @@
+"""One choice of one job, as the engine sees it: known tokens, and how many of them are computed."""
+
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from workers.scheduling.engine_limits import BLOCK_SIZE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How this sequence chooses tokens, with every default filled in. Temperature 0 is greedy; top_k 0 is off.
+
+    `banned` token ids cannot be chosen for the first `min_tokens` tokens. `logprobs` asks for the logarithm of the
+    chosen token's probability and those of so many likeliest ones; None asks for nothing. `prompt_logprobs` asks for the same of
+    the prompt's tokens.
+    """
+
+    seed: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float = 0
+    repetition_penalty: float = 1
+    presence_penalty: float = 0
+    frequency_penalty: float = 0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
+    banned: frozenset[int] = frozenset()
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+    @property
+    def penalises(self) -> bool:
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+
+NOTHING = -1  # instead of a token, where min_tokens and a grammar together forbid all of them
+
+
+class Sampled(NamedTuple):
+    """A token and, where asked for, its log probability and the likeliest (token, log probability) pairs, best first:
+    as the model gave them, before temperature, penalties and limits."""
+
+    token: int
+    logprob: float = 0.0
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Constraint(Protocol):
+    """Which tokens a sequence may take next; fed by whoever takes them."""
+
+    @property
+    def ended(self) -> bool:
+        """Nothing but the end may follow."""
+
+    def accept(self, token: int) -> None:
+        """The token has been taken. Raises EngineError for one that is not allowed, InvalidRequest when the grammar
+        costs too much to go on with."""
+
+
+class Sequence:
+    """`computed` counts the leading tokens whose keys and values lie in `blocks`, in order. Prefill and decode are one
+    case: the computed tokens catch up with the known ones.
+
+    `ids`: prompt and output. `salt`: sequences share computed blocks only where their salts are equal; `digests` name
+    its full blocks. `cached_tokens`: how many tokens were shared when it first ran. `adapter`: name of the LoRA adapter that
+    computes it, empty for none. `choice_of_prompt`: which of the choices for this prompt it is; `scored`: what was found of the
+    prompt's tokens, by position, where asked for.
+    """
+
+    __slots__ = (
+        "adapter",
+        "blocks",
+        "cached_tokens",
+        "choice",
+        "sampling",
+        "computed",
+        "constraint",
+        "digests",
+        "choice_of_prompt",
+        "ids",
+        "job_id",
+        "prompt_length",
+        "salt",
+        "scored",
+    )
+
+    def __init__(
+        self,
+        *,
+        job_id: str,
+        choice: int,
+        choice_of_prompt: int | None = None,
+        prompt: Iterable[int],
+        sampling: SamplingParams,
+        output: Iterable[int] = (),
+        salt: bytes = b"",
+        adapter: str = "",
+        constraint: Constraint | None = None,
+    ) -> None:
+        self.job_id = job_id
+        self.choice = choice
+        self.choice_of_prompt = choice if choice_of_prompt is None else choice_of_prompt
+        self.sampling = sampling
+        self.adapter = adapter
+        self.salt = adapter.encode() + b"\0" + salt if adapter else salt
+        self.constraint = constraint
+        self.ids = array("q", prompt)
+        self.prompt_length = len(self.ids)
+        self.ids.extend(output)
+        self.computed = 0
+        self.cached_tokens: int | None = None
+        self.blocks = array("i")
+        self.digests: list[bytes] = []
+        self.scored: dict[int, Sampled] = {}
+
+    @property
+    def length(self) -> int:
+        return len(self.ids)
+
+    @property
+    def output_length(self) -> int:
+        """How many tokens of output there are."""
+        return len(self.ids) - self.prompt_length
+
+    @property
+    def output(self) -> list[int]:
+        return self.ids[self.prompt_length :].tolist()
+
+    @property
+    def decoding(self) -> bool:
+        """Only the newest token is left to compute."""
+        return self.length - self.computed == 1 and self.computed > 0
+
+    def block(self, index: int) -> bytes:
+        """The tokens of a full block, as bytes."""
+        return self.ids[index * BLOCK_SIZE : (index + 1) * BLOCK_SIZE].tobytes()

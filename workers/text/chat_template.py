@@ -1,0 +1,150 @@
+"""A model's own chat template, which transformers runs in its sandbox: from messages to the prompt. What a client wrote
+stays text, even where it looks like one of the model's special tokens."""
+
+import hashlib
+import inspect
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+
+from shared.domain.errors import InvalidRequest
+from workers.process.time_limit import TimeLimitExceeded, time_limit
+
+RENDER_S_MAX = 10.0
+NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # what no text holds, by Unicode's promise
+MISTRAL_IDS = "[TOOL_CALLS]"  # templates with this want ids of nine letters or digits
+ID_LENGTH = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """`text` as the model gets it. `broken`: the same, where `wedge` stands inside of what only looks like a special
+    token."""
+
+    text: str
+    broken: str
+    wedge: str
+
+
+class ChatTemplate:
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.text: str = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
+        self._specials = re.compile("|".join(map(re.escape, filter(None, tokenizer.all_special_tokens))) or "(?!)")
+        self._reserved = {"messages", *inspect.signature(tokenizer.apply_chat_template).parameters}
+
+    def render(self, request: Mapping[str, Any], *, reasons: bool) -> Rendered:
+        """Raises InvalidRequest for what the template refuses, or does not know."""
+        try:
+            return self._rendered(request, reasons=reasons)
+        except RecursionError as error:
+            raise InvalidRequest("'messages' or 'tools' are nested too deeply.", param="messages") from error
+
+    def _rendered(self, request: Mapping[str, Any], *, reasons: bool) -> Rendered:
+        wedge = self._wedge(request)
+        messages = self._wedged([self._message(message) for message in request["messages"]], wedge)
+        if not self._tokenizer.chat_template:
+            lines = [f"{message['role']}: {message['content'] or ''}" for message in messages]
+            broken = "\n".join([*lines, "assistant:"])
+        else:
+            broken = self._apply(request, messages, self._wedged(request.get("tools"), wedge), reasons)
+        return Rendered(broken.replace(wedge, ""), broken, wedge)
+
+    def encode(self, prompt: Rendered) -> list[int]:
+        special = not self._tokenizer.chat_template
+        if prompt.broken == prompt.text:
+            return self._ids(prompt.text, add_special_tokens=special)
+        looks = "|".join(
+            re.escape(token[0] + prompt.wedge + token[1:]) for token in filter(None, self._tokenizer.all_special_tokens)
+        )
+        parts = re.split(f"({looks})", prompt.broken)  # each second one only looks like a special token
+        texts = [text for text in dict.fromkeys(parts[::2]) if text]
+        between = self._tokenizer(texts, add_special_tokens=False, verbose=False).input_ids if texts else []
+        known = dict(zip(texts, between, strict=True))
+        for part in set(parts[1::2]):
+            text = part.replace(prompt.wedge, "")
+            known[part] = self._ids(text, add_special_tokens=False, split_special_tokens=True)
+        return [id_ for part in parts if part for id_ in known[part]]
+
+    def _ids(self, text: str, **how: bool) -> list[int]:
+        ids: list[int] = self._tokenizer(text, **how, verbose=False).input_ids if text else []
+        return ids
+
+    def _apply(self, request: Mapping[str, Any], messages: Any, tools: Any, reasons: bool) -> str:
+        told = dict(request.get("template", {}))
+        if taken := sorted(told.keys() & self._reserved):
+            param = f"chat_template_kwargs.{taken[0]}"
+            raise InvalidRequest(f"'{param}' cannot be set by a request.", param=param)
+        told |= self._effort(request.get("effort"), reasons)
+        try:
+            with time_limit(RENDER_S_MAX):
+                text: str = self._tokenizer.apply_chat_template(
+                    messages, tools=tools or None, add_generation_prompt=True, tokenize=False, **told
+                )
+        except (TemplateError, TypeError, ValueError, KeyError, RecursionError, MemoryError, OverflowError) as error:
+            message = f"The model's chat template refuses these messages: {error}"
+            raise InvalidRequest(message, param="messages") from error
+        except TimeLimitExceeded as error:
+            message = f"The model's chat template takes more than {RENDER_S_MAX:g} s for these messages."
+            raise InvalidRequest(message, param="messages") from error
+        return text
+
+    def _effort(self, effort: str | None, reasons: bool) -> dict[str, Any]:
+        """How the template calls it."""
+        if effort is None:
+            return {}
+        if "reasoning_effort" in self.text:
+            return {"reasoning_effort": effort}
+        if "enable_thinking" in self.text:
+            return {"enable_thinking": effort != "none"}
+        if effort == "none" and not reasons:
+            return {}
+        about = "always reasons as much as it likes" if reasons else "does not reason"
+        raise InvalidRequest(f"'reasoning_effort' cannot be set: this model {about}.", param="reasoning_effort")
+
+    def _message(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """As templates expect it: arguments as objects."""
+        made = dict(message)
+        if calls := message.get("tool_calls"):
+            made["tool_calls"] = [
+                {**call, "id": self._id(call["id"]), "function": _function(call["function"])} for call in calls
+            ]
+        if call_id := message.get("tool_call_id"):
+            made["tool_call_id"] = self._id(call_id)
+        return made
+
+    def _id(self, call_id: str) -> str:
+        if MISTRAL_IDS not in self.text or len(call_id) == ID_LENGTH:
+            return call_id
+        return hashlib.blake2b(call_id.encode()).hexdigest()[:ID_LENGTH]
+
+    def _wedge(self, request: Mapping[str, Any]) -> str:
+        """A character that the request does not hold."""
+        written = json.dumps(request, ensure_ascii=False)
+        found = next((character for character in NONCHARACTERS if character not in written), None)
+        if found is None:
+            raise InvalidRequest("'messages' holds every noncharacter of Unicode.", param="messages")
+        return found
+
+    def _wedged(self, value: Any, wedge: str) -> Any:
+        """The same with a wedge in everything that looks like a special token."""
+        match value:
+            case str():
+                return self._specials.sub(lambda found: found[0][0] + wedge + found[0][1:], value)
+            case dict():
+                return {key: self._wedged(each, wedge) for key, each in value.items()}
+            case list():
+                return [self._wedged(each, wedge) for each in value]
+        return value
+
+
+def _function(function: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        arguments = json.loads(function["arguments"] or "{}")
+    except ValueError:
+        arguments = function["arguments"]
+    return {**function, "arguments": arguments}

@@ -1,0 +1,148 @@
+"""Answers of a given form: which tokens may come next, by llguidance, which compiles as it goes.
+
+A grammar is compiled, and its first mask computed, in the thread that encodes the job, never between steps. What a
+hostile one may cost is bounded by the parser's own limits, counted in work and not in time, so that they are the same
+everywhere. A grammar that passes them in the middle of an answer fails that answer, not the step it is part of.
+"""
+
+import functools
+import os
+from collections import OrderedDict
+from collections.abc import Sequence as Seq
+from typing import Any, NamedTuple
+
+import llguidance
+import llguidance.hf
+import llguidance.numpy
+import numpy as np
+import torch
+
+from shared.domain.errors import EngineError, InvalidRequest
+from shared.domain.job import Grammar, GrammarKind
+from workers.parsers.lark_grammar import WHITESPACE
+
+COMPILED_MAX = 64
+OUTSIDE = "doesn't satisfy the grammar"  # the parser's words for a token that its mask forbids
+GRAMMAR_BYTES_MAX = 200_000
+
+
+class Reasoning(NamedTuple):
+    """The tokens around it, and whether it has begun before the first token."""
+
+    opening: int
+    closing: int
+    begun: bool
+
+
+class GrammarState:
+    """A `Constraint`. Its state is what has been said: accepting the logged tokens again restores it. Reasoning keeps
+    to no grammar; what follows does. `param`: which of the request's parameters holds the grammar."""
+
+    def __init__(self, matcher: llguidance.LLMatcher, reasoning: Reasoning | None = None, *, param: str) -> None:
+        self.matcher = matcher
+        self._param = param
+        self.free = bool(reasoning and reasoning.begun)
+        self._reasoning = reasoning
+        self._first = True
+
+    @property
+    def ended(self) -> bool:
+        """Nothing but the end may follow."""
+        return not self.free and bool(self.matcher.is_stopped())
+
+    @property
+    def opening(self) -> int | None:
+        """The token that may begin reasoning now, though no grammar has it."""
+        return self._reasoning.opening if self._reasoning and self._first else None
+
+    def accept(self, token: int) -> None:
+        opening, self._first = self.opening, False
+        if self.free or token == opening:
+            self.free = not (self._reasoning and token == self._reasoning.closing)
+            return
+        if self.matcher.is_error() or not self.matcher.consume_token(token):
+            raise self._failure()
+
+    def _failure(self) -> EngineError | InvalidRequest:
+        said = _first_error(self.matcher)
+        if OUTSIDE in said:
+            return EngineError(f"the answer left its grammar: {said}")
+        return InvalidRequest(f"'{self._param}' cannot be kept to: {said}", param=self._param)
+
+
+class Grammars:
+    def __init__(self, tokenizer: Any, *, vocabulary: int, eos_ids: frozenset[int]) -> None:
+        self._tokenizer = tokenizer
+        self._vocabulary = vocabulary
+        self._eos_ids = sorted(eos_ids)
+        self._compiler: Any = None
+        self._compiled: OrderedDict[Grammar, llguidance.LLMatcher] = OrderedDict()
+
+    def constraint(self, grammar: Grammar, reasoning: Reasoning | None = None) -> GrammarState:
+        """Raises InvalidRequest, in the compiler's words, for a grammar that cannot be used."""
+        matcher = self._compiled.get(grammar) or self._compile(grammar)
+        self._compiled[grammar] = matcher
+        self._compiled.move_to_end(grammar)
+        if len(self._compiled) > COMPILED_MAX:
+            self._compiled.popitem(last=False)
+        return GrammarState(matcher.deep_copy(), reasoning, param=grammar.param)
+
+    def _compile(self, grammar: Grammar) -> llguidance.LLMatcher:
+        if len(grammar.text) > GRAMMAR_BYTES_MAX:
+            raise InvalidRequest(f"'{grammar.param}' is longer than {GRAMMAR_BYTES_MAX} bytes.", param=grammar.param)
+        if self._compiler is None:
+            self._compiler = self._make_compiler(grammar)
+        try:
+            matcher = llguidance.LLMatcher(self._compiler, _to_llguidance(grammar), log_level=0)
+        except ValueError as error:
+            raise InvalidRequest(f"'{grammar.param}' cannot be used: {error}", param=grammar.param) from error
+        if not matcher.is_error():
+            matcher.compute_bitmask()  # some grammars, like a reference to itself, fail at their first mask only
+        if matcher.is_error():
+            raise InvalidRequest(f"'{grammar.param}' cannot be used: {_first_error(matcher)}", param=grammar.param)
+        return matcher
+
+    def _make_compiler(self, grammar: Grammar) -> Any:
+        try:
+            return llguidance.hf.from_tokenizer(self._tokenizer, n_vocab=self._vocabulary, eos_token=self._eos_ids)
+        except ValueError as error:
+            message = f"'{grammar.param}': this model's tokenizer cannot be used with a grammar: {error}"
+            raise InvalidRequest(message, param=grammar.param) from error
+
+
+def forbid(constraints: Seq[GrammarState], vocabulary: int) -> torch.Tensor:
+    """Bool [constraints, vocabulary]: tokens that may not come next. Computed on all cores. Where the grammar costs too
+    much, nothing is forbidden: accepting the token then raises, for that answer alone."""
+    bits = llguidance.numpy.allocate_token_bitmask(len(constraints), vocabulary)
+    rows = [(constraint.matcher, row) for row, constraint in enumerate(constraints) if not constraint.free]
+    if rows:
+        llguidance.numpy.fill_next_token_bitmask_par(_executor(), rows, bits)
+    allowed = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little")[:, :vocabulary]
+    for row, constraint in enumerate(constraints):
+        if constraint.free or constraint.matcher.is_error():
+            allowed[row] = 1
+        elif constraint.opening is not None:
+            allowed[row, constraint.opening] = 1
+    return torch.from_numpy(allowed == 0)
+
+
+@functools.cache
+def _executor() -> llguidance.LLExecutor:
+    return llguidance.LLExecutor(num_threads=os.cpu_count() or 1)
+
+
+def _first_error(matcher: llguidance.LLMatcher) -> str:
+    """The parser's own words, without the state that it adds."""
+    text: str = matcher.get_error()
+    return text.strip().splitlines()[0]
+
+
+def _to_llguidance(grammar: Grammar) -> str:
+    match grammar.kind:
+        case GrammarKind.JSON_SCHEMA:
+            text: str = llguidance.LLMatcher.grammar_from_json_schema(grammar.text, defaults=WHITESPACE)
+        case GrammarKind.REGEX:
+            text = llguidance.LLMatcher.grammar_from_regex(grammar.text)
+        case GrammarKind.LARK:
+            text = llguidance.LLMatcher.grammar_from_lark(grammar.text)
+    return text

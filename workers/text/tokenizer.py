@@ -1,0 +1,67 @@
+"""What every tokenizer is: messages and texts to token ids, and back."""
+
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from shared.domain.errors import ContextLengthExceeded
+from shared.domain.job import Grammar
+from workers.parsers.output_parser import OutputParser, PlainParser
+from workers.scheduling.sequence import Constraint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chat:
+    """`ids` of the whole prompt; `decode` of an answer's, with the marks that `make_parser` reads. `make_parser` makes the reader
+    of one answer, given a seed for the ids in it; `constraint` what it must keep to."""
+
+    ids: list[int]
+    decode: Callable[[Seq[int]], str]
+    make_parser: Callable[[str], OutputParser]
+    constraint: Callable[[], Constraint | None]
+
+
+class Tokenizer(Protocol):
+    """`abilities`: what the model was taught beside writing: tools, reasoning. `token_chars_max`: no token stands for
+    more characters, so that a text of more than n times as many has more than n tokens."""
+
+    eos_ids: frozenset[int]
+    abilities: frozenset[str]
+    token_chars_max: int
+
+    def chat(self, request: Mapping[str, Any], wanted: Grammar | None = None, *, tokens_max: int | None = None) -> Chat:
+        """Raises InvalidRequest, which names the parameter, when the model's template refuses the request, or the model
+        cannot do what it asks for; ContextLengthExceeded, soon, for a prompt that must have more than `tokens_max`."""
+
+    def encode_text(self, text: str, tokens_max: int | None = None, *, special: bool = True) -> list[int]:
+        """Ids of a text by itself, with the special tokens that belong around it, cut to `tokens_max`."""
+
+    def decode(self, ids: Seq[int]) -> str:
+        """Text without special tokens; U+FFFD stands for bytes that are no whole character."""
+
+    def token_bytes(self, token: int) -> bytes:
+        """What the token adds inside a text."""
+
+    def constraint(self, grammar: Grammar) -> Constraint:
+        """For a new answer; raises InvalidRequest for a grammar that cannot be used here."""
+
+
+def plain_chat(ids: list[int], tokenizer: Tokenizer, wanted: Grammar | None) -> Chat:
+    """One whose answers are nothing but text."""
+    return Chat(
+        ids=ids,
+        decode=tokenizer.decode,
+        make_parser=lambda seed: PlainParser(),
+        constraint=lambda: tokenizer.constraint(wanted) if wanted else None,
+    )
+
+
+def require_room(characters: int, tokenizer: Tokenizer, tokens_max: int, *, param: str) -> None:
+    """Raises ContextLengthExceeded for a text that is too long however it is split, before that takes its time."""
+    if characters > tokens_max * tokenizer.token_chars_max:
+        raise ContextLengthExceeded(
+            f"This model's maximum context length is {tokens_max} tokens. However, your {param} of {characters} "
+            f"characters have more. Please reduce the length of the {param}.",
+            param=param,
+        )
