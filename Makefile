@@ -48,12 +48,12 @@ chaos: .venv/.ready-dev
 
 check: .venv/.ready-dev format lint types contracts sizes test
 
-# The types and the tests take one core each.
+# The checks of the text are done while the tests are still loaded.
 fast: .venv/.ready-dev
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target types unit format lint contracts sizes
 
 unit:
-	$(BIN)/pytest tests/unit -m 'not slow and not alone' --durations=10
+	$(BIN)/pytest $(AT_ONCE) tests/unit -m 'not slow and not alone' --durations=10
 
 format:
 	$(BIN)/ruff format --check .
