@@ -38,10 +38,12 @@ up: .venv/.ready
 	@$(if $(REDIS_URL),PENSTOCK_REDIS_URL="$$REDIS_URL") exec $(BIN)/penstock up --workers $(WORKERS) \
 		$(if $(MODEL),--model '$(MODEL)') $(if $(PORT),--port $(PORT)) $(if $(DATA),--data '$(DATA)')
 
-# Tests that hold one time against another have the machine to themselves, after all others.
+# Tests that hold one time against another have the machine to themselves, after all others, and also when one of these
+# has failed.
 test: .venv/.ready-dev
-	$(BIN)/pytest $(AT_ONCE) -m 'not alone' --durations=10
-	$(BIN)/pytest -m alone --durations=10
+	@together=0; \
+	$(BIN)/pytest $(AT_ONCE) -m 'not alone' --durations=10 || together=$$?; \
+	$(BIN)/pytest -m alone --durations=10 && exit $$together
 
 chaos: .venv/.ready-dev
 	$(BIN)/python -m bench.chaos
