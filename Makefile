@@ -38,22 +38,24 @@ up: .venv/.ready
 	@$(if $(REDIS_URL),PENSTOCK_REDIS_URL="$$REDIS_URL") exec $(BIN)/penstock up --workers $(WORKERS) \
 		$(if $(MODEL),--model '$(MODEL)') $(if $(PORT),--port $(PORT)) $(if $(DATA),--data '$(DATA)')
 
-# Tests that hold one time against another have the machine to themselves, after all others.
+# Tests that hold one time against another have the machine to themselves, after all others, and also when one of these
+# has failed.
 test: .venv/.ready-dev
-	$(BIN)/pytest $(AT_ONCE) -m 'not alone' --durations=10
-	$(BIN)/pytest -m alone --durations=10
+	@together=0; \
+	$(BIN)/pytest $(AT_ONCE) -m 'not alone' --durations=10 || together=$$?; \
+	$(BIN)/pytest -m alone --durations=10 && exit $$together
 
 chaos: .venv/.ready-dev
 	$(BIN)/python -m bench.chaos
 
 check: .venv/.ready-dev format lint types contracts sizes test
 
-# The types and the tests take one core each.
+# The checks of the text are done while the tests are still loaded.
 fast: .venv/.ready-dev
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target types unit format lint contracts sizes
 
 unit:
-	$(BIN)/pytest tests/unit -m 'not slow and not alone' --durations=10
+	$(BIN)/pytest $(AT_ONCE) tests/unit -m 'not slow and not alone' --durations=10
 
 format:
 	$(BIN)/ruff format --check .
