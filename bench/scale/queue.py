@@ -43,8 +43,8 @@ def job(number: int, model: str, priority: Priority = Priority.STANDARD, tenant:
         request={"messages": [{"role": "user", "content": TEXT}]},
         sampling=Sampling(seed=number, max_tokens=256),
         created_ms=1_700_000_000_000,
-        patience_ms=86_400_000,
-        run_ms=3_600_000,
+        queue_deadline_ms=86_400_000,
+        run_deadline_ms=3_600_000,
         priority=priority,
         tenant=tenant or f"key-{number % TENANTS:012x}",
     )

@@ -245,8 +245,8 @@ class RedisQueue:
             "prompt_tokens": job.prompt_tokens_estimate,
             "output_max": -1 if job.output_tokens_max is None else job.output_tokens_max,
             "width": job.sequences if job.sequences > 1 else "",
-            "patience_ms": job.patience_ms,
-            "run_ms": job.run_ms,
+            "patience_ms": job.queue_deadline_ms,
+            "run_ms": job.run_deadline_ms,
             "keep_s": job.keep_s or "",
             "notify": int(job.notify) or "",
         }

@@ -113,7 +113,7 @@ async def test_jobs_at_a_time_are_leases_that_end_with_the_job(queue: RedisQueue
 
 
 async def test_a_lost_job_holds_its_place_no_longer_than_its_deadlines(queue: RedisQueue, client: Redis) -> None:
-    lost = job(patience_ms=1, run_ms=1)
+    lost = job(queue_deadline_ms=1, run_deadline_ms=1)
     await submit(queue, lost, jobs=1)
     await client.delete(keys.job(lost.id))
     await client.zadd(f"penstock:holding:{TENANT}", {lost.id: 1})

@@ -355,7 +355,7 @@ async def test_a_failed_job_is_replayed_once_as_a_job_of_its_own(services: House
 
 
 async def test_a_job_that_waited_too_long_is_marked_late(services: House) -> None:
-    job = make_job(patience_ms=1)
+    job = make_job(queue_deadline_ms=1)
     await services.queue.enqueue(job, bounds=TEN)
     await services.let_leases_run_out()
 
@@ -378,7 +378,7 @@ async def test_a_gap_in_a_log_is_refused(services: House) -> None:
 
 
 async def test_the_run_deadline_counts_from_the_first_claim(services: House) -> None:
-    await services.queue.enqueue(make_job(run_ms=LEASE_MS + 200), bounds=TEN)
+    await services.queue.enqueue(make_job(run_deadline_ms=LEASE_MS + 200), bounds=TEN)
     (first,) = await services.queue.claim("m", worker="a", limit=1)
     await services.let_leases_run_out()
     (second,) = await services.queue.claim("m", worker="b", limit=1)

@@ -151,7 +151,7 @@ async def test_a_worker_whose_redis_goes_while_it_loads_is_announced_when_it_is_
 
 
 async def test_a_late_job_expires_without_a_token(queue: MemoryQueue, clock: Clock) -> None:
-    job = make_job(patience_ms=10)
+    job = make_job(queue_deadline_ms=10)
     await submit(queue, job)
     clock.now_ms += 11
 
@@ -421,7 +421,7 @@ async def test_a_job_that_fails_while_its_deadline_passes_ends_once(queue: Memor
             return await settle(write, worker=worker)
 
     queue.__class__ = Away
-    job = await submit(queue, make_job(prompt="fault:raise@2", run_ms=300, max_tokens=50))
+    job = await submit(queue, make_job(prompt="fault:raise@2", run_deadline_ms=300, max_tokens=50))
     async with working(make_worker(queue, step_ms=30)) as worker:
         await eventually(lambda: job.id in worker._held and worker._held[job.id]._deadline)
         timer, (engine_loop,) = worker._held[job.id]._deadline, worker._engine_loops
@@ -550,7 +550,7 @@ async def test_a_worker_restores_the_end_of_a_log_that_the_queue_lost(queue: Mem
 
 
 async def test_a_job_over_its_run_deadline_ends_and_frees_its_slot(queue: MemoryQueue) -> None:
-    job = await submit(queue, make_job(run_ms=50, max_tokens=900))
+    job = await submit(queue, make_job(run_deadline_ms=50, max_tokens=900))
     after = await submit(queue, make_job(max_tokens=3))
     async with working(make_worker(queue, step_ms=10, sequences_max=1)):
         assert await outcome_of(queue, job) == Expired(deadline=Deadline.RUN)
