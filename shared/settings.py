@@ -12,7 +12,7 @@ PREFIX = "PENSTOCK_"
 
 
 class Settings(BaseSettings):
-    """Frozen. Each field is the environment variable PENSTOCK_<NAME>; README's table lists them all."""
+    """Frozen. Each field is the environment variable PENSTOCK_<NAME>; docs/settings.md lists them all."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
 
@@ -178,5 +178,5 @@ def unknown_variables(names: Iterable[str]) -> Iterator[str]:
         setting = name.upper().removeprefix(PREFIX)
         if name.upper().startswith(PREFIX) and setting not in known:
             near = difflib.get_close_matches(setting, known, n=1)
-            meant = f"; is {PREFIX}{near[0]} meant?" if near else ", whose settings are listed in the README"
+            meant = f"; is {PREFIX}{near[0]} meant?" if near else ", whose settings are listed in docs/settings.md"
             yield f"{name} is no setting of Penstock{meant}"

@@ -83,21 +83,30 @@ class ShardMap:
         place, until = self._models.get(model, (None, 0.0))
         if place and self._clock() < until:
             return place
-        # Where it was first, and that is where it is, as a rule: none of the others then needs to answer.
-        among = [[place], self.shards] if place else [self.shards]
-        for asked in among:
-            answers, error = await self.ask(lambda shard: _known(shard, model), among=asked)
-            found = [(info.workers, shard) for shard, info in answers if info]
-            workers, best = max(found, key=lambda each: each[0], default=(0, None))
-            if workers:
-                break
-        if best is None and error:
-            if place:
-                return place
+        try:
+            # As a rule the model is where it was, and then none of the others needs to answer.
+            found = place if place and await self._serves(place, model) else await self._find(model)
+        except QueueUnavailable:
+            if place is None:
+                raise
+            return place
+        if found is None:
+            return self.home
+        self._models[model] = found, self._clock() + PLACED_FOR_S
+        return found
+
+    async def _serves(self, shard: Shard, model: str) -> bool:
+        answers, _ = await self.ask(lambda shard: _known(shard, model), among=[shard])
+        return any(info and info.workers for _, info in answers)
+
+    async def _find(self, model: str) -> Shard | None:
+        """Return the one that has most workers for it, None when it is nowhere known. Raise QueueUnavailable when one
+        that might know it is away."""
+        answers, error = await self.ask(lambda shard: _known(shard, model))
+        known = [(shard, info.workers) for shard, info in answers if info]
+        if error and not known:
             raise error
-        if best:
-            self._models[model] = best, self._clock() + PLACED_FOR_S
-        return best or self.home
+        return max(known, key=lambda each: each[1], default=(None, 0))[0]
 
     async def of_job(self, job_id: str) -> Shard:
         """Home for a job that there is not. Raise QueueUnavailable when a Redis that might have it is away."""

@@ -158,14 +158,16 @@ def engine_answers(wanted: str) -> bool:
         return True
     if wanted == "required":
         raise ReleaseError("no Docker engine answers, so the images cannot be built")
-    print("No Docker engine answers: the images are left out (IMAGES=required makes that an error).")
+    print("No Docker engine answers: the images are left out (IMAGES=required makes that an error).", flush=True)
     return False
 
 
 def build_images(release: Release, python_image: str, images: dict[str, tuple[str, str]]) -> None:
     """Each as an archive for `docker load`, and in the engine, to be pushed."""
     if "@sha256:" not in python_image:
-        print(f"The images are built on {python_image}, a tag that may move: docs/releasing.md says how to pin it.")
+        print(
+            f"{python_image} is a tag, which may move: docs/releasing.md says how to pin the images' base.", flush=True
+        )
     identities = []
     for name, (target, torch) in images.items():
         tag = f"{name}:{release.version}"

@@ -1,12 +1,30 @@
-"""README's table of settings, from the settings themselves: `python -m tools.settings_table`."""
+"""docs/settings.md, from the settings themselves: `python -m tools.settings_table > docs/settings.md`."""
 
-from shared.settings import Settings
+from shared.settings import PREFIX, Settings
+
+# Each section begins with the setting that is named here.
+SECTIONS = {
+    "redis_url": "Every process",
+    "queue_jobs_max": "The queue and its jobs",
+    "header_bytes_max": "The API",
+    "sequences_max": "Workers and their engines",
+}
+HEAD = """# Settings
+
+A process reads these environment variables once, at its start. A bad value stops the start and names its variable, and
+a `PENSTOCK_` variable that is no setting is warned of. Options of the commands (`penstock api --help`) win over them.
+Compose takes some of them from `.env` ([.env.example](../.env.example)), and the chart takes them in lower case without
+the prefix ([helm/values.yaml](../helm/values.yaml)).
+
+This page is made by `python -m tools.settings_table > docs/settings.md`; a test compares them."""
 
 
 def main() -> None:
-    print("| variable | default | what it is |\n|---|---|---|")
+    print(HEAD)
     for name, field in Settings.model_fields.items():
-        print(f"| `PENSTOCK_{name.upper()}` | `{field.default}` | {field.description} |")
+        if name in SECTIONS:
+            print(f"\n## {SECTIONS[name]}\n\n| variable | default | what it is |\n|---|---|---|")
+        print(f"| `{PREFIX}{name.upper()}` | `{field.default}` | {field.description} |")
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ it: records in Redis by the script that compares its token, rows and results bec
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
@@ -28,7 +28,7 @@ from api.stores.batches import LEASE_S, Batch, Lease, LeaseLost, Status
 from api.stores.files import FileRecord
 from shared.domain.errors import InvalidRequest, NotFound, PenstockError, QueueFull, QueueUnavailable
 from shared.domain.job import Priority
-from shared.process.tasks import end
+from shared.process.tasks import first_of
 from shared.redis.client import Command
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,6 @@ KEEP_S = LEASE_S / 5
 LINES_BYTES_MAX = 16_000_000  # of one batch's lines in memory at a time; a longer line runs alone
 GIVEN_UP_AT_ONCE = 200
 RESULTS = ((True, "output"), (False, "error"))
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +61,6 @@ INPUT_GONE = Ending(
 )
 
 
-class Interrupted(Exception):
-    """The batch ends before its lines do."""
-
-    def __init__(self, ending: Ending) -> None:
-        super().__init__(ending.status)
-        self.ending = ending
-
-
 class BatchRun:
     """`folder`: of results and of what comes before them. `at_once`: lines that are jobs at a time."""
 
@@ -90,17 +81,15 @@ class BatchRun:
 
     async def run(self) -> None:
         """Raises LeaseLost, QueueUnavailable or whatever else went wrong; the batch has not ended then."""
-        await _unless(self._to_its_end(), self._keep_lease())
+        await first_of(self._to_its_end(), self._keep_lease())
 
     async def end_bare(self) -> None:
         """End a batch whose run went wrong, without results, if it is to end now: it must not be tried for ever."""
-        try:
-            await self._look()
-        except Interrupted as stopped:
+        if ending := await self._look():
             lost = LineError("internal_error", "The results of this batch could not be written.")
-            await self._end(stopped.ending, errors=[error_of(lost)])
+            await self._end(ending, errors=[error_of(lost)])
 
-    async def _keep_lease(self) -> None:
+    async def _keep_lease(self) -> NoReturn:
         while True:
             await self._store.keep(self._lease)
             await asyncio.sleep(KEEP_S)
@@ -122,15 +111,14 @@ class BatchRun:
 
     async def _validate(self) -> bool:
         """Whether the lines may run; if not, the batch has ended."""
+        if ending := await self._look():
+            await self._end(ending)
+            return False
         try:
-            await self._look()
             await self._files.record(self._batch.input_file_id, tenant=self._batch.tenant)
             checked = await asyncio.to_thread(
                 check, self._input, self._batch.endpoint, line_bytes_max=self._services.settings.body_bytes_max
             )
-        except Interrupted as stopped:
-            await self._end(stopped.ending)
-            return False
         except (NotFound, FileNotFoundError):
             await self._end(INPUT_GONE)
             return False
@@ -143,36 +131,35 @@ class BatchRun:
     async def _ending(self, parts: PartialResults) -> Ending:
         if self._batch.status is Status.FINALIZING:
             return COMPLETED
-        try:
-            await self._look()
-            return await _unless(self._all_lines(parts), self._watch())
-        except Interrupted as stopped:
-            return stopped.ending
+        if ending := await self._look():
+            return ending
+        return await first_of(self._all_lines(parts), self._watch())
 
-    async def _watch(self) -> None:
-        """Raises Interrupted."""
+    async def _watch(self) -> Ending:
+        """Save the counts now and then, until the batch ends before its lines do."""
         while True:
             await asyncio.sleep(LOOK_S)
-            await self._look()
+            if ending := await self._look():
+                return ending
             if (counted := self._counted()) != self._batch:
                 await self._store.save(self._lease, counted)
                 self._batch = counted
 
-    async def _look(self) -> None:
-        """Whether the batch may go on, and with what rights. Raises Interrupted."""
+    async def _look(self) -> Ending | None:
+        """Return why the batch ends before its lines do; None while it goes on, with the rights that its key has."""
         if await self._store.to_cancel([self._batch.id]):
-            raise Interrupted(CANCELLED)
+            return CANCELLED
         if self._clock() > self._batch.expires_s:
-            raise Interrupted(EXPIRED)
-        caller = Caller(self._batch.tenant)
-        if self._batch.key:
-            try:
-                caller = Caller(self._batch.tenant, await self._services.keys.get(self._batch.key))
-            except NotFound:
-                raise Interrupted(KEY_GONE) from None
-        if caller.key and caller.key.expired(self._clock()):
-            raise Interrupted(KEY_GONE)
+            return EXPIRED
+        try:
+            key = await self._services.keys.get(self._batch.key) if self._batch.key else None
+        except NotFound:
+            return KEY_GONE
+        if key and key.expired(self._clock()):
+            return KEY_GONE
+        caller = Caller(self._batch.tenant, key)
         self._options = RequestOptions(caller=caller, priority=Priority.BATCH, grace_s=math.inf, paced=False)
+        return None
 
     async def _all_lines(self, parts: PartialResults) -> Ending:
         room = _Room(lines_max=self._at_once, bytes_max=LINES_BYTES_MAX)
@@ -238,17 +225,14 @@ class BatchRun:
             raise InvalidRequest(line.wrong.message, param=line.wrong.param)
         schema, make = BATCHED[self._batch.endpoint]
         body = schema.model_validate(line.body)
-        if getattr(body, "stream", None):
-            raise InvalidRequest("'stream' is not allowed in a batch.", param="stream")
-        if getattr(body, "store", None):
-            raise InvalidRequest("'store' is not allowed in a batch, whose output is kept.", param="store")
-        submission = await make(self._services.admission, body, self._options)
+        _require_batchable(body)
+        submission = await make(self._services, body, self._options)
         return replace(submission, job=replace(submission.job, id=job_id))
 
     async def _answer(self, submission: Submission) -> dict[str, Any]:
         with ExitStack() as opened:
             job, events, _ = await enqueue_and_open(self._services, submission, self._options, opened)
-            return await collect(self._services, events, submission.collector(job))
+            return await collect(self._services, events, submission.formatter.whole(job))
 
     async def _give_up(self, parts: PartialResults, ending: Ending) -> None:
         """Cancel what waits or runs, and say of each line that is not done why."""
@@ -346,16 +330,16 @@ class _Room:
         return not self._lines or (self._lines < self._lines_max and self._bytes + size <= self._bytes_max)
 
 
-async def _unless(work: Coroutine[Any, Any, Result], watch: Coroutine[Any, Any, None]) -> Result:
-    """The result of `work`, unless `watch`, which never returns, raises before."""
-    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(watch)
-    try:
-        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            watching.result()
-        return await working
-    finally:
-        await end((working, watching))
+def _require_batchable(body: Any) -> None:
+    """Raise InvalidRequest for what an endpoint does for its own clients only."""
+    for param, message in (
+        ("stream", "'stream' is not allowed in a batch."),
+        ("store", "'store' is not allowed in a batch, whose output is kept."),
+        ("background", "A response of a batch has no 'background'."),
+        ("previous_response_id", "A response of a batch has no 'previous_response_id'."),
+    ):
+        if getattr(body, param, None):
+            raise InvalidRequest(message, param=param)
 
 
 def _row(job_id: str, line: BatchLine, answer: dict[str, Any] | Problem) -> dict[str, Any]:

@@ -16,8 +16,8 @@ class ChatStreamFormatter:
 
     tells_failure = False
 
-    def __init__(self, job: Job, *, include_usage: bool) -> None:
-        self._choices = range(job.sampling.n)
+    def __init__(self, job: Job, *, n: int, include_usage: bool) -> None:
+        self._choices = range(n)
         self._head = _head(job, "chat.completion.chunk")
         self._include_usage = include_usage
         shared = orjson.dumps(self._head | ({"usage": None} if include_usage else {}))[:-1]
@@ -102,9 +102,10 @@ class MessageCollector:
 class ChatCollector:
     """Collects one chat completion."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, *, n: int, logprobs: bool) -> None:
         self._job = job
-        self._messages = [MessageCollector() for _ in range(job.sampling.n)]
+        self._logprobs = logprobs
+        self._messages = [MessageCollector() for _ in range(n)]
 
     def add(self, event: Event) -> None:
         if isinstance(event, Delta):
@@ -115,7 +116,7 @@ class ChatCollector:
             {
                 "index": index,
                 "message": message.body(),
-                "logprobs": None if self._job.sampling.logprobs is None else message.logprobs(),
+                "logprobs": message.logprobs() if self._logprobs else None,
                 "finish_reason": message.reason,
             }
             for index, message in enumerate(self._messages)

@@ -1,15 +1,30 @@
-"""What chat and text completions share."""
+"""What all formats share: the protocols, the ids of frames, and what chat and text completions have in common."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 from api.http.event_position import START, Position
+from shared.domain.errors import InvalidRequest
 from shared.domain.events import Event, Usage
 from shared.domain.job import Job, Priority
 
 FINGERPRINT = "penstock-1"
 # OpenAI's names for the classes. An answer names the one in which it was served, whatever was asked for.
 SERVICE_TIERS = {Priority.INTERACTIVE: "priority", Priority.STANDARD: "default", Priority.BATCH: "flex"}
+
+
+class Formatter(Protocol):
+    """Shapes the events of a job for its client. Behind it stand `RenderOptions` for chats and text completions,
+    `ResponseRecord` for responses, and `WholeOnly` for all that is never streamed.
+
+    `job` is the job that is really done: an earlier one where an Idempotency-Key was sent again."""
+
+    def stream(self, job: Job, *, ids: bool) -> "StreamFormatter":
+        """Make what frames the stream. With `ids` each frame says where it belongs, so that the stream can be picked up
+        behind it. Raises InvalidRequest for an answer that only comes whole."""
+
+    def whole(self, job: Job) -> "AnswerCollector":
+        """Make what collects the whole answer."""
 
 
 class AnswerCollector(Protocol):
@@ -34,6 +49,19 @@ class StreamFormatter(Protocol):
         same frames whenever it is read, since a client names the place where it lost its stream by counting them."""
 
 
+class WholeOnly:
+    """The formatter of an endpoint that streams nothing. `collect` makes what collects its answer."""
+
+    def __init__(self, collect: Callable[[Job], AnswerCollector]) -> None:
+        self._collect = collect
+
+    def stream(self, job: Job, *, ids: bool) -> StreamFormatter:
+        raise never_streamed()
+
+    def whole(self, job: Job) -> AnswerCollector:
+        return self._collect(job)
+
+
 class WithEventIds:
     """Frames that carry their position as `id`, so that a client can go on behind any of them. Those up to `after` are
     left out."""
@@ -53,6 +81,10 @@ class WithEventIds:
             position = Position(event.seq) if count == len(frames) else Position(event.seq - 1, count)
             if position > self._after:
                 yield frame[:-1] + b"id: %s\n\n" % str(position).encode()
+
+
+def never_streamed() -> InvalidRequest:
+    return InvalidRequest("This job's answer comes whole: send the request again with its Idempotency-Key.")
 
 
 def head(job: Job, kind: str) -> dict[str, Any]:

@@ -10,11 +10,15 @@ from shared.domain.events import Completed, Delta, Echoed, Event, Finished, Like
 from shared.domain.job import Job
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionForm:
-    """`n`: choices for each prompt, the best of those that were made. `logprobs`: whether they are shown."""
+    """`n`: choices of each prompt that the client gets, the best of its `candidates`. `echo`: each prompt comes back
+    before its choices. `logprobs`: whether they are shown."""
 
+    prompts: int
+    candidates: int
     n: int
+    echo: bool
     logprobs: bool
 
 
@@ -35,13 +39,11 @@ class Choice:
         """Log probability for each token: what the best are the best by."""
         return self.total / max(self.tokens, 1)
 
-    def echo(self, event: Echoed) -> None:
+    def add(self, event: Delta | Echoed) -> None:
         self.texts.append(event.text)
-        self._list(event.logprobs, first_unknown=True)
-
-    def add(self, event: Delta) -> None:
-        self.texts.append(event.text)
-        self._list(event.logprobs)
+        self._list(event.logprobs, first_unknown=isinstance(event, Echoed))
+        if isinstance(event, Echoed):
+            return
         self.reason = event.finish_reason or self.reason
         self.total += sum(each.chosen.logprob for each in event.logprobs)
         self.tokens += len(event.logprobs)
@@ -65,7 +67,7 @@ class Choice:
         self.texts, self.logprobs = [], []
         return taken
 
-    def _list(self, logprobs: tuple[Logprobs, ...], *, first_unknown: bool = False) -> None:
+    def _list(self, logprobs: tuple[Logprobs, ...], *, first_unknown: bool) -> None:
         for at, each in enumerate(logprobs):
             unknown = first_unknown and at == 0
             token = _text(each.chosen)
@@ -83,30 +85,28 @@ class Choice:
 class _Choices:
     """All that are made. A choice whose prompt comes back waits for it."""
 
-    def __init__(self, job: Job) -> None:
-        self.made = job.sampling.n
-        self.all = [Choice(index) for index in range(self.made * len(job.request["prompts"]))]
-        self._echo = bool(job.request["echo"])
+    def __init__(self, form: CompletionForm) -> None:
+        self.all = [Choice(index) for index in range(form.candidates * form.prompts)]
+        self._candidates = form.candidates
+        self._echo = form.echo
         self._echoed: set[int] = set()
         self._early: dict[int, list[Delta]] = {}
 
-    def add(self, event: Event) -> Iterator[Choice]:
-        """Take the event; the choices that it adds to."""
+    def of_prompt(self, prompt: int) -> list[Choice]:
+        return self.all[prompt * self._candidates : (prompt + 1) * self._candidates]
+
+    def ready(self, event: Event) -> list[tuple[Choice, Delta | Echoed]]:
+        """What can be added now, in order, and to which choice. A choice whose prompt comes back waits for it."""
         match event:
             case Echoed():
                 self._echoed.add(event.prompt)
-                for choice in self.all[event.prompt * self.made : (event.prompt + 1) * self.made]:
-                    choice.echo(event)
-                    yield choice
-                for early in self._early.pop(event.prompt, ()):
-                    yield from self.add(early)
+                echoed: list[tuple[Choice, Delta | Echoed]] = [(each, event) for each in self.of_prompt(event.prompt)]
+                return echoed + [(self.all[each.choice], each) for each in self._early.pop(event.prompt, ())]
+            case Delta() if self._echo and (prompt := event.choice // self._candidates) not in self._echoed:
+                self._early.setdefault(prompt, []).append(event)
             case Delta():
-                prompt = event.choice // self.made
-                if self._echo and prompt not in self._echoed:
-                    self._early.setdefault(prompt, []).append(event)
-                else:
-                    self.all[event.choice].add(event)
-                    yield self.all[event.choice]
+                return [(self.all[event.choice], event)]
+        return []
 
 
 class CompletionStreamFormatter:
@@ -118,7 +118,7 @@ class CompletionStreamFormatter:
         self._head = head(job, "text_completion")
         self._form = form
         self._include_usage = include_usage
-        self._choices = _Choices(job)
+        self._choices = _Choices(form)
 
     def opening(self) -> bytes:
         return b""
@@ -126,7 +126,8 @@ class CompletionStreamFormatter:
     def frames(self, event: Event) -> Iterator[bytes]:
         match event:
             case Delta() | Echoed():
-                for choice in self._choices.add(event):
+                for choice, part in self._choices.ready(event):
+                    choice.add(part)
                     body = choice.take(self._form)
                     if body["text"] or body["finish_reason"] or (body["logprobs"] and body["logprobs"]["tokens"]):
                         yield frame(self._head | {"choices": [body]} | ({"usage": None} if self._include_usage else {}))
@@ -144,18 +145,17 @@ class CompletionCollector:
     def __init__(self, job: Job, form: CompletionForm) -> None:
         self._head = head(job, "text_completion")
         self._form = form
-        self._choices = _Choices(job)
+        self._choices = _Choices(form)
 
     def add(self, event: Event) -> None:
-        for _ in self._choices.add(event):
-            pass
+        for choice, part in self._choices.ready(event):
+            choice.add(part)
 
     def body(self, usage: Usage) -> dict[str, Any]:
-        made = self._choices.made
         kept: list[Choice] = []
-        for begin in range(0, len(self._choices.all), made):
-            candidates = self._choices.all[begin : begin + made]
-            if self._form.n < made:
+        for prompt in range(self._form.prompts):
+            candidates = self._choices.of_prompt(prompt)
+            if self._form.n < self._form.candidates:
                 candidates = sorted(candidates, key=lambda choice: -choice.mean)[: self._form.n]
             kept += candidates
         bodies = [choice.body(self._form) | {"index": index} for index, choice in enumerate(kept)]

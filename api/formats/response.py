@@ -2,6 +2,7 @@
 gives the same events with the same numbers, whenever it is read."""
 
 from collections.abc import Iterable, Iterator
+from copy import deepcopy
 from typing import Any
 
 import orjson
@@ -26,7 +27,7 @@ ResponseEvent = dict[str, Any]
 
 
 class ResponseBuilder:
-    """`head`: what the response repeats of its request. `take` returns what is to be told, without numbers."""
+    """`head`: what the response repeats of its request. What `take` returns is to be told, without numbers."""
 
     def __init__(self, response_id: str, head: dict[str, Any], *, created_s: int, status: str = "queued") -> None:
         self._head = {"id": response_id, "object": "response", "created_at": created_s, **head}
@@ -38,18 +39,19 @@ class ResponseBuilder:
         self._error: dict[str, Any] | None = None
         self.status = status
 
-    def opening(self) -> Iterator[ResponseEvent]:
-        yield {"type": "response.created", "response": self.body()}
+    def opening(self) -> list[ResponseEvent]:
+        return [{"type": "response.created", "response": self.body()}]
 
-    def take(self, event: Event) -> Iterator[ResponseEvent]:
+    def take(self, event: Event) -> list[ResponseEvent]:
         match event:
             case Started():
                 self.status = "in_progress"
-                yield {"type": "response.in_progress", "response": self.body()}
+                return [{"type": "response.in_progress", "response": self.body()}]
             case Delta():
-                yield from self._grow(event)
+                return self._grow(event)
             case Finished(outcome=outcome):
-                yield from self._finish(outcome)
+                return self._finish(outcome)
+        return []
 
     def body(self) -> dict[str, Any]:
         incomplete = {"reason": "max_output_tokens"} if self.status == "incomplete" else None
@@ -61,30 +63,31 @@ class ResponseBuilder:
             "usage": _usage(self._usage) if self._usage else None,
         }
 
-    def _grow(self, event: Delta) -> Iterator[ResponseEvent]:
+    def _grow(self, event: Delta) -> list[ResponseEvent]:
+        told: list[ResponseEvent] = []
         if event.reasoning:
-            yield from self._ensure("reasoning")
-            yield self._text_delta("response.reasoning_text.delta", event.reasoning)
+            told += self._ensure("reasoning")
+            told.append(self._text_delta("response.reasoning_text.delta", event.reasoning))
         if event.text:
-            yield from self._ensure("message")
-            part = self._output[-1]["content"][0]
-            part["logprobs"] += [_flat(each) for each in event.logprobs]
-            told = [_flat(each) for each in event.logprobs]
-            yield self._text_delta("response.output_text.delta", event.text) | {"logprobs": told}
+            told += self._ensure("message")
+            logprobs = [_flat(each) for each in event.logprobs]
+            self._output[-1]["content"][0]["logprobs"] += logprobs
+            told.append(self._text_delta("response.output_text.delta", event.text) | {"logprobs": logprobs})
         for part in event.calls:
-            yield from self._call(part)
+            told += self._call(part)
         if event.finish_reason:
             self._reason = event.finish_reason
+        return told
 
     def _text_delta(self, kind: str, text: str) -> ResponseEvent:
         self._output[-1]["content"][0]["text"] += text
         return {"type": kind, **self._place(), "content_index": 0, "delta": text}
 
-    def _ensure(self, kind: str) -> Iterator[ResponseEvent]:
-        """An open item of this kind is the last one."""
+    def _ensure(self, kind: str) -> list[ResponseEvent]:
+        """Make an open item of this kind the last one."""
         if self._open == kind:
-            return
-        yield from self._close("completed")
+            return []
+        told = self._close("completed")
         self._open = kind
         name = {"message": "msg", "reasoning": "rs"}[kind]
         item: dict[str, Any] = {"id": f"{name}_{self._base}_{len(self._output)}", "type": kind, "status": "in_progress"}
@@ -94,14 +97,22 @@ class ResponseBuilder:
         else:
             part = {"type": "reasoning_text", "text": ""}
             item |= {"summary": [], "content": []}
-        self._output.append(item)
-        yield {"type": "response.output_item.added", "output_index": len(self._output) - 1, "item": dict(item)}
+        told.append(self._add(item))
         item["content"] = [part]
-        yield {"type": "response.content_part.added", **self._place(), "content_index": 0, "part": dict(part)}
+        # Copied, since the part grows by the same event.
+        told.append(
+            {"type": "response.content_part.added", **self._place(), "content_index": 0, "part": deepcopy(part)}
+        )
+        return told
 
-    def _call(self, part: CallPart) -> Iterator[ResponseEvent]:
+    def _add(self, item: dict[str, Any]) -> ResponseEvent:
+        self._output.append(item)
+        return {"type": "response.output_item.added", "output_index": len(self._output) - 1, "item": dict(item)}
+
+    def _call(self, part: CallPart) -> list[ResponseEvent]:
+        told: list[ResponseEvent] = []
         if part.name:
-            yield from self._close("completed")
+            told = self._close("completed")
             self._open = "function_call"
             item = {
                 "id": f"fc_{self._base}_{len(self._output)}",
@@ -111,32 +122,38 @@ class ResponseBuilder:
                 "name": part.name,
                 "arguments": "",
             }
-            self._output.append(item)
-            yield {"type": "response.output_item.added", "output_index": len(self._output) - 1, "item": dict(item)}
+            told.append(self._add(item))
         if part.arguments:
             self._output[-1]["arguments"] += part.arguments
-            yield {"type": "response.function_call_arguments.delta", **self._place(), "delta": part.arguments}
+            kind = "response.function_call_arguments.delta"
+            told.append({"type": kind, **self._place(), "delta": part.arguments})
+        return told
 
-    def _close(self, status: str) -> Iterator[ResponseEvent]:
-        """The open item is over."""
+    def _close(self, status: str) -> list[ResponseEvent]:
+        """End the open item."""
         if not self._open:
-            return
+            return []
         item, kind, self._open = self._output[-1], self._open, ""
         item["status"] = status
         if kind == "function_call":
             done = {"name": item["name"], "arguments": item["arguments"]}
-            yield {"type": "response.function_call_arguments.done", **self._place(), **done}
+            told = [{"type": "response.function_call_arguments.done", **self._place(), **done}]
         else:
             part = item["content"][0]
-            told = {"logprobs": part["logprobs"]} if kind == "message" else {}
+            logprobs = {"logprobs": part["logprobs"]} if kind == "message" else {}
             place = {**self._place(), "content_index": 0}
-            yield {"type": f"response.{part['type']}.done", **place, "text": part["text"], **told}
-            yield {"type": "response.content_part.done", **place, "part": dict(part)}
-        yield {"type": "response.output_item.done", "output_index": len(self._output) - 1, "item": dict(item)}
+            told = [
+                {"type": f"response.{part['type']}.done", **place, "text": part["text"], **logprobs},
+                {"type": "response.content_part.done", **place, "part": part},
+            ]
+        return [
+            *told,
+            {"type": "response.output_item.done", "output_index": len(self._output) - 1, "item": item},
+        ]
 
-    def _finish(self, outcome: Outcome) -> Iterator[ResponseEvent]:
+    def _finish(self, outcome: Outcome) -> list[ResponseEvent]:
         cut = not isinstance(outcome, Completed) or self._reason is FinishReason.LENGTH
-        yield from self._close("incomplete" if cut else "completed")
+        told = self._close("incomplete" if cut else "completed")
         match outcome:
             case Completed(usage=usage):
                 self._usage = usage
@@ -149,7 +166,7 @@ class ResponseBuilder:
                 assert problem
                 self._error = {"code": "server_error", "message": problem.message}
         kind = "failed" if self.status == "cancelled" else self.status  # clients know no event for it
-        yield {"type": f"response.{kind}", "response": self.body()}
+        return [*told, {"type": f"response.{kind}", "response": self.body()}]
 
     def _place(self) -> dict[str, Any]:
         return {"item_id": self._output[-1]["id"], "output_index": len(self._output) - 1}
@@ -188,8 +205,7 @@ class ResponseCollector:
         self._builder = builder
 
     def add(self, event: Event) -> None:
-        for _ in self._builder.take(event):
-            pass
+        self._builder.take(event)
 
     def body(self, usage: Usage) -> dict[str, Any]:
         return self._builder.body()

@@ -4,7 +4,8 @@ client leaves. All of it in headers, so that any OpenAI client can send it."""
 import hashlib
 import math
 import re
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Header, Query, Request
@@ -33,7 +34,8 @@ LastEventId = Annotated[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestOptions:
-    """None is the default of the job's class; `grace_s` infinite means that leaving does not cancel."""
+    """None is the default of the job's class; `grace_s` infinite means that leaving does not cancel. `began`: when the
+    request came, by the monotonic clock."""
 
     caller: Caller
     priority: Priority | None = None
@@ -43,6 +45,7 @@ class RequestOptions:
     idempotency: Idempotency | None = None
     event_ids: bool = False
     paced: bool = True  # by the key's limits a minute and at a time
+    began: float = field(default_factory=time.monotonic)
 
 
 async def request_options_of(request: Request) -> RequestOptions:

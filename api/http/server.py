@@ -5,6 +5,7 @@ import asyncio
 import resource
 import socket
 from contextlib import suppress
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -20,66 +21,66 @@ LEAVE_S = 0.5  # before the end of the graceful stop, whoever still streams is c
 TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
-def bounded(settings: Settings) -> type[HttpToolsProtocol]:
-    """The protocol class for these settings."""
+class BoundedProtocol(HttpToolsProtocol):
+    """One connection. uvicorn makes it, with these settings bound beforehand."""
 
-    class BoundedProtocol(HttpToolsProtocol):
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._head_bytes = 0
-            self._head_complete = False
+    def __init__(self, *, settings: Settings, **given: Any) -> None:
+        super().__init__(**given)
+        self._settings = settings
+        self._head_bytes = 0
+        self._head_complete = False
+        self._body_bytes = 0
+        self._arriving: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._arriving = self._wait_for_request()
+        if connection := transport.get_extra_info("socket"):
+            _notice_death(connection, self._settings.send_timeout_s)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._arrived()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._head_complete:
+            self._progress(len(data))
+        else:
+            self._head_bytes += len(data)
+            if self._head_bytes > self._settings.header_bytes_max and not self.transport.is_closing():
+                self.transport.write(TOO_LARGE)
+                self.transport.close()
+
+    def _progress(self, received: int) -> None:
+        """A large body gets the same time again for each part of it."""
+        self._body_bytes += received
+        if self._arriving and self._body_bytes >= BODY_PART_BYTES:
             self._body_bytes = 0
-            self._arriving: asyncio.TimerHandle | None = self._wait_for_request()
-            if connection := transport.get_extra_info("socket"):
-                _notice_death(connection, settings.send_timeout_s)
+            self._arriving.cancel()
+            self._arriving = self._wait_for_request()
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._arrived()
-            super().connection_lost(exc)
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head_bytes, self._head_complete, self._body_bytes = 0, False, 0
+        self._arriving = self._arriving or self._wait_for_request()
 
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            if self._head_complete:
-                self._progress(len(data))
-            else:
-                self._head_bytes += len(data)
-                if self._head_bytes > settings.header_bytes_max and not self.transport.is_closing():
-                    self.transport.write(TOO_LARGE)
-                    self.transport.close()
+    def on_headers_complete(self) -> None:
+        self._head_complete = True
+        super().on_headers_complete()
 
-        def _progress(self, received: int) -> None:
-            """A large body gets the same time again for each part of it."""
-            self._body_bytes += received
-            if self._arriving and self._body_bytes >= BODY_PART_BYTES:
-                self._body_bytes = 0
-                self._arriving.cancel()
-                self._arriving = self._wait_for_request()
+    def on_message_complete(self) -> None:
+        self._arrived()
+        super().on_message_complete()
 
-        def on_message_begin(self) -> None:
-            super().on_message_begin()
-            self._head_bytes, self._head_complete, self._body_bytes = 0, False, 0
-            self._arriving = self._arriving or self._wait_for_request()
+    def _wait_for_request(self) -> asyncio.TimerHandle:
+        """Cut the connection if the request has not arrived in time."""
+        return self.loop.call_later(self._settings.request_timeout_s, self.transport.abort)
 
-        def on_headers_complete(self) -> None:
-            self._head_complete = True
-            super().on_headers_complete()
-
-        def on_message_complete(self) -> None:
-            self._arrived()
-            super().on_message_complete()
-
-        def _wait_for_request(self) -> asyncio.TimerHandle:
-            return asyncio.get_running_loop().call_later(settings.request_timeout_s, self._give_up)
-
-        def _arrived(self) -> None:
-            if self._arriving:
-                self._arriving.cancel()
-                self._arriving = None
-
-        def _give_up(self) -> None:
-            self.transport.abort()
-
-    return BoundedProtocol
+    def _arrived(self) -> None:
+        if self._arriving:
+            self._arriving.cancel()
+            self._arriving = None
 
 
 class ApiServer(uvicorn.Server):
@@ -90,7 +91,7 @@ class ApiServer(uvicorn.Server):
         self._grace_s = max(1, int(settings.drain_s))
         config = uvicorn.Config(
             app,
-            http=bounded(settings),
+            http=partial(BoundedProtocol, settings=settings),  # type: ignore[arg-type]  # uvicorn only calls it
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=self._grace_s,

@@ -1,14 +1,12 @@
 """`POST /v1/completions`."""
 
-import time
-
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from api.http.request_options import RequestOptionsDep
 from api.routes.json_route import JsonRoute
 from api.schemas.completion import CompletionRequest
-from api.serving.respond import respond_stream, respond_whole
+from api.serving.respond import respond
 from api.serving.services import ServicesDep
 from api.serving.submission import completion_submission
 
@@ -24,10 +22,5 @@ async def create_completion(
 ) -> Response:
     """Text that goes on where each prompt ends, streamed or whole. The job is cancelled when the client leaves, after
     its grace."""
-    began = time.monotonic()
-    submission = await completion_submission(services.admission, body, options)
-    return await (
-        respond_stream(services, submission, options, began)
-        if body.stream
-        else respond_whole(services, submission, options, request)
-    )
+    submission = await completion_submission(services, body, options)
+    return await respond(services, submission, options, request, streamed=bool(body.stream))

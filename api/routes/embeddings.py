@@ -21,6 +21,4 @@ async def create_embeddings(
     services: ServicesDep,
 ) -> Response:
     """A vector of unit length for each input. The job is cancelled when the client leaves, after its grace."""
-    return await respond_whole(
-        services, await embedding_submission(services.admission, body, options), options, request
-    )
+    return await respond_whole(services, await embedding_submission(services, body, options), options, request)

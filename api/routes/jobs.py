@@ -5,8 +5,6 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from api.formats.common import StreamFormatter, WithEventIds
-from api.formats.response import ResponseStreamFormatter
 from api.http.auth import caller_of
 from api.http.event_position import position_after, sequence_number_after
 from api.http.request_options import LastEventId, StartingAfter
@@ -38,18 +36,13 @@ async def stream_job_events(
     """The job's stream from the frame after `starting_after` or `Last-Event-ID` on, in the shape of its endpoint, each
     frame with its `id`: while the job waits, runs, and as long as it is kept."""
     found, render_options = await _mine(services, job_id, request)
-    formatter: StreamFormatter
+    job = render_options.job(job_id, priority=found.priority)
     if job_id.startswith(RESPONSE_PREFIX):
         record = await services.responses.get(job_id, tenant=render_options.tenant)
-        formatter = ResponseStreamFormatter(
-            record.builder(), after=sequence_number_after(starting_after, last_event_id), ids=True
-        )
+        formatter = record.stream(job, ids=True, after=sequence_number_after(starting_after, last_event_id))
     else:
-        formatter = WithEventIds(
-            render_options.formatter(job_id, priority=found.priority),
-            after=position_after(starting_after, last_event_id),
-        )
-    return await resume_stream(services, render_options.job(job_id), formatter)
+        formatter = render_options.stream(job, ids=True, after=position_after(starting_after, last_event_id))
+    return await resume_stream(services, job, formatter)
 
 
 @router.post("/v1/jobs/{job_id}/cancel", response_model=None)

@@ -3,6 +3,7 @@
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from api.formats.common import WholeOnly
 from api.formats.rerank import RankingCollector
 from api.http.request_options import RequestOptionsDep
 from api.routes.json_route import JsonRoute
@@ -24,9 +25,6 @@ async def rerank(
 ) -> Response:
     """Documents by how near they are to the query, by a cross-encoder's score or by their embeddings' cosine."""
     job = await services.admission.ranking(body, options)
-    submission = Submission(
-        job,
-        render_options_of(job),
-        lambda made: RankingCollector(made, body.texts, top_n=body.top_n, with_texts=body.return_documents),
-    )
-    return await respond_whole(services, submission, options, request)
+    texts, top_n, with_texts = body.texts, body.top_n, body.return_documents
+    formatter = WholeOnly(lambda made: RankingCollector(made, texts, top_n=top_n, with_texts=with_texts))
+    return await respond_whole(services, Submission(job, render_options_of(job), formatter), options, request)

@@ -1,25 +1,21 @@
 """`/v1/responses`: create, stream, look at, pick up, cancel and delete. Only for the key whose responses they are."""
 
-import secrets
-import time
-from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from api.formats.listing import listing, page_of
-from api.formats.response import ResponseStreamFormatter
 from api.http.auth import caller_of
 from api.http.event_position import sequence_number_after
 from api.http.request_options import LastEventId, RequestOptionsDep, StartingAfter
 from api.routes.json_route import JsonRoute
 from api.schemas.response import ResponseRequest
 from api.serving.render_options import decode_render_options
-from api.serving.respond import respond_stream, respond_whole, resume_stream, submit
+from api.serving.respond import respond, resume_stream, submit
 from api.serving.services import Services, ServicesDep
 from api.serving.submission import response_submission
-from api.stores.responses import RESPONSE_PREFIX, ResponseRecord, record_of
+from api.stores.responses import ResponseRecord, record_of
 from shared.domain.errors import InvalidRequest, NotFound
 from shared.domain.events import Failed, Finished
 from shared.domain.lifecycle import TERMINAL
@@ -33,22 +29,13 @@ async def create_response(
     body: ResponseRequest, request: Request, options: RequestOptionsDep, services: ServicesDep
 ) -> Response:
     """A response, whole, streamed or in the background. One in the background goes on when its client leaves."""
-    began = time.monotonic()
-    response_id = f"{RESPONSE_PREFIX}{secrets.token_hex(16)}"
-    before = await _before(body, services, request)
     priority = services.admission.priority(options, body.service_tier)
-    record = record_of(body, response_id, options.caller.tenant, before, priority=priority)
-    stored = body.store is not False
-    keep_s = services.settings.response_ttl_s if stored else 0
-    submission = await response_submission(services.admission, body, options, record, keep_s)
-    if stored:
-        submission = replace(submission, record=services.responses.stored(record))
-    if body.stream:
-        return await respond_stream(services, submission, options, began)
-    if record.background:
+    record = record_of(body, options.caller.tenant, await _before(body, services, request), priority=priority)
+    submission = await response_submission(services, body, options, record, store=body.store is not False)
+    if record.background and not body.stream:
         job, headers = await submit(services, submission, options)
         return JSONResponse(record.builder(job.id).body(), headers=headers)
-    return await respond_whole(services, submission, options, request)
+    return await respond(services, submission, options, request, streamed=bool(body.stream))
 
 
 async def _mine(response_id: str, request: Request, services: ServicesDep) -> ResponseRecord:
@@ -79,9 +66,7 @@ async def retrieve_response(
     found = await services.job_records.record(record.id)
     job = decode_render_options(found.view).job(record.id)
     after = sequence_number_after(starting_after, last_event_id)
-    return await resume_stream(
-        services, job, ResponseStreamFormatter(record.builder(), after=after, ids=options.event_ids)
-    )
+    return await resume_stream(services, job, record.stream(job, ids=options.event_ids, after=after))
 
 
 @router.post("/v1/responses/{response_id}/cancel")
@@ -131,14 +116,12 @@ async def _before(body: ResponseRequest, services: Services, request: Request) -
 async def _now(services: Services, record: ResponseRecord) -> dict[str, Any]:
     """From the job's log; a job that ended without a last event, by another tool's hand, has failed."""
     (page,) = await services.channel.read([(record.id, 0)])
-    builder = record.builder()
+    builder = record.builder(record.id)
     for event in page.events:
-        for _ in builder.take(event):
-            pass
+        builder.take(event)
     over = page.state is None or page.state in TERMINAL
     if over and not (page.events and isinstance(page.events[-1], Finished)):
-        for _ in builder.take(Finished(seq=len(page.events), outcome=GONE)):
-            pass
+        builder.take(Finished(seq=len(page.events), outcome=GONE))
     return builder.body()
 
 

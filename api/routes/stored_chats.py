@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
 
-from api.formats.chat import ChatCollector
 from api.formats.listing import listing, page_of
 from api.http.auth import caller_of
 from api.routes.json_route import JsonRoute
@@ -101,8 +100,8 @@ async def _body(services: Services, chat: StoredChat) -> dict[str, Any]:
     last = page.events[-1] if page.events else None
     if not isinstance(last, Finished) or not isinstance(last.outcome, Completed):
         raise NotFound(f"The chat completion {chat.id} is not done.", param="completion_id")
-    job = await services.job_records.record(chat.id)
-    answer = ChatCollector(decode_render_options(chat.view).job(chat.id, priority=job.priority))
+    found, render_options = await services.job_records.record(chat.id), decode_render_options(chat.view)
+    answer = render_options.whole(render_options.job(chat.id, priority=found.priority))
     for event in page.events:
         answer.add(event)
     return answer.body(last.outcome.usage) | {"metadata": chat.metadata}

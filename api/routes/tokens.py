@@ -3,6 +3,7 @@
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from api.formats.common import WholeOnly
 from api.formats.tokens import TextCollector, TokenCountCollector, TokenListCollector
 from api.http.request_options import RequestOptionsDep
 from api.routes.json_route import JsonRoute
@@ -23,7 +24,9 @@ async def tokenize(
     """The token ids of a text, or of a chat as the model's template writes it."""
     job = await services.admission.tokens(body, options, texts=body.return_token_strs)
     length = (await services.model_registry.model(body.model)).context_length
-    submission = Submission(job, render_options_of(job), lambda made: TokenListCollector(job, context_length=length))
+    submission = Submission(
+        job, render_options_of(job), WholeOnly(lambda made: TokenListCollector(made, context_length=length))
+    )
     return await respond_whole(services, submission, options, request)
 
 
@@ -34,12 +37,8 @@ async def count_tokens(
     """How many tokens a text or a chat is, and whether it and `max_tokens` more fit the model."""
     job = await services.admission.tokens(body, options)
     length = (await services.model_registry.model(body.model)).context_length
-    submission = Submission(
-        job,
-        render_options_of(job),
-        lambda made: TokenCountCollector(made, context_length=length, max_tokens=body.max_tokens),
-    )
-    return await respond_whole(services, submission, options, request)
+    formatter = WholeOnly(lambda made: TokenCountCollector(made, context_length=length, max_tokens=body.max_tokens))
+    return await respond_whole(services, Submission(job, render_options_of(job), formatter), options, request)
 
 
 @router.post("/v1/detokenize", response_model=None)
@@ -48,4 +47,6 @@ async def detokenize(
 ) -> Response:
     """The text of token ids."""
     job = await services.admission.text_of(body, options)
-    return await respond_whole(services, Submission(job, render_options_of(job), TextCollector), options, request)
+    return await respond_whole(
+        services, Submission(job, render_options_of(job), WholeOnly(TextCollector)), options, request
+    )

@@ -9,8 +9,10 @@ import logging
 import math
 from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from functools import partial
 
+from api.serving.leaving import Leaving
 from shared.domain.errors import QueueUnavailable, Stopping
 from shared.domain.events import Cancelled, Deadline, Event, Expired, Failed, Finished
 from shared.domain.job import Job
@@ -21,9 +23,6 @@ from shared.queue.protocols import EventChannel, LogSlice, QueueProducer
 
 log = logging.getLogger(__name__)
 RETRY_S = 0.2
-LEAVING_MAX = 10_000
-LEAVING_AT_ONCE = 16  # not all connections: requests come meanwhile
-LEAVE_AGAIN_S = 1.0
 DIVERGED = Failed(
     code="job_lost", message="Redis has lost a part of this answer, and what comes now does not continue it."
 )
@@ -131,21 +130,18 @@ class Relay:
         metrics: ApiMetrics,
     ) -> None:
         self.name = name
-        self._queue = queue
         self._channel = channel
         self._silence_s = silence_ms / 1000
         self._buffer_max = buffer_max
         self._metrics = metrics
         self._streams: dict[str, list[JobStream]] = {}
-        self._leaving: dict[str, float] = {}  # when to leave the jobs that nobody reads here any more
-        self._left = asyncio.Event()
-        self._leavers = asyncio.Semaphore(LEAVING_AT_ONCE)
+        self._leaving = Leaving(partial(queue.leave, subscriber=name), metrics)
         self._closing = False
         self._tasks: list[asyncio.Task[None]] = []
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            self._tasks = [tasks.create_task(work()) for work in (self._hear, self._watch, self._leave)]
+            self._tasks = [tasks.create_task(work()) for work in (self._hear, self._watch, self._leaving.run)]
 
     def quiet(self) -> None:
         """This process stops: who loses its stream by that may pick it up elsewhere, so nothing more is cancelled.
@@ -156,15 +152,7 @@ class Relay:
 
     async def close(self) -> None:
         """Leave at once what was to be left by now, then end `run`."""
-        try:
-            async with asyncio.timeout(2):
-                owed = self._due()
-                await self._leave_due()
-                while any(job_id in self._leaving for job_id in owed):
-                    await asyncio.sleep(RETRY_S)
-                    await self._leave_due()
-        except TimeoutError:
-            log.warning("jobs of lost clients were not all cancelled")
+        await self._leaving.close()
         await end(self._tasks)
 
     @contextmanager
@@ -173,7 +161,7 @@ class Relay:
         the end, the job is cancelled after its grace, unless another process reads it."""
         stream = JobStream(job, buffer_max=self._buffer_max, now=self._now())
         self._streams.setdefault(job.id, []).append(stream)
-        self._leaving.pop(job.id, None)
+        self._leaving.drop(job.id)
         self._metrics.open_streams.inc()
         try:
             yield stream
@@ -183,7 +171,7 @@ class Relay:
             if not self._streams[job.id]:
                 del self._streams[job.id]
                 if stream.accepted and not stream.ended and not self._closing:
-                    self._abandon(job.id, stream.grace_s)
+                    self._leaving.add(job.id, grace_s=stream.grace_s)
 
     def accept(self, stream: JobStream, *, logged: bool = False) -> None:
         """The job is enqueued, or may be. `logged`: it was there before, so its log is read first."""
@@ -202,15 +190,6 @@ class Relay:
                 raise Stopping("the relay stops")
             if stream.behind:
                 await self._refill([stream])
-
-    def _abandon(self, job_id: str, grace_s: float) -> None:
-        if math.isinf(grace_s):
-            return
-        if len(self._leaving) >= LEAVING_MAX:  # Redis has been away for long; the job runs to its end for nobody
-            log.warning("a lost client's job is not cancelled", extra={"job_id": job_id})
-            return
-        self._leaving[job_id] = self._now() + grace_s
-        self._left.set()
 
     async def _hear(self) -> None:
         async for batch in self._channel.listen(self.name):
@@ -237,7 +216,7 @@ class Relay:
             if deadline := stream.overdue(now):
                 stream.expires_at = math.inf
                 stream.hear([Finished(seq=stream.next_seq, outcome=Expired(deadline=deadline))], now)
-                self._abandon(stream.job_id, 0)
+                self._leaving.add(stream.job_id, grace_s=0)
 
     async def _refill(self, streams: list[JobStream]) -> None:
         try:
@@ -250,37 +229,6 @@ class Relay:
         self._metrics.refills.inc(len(streams))
         for stream, page in zip(streams, pages, strict=True):
             stream.fill(page, self._now())
-
-    async def _leave(self) -> None:
-        """Let go of the jobs of clients that have left, however long Redis takes to listen."""
-        while True:
-            self._left.clear()
-            await self._leave_due()
-            next_due = min(self._leaving.values(), default=math.inf)
-            with suppress(TimeoutError):
-                async with asyncio.timeout_at(None if math.isinf(next_due) else next_due):
-                    await self._left.wait()
-
-    async def _leave_due(self) -> None:
-        await asyncio.gather(*map(self._let_go, self._due()))
-
-    async def _let_go(self, job_id: str) -> None:
-        """Those of a Redis that is away are tried again, and hold up nobody else's."""
-        async with self._leavers:
-            if job_id not in self._leaving:  # somebody reads it again
-                return
-            try:
-                await self._queue.leave(job_id, subscriber=self.name)
-            except QueueUnavailable:
-                self._metrics.redis_errors.inc()
-                if job_id in self._leaving:
-                    self._leaving[job_id] = self._now() + LEAVE_AGAIN_S
-            else:
-                self._leaving.pop(job_id, None)
-
-    def _due(self) -> list[str]:
-        now = self._now()
-        return [job_id for job_id, at in self._leaving.items() if at <= now]
 
     def _all(self) -> list[JobStream]:
         return [stream for streams in self._streams.values() for stream in streams]

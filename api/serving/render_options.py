@@ -1,20 +1,22 @@
-"""What is kept with a job to shape its events for a client again: none of what the client wrote."""
+"""Options that are stored with a job, from which any API shapes its events for the client again. They hold nothing of
+what the client wrote."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import orjson
 
-from api.formats.chat import ChatStreamFormatter
-from api.formats.common import StreamFormatter
-from api.formats.completion import CompletionForm, CompletionStreamFormatter
-from shared.domain.errors import InvalidRequest
+from api.formats.chat import ChatCollector, ChatStreamFormatter
+from api.formats.common import AnswerCollector, StreamFormatter, WithEventIds, never_streamed
+from api.formats.completion import CompletionCollector, CompletionForm, CompletionStreamFormatter
+from api.http.event_position import START, Position
 from shared.domain.job import Job, Kind, Priority, Sampling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderOptions:
-    """`made`: choices that are made of each prompt; `shown`: those that the client gets."""
+    """The formatter of chats and text completions. `made`: choices that are made of each prompt; `shown`: those that
+    the client gets."""
 
     kind: Kind
     model: str
@@ -33,18 +35,14 @@ class RenderOptions:
     def encode(self) -> str:
         return orjson.dumps(asdict(self)).decode()
 
-    @property
-    def form(self) -> CompletionForm:
-        return CompletionForm(n=self.shown, logprobs=self.logprobs)
-
     def job(self, job_id: str, *, priority: Priority = Priority.STANDARD) -> Job:
-        """As much of it as formats need. `priority`: the job's hash has it."""
+        """As much of the job as the relay and the formats need. `priority`: the job's hash has it."""
         return Job(
             id=job_id,
             model=self.model,
             kind=self.kind,
-            request={"prompts": [""] * self.prompts, "echo": self.echo},
-            sampling=Sampling(seed=0, n=self.made, logprobs=0 if self.logprobs else None),
+            request={},
+            sampling=Sampling(seed=0),
             created_ms=self.created_ms,
             patience_ms=self.patience_ms,
             run_ms=self.run_ms,
@@ -52,14 +50,30 @@ class RenderOptions:
             priority=priority,
         )
 
-    def formatter(self, job_id: str, *, priority: Priority = Priority.STANDARD) -> StreamFormatter:
-        """Raises InvalidRequest for a job whose answer is never streamed."""
+    def stream(self, job: Job, *, ids: bool, after: Position = START) -> StreamFormatter:
+        """Frames up to `after` are left out, if there are ids. Raises InvalidRequest for an answer that only comes
+        whole."""
+        formatter = self._chunks(job)
+        return WithEventIds(formatter, after=after) if ids else formatter
+
+    def whole(self, job: Job) -> AnswerCollector:
+        if self.kind is Kind.CHAT:
+            return ChatCollector(job, n=self.made, logprobs=self.logprobs)
+        return CompletionCollector(job, self._form)
+
+    def _chunks(self, job: Job) -> StreamFormatter:
         match self.kind:
             case Kind.CHAT:
-                return ChatStreamFormatter(self.job(job_id, priority=priority), include_usage=self.include_usage)
+                return ChatStreamFormatter(job, n=self.made, include_usage=self.include_usage)
             case Kind.COMPLETION if self.made == self.shown:
-                return CompletionStreamFormatter(self.job(job_id), self.form, include_usage=self.include_usage)
-        raise InvalidRequest("This job's answer comes whole: send the request again with its Idempotency-Key.")
+                return CompletionStreamFormatter(job, self._form, include_usage=self.include_usage)
+        raise never_streamed()
+
+    @property
+    def _form(self) -> CompletionForm:
+        return CompletionForm(
+            prompts=self.prompts, candidates=self.made, n=self.shown, echo=self.echo, logprobs=self.logprobs
+        )
 
 
 def render_options_of(

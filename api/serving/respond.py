@@ -3,7 +3,7 @@ what happens to it, and let go of it when the client leaves. The same for every 
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
@@ -25,11 +25,22 @@ from shared.domain.errors import QueueUnavailable, Stopping
 from shared.domain.events import Completed, Delta, Event, Finished, Started, Usage
 from shared.domain.job import Job
 from shared.observability.tracing import TRACER, to_carry
-from shared.process.tasks import end
+from shared.process.tasks import first_of
 from shared.queue.protocols import Bounds
 from shared.settings import Settings
 
 CLIENT_LEFT = 499  # nobody reads it; the access counts do
+
+
+async def respond(
+    services: Services, submission: Submission, options: RequestOptions, request: Request, *, streamed: bool
+) -> Response:
+    """Submit the work, and answer with all that becomes of it."""
+    return await (
+        respond_stream(services, submission, options)
+        if streamed
+        else respond_whole(services, submission, options, request)
+    )
 
 
 async def respond_whole(
@@ -38,7 +49,7 @@ async def respond_whole(
     with ExitStack() as opened:
         job, events, headers = await enqueue_and_open(services, submission, options, opened)
         try:
-            body = await _until_left(request, collect(services, events, submission.collector(job)))
+            body = await first_of(collect(services, events, submission.formatter.whole(job)), _left(request))
         except Stopping:
             if not options.idempotency:  # nobody can ask for it again, nor has been told its name
                 await services.queue.leave(job.id, subscriber=services.relay.name)
@@ -48,12 +59,12 @@ async def respond_whole(
         return Response(orjson.dumps(body), media_type="application/json", headers=headers)
 
 
-async def respond_stream(services: Services, submission: Submission, options: RequestOptions, began: float) -> Response:
-    """`began`: when the request came, by the monotonic clock."""
+async def respond_stream(services: Services, submission: Submission, options: RequestOptions) -> Response:
     with ExitStack() as opened:
         job, events, headers = await enqueue_and_open(services, submission, options, opened)
-        first = await _early(services, events)
-        blocks = _blocks(services, events, first, submission.formatter(job, ids=options.event_ids), began)
+        early = await _early(services, events)
+        formatter = submission.formatter.stream(job, ids=options.event_ids)
+        blocks = _blocks(services, events, early, formatter, options.began)
         return EventStream(blocks, services.settings, opened=opened.pop_all(), headers=headers)
 
 
@@ -131,7 +142,7 @@ async def _early(services: Services, stream: JobStream) -> list[Event]:
 
 
 async def _blocks(
-    services: Services, stream: JobStream, first: list[Event], formatter: StreamFormatter, began: float
+    services: Services, stream: JobStream, early: list[Event], formatter: StreamFormatter, began: float
 ) -> AsyncIterator[bytes]:
     """The body of a stream."""
     seen = began
@@ -142,7 +153,7 @@ async def _blocks(
     try:
         if block := formatter.opening():
             yield block
-        events = first or await services.relay.take(stream)
+        events = early or await services.relay.take(stream)
         while True:
             if any(isinstance(event, Delta) and event.text for event in events):
                 seen, before = time.monotonic(), seen
@@ -180,16 +191,7 @@ def _raise_failure(events: Sequence[Event]) -> Usage | None:
     return last.outcome.usage
 
 
-async def _until_left(request: Request, work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any] | None:
-    """The result of `work`; None, and its cancellation, when the client closes the connection first."""
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
-    try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
-    finally:
-        await end((working, leaving))
-
-
 async def _left(request: Request) -> None:
+    """Return when the client closes the connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

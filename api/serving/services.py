@@ -1,4 +1,8 @@
-"""What the routes share, made once in `app` and handed to them."""
+"""What the routes share, made once in `app` and handed to them.
+
+Behind the protocols stand the classes of `shared.shards`, which make one queue of all Redis: `Fleet` is queue and
+channel, and passes each verb on to the `RedisQueue` or `RedisChannel` of the Redis that has the model or the job.
+"""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -30,13 +34,13 @@ from shared.shards import ShardMap
 class Services:
     settings: Settings
     redis: Redis
-    queue: QueueProducer
+    queue: QueueProducer  # Fleet
     relay: Relay
     shard_map: ShardMap
     redis_monitor: RedisMonitor
-    job_records: JobRecords
+    job_records: JobRecords  # FleetLedger
     admission: Admission
-    channel: EventChannel
+    channel: EventChannel  # Fleet
     bodies: BodyReader
     webhooks: Webhooks
     responses: ResponseStore
@@ -45,8 +49,8 @@ class Services:
     batches: BatchStore
     keys: ApiKeyStore
     authenticator: Authenticator
-    model_registry: ModelRegistry
-    demand: DemandReader
+    model_registry: ModelRegistry  # FleetDirectory
+    demand: DemandReader  # FleetDemand
     metrics: ApiMetrics
 
 

@@ -1,99 +1,84 @@
-"""From a valid body to the job that does it, what shapes its events, and what its whole answer is collected in: one
-function for each endpoint, whoever calls it."""
+"""From a valid body to what is submitted: the job, and what shapes its events for the client. One function for each
+endpoint, whoever calls it. All raise InvalidRequest, NotFound or Forbidden, and accept nothing yet."""
 
-import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from api.formats.chat import ChatCollector
-from api.formats.common import AnswerCollector, StreamFormatter, WithEventIds
-from api.formats.completion import CompletionCollector
+from api.formats.common import Formatter, WholeOnly
 from api.formats.embedding import EmbeddingCollector
-from api.formats.response import ResponseCollector, ResponseStreamFormatter
 from api.http.request_options import RequestOptions
 from api.schemas.chat import ChatCompletionRequest
 from api.schemas.completion import CompletionRequest
 from api.schemas.embedding import EmbeddingRequest
 from api.schemas.response import ResponseRequest
-from api.serving.admission import Admission
 from api.serving.render_options import RenderOptions, render_options_of
-from api.stores.responses import RESPONSE_PREFIX, ResponseRecord, chat_of, record_of
-from shared.domain.errors import InvalidRequest
+from api.serving.services import Services
+from api.stores.responses import ResponseRecord, chat_of, record_of
+from api.stores.stored_chats import stored_chat
 from shared.domain.job import Job
 from shared.queue.protocols import StoredRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A job ready to enqueue. `collector` makes the collector of a whole answer, given the job that really runs, which
-    may be an earlier one with the same Idempotency-Key; `make_formatter` makes the formatter of a stream, with event
-    ids or without, where `render_options` does not. `record` is stored when the job is accepted."""
+    """A request that is ready to be enqueued. `formatter` shapes the job's events for this client; `render_options` are
+    stored with the job, so that any API process can shape them later; `record` is stored when the job is accepted."""
 
     job: Job
     render_options: RenderOptions
-    collector: Callable[[Job], AnswerCollector]
-    make_formatter: Callable[[Job, bool], StreamFormatter] | None = None
+    formatter: Formatter
     record: StoredRecord | None = None
-
-    def formatter(self, job: Job, *, ids: bool) -> StreamFormatter:
-        """`ids`: each frame says where it belongs, so that its stream can be picked up behind it."""
-        if self.make_formatter:
-            return self.make_formatter(job, ids)
-        formatter = replace(self.render_options, created_ms=job.created_ms).formatter(job.id, priority=job.priority)
-        return WithEventIds(formatter) if ids else formatter
 
 
 async def chat_submission(
-    admission: Admission, body: ChatCompletionRequest, options: RequestOptions, *, keep_s: int = 0
+    services: Services, body: ChatCompletionRequest, options: RequestOptions, *, store: bool = False
 ) -> Submission:
-    """Raises InvalidRequest, NotFound or Forbidden; nothing is accepted yet. So do the others. `keep_s`: how long one
-    is kept that is stored."""
-    job = replace(await admission.chat(body, options), keep_s=keep_s if body.store else 0)
+    """`store`: the client can read the chat again for as long as responses are kept."""
+    job = await services.admission.chat(body, options)
+    render_options = render_options_of(job, include_usage=_usage(body), logprobs=bool(body.logprobs))
+    if not store:
+        return Submission(job, render_options, render_options)
+    job = replace(job, keep_s=services.settings.response_ttl_s)
     return Submission(
-        job, render_options_of(job, include_usage=_usage(body), logprobs=bool(body.logprobs)), ChatCollector
+        job, render_options, render_options, services.chats.stored(stored_chat(body, job, render_options.encode()))
     )
 
 
-async def completion_submission(admission: Admission, body: CompletionRequest, options: RequestOptions) -> Submission:
-    job = await admission.completion(body, options)
+async def completion_submission(services: Services, body: CompletionRequest, options: RequestOptions) -> Submission:
+    job = await services.admission.completion(body, options)
     render_options = render_options_of(
         job, include_usage=_usage(body), shown=body.n or 1, logprobs=body.logprobs is not None
     )
-    return Submission(job, render_options, lambda made: CompletionCollector(made, render_options.form))
-
-
-async def embedding_submission(admission: Admission, body: EmbeddingRequest, options: RequestOptions) -> Submission:
-    job = await admission.embedding(body, options)
-    return Submission(
-        job, render_options_of(job), lambda made: EmbeddingCollector(made, base64=body.encoding_format == "base64")
-    )
+    return Submission(job, render_options, render_options)
 
 
 async def response_submission(
-    admission: Admission,
+    services: Services,
     body: ResponseRequest,
     options: RequestOptions,
     record: ResponseRecord | None = None,
-    keep_s: int = 0,
+    *,
+    store: bool = False,
 ) -> Submission:
-    """`record`: what is kept of the request, and the conversation that it goes on with; without one it stands alone."""
+    """`record`: what is kept of the request, and the conversation that it goes on with; without one it stands alone.
+    `store`: the record is stored, and the job is kept as long."""
     if record is None:
-        if body.previous_response_id or body.background:
-            param = "background" if body.background else "previous_response_id"
-            raise InvalidRequest(f"A response of a batch has no '{param}'.", param=param)
-        priority = admission.priority(options, body.service_tier)
-        response_id = f"{RESPONSE_PREFIX}{secrets.token_hex(16)}"
-        record = record_of(body, response_id, options.caller.tenant, (), priority=priority)
-    job = await admission.chat(chat_of(body, record.items), options)
-    job = replace(job, id=record.id, keep_s=keep_s)
+        priority = services.admission.priority(options, body.service_tier)
+        record = record_of(body, options.caller.tenant, (), priority=priority)
+    job = replace(await services.admission.chat(chat_of(body, record.items), options), id=record.id)
     if record.background:
         job = replace(job, grace_ms=None, notify=True)
+    if not store:
+        return Submission(job, render_options_of(job), record)
+    job = replace(job, keep_s=services.settings.response_ttl_s)
+    return Submission(job, render_options_of(job), record, services.responses.stored(record))
 
-    def formatter(made: Job, ids: bool) -> StreamFormatter:
-        return ResponseStreamFormatter(record.builder(made.id), ids=ids)
 
-    return Submission(job, render_options_of(job), lambda made: ResponseCollector(record.builder(made.id)), formatter)
+async def embedding_submission(services: Services, body: EmbeddingRequest, options: RequestOptions) -> Submission:
+    job = await services.admission.embedding(body, options)
+    in_base64 = body.encoding_format == "base64"
+    return Submission(job, render_options_of(job), WholeOnly(lambda made: EmbeddingCollector(made, base64=in_base64)))
 
 
 def _usage(body: ChatCompletionRequest | CompletionRequest) -> bool:
@@ -101,7 +86,7 @@ def _usage(body: ChatCompletionRequest | CompletionRequest) -> bool:
 
 
 # What a batch may hold, by the url of its lines.
-BATCHED: dict[str, tuple[type[Any], Callable[[Admission, Any, RequestOptions], Awaitable[Submission]]]] = {
+BATCHED: dict[str, tuple[type[Any], Callable[[Services, Any, RequestOptions], Awaitable[Submission]]]] = {
     "/v1/chat/completions": (ChatCompletionRequest, chat_submission),
     "/v1/completions": (CompletionRequest, completion_submission),
     "/v1/embeddings": (EmbeddingRequest, embedding_submission),

@@ -1,23 +1,21 @@
 """Batches as their clients see them, in Redis: many requests from a file, done when there is room."""
 
-import json
-import logging
 import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 from redis.asyncio import Redis
 
+from api.stores.json_store import JsonStore, encode
 from api.stores.pages import Body, PageRequest, Pick, page
 from shared.domain.errors import LimitReached, NotFound
 from shared.redis import keys
 from shared.redis.client import RUN_COMMANDS, Command, translated, words_of
 
-log = logging.getLogger(__name__)
 LIFETIME_S = 30 * 86400  # of what is known of a batch, after its end
 LISTED_S = 90 * 86400  # longer than any window and what is kept after it
 LEASE_S = 10
@@ -129,7 +127,7 @@ class Lease:
         self._until_s = asked_at_s + LEASE_S
 
 
-class BatchStore:
+class BatchStore(JsonStore[Batch]):
     """One process at a time works on a batch: the one that holds its lease, and only that one writes."""
 
     def __init__(
@@ -140,7 +138,8 @@ class BatchStore:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._redis = client
+        readers = {"status": Status}
+        super().__init__(client, Batch, key=keys.batch, name="batch", param="batch_id", readers=readers)
         self._owner = owner
         self._clock = clock
         self._monotonic = monotonic
@@ -153,7 +152,7 @@ class BatchStore:
         names = [keys.file(batch.input_file_id), record, index, keys.BATCHES]
         with translated():
             verdict: Any = await self._create(
-                keys=names, args=[batch.id, _encode(batch), self._clock(), LISTED_S, open_max]
+                keys=names, args=[batch.id, encode(batch), self._clock(), LISTED_S, open_max]
             )
         if verdict == b"gone":
             raise NotFound(f"There is no file {batch.input_file_id}.", param="input_file_id")
@@ -163,21 +162,6 @@ class BatchStore:
                 limit="limit_batches",
                 retry_after_s=FULL_RETRY_S,
             )
-
-    async def get(self, batch_id: str, *, tenant: str | None = None) -> Batch:
-        """Raises NotFound, for a batch of another tenant too."""
-        found = await self.get_many([batch_id])
-        if not found or (tenant is not None and found[0].tenant != tenant):
-            raise NotFound(f"There is no batch {batch_id}.", param="batch_id")
-        return found[0]
-
-    async def get_many(self, batch_ids: Sequence[str]) -> list[Batch]:
-        """Those that are known and can be read."""
-        if not batch_ids:
-            return []
-        with translated():
-            found: Any = await self._redis.mget([keys.batch(batch_id) for batch_id in batch_ids])
-        return [batch for data in found if data and (batch := _decode(data))]
 
     async def page(self, tenant: str, asked: PageRequest, pick: Pick) -> tuple[list[Body], bool]:
         """As `api.stores.pages` says."""
@@ -225,7 +209,7 @@ class BatchStore:
 
     async def save(self, lease: Lease, batch: Batch, *more: Command) -> None:
         """The record, and what is to be written together with it. An ended batch is kept for a while."""
-        written: list[Command] = [("SET", keys.batch(batch.id), _encode(batch))]
+        written: list[Command] = [("SET", keys.batch(batch.id), encode(batch))]
         if batch.status.ended:
             written = [(*written[0], "EX", LIFETIME_S), ("SREM", keys.BATCHES, batch.id)]
         await self.write(lease, *more, *written)
@@ -258,19 +242,3 @@ def to_work_on(
             of_tenant[batch.tenant] += 1
             working.append(batch.id)
     return ending + working
-
-
-def _encode(batch: Batch) -> str:
-    return json.dumps(asdict(batch))
-
-
-def _decode(data: bytes) -> Batch | None:
-    """A later release may have written more than this one knows. A record that cannot be read keeps no other batch
-    from being worked on."""
-    try:
-        found, known = json.loads(data), {each.name for each in fields(Batch)}
-        named = {name: value for name, value in found.items() if name in known}
-        return Batch(**(named | {"status": Status(found["status"])}))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        log.warning("the record of a batch cannot be read", extra={"error": repr(error)})
-        return None

@@ -1,32 +1,32 @@
 """Responses between their requests: what was asked is kept in Redis; what was answered, in the job's log."""
 
-import json
+import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 from redis.asyncio import Redis
 
-from api.formats.common import SERVICE_TIERS
-from api.formats.response import ResponseBuilder
+from api.formats.common import SERVICE_TIERS, AnswerCollector, StreamFormatter
+from api.formats.response import ResponseBuilder, ResponseCollector, ResponseStreamFormatter
 from api.http.problems import validation_problem
 from api.schemas.chat import ChatCompletionRequest
 from api.schemas.response import LOGPROBS, MessageItem, ResponseRequest
-from shared.domain.errors import InvalidRequest, NotFound
-from shared.domain.job import Priority
+from api.stores.json_store import AcceptedStore
+from shared.domain.errors import InvalidRequest
+from shared.domain.job import Job, Priority
 from shared.queue.protocols import StoredRecord
 from shared.redis import keys
-from shared.redis.client import translated
 
 RESPONSE_PREFIX = "resp_"  # of ids of responses, and of the jobs that answer them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponseRecord:
-    """`items`: the conversation up to the answer, of which this request brought those from `own` on. `head`: what the
-    response repeats of the request."""
+    """What is kept of a response beside its job, and the formatter of that job. `items`: the conversation up to the
+    answer, of which this request brought those from `own` on. `head`: what the response repeats of the request."""
 
     id: str
     tenant: str
@@ -36,9 +36,17 @@ class ResponseRecord:
     items: list[dict[str, Any]]
     own: int
 
-    def builder(self, job_id: str = "") -> ResponseBuilder:
-        """What folds a job's events into this response. `job_id`: the job that answers it, when that is not its own."""
-        return ResponseBuilder(job_id or self.id, self.head, created_s=self.created_s)
+    def builder(self, job_id: str) -> ResponseBuilder:
+        """Make what folds the job's events into this response. The job is its own, or an earlier one of the same
+        Idempotency-Key."""
+        return ResponseBuilder(job_id, self.head, created_s=self.created_s)
+
+    def stream(self, job: Job, *, ids: bool, after: int = -1) -> StreamFormatter:
+        """Frames up to number `after` are left out."""
+        return ResponseStreamFormatter(self.builder(job.id), after=after, ids=ids)
+
+    def whole(self, job: Job) -> AnswerCollector:
+        return ResponseCollector(self.builder(job.id))
 
     def own_items(self) -> list[dict[str, Any]]:
         """Each with an id."""
@@ -49,44 +57,31 @@ class ResponseRecord:
         ]
 
 
-class ResponseStore:
-    """Reads them. The queue writes them, with their jobs."""
-
+class ResponseStore(AcceptedStore[ResponseRecord]):
     def __init__(self, client: Redis, *, ttl_s: int, tenant_bytes_max: int) -> None:
-        self._redis = client
-        self._ttl_s = ttl_s
-        self._tenant_bytes_max = tenant_bytes_max
-
-    def stored(self, record: ResponseRecord) -> StoredRecord:
-        return StoredRecord(
-            key=keys.response(record.id),
-            id=record.id,
-            tenant=record.tenant,
-            created_ms=record.created_s * 1000,
-            data=json.dumps(asdict(record)),
-            ttl_s=self._ttl_s,
-            tenant_bytes_max=self._tenant_bytes_max,
+        super().__init__(
+            client,
+            ResponseRecord,
+            key=keys.response,
+            name="response",
+            param="response_id",
+            ttl_s=ttl_s,
+            tenant_bytes_max=tenant_bytes_max,
         )
 
-    async def get(self, response_id: str, *, tenant: str) -> ResponseRecord:
-        """Raises NotFound, for a response of another tenant too."""
-        with translated():
-            found: Any = await self._redis.get(keys.response(response_id))
-        record = ResponseRecord(**json.loads(found)) if found else None
-        if record is None or record.tenant != tenant:
-            raise NotFound(f"There is no response {response_id}.", param="response_id")
-        return record
+    def stored(self, record: ResponseRecord) -> StoredRecord:
+        return self._stored(record, created_ms=record.created_s * 1000)
 
 
 def record_of(
-    body: ResponseRequest, response_id: str, tenant: str, before: Sequence[dict[str, Any]], *, priority: Priority
+    body: ResponseRequest, tenant: str, before: Sequence[dict[str, Any]], *, priority: Priority
 ) -> ResponseRecord:
     """`before`: the conversation that this one goes on with. `priority`: the class in which it is served."""
     said = {"type": "message", "role": "user", "content": body.input}
     items = [MessageItem.model_validate(said)] if isinstance(body.input, str) else body.input
     own = [item.model_dump(exclude_none=True, exclude={"id", "status"}) for item in items]
     return ResponseRecord(
-        id=response_id,
+        id=f"{RESPONSE_PREFIX}{secrets.token_hex(16)}",
         tenant=tenant,
         created_s=int(time.time()),
         background=bool(body.background),

@@ -1,17 +1,16 @@
 """Chat completions that were asked to be stored: what was asked, in Redis; what was answered is in the job's log."""
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from redis.asyncio import Redis
 
+from api.schemas.chat import ChatCompletionRequest
+from api.stores.json_store import AcceptedStore
 from api.stores.pages import Body, PageRequest, Pick, page
-from shared.domain.errors import NotFound
+from shared.domain.job import Job
 from shared.queue.protocols import StoredRecord
 from shared.redis import keys
-from shared.redis.client import translated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,41 +26,33 @@ class StoredChat:
     view: str
 
 
-class ChatStore:
-    """Reads them. The queue writes them, with their jobs."""
-
+class ChatStore(AcceptedStore[StoredChat]):
     def __init__(self, client: Redis, *, ttl_s: int, tenant_bytes_max: int) -> None:
-        self._redis = client
-        self._ttl_s = ttl_s
-        self._tenant_bytes_max = tenant_bytes_max
-
-    def stored(self, chat: StoredChat) -> StoredRecord:
-        return StoredRecord(
-            key=keys.chat(chat.id),
-            id=chat.id,
-            tenant=chat.tenant,
-            created_ms=chat.created_ms,
-            data=json.dumps(asdict(chat)),
-            ttl_s=self._ttl_s,
-            tenant_bytes_max=self._tenant_bytes_max,
-            index=keys.chats_of(chat.tenant),
+        super().__init__(
+            client,
+            StoredChat,
+            key=keys.chat,
+            name="stored chat completion",
+            param="completion_id",
+            ttl_s=ttl_s,
+            tenant_bytes_max=tenant_bytes_max,
         )
 
-    async def get(self, chat_id: str, *, tenant: str) -> StoredChat:
-        """Raises NotFound, for a chat of another tenant too."""
-        with translated():
-            found: Any = await self._redis.get(keys.chat(chat_id))
-        chat = StoredChat(**json.loads(found)) if found else None
-        if chat is None or chat.tenant != tenant:
-            raise NotFound(f"There is no stored chat completion {chat_id}.", param="completion_id")
-        return chat
-
-    async def get_many(self, chat_ids: Sequence[str]) -> list[StoredChat]:
-        """Those that are still there."""
-        with translated():
-            found: Any = await self._redis.mget([keys.chat(chat_id) for chat_id in chat_ids])
-        return [StoredChat(**json.loads(data)) for data in found if data]
+    def stored(self, chat: StoredChat) -> StoredRecord:
+        return self._stored(chat, created_ms=chat.created_ms, index=keys.chats_of(chat.tenant))
 
     async def page(self, tenant: str, asked: PageRequest, pick: Pick) -> tuple[list[Body], bool]:
         """As `api.stores.pages` says."""
         return await page(self._redis, keys.chats_of(tenant), asked, pick)
+
+
+def stored_chat(body: ChatCompletionRequest, job: Job, view: str) -> StoredChat:
+    return StoredChat(
+        id=job.id,
+        tenant=job.tenant,
+        model=job.model,
+        created_ms=job.created_ms,
+        metadata=body.metadata or {},
+        messages=[message.model_dump(exclude_none=True) for message in body.messages],
+        view=view,
+    )

@@ -1,15 +1,15 @@
 """What is still to be told to webhook endpoints, in Redis: a delivery is due at a time, taken for a while, and then
 dropped or put off. What was told stays known for two days, so that nothing is told twice."""
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from redis.asyncio import Redis
 
+from api.stores.json_store import decode, encode
 from shared.redis import keys
 from shared.redis.client import Command, translated
 
@@ -63,7 +63,7 @@ class WebhookDeliveryStore:
     def addition(self, delivery: WebhookDelivery) -> list[Command]:
         """The commands of `add`, for a transaction that happens only once."""
         return [
-            ("SET", keys.delivery(delivery.id), _encode(delivery), "EX", LIFETIME_S),
+            ("SET", keys.delivery(delivery.id), encode(delivery), "EX", LIFETIME_S),
             ("ZADD", keys.DELIVERIES, self._clock(), delivery.id),
         ]
 
@@ -72,7 +72,7 @@ class WebhookDeliveryStore:
         now = self._clock()
         with translated():
             due: Any = await self._take(keys=[keys.DELIVERIES], args=[now, now + LEASE_S, limit, keys.delivery("")])
-        return [WebhookDelivery(**json.loads(data)) for data in due]
+        return [delivery for data in due if (delivery := decode(WebhookDelivery, data))]
 
     async def retry_later(self, delivery: WebhookDelivery) -> None:
         """After an attempt in vain: the next one after a pause, or none after the last."""
@@ -98,7 +98,7 @@ class WebhookDeliveryStore:
     async def _write(self, delivery: WebhookDelivery, due_s: float, *options: str | int) -> None:
         names = [keys.delivery(delivery.id), keys.DELIVERIES]
         with translated():
-            await self._put(keys=names, args=[_encode(delivery), due_s, delivery.id, *options])
+            await self._put(keys=names, args=[encode(delivery), due_s, delivery.id, *options])
 
 
 def shared_out(
@@ -113,7 +113,3 @@ def shared_out(
         else:
             wait.append(delivery)
     return now, wait
-
-
-def _encode(delivery: WebhookDelivery) -> str:
-    return json.dumps(asdict(delivery))

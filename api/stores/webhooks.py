@@ -14,7 +14,7 @@ import secrets
 import ssl
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,6 +23,7 @@ from redis.asyncio import Redis
 
 from api.http.public_addresses import is_public
 from api.http.resolver import Resolver, ResolverBusy
+from api.stores.json_store import decode, encode
 from api.stores.webhook_deliveries import WebhookDelivery, WebhookDeliveryStore
 from shared.domain.errors import InvalidRequest, LimitReached, NotFound
 from shared.redis import keys
@@ -133,15 +134,16 @@ class Webhooks:
     async def all(self, tenant: str) -> list[Endpoint]:
         with translated():
             found: Any = await self._redis.hgetall(keys.webhooks_of(tenant))
-        return sorted((Endpoint(**json.loads(each)) for each in found.values()), key=lambda each: each.created_s)
+        known = [endpoint for data in found.values() if (endpoint := decode(Endpoint, data))]
+        return sorted(known, key=lambda endpoint: endpoint.created_s)
 
     async def get(self, endpoint_id: str, *, tenant: str) -> Endpoint:
         """Raises NotFound."""
         with translated():
             found: Any = await self._redis.hget(keys.webhooks_of(tenant), endpoint_id)
-        if found is None:
+        if found is None or (endpoint := decode(Endpoint, found)) is None:
             raise NotFound(f"There is no webhook endpoint {endpoint_id}.", param="endpoint_id")
-        return Endpoint(**json.loads(found))
+        return endpoint
 
     async def remove(self, endpoint: Endpoint) -> None:
         with translated():
@@ -215,7 +217,7 @@ class Webhooks:
 
     async def _save(self, endpoint: Endpoint) -> None:
         with translated():
-            await self._redis.hset(keys.webhooks_of(endpoint.tenant), endpoint.id, json.dumps(asdict(endpoint)))
+            await self._redis.hset(keys.webhooks_of(endpoint.tenant), endpoint.id, encode(endpoint))
 
 
 def payload_of(event_id: str, event: str, about_id: str, at_s: int) -> str:

@@ -1,10 +1,22 @@
 """Ending tasks for certain."""
 
 import asyncio
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Coroutine
+from typing import Any, TypeVar
 
 AGAIN_S = 0.05
+Result = TypeVar("Result")
+
+
+async def first_of(*work: Coroutine[Any, Any, Result]) -> Result:
+    """Return what the first one to end returns, or raise what it raises; of several that end at once the first one that
+    is named. The others are cancelled and have ended by then."""
+    tasks = [asyncio.ensure_future(each) for each in work]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return next(task for task in tasks if task.done()).result()
+    finally:
+        await end(tasks)
 
 
 async def end(tasks: Collection[asyncio.Future[Any]]) -> None:

@@ -161,7 +161,7 @@ LOST = -1
 
 class QueueProducer(Protocol):
     """The side of those who ask. Every verb is atomic and may be repeated. All raise QueueUnavailable when the queue
-    cannot be reached."""
+    cannot be reached. The API has a `Fleet` behind it, which passes each verb on to the `RedisQueue` of one Redis."""
 
     async def enqueue(
         self,
@@ -234,7 +234,8 @@ class QueueConsumer(Protocol):
 
 
 class EventChannel(Protocol):
-    """How a job's events reach whoever reads them. What is heard may repeat or skip; the log never does."""
+    """How a job's events reach whoever reads them. What is heard may repeat or skip; the log never does. The API has a
+    `Fleet` behind it, which listens to the `RedisChannel` of every Redis."""
 
     def listen(self, subscriber: str) -> AsyncIterator[list[tuple[str, Sequence[Event]]]]:
         """Batches of (job id, events in order) as they are published, until closed."""

@@ -1,4 +1,4 @@
-"""Several Redis are listened to as one: until one of them is heard no more, and then by nobody."""
+"""Several Redis are one: each model is found in one of them, and all are listened to until one is heard no more."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -8,12 +8,18 @@ import pytest
 from redis.asyncio import Redis
 
 from api.serving.relay import Relay
+from cli.embedded_redis import EmbeddedRedis
+from shared.catalog.model_registry import ModelRegistry
+from shared.domain.errors import QueueUnavailable
 from shared.domain.events import Event
+from shared.domain.job import ModelInfo
 from shared.observability.metrics import ApiMetrics
 from shared.queue.memory_queue import MemoryQueue
 from shared.queue.protocols import Bounds
 from shared.queue.redis_queue import RedisQueue
-from shared.shards import Shard, ShardedQueue, ShardMap, shard
+from shared.redis import keys
+from shared.redis.client import connect
+from shared.shards import PLACED_FOR_S, Shard, ShardedQueue, ShardMap, shard
 from tests.factories import delta, make_job, started, write
 
 
@@ -66,3 +72,101 @@ async def test_a_connection_that_is_lost_is_made_again(client: Redis) -> None:
         await client.client_kill_filter(_type="pubsub")
 
     await heard.aclose()  # type: ignore[attr-defined]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+async def announce(shard: Shard, workers: int) -> None:
+    """The model m, which has so many workers in this Redis."""
+    await shard.model_registry.announce(ModelInfo(name="m", engine="scripted", context_length=9, created_s=0))
+    await shard.client.delete(keys.workers_of("m"))
+    for number in range(workers):
+        key = keys.worker(f"w{number}")
+        await shard.client.hset(key, mapping={"birth": "x"})
+        await shard.client.sadd(keys.workers_of("m"), key)
+
+
+@pytest.fixture
+async def shards(redis_server: EmbeddedRedis) -> AsyncIterator[list[Shard]]:
+    clients = [connect(f"{redis_server.url.removesuffix('/0')}/{number}") for number in range(3)]
+    await clients[0].flushall()
+    yield [shard(client, RedisQueue(client)) for client in clients]
+    for client in clients:
+        await client.aclose()
+
+
+class Switched(ModelRegistry):
+    """A directory whose Redis can be away."""
+
+    away = False
+
+    async def model(self, name: str) -> ModelInfo:
+        if self.away:
+            raise QueueUnavailable("away")
+        return await super().model(name)
+
+
+async def test_a_model_is_where_most_of_its_workers_are(shards: list[Shard]) -> None:
+    await announce(shards[1], 1)
+    await announce(shards[2], 2)
+    places = ShardMap(shards)
+
+    assert await places.of_model("m") is shards[2]
+    assert await places.of_model("unknown") is shards[0]
+
+
+async def test_a_model_is_looked_for_again_after_a_while_and_found_where_its_workers_went(shards: list[Shard]) -> None:
+    clock = Clock()
+    places = ShardMap(shards, clock=clock)
+    await announce(shards[1], 1)
+    assert await places.of_model("m") is shards[1]
+
+    await announce(shards[1], 0)
+    await announce(shards[2], 1)
+
+    assert await places.of_model("m") is shards[1]
+    clock.now_s = PLACED_FOR_S
+    assert await places.of_model("m") is shards[2]
+
+
+async def test_a_model_that_still_has_workers_stays_where_it_was(shards: list[Shard]) -> None:
+    clock = Clock()
+    places = ShardMap(shards, clock=clock)
+    await announce(shards[1], 1)
+    assert await places.of_model("m") is shards[1]
+
+    await announce(shards[2], 2)
+    clock.now_s = PLACED_FOR_S
+
+    assert await places.of_model("m") is shards[1]
+
+
+async def test_a_model_whose_redis_is_away_is_there_still(shards: list[Shard]) -> None:
+    clock, directory = Clock(), Switched(shards[1].client)
+    shards[1] = replace(shards[1], model_registry=directory)
+    places = ShardMap(shards, clock=clock)
+    await announce(shards[1], 1)
+    assert await places.of_model("m") is shards[1]
+
+    directory.away = True
+    clock.now_s = PLACED_FOR_S
+
+    assert await places.of_model("m") is shards[1]
+
+
+async def test_a_model_that_a_redis_may_have_which_is_away_is_not_called_unknown(shards: list[Shard]) -> None:
+    directory = Switched(shards[1].client)
+    shards[1] = replace(shards[1], model_registry=directory)
+    places = ShardMap(shards)
+    directory.away = True
+
+    with pytest.raises(QueueUnavailable):
+        await places.of_model("m")
+    await announce(shards[2], 0)
+    assert await places.of_model("m") is shards[2]

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import httpx
 import pytest
 import yaml
 
+from tests.documents import blocks, curl_lines
 from tests.e2e.harness import Stack, eventually, standalone_stack
 from tests.ports import free_port
 from workers.model_loading import BUILTIN
@@ -21,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 CLIENTS = ROOT / "tests" / "clients"
 VENV = Path(sys.prefix)
 KEY = "sk-0123456789abcdef0123456789abcdef"  # LiteLLM starts with no weaker one
+SCRIPTED = '"scripted"'  # in a command: it is for the engine that takes its time
 OLD, MANY, AIPERF = (VENV / name / "bin" for name in ("openai-1", "clients", "aiperf"))
 
 
@@ -143,13 +146,37 @@ def test_schemathesis_finds_no_server_error(tmp_path: Path) -> None:
     assert sum(map(int, re.findall(r"(\d+) generated", said))) > 500, said
 
 
-def test_the_curl_lines_of_the_readme(builtin: Stack, tmp_path: Path) -> None:
+def test_the_curl_lines_of_the_documents(builtin: Stack, tmp_path: Path) -> None:
     long = {"messages": [{"role": "user", "content": "Tell me a story."}], "max_tokens": 60, "ignore_eos": True}
     job = builtin.post({"model": "penstock-tiny", **long}).headers["x-penstock-job-id"]
-    blocks = re.findall(r"```(?:sh|bash|console)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    lines = re.findall(r"^(?:\$ )?(curl (?:.*\\\n)*.*)$", "\n".join(blocks), re.MULTILINE)
-    assert lines
+    lines = [line for line in curl_lines() if SCRIPTED not in line]
+    assert len(lines) >= 5
     for line in lines:
         command = re.sub("http://(localhost|127.0.0.1):8000", builtin.base, line).replace("curl ", "curl -sSf ", 1)
         command = command.replace("example.com", "1.1.1.1")  # it is looked up when it is named, and asked later
         assert run([shutil.which("bash"), "-c", command], more={"JOB": job}, cwd=tmp_path), line
+
+
+def test_a_worker_is_killed_as_the_readme_says(tmp_path: Path) -> None:
+    (ask,) = [line for line in curl_lines() if SCRIPTED in line]
+    (kill,) = re.findall(r"^\$ (kill .*)$", "\n".join(blocks(ROOT / "README.md", "console")), re.MULTILINE)
+    body = json.loads(re.findall(r"-d '(.*)'", ask)[0])
+    with standalone_stack(tmp_path, "scripted", workers=2, scripted_step_ms=50, scripted_tokens=200) as stack:
+        undisturbed = stack.post(body | {"stream": False}).json()["choices"][0]["message"]["content"]
+        command = ["bash", "-c", ask.replace("http://127.0.0.1:8000", stack.base)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as stream:
+            assert stream.stdout
+            began = [stream.stdout.readline() for _ in range(20)]
+            path = f"{VENV / 'bin'}{os.pathsep}{os.environ['PATH']}"
+            subprocess.run(["bash", "-c", kill], env=stack.environment | {"PATH": path}, check=True, timeout=30)
+            rest = stream.stdout.readlines()
+        *parts, done = [line[len("data: ") :].strip() for line in [*began, *rest] if line.startswith("data: ")]
+        frames = [json.loads(part) for part in parts]
+        claims = stack.redis.hget(f"rq:job:{frames[0]['id']}", "attempt")
+        (dead,) = [worker.popen for worker in stack.workers if worker.popen.poll() is not None]
+
+    assert (stream.returncode, dead.returncode) == (0, -signal.SIGKILL)
+    assert claims == b"2"
+    assert done == "[DONE]"
+    deltas = [choice["delta"] for frame in frames for choice in frame["choices"]]
+    assert "".join(delta.get("content") or "" for delta in deltas) == undisturbed

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
+from tests.documents import DOCUMENTS, blocks
 from tests.e2e.conftest import BUILTIN
 from tests.e2e.harness import Stack, eventually, standalone_stack
 from workers.model_loading import BUILTIN as FOLDER
@@ -100,12 +102,16 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(scripted: Stack, tmp_path: Pat
         assert chat.wait(timeout=10) == 0
 
 
-def test_the_readmes_client_runs_as_it_stands(greedy: Stack, tmp_path: Path) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    snippets = "\n".join(re.findall(r"```python\n(.*?)```", readme, re.DOTALL))
-    body = {"model": "penstock-tiny", "messages": [{"role": "user", "content": "Hello!"}]}
-    row = {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": body}
-    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ("README.md", r"\AOnce upon a time.*The end\."),
+        ("docs/clients.md", r"name='get_weather'"),
+        ("docs/batches.md", r'completed 3\n(?:.*"custom_id": "\d".*"3 \+ 4 = 7\."[^\n]*\n){3}'),
+    ],
+)
+def test_the_python_of_a_document_runs_as_it_stands(greedy: Stack, tmp_path: Path, document: str, said: str) -> None:
+    snippets = "\n".join(blocks(ROOT / document, "python"))
 
     done = subprocess.run(
         [sys.executable, "-c", snippets.replace("http://127.0.0.1:8000", greedy.base)],
@@ -116,9 +122,13 @@ def test_the_readmes_client_runs_as_it_stands(greedy: Stack, tmp_path: Path) -> 
     )
 
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("Once upon a time")
-    assert "The end." in done.stdout
-    assert "name='get_weather'" in done.stdout
+    assert re.search(said, done.stdout, re.DOTALL), done.stdout
+
+
+def test_all_python_of_the_documents_is_run() -> None:
+    written = {str(path.relative_to(ROOT)) for path in DOCUMENTS if blocks(path, "python")}
+
+    assert written == {"README.md", "docs/clients.md", "docs/batches.md"}
 
 
 class Screen:

@@ -14,11 +14,11 @@ import httpx
 import openai
 import pytest
 
+from tests.conftest import ROOT
 from tests.e2e.conftest import BUILTIN
 from tests.e2e.test_faults import ask
 from tests.e2e.test_up import up
 
-ROOT = Path(__file__).parents[2]
 PACKAGES = ("api", "cli", "shared", "workers")
 SDIST = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
 COMPILED_S = 180.0  # a new environment has no compiled attention yet

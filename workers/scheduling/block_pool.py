@@ -1,8 +1,8 @@
-"""Which blocks of the key-value cache hold what. Pure accounting: the tensors are the engine's.
+"""The block pool knows what each block of the KV cache holds. Pure accounting: the engine has the tensors.
 
-A block holds the keys and values of BLOCK_SIZE tokens in a row. A full one is known by its digest, a SHA-256 over its
-tokens and the digest of the block before it, so that sequences which begin alike share their blocks. A block that
-nobody uses any more keeps its content until its room is needed; the one unused for longest goes first.
+A block holds the keys and values of BLOCK_SIZE consecutive tokens. A full one is known by its digest, a SHA-256 over
+the digest of the block before it and its tokens, so that sequences which begin alike share their blocks. A block that
+no sequence uses keeps its content until its room is needed; the least recently used one is evicted first.
 """
 
 import hashlib
@@ -20,23 +20,25 @@ class BlockPool:
         self.count = count
         self._never_used = iter(range(count))
         self._untouched = count
-        self._blank: list[int] = []  # used before, content forgotten
-        self._idle: OrderedDict[int, None] = OrderedDict()  # nobody's, but known; least recently used first
+        self._blank: list[int] = []  # used before, but their content is forgotten
+        self._idle: OrderedDict[int, None] = (
+            OrderedDict()
+        )  # unused, but their content is known; least recently used first
         self._users: dict[int, int] = {}
         self._block_of: dict[bytes, int] = {}
         self._digest_of: dict[int, bytes] = {}
 
     @property
     def free_count(self) -> int:
-        """Blocks that can be taken, those that keep something for later among them."""
+        """The number of blocks that can be allocated, including those that keep content for later."""
         return self._untouched + len(self._blank) + len(self._idle)
 
     def knows(self, name: bytes) -> bool:
         return name in self._block_of
 
     def allocate(self, digests: Seq[bytes], count: int, *, spare: int = 0) -> tuple[list[int], int] | None:
-        """`count` blocks for a new sequence and how many of them, its first ones, hold what `digests` name already.
-        None, and nothing taken, when that would leave less than `spare` free."""
+        """Allocate `count` blocks for a new sequence. Returns them, and how many of the first already hold the content
+        that `digests` name; None, without allocating any, if fewer than `spare` would stay free."""
         shared = self._known(digests[:count])
         fresh = count - len(shared)
         if fresh + sum(block in self._idle for block in shared) + spare > self.free_count:
@@ -47,17 +49,17 @@ class BlockPool:
         return [*shared, *(self._pop_free() for _ in range(fresh))], len(shared)
 
     def allocate_one(self) -> int | None:
-        """One more block for a running sequence, or None."""
+        """Allocate one more block for a running sequence; None if none is free."""
         return self._pop_free() if self.free_count else None
 
     def publish(self, block: int, name: bytes) -> None:
-        """The block is full and computed; whoever needs the same may share it. The first of equal blocks is kept."""
+        """Share a block that is full and computed under its digest. The first of equal blocks is kept."""
         if name not in self._block_of and block not in self._digest_of:
             self._block_of[name] = block
             self._digest_of[block] = name
 
     def free(self, blocks: Seq[int]) -> None:
-        """The sequence needs them no more. Its last block is the first to be forgotten."""
+        """Give back a sequence's blocks. Its last one is evicted first."""
         for block in reversed(blocks):
             self._users[block] -= 1
             if self._users[block]:

@@ -1,4 +1,4 @@
-"""What a model on a device can hold: the same for every engine, known once it is loaded."""
+"""The limits of a model on its device: the same for every engine, known once the model is loaded."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,10 @@ BLOCK_SIZE = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineLimits:
-    """`context_length`: prompt plus answer, in tokens. `sequences_max`: how many fit into a batch. `batch_tokens_max`:
-    tokens of one step. `blocks` of BLOCK_SIZE tokens are all that sequences can hold together, 0 for as many as they
-    can use; one sequence of `context_length` must fit. `prefix_cache`: blocks may be shared. `vocabulary`: token ids
-    are below it."""
+    """`context_length` counts prompt and answer, in tokens. A batch has at most `sequences_max` sequences, a step at
+    most `batch_tokens_max` tokens. All sequences together hold at most `blocks` of BLOCK_SIZE tokens, and one of
+    `context_length` must fit; 0 means as many as they can use. `prefix_cache` allows blocks to be shared. Token ids are
+    below `vocabulary`."""
 
     sequences_max: int
     batch_tokens_max: int

@@ -1,4 +1,4 @@
-"""Who computes what in the next step, and in which blocks. Pure: no engine, no clock, no I/O."""
+"""The scheduler decides which tokens the next step computes, and in which blocks. Pure: no engine, clock or I/O."""
 
 import heapq
 from collections import Counter
@@ -7,14 +7,15 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from itertools import islice
 
-from workers.scheduling.block_pool import BlockPool, digest
+from workers.scheduling.block_pool import BlockPool
 from workers.scheduling.engine_limits import BLOCK_SIZE, EngineLimits, blocks_for
+from workers.scheduling.prefix_sharing import PrefixSharing
 from workers.scheduling.sequence import Sampled, Sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """Compute `count` tokens of the sequence from `start` on; sample when that reaches its end."""
+    """Compute `count` tokens of the sequence from `start` on; sample if that reaches its end."""
 
     sequence: Sequence
     start: int
@@ -27,13 +28,13 @@ class Row:
 
     @property
     def scoring(self) -> bool:
-        """Whether it is asked how likely the prompt's next tokens were."""
+        """True if prompt logprobs are wanted for some of its tokens."""
         return self.sequence.sampling.prompt_logprobs is not None and self.start < self.sequence.prompt_length - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Decoding rows first, then prefill chunks. What the engine holds for `preempted` sequences is void."""
+    """Decoding rows come first, then prefill chunks. The engine must free what it holds for `preempted` sequences."""
 
     rows: tuple[Row, ...]
     preempted: Seq[Sequence] = ()
@@ -47,20 +48,19 @@ class Scheduler:
     """Each step decodes every running sequence that can, then computes prompts with what is left of `batch_tokens_max`,
     so that a long one does not stall the others.
 
-    Places in the batch are shared among jobs: of those that wait, the job with the fewest places is next, and among
-    equals the oldest. A job that has no place takes one from the job with the most, if that has two more: its latest
-    sequence starts again later, mostly from blocks that are still known. So a job of many sequences fills a batch only
-    while it is alone.
+    Jobs share the places in the batch. The waiting job with the fewest places is next, and among equals the oldest. A
+    job takes a place from the job with the most if it has at least two fewer: the latest sequence of that one starts
+    again later, mostly from blocks that are still cached. So a job of many sequences fills a batch only while it is
+    alone.
 
     A sequence starts when there are blocks for all its known tokens. When a running one finds no block for its next
-    token, the latest arrival of the job with the most places gives all of its own back and starts again later: the
-    oldest always gets on. A sequence whose next block another one is just computing waits for that instead of computing
-    it twice.
+    token, the latest arrival of the job with the most places is preempted: it frees its blocks and starts again later,
+    so the oldest always advances. A sequence whose next block is just being computed waits for it (`PrefixSharing`).
 
-    When a step of n sequences finds no memory, half as many are computed at a time, and nobody else is in memory, until
-    each of the n has got a token. A half that fails is halved again, so one that has no memory even alone is found with
-    log2(n) + 1 failed steps and at most as many good ones between them, in which others get their tokens. Nothing grows
-    meanwhile: the guilty one would be back among the others before it is found.
+    When a step of n sequences runs out of memory, half as many are computed at a time, with no other sequence in
+    memory, until each of the n has got a token. A half that fails is halved again. So a sequence that does not fit even
+    alone is found after log2(n) + 1 failed steps and at most as many good ones between them, in which others get their
+    tokens. Steps do not grow meanwhile: the guilty one would be back among the others before it is found.
     """
 
     def __init__(self, limits: EngineLimits) -> None:
@@ -68,17 +68,16 @@ class Scheduler:
         self._sequences_max = limits.sequences_max
         self._tokens_max = limits.batch_tokens_max
         self._pool = BlockPool(limits.blocks)
-        self._arrivals: dict[Sequence, int] = {}  # all that are here, and their place in the order
+        self._sharing = PrefixSharing(self._pool, enabled=limits.prefix_cache)
+        self._arrivals: dict[Sequence, int] = {}  # every sequence here, and its place in the order
         self._arrived = 0
-        # A heap for each job, by arrival; sequences that left, run or have lined up again are passed over.
+        # Each job has a heap by arrival. `_next` skips entries whose sequence left, runs or has lined up again.
         self._waiting: dict[str, list[tuple[int, Sequence]]] = {}
         self._running: dict[Sequence, None] = {}
-        self._here: Counter[str] = Counter()  # sequences of each job
-        self._places: Counter[str] = Counter()  # those of them that run
-        self._alone: dict[Sequence, None] = {}  # to be computed by itself, until it has got a token
-        self._suspects: dict[Sequence, None] = {}  # to be computed in small company, until it has got a token
-        self._computing: dict[bytes, Sequence] = {}  # blocks of prompts now on their way, by digest
-        self._awaiting: dict[bytes, list[Sequence]] = {}
+        self._here: Counter[str] = Counter()  # how many sequences each job has
+        self._places: Counter[str] = Counter()  # how many of them run
+        self._alone: dict[Sequence, None] = {}  # each must be computed by itself until it has got a token
+        self._suspects: dict[Sequence, None] = {}  # must be computed with few others until they have got a token
 
     @property
     def running(self) -> int:
@@ -90,12 +89,12 @@ class Scheduler:
 
     @property
     def jobs_waiting(self) -> int:
-        """Jobs of which no sequence runs."""
+        """The number of jobs of which no sequence runs."""
         return len(self._here) - len(self._places)
 
     @property
     def places(self) -> int:
-        """How many sequences may run now: fewer than the limit after a step that found no memory."""
+        """How many sequences may run now: fewer than the limit after a step that ran out of memory."""
         return self._sequences_max
 
     @property
@@ -108,11 +107,11 @@ class Scheduler:
 
     @property
     def suspecting(self) -> bool:
-        """Who is computed next may be computed with nobody else."""
+        """True if the next sequence may have to run in a step of its own."""
         return bool(self._alone or self._suspects)
 
     def add(self, sequence: Sequence, *, alone: bool = False) -> None:
-        """`alone`: until it has got a token."""
+        """`alone`: compute it in steps of its own until it has got a token."""
         self._line_up(sequence)
         self._here[sequence.job_id] += 1
         self._queue(sequence)
@@ -127,8 +126,74 @@ class Scheduler:
             if sequence in self._running:
                 self._stop(sequence)
 
+    def next_batch(self) -> Batch:
+        if self.suspecting:
+            return self._trial()
+        preempted: list[Sequence] = []
+        self._grow(preempted)
+        if not preempted:
+            preempted += self._admit()
+        return Batch(self._rows(self._running), preempted)
+
+    def apply(self, batch: Batch, sampled: Seq[Sampled]) -> list[tuple[Sequence, Sampled]]:
+        """Append one new token for each sampling row, in order; return each sequence with its token."""
+        taken = [(row.sequence, new) for row, new in zip(batch.sampling, sampled, strict=True)]
+        trial = self.suspecting
+        for row in batch.rows:
+            row.sequence.computed += row.count
+            if released := self._sharing.publish(row.sequence, row.start):
+                self._queue_all(released)
+        for sequence, new in taken:
+            sequence.ids.append(new.token)
+            self._clear(sequence)
+        if not trial:
+            self._tokens_max = min(self._tokens_max + 1, self._limits.batch_tokens_max)
+            self._sequences_max = min(self._sequences_max + 1, self._limits.sequences_max)
+        return taken
+
+    def _grow(self, preempted: list[Sequence]) -> None:
+        """Allocate a block for every decoding sequence whose last one is full; add to `preempted` those that made
+        room."""
+        needy = [s for s in self._running if s.decoding and s.length > len(s.blocks) * BLOCK_SIZE]
+        for sequence in sorted(needy, key=self._arrivals.__getitem__):
+            while sequence in self._running:
+                block = self._pool.allocate_one()
+                if block is not None:
+                    sequence.blocks.append(block)
+                    break
+                preempted += self._preempt_latest()
+
+    def _admit(self) -> list[Sequence]:
+        """Start waiting sequences as far as there is room; return those that were preempted for them."""
+        preempted: list[Sequence] = []
+        if len(self._running) >= self._sequences_max and self._widest()[1] < 2:
+            return preempted  # no job has a place to give
+        while (sequence := self._next()) is not None:
+            if not self._sharing.wait(sequence) and not (
+                len(self._running) < self._sequences_max and self._start(sequence)
+            ):
+                victim = self._privileged(sequence)
+                if victim is None:
+                    return preempted
+                self._preempt(victim)
+                preempted.append(victim)
+                continue
+            heapq.heappop(self._waiting[sequence.job_id])
+        return preempted
+
+    def _rows(self, sequences: Iterable[Sequence]) -> tuple[Row, ...]:
+        """Give each decoding sequence a token, and prompts what the budget leaves."""
+        decoding = [self._row(sequence, 1) for sequence in sequences if sequence.decoding]
+        prefill, budget = [], max(self._tokens_max - len(decoding), 1)
+        for sequence in self._in_turn([each for each in sequences if not each.decoding]):
+            if budget:
+                count = min(budget, sequence.length - sequence.computed)
+                budget -= count
+                prefill.append(self._row(sequence, count))
+        return (*decoding, *prefill)
+
     def retry(self, batch: Batch) -> list[Sequence]:
-        """The batch failed: start its sequences again, one after the other, each alone. Returns who has stopped."""
+        """Start the sequences of a failed batch again, each in a step of its own. Returns them: they have stopped."""
         stopped = [row.sequence for row in batch.rows]
         for sequence in stopped:
             self._preempt(sequence)
@@ -136,8 +201,9 @@ class Scheduler:
         return stopped
 
     def shrink(self, batch: Batch) -> list[Sequence]:
-        """The batch took more memory than there is: start everybody again, its own sequences first, half as many at a
-        time. Then they are behind those who wait, and steps grow again. Returns who has stopped."""
+        """Start every running sequence again after a batch that ran out of memory: those of the batch first, half as
+        many at a time. They line up behind all that wait, and steps grow again once each has got a token. Returns the
+        sequences that have stopped."""
         stopped = list(self._running)
         for row in batch.rows:
             self._line_up(row.sequence)
@@ -149,38 +215,14 @@ class Scheduler:
         return stopped
 
     def acquit(self) -> None:
-        """One that has no memory even alone was found and is dropped: it was not the size of the steps."""
+        """Restore the size of steps: a sequence that does not fit even alone was found and dropped."""
         self._suspects.clear()
         self._tokens_max = self._limits.batch_tokens_max
         self._sequences_max = self._limits.sequences_max
 
-    def next_batch(self) -> Batch:
-        if self.suspecting:
-            return self._trial()
-        preempted: list[Sequence] = []
-        self._grow(preempted)
-        if not preempted:
-            preempted += self._admit()
-        return Batch(self._rows(self._running), preempted)
-
-    def apply(self, batch: Batch, sampled: Seq[Sampled]) -> list[tuple[Sequence, Sampled]]:
-        """Take one new token for each sampling row, in order; return who got which."""
-        taken = [(row.sequence, new) for row, new in zip(batch.sampling, sampled, strict=True)]
-        trial = self.suspecting
-        for row in batch.rows:
-            row.sequence.computed += row.count
-            if self._limits.prefix_cache:
-                self._publish(row)
-        for sequence, new in taken:
-            sequence.ids.append(new.token)
-            self._clear(sequence)
-        if not trial:
-            self._tokens_max = min(self._tokens_max + 1, self._limits.batch_tokens_max)
-            self._sequences_max = min(self._sequences_max + 1, self._limits.sequences_max)
-        return taken
-
     def _trial(self) -> Batch:
-        """The next one that is to be alone; else the next suspects, who must find nobody else in memory."""
+        """The next sequence that must be alone; if there is none, the next suspects, with no other sequence in
+        memory."""
         tried, preempted = [next(iter(self._alone))] if self._alone else [], list[Sequence]()
         if not tried:
             tried = list(islice(self._suspects, self._sequences_max))
@@ -194,48 +236,37 @@ class Scheduler:
                 break
         return Batch(self._rows([sequence for sequence in tried if sequence in self._running]), preempted)
 
-    def _rows(self, sequences: Iterable[Sequence]) -> tuple[Row, ...]:
-        """A token of each that decodes, and of prompts what the budget allows."""
-        decoding = [self._row(sequence, 1) for sequence in sequences if sequence.decoding]
-        prefill, budget = [], max(self._tokens_max - len(decoding), 1)
-        for sequence in self._in_turn([each for each in sequences if not each.decoding]):
-            if budget:
-                count = min(budget, sequence.length - sequence.computed)
-                budget -= count
-                prefill.append(self._row(sequence, count))
-        return (*decoding, *prefill)
+    def _start(self, sequence: Sequence) -> bool:
+        """Run it if there is room; False if there is none."""
+        digests = self._sharing.shareable(sequence)
+        opened = self._pool.allocate(digests, blocks_for(sequence.length), spare=len(self._running))
+        if opened is None:
+            return False
+        blocks, shared = opened
+        sequence.blocks.extend(blocks)
+        sequence.computed = shared * BLOCK_SIZE
+        if sequence.cached_tokens is None:
+            sequence.cached_tokens = sequence.computed
+        self._running[sequence] = None
+        self._places[sequence.job_id] += 1
+        self._sharing.start(sequence, digests[shared:])
+        return True
 
-    def _line_up(self, sequence: Sequence) -> None:
-        """At the end."""
-        self._arrived += 1
-        self._arrivals[sequence] = self._arrived
-
-    def _clear(self, sequence: Sequence) -> None:
-        """Of whatever it was suspected of."""
-        self._alone.pop(sequence, None)
-        self._suspects.pop(sequence, None)
-
-    def _queue(self, sequence: Sequence) -> None:
-        waiting = self._waiting.setdefault(sequence.job_id, [])
-        heapq.heappush(waiting, (self._arrivals[sequence], sequence))
-
-    def _in_turn(self, sequences: list[Sequence]) -> list[Sequence]:
-        """The first sequence of each job, then the second of each: a job of many prompts does not keep others from
-        theirs."""
-        rank: Counter[str] = Counter()
-        ranked = []
-        for sequence in sequences:
-            ranked.append((rank[sequence.job_id], self._arrivals[sequence], sequence))
-            rank[sequence.job_id] += 1
-        return [sequence for _, _, sequence in sorted(ranked)]
+    def _stop(self, sequence: Sequence) -> None:
+        del self._running[sequence]
+        _less(self._places, sequence.job_id)
+        self._queue_all(self._sharing.stop(sequence))
+        self._pool.free(sequence.blocks)
+        del sequence.blocks[:]
+        sequence.computed = 0
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Take everything from a running sequence but its tokens, and start it again when there is room."""
+        """Stop a running sequence, which keeps only its tokens, and queue it again."""
         self._stop(sequence)
         self._queue(sequence)
 
     def _preempt_latest(self) -> list[Sequence]:
-        """Of the job with the most places the latest arrival; of all, where no job has two. The oldest stays."""
+        """Preempt the latest arrival of the job with the most places; if no job has two, the latest of all."""
         most, places = self._widest()
         victims = [sequence for sequence in self._running if places < 2 or sequence.job_id == most]
         if not victims:
@@ -248,37 +279,20 @@ class Scheduler:
         """The job with the most places, and how many."""
         return max(self._places.items(), key=lambda each: each[1], default=("", 0))
 
-    def _grow(self, preempted: list[Sequence]) -> None:
-        """A block for every decoding sequence whose last one is full; `preempted` gets those who made room for it."""
-        needy = [s for s in self._running if s.decoding and s.length > len(s.blocks) * BLOCK_SIZE]
-        for sequence in sorted(needy, key=self._arrivals.__getitem__):
-            while sequence in self._running:
-                block = self._pool.allocate_one()
-                if block is not None:
-                    sequence.blocks.append(block)
-                    break
-                preempted += self._preempt_latest()
-
-    def _admit(self) -> list[Sequence]:
-        """Start those that wait, as far as there is room; return who had to make it."""
-        preempted: list[Sequence] = []
-        if len(self._running) >= self._sequences_max and self._widest()[1] < 2:
-            return preempted  # nobody has a place to give
-        while (sequence := self._next()) is not None:
-            if not self._wait_for_shared(sequence) and not (
-                len(self._running) < self._sequences_max and self._start(sequence)
-            ):
-                victim = self._privileged(sequence)
-                if victim is None:
-                    return preempted
-                self._preempt(victim)
-                preempted.append(victim)
-                continue
-            heapq.heappop(self._waiting[sequence.job_id])
-        return preempted
+    def _privileged(self, newcomer: Sequence) -> Sequence | None:
+        """The latest sequence of the job with the most places, if the newcomer's job has at least two fewer and the
+        blocks of all sequences that it could displace would be enough."""
+        most, places = self._widest()
+        spare = places - self._places[newcomer.job_id] - 1
+        if spare < 1:
+            return None
+        theirs = [sequence for sequence in self._running if sequence.job_id == most]
+        latest = heapq.nlargest(spare, theirs, key=self._arrivals.__getitem__)
+        blocks = self._pool.free_count + sum(len(sequence.blocks) for sequence in latest)
+        return latest[0] if blocks >= blocks_for(newcomer.length) + len(self._running) - len(latest) else None
 
     def _next(self) -> Sequence | None:
-        """The oldest that waits of the job with the fewest places."""
+        """The oldest waiting sequence of the job with the fewest places."""
         heads = []
         for job_id, waiting in list(self._waiting.items()):
             while waiting and (waiting[0][1] in self._running or self._arrivals.get(waiting[0][1]) != waiting[0][0]):
@@ -289,86 +303,34 @@ class Scheduler:
                 del self._waiting[job_id]
         return min(heads)[1][1] if heads else None
 
-    def _privileged(self, newcomer: Sequence) -> Sequence | None:
-        """The latest sequence of the job with the most places, if the newcomer's job has at least two fewer, and if
-        with all that it could take there would be blocks enough."""
-        most, places = self._widest()
-        spare = places - self._places[newcomer.job_id] - 1
-        if spare < 1:
-            return None
-        theirs = [sequence for sequence in self._running if sequence.job_id == most]
-        latest = heapq.nlargest(spare, theirs, key=self._arrivals.__getitem__)
-        blocks = self._pool.free_count + sum(len(sequence.blocks) for sequence in latest)
-        return latest[0] if blocks >= blocks_for(newcomer.length) + len(self._running) - len(latest) else None
+    def _in_turn(self, sequences: list[Sequence]) -> list[Sequence]:
+        """The first sequence of each job, then the second of each, so that a job of many prompts delays no other."""
+        rank: Counter[str] = Counter()
+        ranked = []
+        for sequence in sequences:
+            ranked.append((rank[sequence.job_id], self._arrivals[sequence], sequence))
+            rank[sequence.job_id] += 1
+        return [sequence for _, _, sequence in sorted(ranked)]
 
-    def _wait_for_shared(self, sequence: Sequence) -> bool:
-        """Whether another sequence is computing what this one needs; it will be queued again then."""
-        last = None
-        for name in self._shareable(sequence):
-            if name in self._computing:
-                last = name
-            elif last is not None or not self._pool.knows(name):
-                break
-        if last is not None:
-            self._awaiting.setdefault(last, []).append(sequence)
-        return last is not None
+    def _line_up(self, sequence: Sequence) -> None:
+        """Put it at the end of the order."""
+        self._arrived += 1
+        self._arrivals[sequence] = self._arrived
 
-    def _start(self, sequence: Sequence) -> bool:
-        """Run it, if there is room."""
-        digests = self._shareable(sequence)
-        opened = self._pool.allocate(digests, blocks_for(sequence.length), spare=len(self._running))
-        if opened is None:
-            return False
-        blocks, shared = opened
-        sequence.blocks.extend(blocks)
-        sequence.computed = shared * BLOCK_SIZE
-        if sequence.cached_tokens is None:
-            sequence.cached_tokens = sequence.computed
-        self._running[sequence] = None
-        self._places[sequence.job_id] += 1
-        for name in digests[shared:]:
-            self._computing.setdefault(name, sequence)
-        return True
+    def _queue(self, sequence: Sequence) -> None:
+        waiting = self._waiting.setdefault(sequence.job_id, [])
+        heapq.heappush(waiting, (self._arrivals[sequence], sequence))
 
-    def _publish(self, row: Row) -> None:
-        """Blocks that this row has filled are for everybody; who awaited them may start."""
-        sequence = row.sequence
-        first, full = row.start // BLOCK_SIZE, sequence.computed // BLOCK_SIZE
-        if first == full:
-            return
-        for index, name in enumerate(self._digests(sequence, full)[first:], start=first):
-            self._pool.publish(sequence.blocks[index], name)
-            self._settle(name, sequence)
+    def _queue_all(self, released: Seq[Sequence]) -> None:
+        """Queue sequences that waited for shared blocks, except those that have left meanwhile."""
+        for sequence in released:
+            if sequence in self._arrivals:
+                self._queue(sequence)
 
-    def _settle(self, name: bytes, sequence: Sequence) -> None:
-        """`sequence` no longer computes the block of that name."""
-        if self._computing.get(name) is sequence:
-            del self._computing[name]
-            for other in self._awaiting.pop(name, ()):
-                if other in self._arrivals:
-                    self._queue(other)
-
-    def _stop(self, sequence: Sequence) -> None:
-        del self._running[sequence]
-        _less(self._places, sequence.job_id)
-        for name in sequence.digests:
-            self._settle(name, sequence)
-        self._pool.free(sequence.blocks)
-        del sequence.blocks[:]
-        sequence.computed = 0
-
-    def _shareable(self, sequence: Sequence) -> list[bytes]:
-        """Names of its full blocks, without the one that its last token fills: that is always computed."""
-        return self._digests(sequence, (sequence.length - 1) // BLOCK_SIZE)
-
-    def _digests(self, sequence: Sequence, count: int) -> list[bytes]:
-        """Names of its first `count` blocks; none where nothing is shared: whose prompt is scored needs it computed."""
-        if not self._limits.prefix_cache or sequence.sampling.prompt_logprobs is not None:
-            return []
-        known = sequence.digests
-        while len(known) < count:
-            known.append(digest(known[-1] if known else sequence.salt, sequence.block(len(known))))
-        return known[:count]
+    def _clear(self, sequence: Sequence) -> None:
+        """It need not be computed apart any more."""
+        self._alone.pop(sequence, None)
+        self._suspects.pop(sequence, None)
 
     @staticmethod
     def _row(sequence: Sequence, count: int) -> Row:
@@ -376,7 +338,7 @@ class Scheduler:
 
 
 def _less(counts: Counter[str], name: str) -> None:
-    """One fewer; none is no entry."""
+    """Count one fewer; a count of 0 has no entry."""
     counts[name] -= 1
     if not counts[name]:
         del counts[name]

@@ -1,4 +1,4 @@
-"""One choice of one job, as the engine sees it: known tokens, and how many of them are computed."""
+"""A sequence is one choice of one job, as the engine sees it: known tokens, and how many of them are computed."""
 
 from array import array
 from collections.abc import Iterable
@@ -10,11 +10,11 @@ from workers.scheduling.engine_limits import BLOCK_SIZE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How this sequence chooses tokens, with every default filled in. Temperature 0 is greedy; top_k 0 is off.
+    """Sampling parameters with every default filled in. Temperature 0 is greedy; top_k 0 is off.
 
-    `banned` token ids cannot be chosen for the first `min_tokens` tokens. `logprobs` asks for the logarithm of the
-    chosen token's probability and those of so many likeliest ones; None asks for nothing. `prompt_logprobs` asks for
-    the same of the prompt's tokens.
+    `banned` token ids cannot be sampled for the first `min_tokens` tokens. `logprobs` asks for the log probability of
+    the sampled token and of that many of the likeliest ones; None asks for nothing. `prompt_logprobs` asks for the same
+    of the prompt's tokens.
     """
 
     seed: int
@@ -36,12 +36,12 @@ class SamplingParams:
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
-NOTHING = -1  # instead of a token, where min_tokens and a grammar together forbid all of them
+NOTHING = -1  # sampled instead of a token when min_tokens and a grammar together forbid every one
 
 
 class Sampled(NamedTuple):
-    """A token and, where asked for, its log probability and the likeliest (token, log probability) pairs, best first:
-    as the model gave them, before temperature, penalties and limits."""
+    """A token and, if asked for, its log probability and the likeliest (token, log probability) pairs, best first. They
+    are the model's own, before temperature, penalties and limits."""
 
     token: int
     logprob: float = 0.0
@@ -49,25 +49,25 @@ class Sampled(NamedTuple):
 
 
 class Constraint(Protocol):
-    """Which tokens a sequence may take next; fed by whoever takes them."""
+    """A constraint says which tokens a sequence may take next. It must be given each token that was taken."""
 
     @property
     def ended(self) -> bool:
-        """Nothing but the end may follow."""
+        """True if nothing but the end may follow."""
 
     def accept(self, token: int) -> None:
-        """The token has been taken. Raises EngineError for one that is not allowed, InvalidRequest when the grammar
-        costs too much to go on with."""
+        """Advance by a token that was taken. Raises EngineError for one that is not allowed, InvalidRequest if the
+        grammar costs too much to continue."""
 
 
 class Sequence:
     """`computed` counts the leading tokens whose keys and values lie in `blocks`, in order. Prefill and decode are one
     case: the computed tokens catch up with the known ones.
 
-    `ids`: prompt and output. `salt`: sequences share computed blocks only where their salts are equal; `digests` name
-    its full blocks. `cached_tokens`: how many tokens were shared when it first ran. `adapter`: name of the LoRA adapter
-    that computes it, empty for none. `choice_of_prompt`: its number among the choices of its prompt, from 0; `scored`:
-    log probabilities of the prompt's tokens, by position, where the request asks for them.
+    `ids` holds prompt and output. Sequences share computed blocks only if their `salt` is equal; `digests` name its
+    full blocks. `cached_tokens` says how many tokens were shared when it first ran. `adapter` names the LoRA adapter
+    that computes it; it is empty for none. `choice_of_prompt` numbers the choices of its prompt, from 0. `scored` has
+    the log probabilities of the prompt's tokens by position, if the request asks for them.
     """
 
     __slots__ = (
@@ -122,7 +122,7 @@ class Sequence:
 
     @property
     def output_length(self) -> int:
-        """How many tokens of output there are."""
+        """The number of output tokens."""
         return len(self.ids) - self.prompt_length
 
     @property
@@ -131,9 +131,9 @@ class Sequence:
 
     @property
     def decoding(self) -> bool:
-        """Only the newest token is left to compute."""
+        """True if only the newest token is left to compute."""
         return self.length - self.computed == 1 and self.computed > 0
 
     def block(self, index: int) -> bytes:
-        """The tokens of a full block, as bytes."""
+        """The token ids of a full block, as bytes."""
         return self.ids[index * BLOCK_SIZE : (index + 1) * BLOCK_SIZE].tobytes()

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from api.formats.common import StreamFormatter, WithEventIds
+from api.formats.common import StreamFormatter
 from api.formats.response import ResponseBuilder, ResponseStreamFormatter
 from api.http.event_position import position_after, sequence_number_after
 from api.serving.render_options import render_options_of
@@ -41,13 +41,13 @@ Opened = Callable[[str | None], StreamFormatter]
 
 def chat(after: str | None) -> StreamFormatter:
     render_options = render_options_of(make_job(n=2, logprobs=1), include_usage=True, logprobs=True)
-    return WithEventIds(render_options.formatter("chatcmpl-1"), after=position_after(None, after))
+    return render_options.stream(render_options.job("chatcmpl-1"), ids=True, after=position_after(None, after))
 
 
 def completion(after: str | None) -> StreamFormatter:
     job = make_job(completion={"prompts": ["one", "two"], "echo": True}, n=2, logprobs=1)
     render_options = render_options_of(job, include_usage=True, logprobs=True)
-    return WithEventIds(render_options.formatter("cmpl-1"), after=position_after(after, None))
+    return render_options.stream(render_options.job("cmpl-1"), ids=True, after=position_after(after, None))
 
 
 def response(after: str | None) -> StreamFormatter:

@@ -78,7 +78,7 @@ def test_unknown_variables_are_told_once_with_the_nearest_name(tmp_path: Path) -
     api, listing = said("api"), said("jobs", "list")
 
     nearest = "PENSTOCK_LESE_MS is no setting of Penstock; is PENSTOCK_LEASE_MS meant?"
-    unlike = "PENSTOCK_QQQQ is no setting of Penstock, whose settings are listed in the README"
+    unlike = "PENSTOCK_QQQQ is no setting of Penstock, whose settings are listed in docs/settings.md"
     assert [json.loads(line)["message"] for line in api][:2] == [nearest, unlike]
     assert len(api) == 3
     assert listing[:2] == [f"warning: {nearest}", f"warning: {unlike}"]

@@ -328,8 +328,7 @@ def test_no_block_is_lost_and_none_is_given_twice_whatever_comes() -> None:
 
     assert scheduler.blocks_used == 0
     assert not scheduler.busy
-    assert not scheduler._computing
-    assert not scheduler._awaiting
+    assert scheduler._sharing.idle
     assert scheduler.jobs_waiting == 0
     assert not scheduler._here
     assert not scheduler._places

@@ -1,0 +1,103 @@
+"""Records that are JSON in Redis, each under a key of its own, for as long as whoever writes it says: responses, stored
+chats, batches. Webhook endpoints and their deliveries lie in other structures, and share the encoding."""
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
+from typing import Any, Generic, TypeVar
+
+from redis.asyncio import Redis
+
+from shared.domain.errors import NotFound
+from shared.queue.protocols import StoredRecord
+from shared.redis.client import translated
+
+log = logging.getLogger(__name__)
+Record = TypeVar("Record", bound=Any)  # a dataclass with an `id` and a `tenant`
+Readers = Mapping[str, Callable[[Any], Any]]  # of the fields that JSON does not give as they are
+
+
+def encode(record: Any) -> str:
+    return json.dumps(asdict(record))
+
+
+def decode(kind: type[Record], data: bytes, readers: Readers | None = None) -> Record | None:
+    """None for what is not such a record. A later release may have written fields that this one does not know."""
+    try:
+        found, known = json.loads(data), {each.name for each in fields(kind)}
+        read = {name: reader(found[name]) for name, reader in (readers or {}).items()}
+        record: Record = kind(**({name: value for name, value in found.items() if name in known} | read))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        log.warning("a record cannot be read", extra={"kind": kind.__name__, "error": repr(error)})
+        return None
+    return record
+
+
+class JsonStore(Generic[Record]):
+    """`key` makes the key of an id. `name` and `param` are what an error calls a record and its id. A record that
+    cannot be read is as good as none, so that it keeps nobody from the others."""
+
+    def __init__(
+        self,
+        client: Redis,
+        kind: type[Record],
+        *,
+        key: Callable[[str], str],
+        name: str,
+        param: str,
+        readers: Readers | None = None,
+    ) -> None:
+        self._redis = client
+        self._kind = kind
+        self._key = key
+        self._name = name
+        self._param = param
+        self._readers = readers
+
+    async def get(self, record_id: str, *, tenant: str | None = None) -> Record:
+        """Raises NotFound, for a record of another tenant too."""
+        for record in await self.get_many([record_id]):
+            if tenant in (None, record.tenant):
+                return record
+        raise NotFound(f"There is no {self._name} {record_id}.", param=self._param)
+
+    async def get_many(self, record_ids: Sequence[str]) -> list[Record]:
+        """Those that are there, in the order of their ids."""
+        if not record_ids:
+            return []
+        with translated():
+            found: Any = await self._redis.mget([self._key(record_id) for record_id in record_ids])
+        return [record for data in found if data and (record := decode(self._kind, data, self._readers))]
+
+
+class AcceptedStore(JsonStore[Record]):
+    """Records that the queue writes in the call that accepts their jobs. All of a tenant have `tenant_bytes_max` bytes
+    together, and each lives for `ttl_s` seconds."""
+
+    def __init__(
+        self,
+        client: Redis,
+        kind: type[Record],
+        *,
+        key: Callable[[str], str],
+        name: str,
+        param: str,
+        ttl_s: int,
+        tenant_bytes_max: int,
+    ) -> None:
+        super().__init__(client, kind, key=key, name=name, param=param)
+        self._ttl_s = ttl_s
+        self._tenant_bytes_max = tenant_bytes_max
+
+    def _stored(self, record: Record, *, created_ms: int, index: str = "") -> StoredRecord:
+        return StoredRecord(
+            key=self._key(record.id),
+            id=record.id,
+            tenant=record.tenant,
+            created_ms=created_ms,
+            data=encode(record),
+            ttl_s=self._ttl_s,
+            tenant_bytes_max=self._tenant_bytes_max,
+            index=index,
+        )

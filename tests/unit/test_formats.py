@@ -1,0 +1,135 @@
+"""What a client gets of an answer's events, as frames and whole."""
+
+from typing import Any
+
+import orjson
+import pytest
+
+from api.formats.common import StreamFormatter, WholeOnly
+from api.formats.embedding import EmbeddingCollector
+from api.formats.response import ResponseBuilder, ResponseStreamFormatter
+from api.serving.render_options import decode_render_options, render_options_of
+from shared.domain.errors import InvalidRequest
+from shared.domain.events import Completed, Delta, Echoed, Event, Finished, FinishReason, Likelihood, Logprobs, Usage
+from shared.domain.job import Job
+from tests.factories import done, make_job, started
+
+USAGE = Usage(prompt_tokens=3, completion_tokens=2)
+
+
+def logprobs(logprob: float) -> tuple[Logprobs, ...]:
+    return (Logprobs(Likelihood(b"a", logprob), ()),)
+
+
+def said(seq: int, choice: int, text: str, logprob: float = -1.0) -> Delta:
+    return Delta(seq=seq, choice=choice, text=text, token_ids=(seq,), logprobs=logprobs(logprob))
+
+
+def bodies(chunks: StreamFormatter, *events: Event) -> list[dict[str, Any]]:
+    """What is in the `data` of each frame that is JSON."""
+    frames = [chunks.opening(), *[frame for event in events for frame in chunks.frames(event)]]
+    lines = [line for frame in frames for line in frame.split(b"\n") if line.startswith(b"data: {")]
+    return [orjson.loads(line.removeprefix(b"data: ")) for line in lines]
+
+
+def completion_job(**sampling: Any) -> Job:
+    return make_job(completion={"prompts": ["one", "two"], "echo": True}, **sampling)
+
+
+def test_each_part_of_a_completion_is_a_frame_of_its_own() -> None:
+    job = completion_job(n=1)
+    view = render_options_of(job, logprobs=True)
+
+    frames = bodies(
+        view.stream(job, ids=False),
+        started(),
+        said(1, 1, "early"),
+        said(2, 1, "too"),
+        Echoed(seq=3, prompt=1, text="two", logprobs=logprobs(-2.0)),
+        said(4, 1, "late"),
+        done(5),
+    )
+
+    choices = [frame["choices"][0] for frame in frames]
+    assert [choice["text"] for choice in choices] == ["two", "early", "too", "late"]
+    assert {choice["index"] for choice in choices} == {1}
+    assert [choice["logprobs"]["token_logprobs"] for choice in choices] == [[None], [-1.0], [-1.0], [-1.0]]
+    assert [choice["logprobs"]["text_offset"] for choice in choices] == [[0], [1], [2], [3]]
+
+
+def test_the_best_candidates_of_each_prompt_are_returned() -> None:
+    job = completion_job(n=2)
+    answer = render_options_of(job, shown=1).whole(job)
+    for prompt in (1, 0):
+        answer.add(Echoed(seq=0, prompt=prompt, text=f"{prompt}:"))
+
+    for choice, logprob in enumerate((-2.0, -1.0, -1.0, -2.0)):
+        answer.add(said(choice, choice, str(choice), logprob))
+
+    choices = answer.body(USAGE)["choices"]
+    assert [(choice["index"], choice["text"], choice["logprobs"]) for choice in choices] == [
+        (0, "0:1", None),
+        (1, "1:2", None),
+    ]
+
+
+def test_a_part_is_added_empty_and_then_grows() -> None:
+    chunks = ResponseStreamFormatter(ResponseBuilder("resp_1", {"model": "m"}, created_s=1))
+
+    told = bodies(chunks, started(), said(1, 0, "x"), said(2, 0, "y"), done(3))
+
+    kinds = [each["type"].removeprefix("response.") for each in told]
+    assert kinds == [
+        "created",
+        "in_progress",
+        "output_item.added",
+        "content_part.added",
+        "output_text.delta",
+        "output_text.delta",
+        "output_text.done",
+        "content_part.done",
+        "output_item.done",
+        "completed",
+    ]
+    assert told[2]["item"]["content"] == []
+    assert told[3]["part"] == {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+    assert [len(told[at]["logprobs"]) for at in (4, 5, 6)] == [1, 1, 2]
+    assert told[-1]["response"]["output"][0]["content"] == [told[7]["part"]]
+
+
+def test_a_view_gives_the_same_answer_after_it_was_stored() -> None:
+    job = make_job(n=2, logprobs=0)
+    events: list[Event] = [started(), said(1, 0, "x"), said(2, 1, "y"), done(3)]
+    view = render_options_of(job, include_usage=True, logprobs=True)
+    stored = decode_render_options(view.encode())
+
+    whole, again = view.whole(job), stored.whole(stored.job(job.id))
+    for event in events:
+        whole.add(event)
+        again.add(event)
+
+    assert again.body(USAGE) == whole.body(USAGE)
+    assert bodies(stored.stream(stored.job(job.id), ids=True), *events) == bodies(view.stream(job, ids=True), *events)
+
+
+def test_an_answer_that_comes_whole_is_not_streamed() -> None:
+    ranked = completion_job(n=2)
+    only = WholeOnly(lambda job: EmbeddingCollector(job, base64=False))
+
+    for formatter, job in ((render_options_of(ranked, shown=1), ranked), (only, make_job())):
+        with pytest.raises(InvalidRequest, match="comes whole"):
+            formatter.stream(job, ids=True)
+
+
+def test_a_response_that_was_cut_is_incomplete() -> None:
+    builder = ResponseBuilder("resp_1", {"model": "m"}, created_s=1)
+    cut = Delta(seq=1, choice=0, text="x", token_ids=(1,), finish_reason=FinishReason.LENGTH)
+
+    told = [
+        each
+        for event in (started(), cut, Finished(seq=2, outcome=Completed(usage=USAGE)))
+        for each in builder.take(event)
+    ]
+
+    assert told[-1]["type"] == "response.incomplete"
+    assert builder.body()["output"][0]["status"] == "incomplete"
