@@ -64,9 +64,7 @@ def latency(median_ms: float) -> Finding:
     text = f"Redis answers within {median_ms:.1f} ms"
     if median_ms <= SLOW_MS:
         return Finding(Level.GOOD, text)
-    return Finding(
-        Level.WARNING, f"{text}, which delays every token: move it nearer, or give its machine more CPU time"
-    )
+    return Finding(Level.WARNING, f"{text}, which delays every token: run it nearer, or give its machine more CPU time")
 
 
 async def _model(backend: Backend, name: str) -> list[Finding]:

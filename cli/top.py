@@ -47,7 +47,7 @@ class Snapshot:
     demands: list[Demand]
     paused: set[str]
     workers: list[WorkerRecord]
-    running: list[JobRecord]
+    started: list[JobRecord]
 
 
 def top(redis_url: str | None, *, seconds: float, once: bool, target_wait_s: float) -> None:
@@ -99,16 +99,16 @@ async def _within(event: asyncio.Event, seconds: float) -> bool:
 
 async def snapshot(backend: Backend) -> Snapshot:
     demands = await DemandReader(backend.client).all()
-    running: list[JobRecord] = []
+    started: list[JobRecord] = []
     for demand in demands:
         if demand.running_jobs:
-            running += await backend.job_records.records(demand.model, State.STARTED, limit=JOBS_SHOWN)
+            started += await backend.job_records.records(demand.model, State.STARTED, limit=JOBS_SHOWN)
     return Snapshot(
         at=time.monotonic(),
         demands=demands,
         paused={info.name for info in await backend.model_registry.models() if info.paused},
         workers=await workers(backend.client),
-        running=sorted(running, key=lambda job: job.started_at)[:JOBS_SHOWN],
+        started=sorted(started, key=lambda job: job.started_at)[:JOBS_SHOWN],
     )
 
 
@@ -143,7 +143,7 @@ def render(now: Snapshot, before: Snapshot | None, target_wait_s: float, *, widt
         Text(),
         _workers(now, before, wide=wide),
         Text(),
-        _running(now, wide=wide),
+        _started(now, wide=wide),
     )
 
 
@@ -163,14 +163,14 @@ def _cell(text: object, style: str = "") -> Text:
 
 
 def _models(now: Snapshot, target_wait_s: float, *, wide: bool) -> Table:
-    waiting = [f"{priority.value}#" for priority in Priority] if wide else ["waiting#"]
+    queued = [f"{priority.value}#" for priority in Priority] if wide else ["queued#"]
     columns = (
         "MODEL",
         "workers#",
         "wanted#",
-        "running#",
-        *waiting,
-        "tokens waiting#" if wide else "tokens#",
+        "started#",
+        *queued,
+        "tokens queued#" if wide else "tokens#",
         "oldest#",
     )
     table = _table(*columns, "", wide=wide, names={"MODEL": 16})
@@ -204,14 +204,14 @@ def _workers(now: Snapshot, before: Snapshot | None, *, wide: bool) -> Table:
     return table
 
 
-def _running(now: Snapshot, *, wide: bool) -> Table:
+def _started(now: Snapshot, *, wide: bool) -> Table:
     if not wide:
         table = _table("JOB", "model", "attempt#", "since", wide=wide, names={"model": 16})
-        for job in now.running:
+        for job in now.started:
             table.add_row(*map(_cell, (job.id, job.model, job.attempts, job.started_at[11:19])))
         return table
     table = _table("JOB", "model", "class", "tenant", "attempt#", "since", "worker", wide=wide, names={})
-    for job in now.running:
+    for job in now.started:
         about = (job.id, job.model, job.priority.value, job.tenant, job.attempts, job.started_at[11:19], job.worker)
         table.add_row(*map(_cell, about))
     return table
