@@ -46,10 +46,10 @@ def jobs() -> None:
 @json_option
 @click.pass_obj
 def list_jobs(redis_url: str | None, model: str | None, state: str | None, limit: int, as_json: bool) -> None:
-    """List jobs: failed, queued, started, finished, then canceled ones.
+    """List jobs by state, failed ones first.
 
-    Queued and started jobs are listed oldest first, jobs that have ended newest first. SINCE is the time at which a job
-    entered its state."""
+    The order is: failed, queued, started, finished, canceled. Queued and started jobs are listed oldest first, jobs
+    that have ended newest first. SINCE is the time at which a job entered its state."""
 
     async def print_jobs(backend: Backend) -> None:
         if model:

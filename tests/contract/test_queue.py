@@ -24,7 +24,7 @@ TEN = Bounds(jobs_max=10)
 
 
 @dataclass
-class House:
+class Backend:
     queue: MemoryQueue | RedisQueue
     channel: MemoryQueue | RedisChannel
     let_leases_run_out: Callable[[], Awaitable[None]]
@@ -32,7 +32,7 @@ class House:
 
 
 @pytest.fixture(params=["memory", *SERVERS])
-async def services(request: pytest.FixtureRequest, server_of: ServerOf) -> AsyncIterator[House]:
+async def backend(request: pytest.FixtureRequest, server_of: ServerOf) -> AsyncIterator[Backend]:
     if request.param == "memory":
         now = [0.0]
         memory = MemoryQueue(lambda: now[0], lease_ms=LEASE_MS)
@@ -43,7 +43,7 @@ async def services(request: pytest.FixtureRequest, server_of: ServerOf) -> Async
         async def kept(key: str) -> bool:
             return key in memory.stored
 
-        yield House(memory, memory, jump, kept)
+        yield Backend(memory, memory, jump, kept)
         return
     client = connect(server_of(request.param).url)
     await client.flushall()
@@ -54,48 +54,48 @@ async def services(request: pytest.FixtureRequest, server_of: ServerOf) -> Async
     async def exists(key: str) -> bool:
         return bool(await client.exists(key))
 
-    yield House(RedisQueue(client, lease_ms=LEASE_MS), RedisChannel(client), idle, exists)
+    yield Backend(RedisQueue(client, lease_ms=LEASE_MS), RedisChannel(client), idle, exists)
     await client.aclose()
 
 
-async def test_a_job_is_claimed_once_oldest_first(services: House) -> None:
+async def test_a_job_is_claimed_once_oldest_first(backend: Backend) -> None:
     jobs = [make_job() for _ in range(3)]
     for job in jobs:
-        await services.queue.enqueue(job, bounds=TEN)
+        await backend.queue.enqueue(job, bounds=TEN)
 
-    first = await services.queue.claim("m", worker="a", limit=2)
-    second = await services.queue.claim("m", worker="b", limit=5)
+    first = await backend.queue.claim("m", worker="a", limit=2)
+    second = await backend.queue.claim("m", worker="b", limit=5)
 
     assert [d.job for d in first] == jobs[:2]
     assert [d.job for d in second] == jobs[2:]
     assert [d.attempt for d in first + second] == [1, 1, 1]
 
 
-async def test_enqueue_tells_how_many_wait_and_is_repeatable(services: House) -> None:
+async def test_enqueue_tells_how_many_wait_and_is_repeatable(backend: Backend) -> None:
     job = make_job()
 
-    assert (await services.queue.enqueue(job, bounds=TEN)).ahead == 0
-    await services.queue.enqueue(job, bounds=TEN)
-    assert (await services.queue.enqueue(make_job(), bounds=TEN)).ahead == 1
-    assert await services.queue.depth("m") == 2
+    assert (await backend.queue.enqueue(job, bounds=TEN)).ahead == 0
+    await backend.queue.enqueue(job, bounds=TEN)
+    assert (await backend.queue.enqueue(make_job(), bounds=TEN)).ahead == 1
+    assert await backend.queue.depth("m") == 2
 
 
-async def test_a_full_queue_refuses_and_keeps_nothing(services: House) -> None:
-    await services.queue.enqueue(make_job(), bounds=Bounds(jobs_max=1))
+async def test_a_full_queue_refuses_and_keeps_nothing(backend: Backend) -> None:
+    await backend.queue.enqueue(make_job(), bounds=Bounds(jobs_max=1))
     refused = make_job()
 
     with pytest.raises(QueueFull) as caught:
-        await services.queue.enqueue(refused, bounds=Bounds(jobs_max=1))
+        await backend.queue.enqueue(refused, bounds=Bounds(jobs_max=1))
 
     assert 1 <= caught.value.retry_after_s <= 120
-    assert (await services.channel.read([(refused.id, 0)]))[0].state is None
+    assert (await backend.channel.read([(refused.id, 0)]))[0].state is None
 
 
-async def test_a_waiting_claim_wakes_when_a_job_arrives(services: House) -> None:
-    claiming = asyncio.create_task(services.queue.claim("m", worker="a", limit=4, wait_ms=5000))
+async def test_a_waiting_claim_wakes_when_a_job_arrives(backend: Backend) -> None:
+    claiming = asyncio.create_task(backend.queue.claim("m", worker="a", limit=4, wait_ms=5000))
     await asyncio.sleep(0.05)
     job = make_job()
-    await services.queue.enqueue(job, bounds=TEN)
+    await backend.queue.enqueue(job, bounds=TEN)
 
     assert [d.job.id for d in await asyncio.wait_for(claiming, 4)] == [job.id]
 
@@ -130,260 +130,260 @@ async def test_a_job_wakes_one_of_many_that_wait(name: str, server_of: ServerOf)
     await client.aclose()
 
 
-async def test_a_claim_in_vain_is_empty(services: House) -> None:
-    assert await services.queue.claim("m", worker="a", limit=4, wait_ms=20) == []
+async def test_a_claim_in_vain_is_empty(backend: Backend) -> None:
+    assert await backend.queue.claim("m", worker="a", limit=4, wait_ms=20) == []
 
 
-async def test_events_are_logged_and_heard(services: House) -> None:
-    heard = services.channel.listen("api")
+async def test_events_are_logged_and_heard(backend: Backend) -> None:
+    heard = backend.channel.listen("api")
     hearing = asyncio.ensure_future(anext(heard))
     await asyncio.sleep(0.1)
     job = make_job()
-    await services.queue.enqueue(job, subscriber="api", bounds=TEN)
-    (delivery,) = await services.queue.claim("m", worker="a", limit=1)
+    await backend.queue.enqueue(job, subscriber="api", bounds=TEN)
+    (delivery,) = await backend.queue.claim("m", worker="a", limit=1)
 
-    assert await services.queue.append([write(delivery, started(), delta(1))]) == {}
+    assert await backend.queue.append([write(delivery, started(), delta(1))]) == {}
 
     ((heard_id, events),) = await asyncio.wait_for(hearing, 3)
     assert (heard_id, list(events)) == (job.id, [started(), delta(1)])
-    (page,) = await services.channel.read([(job.id, 1)])
+    (page,) = await backend.channel.read([(job.id, 1)])
     assert page.state is State.STARTED
     assert page.events == (delta(1),)
 
 
-async def test_an_append_repeated_is_written_once(services: House) -> None:
+async def test_an_append_repeated_is_written_once(backend: Backend) -> None:
     job = make_job()
-    await services.queue.enqueue(job, bounds=TEN)
-    (delivery,) = await services.queue.claim("m", worker="a", limit=1)
+    await backend.queue.enqueue(job, bounds=TEN)
+    (delivery,) = await backend.queue.claim("m", worker="a", limit=1)
     step = write(delivery, started(), delta(1))
 
-    await services.queue.append([step])
-    await services.queue.append([step])
-    await services.queue.append([write(delivery, delta(1), delta(2))])
+    await backend.queue.append([step])
+    await backend.queue.append([step])
+    await backend.queue.append([write(delivery, delta(1), delta(2))])
 
-    (page,) = await services.channel.read([(job.id, 0)])
+    (page,) = await backend.channel.read([(job.id, 0)])
     assert page.events == (started(), delta(1), delta(2))
 
 
-async def test_settle_ends_a_job_once(services: House) -> None:
+async def test_settle_ends_a_job_once(backend: Backend) -> None:
     job = make_job()
-    await services.queue.enqueue(job, bounds=TEN)
-    (delivery,) = await services.queue.claim("m", worker="a", limit=1)
+    await backend.queue.enqueue(job, bounds=TEN)
+    (delivery,) = await backend.queue.claim("m", worker="a", limit=1)
 
-    assert await services.queue.settle(write(delivery, started(), delta(1), done(2)), worker="a") == SETTLED
-    assert await services.queue.settle(write(delivery, done(2)), worker="a") == LOST
+    assert await backend.queue.settle(write(delivery, started(), delta(1), done(2)), worker="a") == SETTLED
+    assert await backend.queue.settle(write(delivery, done(2)), worker="a") == LOST
 
-    (page,) = await services.channel.read([(job.id, 0)])
+    (page,) = await backend.channel.read([(job.id, 0)])
     assert page.state is State.FINISHED
     assert page.events == (started(), delta(1), done(2))
-    await services.let_leases_run_out()
-    assert await services.queue.claim("m", worker="b", limit=1) == []
+    await backend.let_leases_run_out()
+    assert await backend.queue.claim("m", worker="b", limit=1) == []
 
 
 @pytest.mark.parametrize("code", sorted(REQUEST_FAULTS))
-async def test_a_wrong_request_is_no_failed_job_and_its_error_stays_readable(services: House, code: str) -> None:
+async def test_a_wrong_request_is_no_failed_job_and_its_error_stays_readable(backend: Backend, code: str) -> None:
     job = make_job()
-    await services.queue.enqueue(job, bounds=TEN)
-    (delivery,) = await services.queue.claim("m", worker="w", limit=1)
+    await backend.queue.enqueue(job, bounds=TEN)
+    (delivery,) = await backend.queue.claim("m", worker="w", limit=1)
     refused = done(0, Failed(code=code, message="no"))
 
-    assert await services.queue.settle(write(delivery, refused), worker="w") == SETTLED
+    assert await backend.queue.settle(write(delivery, refused), worker="w") == SETTLED
 
-    (page,) = await services.channel.read([(job.id, 0)])
+    (page,) = await backend.channel.read([(job.id, 0)])
     assert page.state is State.CANCELED
     assert page.events == (refused,)
-    assert await services.queue.replay(job.id, as_id="again") == (State.CANCELED, "")
-    assert await services.queue.cancel(job.id) is State.CANCELED
-    assert await services.queue.claim("m", worker="w", limit=1) == []
+    assert await backend.queue.replay(job.id, as_id="again") == (State.CANCELED, "")
+    assert await backend.queue.cancel(job.id) is State.CANCELED
+    assert await backend.queue.claim("m", worker="w", limit=1) == []
 
 
-async def test_a_silent_worker_loses_its_job_with_the_log_and_its_pen(services: House) -> None:
+async def test_a_silent_worker_loses_its_job_with_the_log_and_its_pen(backend: Backend) -> None:
     job = make_job()
-    await services.queue.enqueue(job, bounds=TEN)
-    (old,) = await services.queue.claim("m", worker="a", limit=1)
-    await services.queue.append([write(old, started(), delta(1))])
-    await services.let_leases_run_out()
+    await backend.queue.enqueue(job, bounds=TEN)
+    (old,) = await backend.queue.claim("m", worker="a", limit=1)
+    await backend.queue.append([write(old, started(), delta(1))])
+    await backend.let_leases_run_out()
 
-    (new,) = await services.queue.claim("m", worker="b", limit=1)
+    (new,) = await backend.queue.claim("m", worker="b", limit=1)
 
     assert new.attempt == 2
     assert new.log == (started(), delta(1))
-    assert await services.queue.append([write(old, delta(2, "ghost"))]) == {job.id: LOST}
-    assert await services.queue.renew([old], worker="a") == [job.id]
-    assert await services.queue.settle(write(old, done(2)), worker="a") == LOST
-    assert await services.queue.settle(write(new, delta(2), done(3)), worker="b") == SETTLED
-    (page,) = await services.channel.read([(job.id, 0)])
+    assert await backend.queue.append([write(old, delta(2, "ghost"))]) == {job.id: LOST}
+    assert await backend.queue.renew([old], worker="a") == [job.id]
+    assert await backend.queue.settle(write(old, done(2)), worker="a") == LOST
+    assert await backend.queue.settle(write(new, delta(2), done(3)), worker="b") == SETTLED
+    (page,) = await backend.channel.read([(job.id, 0)])
     assert page.events == (started(), delta(1), delta(2), done(3))
 
 
-async def test_a_heartbeat_keeps_the_lease(services: House) -> None:
-    await services.queue.enqueue(make_job(), bounds=TEN)
-    (delivery,) = await services.queue.claim("m", worker="a", limit=1)
-    await services.let_leases_run_out()
+async def test_a_heartbeat_keeps_the_lease(backend: Backend) -> None:
+    await backend.queue.enqueue(make_job(), bounds=TEN)
+    (delivery,) = await backend.queue.claim("m", worker="a", limit=1)
+    await backend.let_leases_run_out()
 
-    assert await services.queue.renew([delivery], worker="a") == []
-    assert await services.queue.claim("m", worker="b", limit=1) == []
+    assert await backend.queue.renew([delivery], worker="a") == []
+    assert await backend.queue.claim("m", worker="b", limit=1) == []
 
 
-async def test_a_released_job_goes_on_at_once_and_costs_no_attempt(services: House) -> None:
+async def test_a_released_job_goes_on_at_once_and_costs_no_attempt(backend: Backend) -> None:
     job = make_job()
-    await services.queue.enqueue(job, bounds=TEN)
-    (old,) = await services.queue.claim("m", worker="a", limit=1)
-    await services.queue.append([write(old, started())])
-    waiting = asyncio.create_task(services.queue.claim("m", worker="b", limit=4, wait_ms=4000))
+    await backend.queue.enqueue(job, bounds=TEN)
+    (old,) = await backend.queue.claim("m", worker="a", limit=1)
+    await backend.queue.append([write(old, started())])
+    waiting = asyncio.create_task(backend.queue.claim("m", worker="b", limit=4, wait_ms=4000))
     await asyncio.sleep(0.05)
 
-    await services.queue.release([old], worker="a")
+    await backend.queue.release([old], worker="a")
 
     (new,) = await asyncio.wait_for(waiting, 3)
     assert new.job.id == job.id
     assert new.attempt == 1
     assert new.log == (started(),)
-    assert await services.queue.append([write(old, delta(1))]) == {job.id: LOST}
+    assert await backend.queue.append([write(old, delta(1))]) == {job.id: LOST}
 
 
-async def test_a_claim_stops_when_its_room_is_full(services: House) -> None:
+async def test_a_claim_stops_when_its_room_is_full(backend: Backend) -> None:
     narrow, wide, next_one = make_job(), make_job(n=3), make_job()
     for job in (narrow, wide, next_one):
-        await services.queue.enqueue(job, bounds=TEN)
+        await backend.queue.enqueue(job, bounds=TEN)
 
-    first = await services.queue.claim("m", worker="a", limit=8, room=Room(2))
-    second = await services.queue.claim("m", worker="b", limit=8, room=Room(2))
+    first = await backend.queue.claim("m", worker="a", limit=8, room=Room(2))
+    second = await backend.queue.claim("m", worker="b", limit=8, room=Room(2))
 
     assert [d.job for d in first] == [narrow, wide]  # a job that began to fit is not torn apart
     assert [d.job for d in second] == [next_one]
 
 
-async def test_a_waiting_job_that_is_too_wide_is_passed_over_and_keeps_its_turn(services: House) -> None:
+async def test_a_waiting_job_that_is_too_wide_is_passed_over_and_keeps_its_turn(backend: Backend) -> None:
     running, wide = make_job(n=4, tenant="a"), make_job(n=4, tenant="a")
     other, urgent = make_job(n=4, tenant="b"), make_job(tenant="c", priority=Priority.INTERACTIVE)
-    await services.queue.enqueue(running, bounds=TEN)
-    held = await services.queue.claim("m", worker="w", limit=1)
+    await backend.queue.enqueue(running, bounds=TEN)
+    held = await backend.queue.claim("m", worker="w", limit=1)
     for job in (wide, other, urgent):
-        await services.queue.enqueue(job, bounds=TEN)
+        await backend.queue.enqueue(job, bounds=TEN)
 
-    beside = await services.queue.claim("m", worker="w", limit=8, room=Room(5, 3, frozenset({"a"})))
-    nothing = await services.queue.claim("m", worker="w", limit=8, room=Room(5, 3, frozenset({"a"})))
+    beside = await backend.queue.claim("m", worker="w", limit=8, room=Room(5, 3, frozenset({"a"})))
+    nothing = await backend.queue.claim("m", worker="w", limit=8, room=Room(5, 3, frozenset({"a"})))
 
     assert {d.job.id for d in beside} == {other.id, urgent.id}
     assert nothing == []
-    assert await services.queue.depth("m") == 1
-    waiting = asyncio.create_task(services.queue.claim("m", worker="w", limit=8, wait_ms=10_000))
-    await services.queue.settle(write(held[0], started(), done(1)), worker="w")  # which wakes whoever passed it over
+    assert await backend.queue.depth("m") == 1
+    waiting = asyncio.create_task(backend.queue.claim("m", worker="w", limit=8, wait_ms=10_000))
+    await backend.queue.settle(write(held[0], started(), done(1)), worker="w")  # which wakes whoever passed it over
     assert [d.job for d in await asyncio.wait_for(waiting, 5)] == [wide]
 
 
-async def test_a_running_job_is_handed_to_a_worker_with_room_for_all_of_it(services: House) -> None:
+async def test_a_running_job_is_handed_to_a_worker_with_room_for_all_of_it(backend: Backend) -> None:
     wide, narrow = make_job(n=3), make_job()
     for job in (wide, narrow):
-        await services.queue.enqueue(job, bounds=TEN)
-    held = await services.queue.claim("m", worker="a", limit=2)
+        await backend.queue.enqueue(job, bounds=TEN)
+    held = await backend.queue.claim("m", worker="a", limit=2)
     for _ in range(10):  # the moment in which it is left to others may pass by, on a machine that stands still
-        await services.queue.release(held, worker="a")
-        held = await services.queue.claim("m", worker="full", limit=2, room=Room(1))
+        await backend.queue.release(held, worker="a")
+        held = await backend.queue.claim("m", worker="full", limit=2, room=Room(1))
         if [d.job for d in held] == [narrow]:
             break
 
-    (roomy,) = await services.queue.claim("m", worker="roomy", limit=2, room=Room(3))
+    (roomy,) = await backend.queue.claim("m", worker="roomy", limit=2, room=Room(3))
 
     assert [d.job for d in held] == [narrow]
     assert roomy.job == wide
 
 
-async def test_a_running_job_that_fits_nowhere_is_taken_all_the_same(services: House) -> None:
-    await services.queue.enqueue(make_job(n=3), bounds=TEN)
-    held = await services.queue.claim("m", worker="a", limit=1)
-    await services.queue.release(held, worker="a")
-    await services.let_leases_run_out()
+async def test_a_running_job_that_fits_nowhere_is_taken_all_the_same(backend: Backend) -> None:
+    await backend.queue.enqueue(make_job(n=3), bounds=TEN)
+    held = await backend.queue.claim("m", worker="a", limit=1)
+    await backend.queue.release(held, worker="a")
+    await backend.let_leases_run_out()
 
-    assert await services.queue.claim("m", worker="b", limit=1, room=Room(1))
+    assert await backend.queue.claim("m", worker="b", limit=1, room=Room(1))
 
 
-async def test_a_waiting_job_can_be_cancelled(services: House) -> None:
+async def test_a_waiting_job_can_be_cancelled(backend: Backend) -> None:
     job, other = make_job(), make_job()
-    await services.queue.enqueue(job, bounds=TEN)
-    await services.queue.enqueue(other, bounds=TEN)
+    await backend.queue.enqueue(job, bounds=TEN)
+    await backend.queue.enqueue(other, bounds=TEN)
 
-    assert await services.queue.cancel(job.id) is State.QUEUED
+    assert await backend.queue.cancel(job.id) is State.QUEUED
 
-    (page,) = await services.channel.read([(job.id, 0)])
+    (page,) = await backend.channel.read([(job.id, 0)])
     assert page.state is State.CANCELED
     assert page.events == (Finished(seq=0, outcome=Cancelled()),)
-    assert [d.job.id for d in await services.queue.claim("m", worker="a", limit=5)] == [other.id]
+    assert [d.job.id for d in await backend.queue.claim("m", worker="a", limit=5)] == [other.id]
 
 
-async def test_a_running_job_can_be_cancelled_and_its_worker_is_told(services: House) -> None:
+async def test_a_running_job_can_be_cancelled_and_its_worker_is_told(backend: Backend) -> None:
     job = make_job()
-    await services.queue.enqueue(job, bounds=TEN)
-    telling = asyncio.ensure_future(anext(services.channel.dropped("a")))
+    await backend.queue.enqueue(job, bounds=TEN)
+    telling = asyncio.ensure_future(anext(backend.channel.dropped("a")))
     await asyncio.sleep(0.1)
-    (delivery,) = await services.queue.claim("m", worker="a", limit=1)
-    await services.queue.append([write(delivery, started())])
+    (delivery,) = await backend.queue.claim("m", worker="a", limit=1)
+    await backend.queue.append([write(delivery, started())])
 
-    assert await services.queue.cancel(job.id) is State.STARTED
+    assert await backend.queue.cancel(job.id) is State.STARTED
 
     assert await asyncio.wait_for(telling, 3) == job.id
-    assert await services.queue.append([write(delivery, delta(1))]) == {job.id: LOST}
-    assert await services.queue.settle(write(delivery, done(1)), worker="a") == LOST
-    assert await services.queue.cancel(job.id) is State.CANCELED
-    (page,) = await services.channel.read([(job.id, 0)])
+    assert await backend.queue.append([write(delivery, delta(1))]) == {job.id: LOST}
+    assert await backend.queue.settle(write(delivery, done(1)), worker="a") == LOST
+    assert await backend.queue.cancel(job.id) is State.CANCELED
+    (page,) = await backend.channel.read([(job.id, 0)])
     assert page.events == (started(), Finished(seq=1, outcome=Cancelled()))
 
 
-async def test_cancelling_what_is_not_there_says_so(services: House) -> None:
-    assert await services.queue.cancel("chatcmpl-nobody") is None
-    assert await services.queue.replay("chatcmpl-nobody", as_id="x") == (None, "")
-    assert await services.queue.attach("chatcmpl-nobody", subscriber="x") is None
+async def test_cancelling_what_is_not_there_says_so(backend: Backend) -> None:
+    assert await backend.queue.cancel("chatcmpl-nobody") is None
+    assert await backend.queue.replay("chatcmpl-nobody", as_id="x") == (None, "")
+    assert await backend.queue.attach("chatcmpl-nobody", subscriber="x") is None
 
 
-async def test_a_failed_job_is_replayed_once_as_a_job_of_its_own(services: House) -> None:
+async def test_a_failed_job_is_replayed_once_as_a_job_of_its_own(backend: Backend) -> None:
     job = make_job()
-    await services.queue.enqueue(job, bounds=TEN)
-    (delivery,) = await services.queue.claim("m", worker="a", limit=1)
+    await backend.queue.enqueue(job, bounds=TEN)
+    (delivery,) = await backend.queue.claim("m", worker="a", limit=1)
     failure = Failed(code="engine_error", message="no", detail="Traceback ..")
-    await services.queue.settle(write(delivery, started(), delta(1), done(2, failure)), worker="a")
+    await backend.queue.settle(write(delivery, started(), delta(1), done(2, failure)), worker="a")
 
-    assert await services.queue.replay(job.id, as_id="again") == (State.FAILED, "again")
-    assert await services.queue.replay(job.id, as_id="more") == (State.FAILED, "again")
+    assert await backend.queue.replay(job.id, as_id="again") == (State.FAILED, "again")
+    assert await backend.queue.replay(job.id, as_id="more") == (State.FAILED, "again")
 
-    (again,) = await services.queue.claim("m", worker="a", limit=5)
+    (again,) = await backend.queue.claim("m", worker="a", limit=5)
     assert (again.job.id, again.job.request, again.job.sampling) == ("again", job.request, job.sampling)
     assert (again.attempt, again.log, again.late) == (1, (), None)
-    assert await services.queue.replay("again", as_id="x") == (State.STARTED, "")
-    (before,) = await services.channel.read([(job.id, 0)])
+    assert await backend.queue.replay("again", as_id="x") == (State.STARTED, "")
+    (before,) = await backend.channel.read([(job.id, 0)])
     assert before.events == (started(), delta(1), done(2, failure))
 
 
-async def test_a_job_that_waited_too_long_is_marked_late(services: House) -> None:
+async def test_a_job_that_waited_too_long_is_marked_late(backend: Backend) -> None:
     job = make_job(patience_ms=1)
-    await services.queue.enqueue(job, bounds=TEN)
-    await services.let_leases_run_out()
+    await backend.queue.enqueue(job, bounds=TEN)
+    await backend.let_leases_run_out()
 
-    (delivery,) = await services.queue.claim("m", worker="a", limit=1)
+    (delivery,) = await backend.queue.claim("m", worker="a", limit=1)
 
     assert delivery.late is Deadline.QUEUE
-    assert await services.queue.settle(write(delivery, done(0, Expired())), worker="a") == SETTLED
-    (page,) = await services.channel.read([(job.id, 0)])
+    assert await backend.queue.settle(write(delivery, done(0, Expired())), worker="a") == SETTLED
+    (page,) = await backend.channel.read([(job.id, 0)])
     assert page.state is State.FAILED
 
 
-async def test_a_gap_in_a_log_is_refused(services: House) -> None:
+async def test_a_gap_in_a_log_is_refused(backend: Backend) -> None:
     job = make_job()
-    await services.queue.enqueue(job, bounds=TEN)
-    (delivery,) = await services.queue.claim("m", worker="a", limit=1)
+    await backend.queue.enqueue(job, bounds=TEN)
+    (delivery,) = await backend.queue.claim("m", worker="a", limit=1)
 
-    assert await services.queue.append([write(delivery, Delta(seq=5, choice=0, text="x", token_ids=(1,)))]) == {
+    assert await backend.queue.append([write(delivery, Delta(seq=5, choice=0, text="x", token_ids=(1,)))]) == {
         job.id: 0
     }
 
 
-async def test_the_run_deadline_counts_from_the_first_claim(services: House) -> None:
-    await services.queue.enqueue(make_job(run_ms=LEASE_MS + 200), bounds=TEN)
-    (first,) = await services.queue.claim("m", worker="a", limit=1)
-    await services.let_leases_run_out()
-    (second,) = await services.queue.claim("m", worker="b", limit=1)
-    await services.let_leases_run_out()
-    (third,) = await services.queue.claim("m", worker="c", limit=1)
+async def test_the_run_deadline_counts_from_the_first_claim(backend: Backend) -> None:
+    await backend.queue.enqueue(make_job(run_ms=LEASE_MS + 200), bounds=TEN)
+    (first,) = await backend.queue.claim("m", worker="a", limit=1)
+    await backend.let_leases_run_out()
+    (second,) = await backend.queue.claim("m", worker="b", limit=1)
+    await backend.let_leases_run_out()
+    (third,) = await backend.queue.claim("m", worker="c", limit=1)
 
     assert first.left_ms == pytest.approx(LEASE_MS + 200, abs=5)
     assert second.left_ms is not None
@@ -391,65 +391,65 @@ async def test_the_run_deadline_counts_from_the_first_claim(services: House) -> 
     assert (second.late, third.late) == (None, Deadline.RUN)
 
 
-async def test_a_repeated_request_finds_its_job(services: House) -> None:
+async def test_a_repeated_request_finds_its_job(backend: Backend) -> None:
     key, job = Idempotency(key="t:k", fingerprint="f"), make_job()
-    first = await services.queue.enqueue(job, bounds=TEN, idempotency=key)
+    first = await backend.queue.enqueue(job, bounds=TEN, idempotency=key)
 
-    again = await services.queue.enqueue(make_job(), bounds=TEN, idempotency=key, subscriber="api2")
+    again = await backend.queue.enqueue(make_job(), bounds=TEN, idempotency=key, subscriber="api2")
 
     assert (first.attached, again.attached, again.job_id) == (False, True, job.id)
     assert again.created_ms == job.created_ms
-    assert await services.queue.depth("m") == 1
+    assert await backend.queue.depth("m") == 1
     with pytest.raises(IdempotencyKeyReused):
-        await services.queue.enqueue(make_job(), bounds=TEN, idempotency=Idempotency(key="t:k", fingerprint="g"))
-    (delivery,) = await services.queue.claim("m", worker="a", limit=1)
-    await services.queue.settle(write(delivery, started(), done(1)), worker="a")
-    assert (await services.queue.enqueue(make_job(), bounds=TEN, idempotency=key)).attached
+        await backend.queue.enqueue(make_job(), bounds=TEN, idempotency=Idempotency(key="t:k", fingerprint="g"))
+    (delivery,) = await backend.queue.claim("m", worker="a", limit=1)
+    await backend.queue.settle(write(delivery, started(), done(1)), worker="a")
+    assert (await backend.queue.enqueue(make_job(), bounds=TEN, idempotency=key)).attached
 
 
-async def test_a_repeated_request_runs_again_when_its_job_came_to_nothing(services: House) -> None:
+async def test_a_repeated_request_runs_again_when_its_job_came_to_nothing(backend: Backend) -> None:
     key, job = Idempotency(key="t:k", fingerprint="f"), make_job()
-    await services.queue.enqueue(job, bounds=TEN, idempotency=key)
-    await services.queue.cancel(job.id)
+    await backend.queue.enqueue(job, bounds=TEN, idempotency=key)
+    await backend.queue.cancel(job.id)
 
-    again = await services.queue.enqueue(make_job(), bounds=TEN, idempotency=key)
+    again = await backend.queue.enqueue(make_job(), bounds=TEN, idempotency=key)
 
     assert not again.attached
     assert again.job_id != job.id
 
 
-async def test_leaving_cancels_unless_another_reader_is_there(services: House) -> None:
-    heard = services.channel.listen("api2")
+async def test_leaving_cancels_unless_another_reader_is_there(backend: Backend) -> None:
+    heard = backend.channel.listen("api2")
     hearing = asyncio.ensure_future(anext(heard))
     await asyncio.sleep(0.1)
     job = make_job()
-    await services.queue.enqueue(job, subscriber="api1", bounds=TEN)
-    assert await services.queue.attach(job.id, subscriber="api2") is State.QUEUED
+    await backend.queue.enqueue(job, subscriber="api1", bounds=TEN)
+    assert await backend.queue.attach(job.id, subscriber="api2") is State.QUEUED
 
-    await services.queue.leave(job.id, subscriber="api1")
+    await backend.queue.leave(job.id, subscriber="api1")
 
-    assert (await services.channel.read([(job.id, 0)]))[0].state is State.QUEUED
-    await services.queue.leave(job.id, subscriber="api2")
-    assert (await services.channel.read([(job.id, 0)]))[0].state is State.CANCELED
+    assert (await backend.channel.read([(job.id, 0)]))[0].state is State.QUEUED
+    await backend.queue.leave(job.id, subscriber="api2")
+    assert (await backend.channel.read([(job.id, 0)]))[0].state is State.CANCELED
     await asyncio.wait_for(hearing, 3)
 
 
-async def claim_all(services: House) -> list[Job]:
+async def claim_all(backend: Backend) -> list[Job]:
     """One by one, each settled at the length that was thought."""
     jobs = []
-    while claimed := await services.queue.claim("m", worker="a", limit=1):
+    while claimed := await backend.queue.claim("m", worker="a", limit=1):
         usage = Usage(prompt_tokens=claimed[0].job.prompt_tokens_estimate, completion_tokens=100)
-        await services.queue.settle(write(claimed[0], started(), done(1, Completed(usage=usage))), worker="a")
+        await backend.queue.settle(write(claimed[0], started(), done(1, Completed(usage=usage))), worker="a")
         jobs.append(claimed[0].job)
     return jobs
 
 
-async def test_urgent_jobs_come_first_and_no_class_starves(services: House) -> None:
+async def test_urgent_jobs_come_first_and_no_class_starves(backend: Backend) -> None:
     for priority in (Priority.BATCH, Priority.STANDARD, Priority.INTERACTIVE):
         for _ in range(21):
-            await services.queue.enqueue(make_job(priority=priority, max_tokens=100), bounds=Bounds(jobs_max=100))
+            await backend.queue.enqueue(make_job(priority=priority, max_tokens=100), bounds=Bounds(jobs_max=100))
 
-    order = [job.priority for job in await claim_all(services)]
+    order = [job.priority for job in await claim_all(backend)]
 
     assert order[0] is Priority.INTERACTIVE
     first = [order[:21].count(priority) for priority in Priority]
@@ -457,122 +457,122 @@ async def test_urgent_jobs_come_first_and_no_class_starves(services: House) -> N
     assert [order.count(priority) for priority in Priority] == [21, 21, 21]
 
 
-async def test_tenants_share_by_tokens_and_weight_and_a_flood_delays_nobody_else(services: House) -> None:
+async def test_tenants_share_by_tokens_and_weight_and_a_flood_delays_nobody_else(backend: Backend) -> None:
     for _ in range(30):
-        await services.queue.enqueue(make_job(tenant="flood", max_tokens=100), bounds=Bounds(jobs_max=100))
+        await backend.queue.enqueue(make_job(tenant="flood", max_tokens=100), bounds=Bounds(jobs_max=100))
     for number in range(4):
-        await services.queue.enqueue(make_job(tenant=f"t{number}", max_tokens=100), bounds=Bounds(jobs_max=100))
+        await backend.queue.enqueue(make_job(tenant=f"t{number}", max_tokens=100), bounds=Bounds(jobs_max=100))
     for _ in range(10):
-        await services.queue.enqueue(make_job(tenant="heavy", weight=2, max_tokens=100), bounds=Bounds(jobs_max=100))
+        await backend.queue.enqueue(make_job(tenant="heavy", weight=2, max_tokens=100), bounds=Bounds(jobs_max=100))
 
-    order = [job.tenant for job in await claim_all(services)]
+    order = [job.tenant for job in await claim_all(backend)]
 
     assert set(order[:6]) == {"flood", "heavy", "t0", "t1", "t2", "t3"}
     assert order[:16].count("heavy") == pytest.approx(2 * order[:16].count("flood"), abs=2)
 
 
-async def test_a_tenant_that_was_away_saves_nothing_up(services: House) -> None:
+async def test_a_tenant_that_was_away_saves_nothing_up(backend: Backend) -> None:
     for _ in range(10):
-        await services.queue.enqueue(make_job(tenant="busy", max_tokens=100), bounds=Bounds(jobs_max=100))
+        await backend.queue.enqueue(make_job(tenant="busy", max_tokens=100), bounds=Bounds(jobs_max=100))
     for _ in range(5):
-        (delivery,) = await services.queue.claim("m", worker="a", limit=1)
-        await services.queue.settle(write(delivery, started(), done(1)), worker="a")
+        (delivery,) = await backend.queue.claim("m", worker="a", limit=1)
+        await backend.queue.settle(write(delivery, started(), done(1)), worker="a")
     for _ in range(5):
-        await services.queue.enqueue(make_job(tenant="late", max_tokens=100), bounds=Bounds(jobs_max=100))
+        await backend.queue.enqueue(make_job(tenant="late", max_tokens=100), bounds=Bounds(jobs_max=100))
 
-    order = [job.tenant for job in await claim_all(services)]
+    order = [job.tenant for job in await claim_all(backend)]
 
     assert order[:6].count("busy") >= 2
 
 
-async def test_a_full_queue_has_room_for_newcomers(services: House) -> None:
+async def test_a_full_queue_has_room_for_newcomers(backend: Backend) -> None:
     for _ in range(10):
-        await services.queue.enqueue(make_job(tenant="flood"), bounds=TEN)
+        await backend.queue.enqueue(make_job(tenant="flood"), bounds=TEN)
     with pytest.raises(QueueFull):
-        await services.queue.enqueue(make_job(tenant="flood"), bounds=TEN)
+        await backend.queue.enqueue(make_job(tenant="flood"), bounds=TEN)
 
     for _ in range(2):
-        await services.queue.enqueue(make_job(tenant="new"), bounds=TEN)
+        await backend.queue.enqueue(make_job(tenant="new"), bounds=TEN)
     with pytest.raises(QueueFull) as caught:
-        await services.queue.enqueue(make_job(tenant="new"), bounds=TEN)
+        await backend.queue.enqueue(make_job(tenant="new"), bounds=TEN)
 
     assert caught.value.reason == "queue_full"
     assert caught.value.position == 13
 
 
-async def test_a_paused_model_claims_nothing_new_but_resumes_what_runs(services: House) -> None:
+async def test_a_paused_model_claims_nothing_new_but_resumes_what_runs(backend: Backend) -> None:
     running, waiting = make_job(), make_job()
-    await services.queue.enqueue(running, bounds=TEN)
-    await services.queue.claim("m", worker="a", limit=1)
-    await services.queue.enqueue(waiting, bounds=TEN)
-    await services.queue.pause("m", paused=True)
-    await services.let_leases_run_out()
+    await backend.queue.enqueue(running, bounds=TEN)
+    await backend.queue.claim("m", worker="a", limit=1)
+    await backend.queue.enqueue(waiting, bounds=TEN)
+    await backend.queue.pause("m", paused=True)
+    await backend.let_leases_run_out()
 
-    assert [d.job.id for d in await services.queue.claim("m", worker="b", limit=5)] == [running.id]
-    await services.queue.pause("m", paused=False)
-    assert [d.job.id for d in await services.queue.claim("m", worker="b", limit=5)] == [waiting.id]
+    assert [d.job.id for d in await backend.queue.claim("m", worker="b", limit=5)] == [running.id]
+    await backend.queue.pause("m", paused=False)
+    assert [d.job.id for d in await backend.queue.claim("m", worker="b", limit=5)] == [waiting.id]
 
 
-async def test_a_model_is_forgotten_when_nothing_of_it_waits_or_runs(services: House) -> None:
+async def test_a_model_is_forgotten_when_nothing_of_it_waits_or_runs(backend: Backend) -> None:
     job = make_job()
-    await services.queue.enqueue(job, bounds=TEN)
-    await services.queue.pause("m", paused=True)
-    waiting = await services.queue.forget("m")
-    await services.queue.pause("m", paused=False)
-    (delivery,) = await services.queue.claim("m", worker="w", limit=1)
-    running = await services.queue.forget("m")
-    await services.queue.settle(write(delivery, done(0)), worker="w")
-    await services.queue.pause("m", paused=True)
+    await backend.queue.enqueue(job, bounds=TEN)
+    await backend.queue.pause("m", paused=True)
+    waiting = await backend.queue.forget("m")
+    await backend.queue.pause("m", paused=False)
+    (delivery,) = await backend.queue.claim("m", worker="w", limit=1)
+    running = await backend.queue.forget("m")
+    await backend.queue.settle(write(delivery, done(0)), worker="w")
+    await backend.queue.pause("m", paused=True)
 
     assert (waiting.jobs, running.jobs) == (1, 1)
-    assert not await services.queue.forget("m")
-    assert not await services.queue.forget("m")  # a second time it changes nothing
-    await services.queue.enqueue(make_job(), bounds=TEN)
-    assert await services.queue.claim("m", worker="w", limit=1)  # it is no longer paused
+    assert not await backend.queue.forget("m")
+    assert not await backend.queue.forget("m")  # a second time it changes nothing
+    await backend.queue.enqueue(make_job(), bounds=TEN)
+    assert await backend.queue.claim("m", worker="w", limit=1)  # it is no longer paused
 
 
-async def test_on_its_last_attempt_a_job_is_alone_and_its_neighbours_are_acquitted(services: House) -> None:
+async def test_on_its_last_attempt_a_job_is_alone_and_its_neighbours_are_acquitted(backend: Backend) -> None:
     jobs = [make_job() for _ in range(3)]
     for job in jobs:
-        await services.queue.enqueue(job, bounds=TEN)
+        await backend.queue.enqueue(job, bounds=TEN)
     for worker in "ab":
-        for delivery in await services.queue.claim("m", worker=worker, limit=5):
+        for delivery in await backend.queue.claim("m", worker=worker, limit=5):
             assert not delivery.isolated
-        await services.let_leases_run_out()
+        await backend.let_leases_run_out()
 
-    (first,) = await services.queue.claim("m", worker="c", limit=5)
+    (first,) = await backend.queue.claim("m", worker="c", limit=5)
     assert first.isolated
     assert first.attempt == 3
-    assert await services.queue.claim("m", worker="c", limit=5) == []  # others wait until it gets on
-    await services.queue.append([write(first, started(), delta(1))])
-    (second,) = await services.queue.claim("m", worker="c", limit=5)
+    assert await backend.queue.claim("m", worker="c", limit=5) == []  # others wait until it gets on
+    await backend.queue.append([write(first, started(), delta(1))])
+    (second,) = await backend.queue.claim("m", worker="c", limit=5)
     assert second.isolated
-    await services.let_leases_run_out()  # it kills its worker
+    await backend.let_leases_run_out()  # it kills its worker
 
-    after = {d.job.id: d for _ in range(3) for d in await services.queue.claim("m", worker="d", limit=5)}
+    after = {d.job.id: d for _ in range(3) for d in await backend.queue.claim("m", worker="d", limit=5)}
 
     assert after[first.job.id].attempt <= 3
     assert after[second.job.id].attempt == 4
     assert sum(delivery.isolated for delivery in after.values()) <= 1
 
 
-async def test_a_job_that_gets_on_may_lose_any_number_of_workers(services: House) -> None:
-    await services.queue.enqueue(make_job(), bounds=TEN)
+async def test_a_job_that_gets_on_may_lose_any_number_of_workers(backend: Backend) -> None:
+    await backend.queue.enqueue(make_job(), bounds=TEN)
     for number in range(5):
-        (delivery,) = await services.queue.claim("m", worker=f"w{number}", limit=1)
+        (delivery,) = await backend.queue.claim("m", worker=f"w{number}", limit=1)
         assert delivery.attempt <= 2
         assert not delivery.isolated
         first = len(delivery.log)
         opening = [started()] if first == 0 else []
-        await services.queue.append([write(delivery, *opening, delta(first + len(opening)))])
-        await services.let_leases_run_out()
+        await backend.queue.append([write(delivery, *opening, delta(first + len(opening)))])
+        await backend.let_leases_run_out()
 
 
-async def test_a_gap_in_a_settlement_is_refused(services: House) -> None:
-    await services.queue.enqueue(make_job(), bounds=TEN)
-    (delivery,) = await services.queue.claim("m", worker="a", limit=1)
+async def test_a_gap_in_a_settlement_is_refused(backend: Backend) -> None:
+    await backend.queue.enqueue(make_job(), bounds=TEN)
+    (delivery,) = await backend.queue.claim("m", worker="a", limit=1)
 
-    assert await services.queue.settle(write(delivery, done(5)), worker="a") == 0
+    assert await backend.queue.settle(write(delivery, done(5)), worker="a") == 0
 
 
 def record_of(
@@ -590,105 +590,105 @@ def record_of(
     )
 
 
-async def submit_stored(services: House, text: str, *, ttl_s: int = 60, bounds: Bounds = TEN) -> StoredRecord:
+async def submit_stored(backend: Backend, text: str, *, ttl_s: int = 60, bounds: Bounds = TEN) -> StoredRecord:
     job = make_job(tenant="t")
     record = record_of(job, text, ttl_s=ttl_s)
-    await services.queue.enqueue(job, bounds=bounds, record=record)
+    await backend.queue.enqueue(job, bounds=bounds, record=record)
     return record
 
 
-async def test_a_record_is_stored_with_its_job_and_never_without(services: House) -> None:
-    accepted = await submit_stored(services, "first")
+async def test_a_record_is_stored_with_its_job_and_never_without(backend: Backend) -> None:
+    accepted = await submit_stored(backend, "first")
     refused = make_job(tenant="t")
 
     with pytest.raises(QueueFull):
-        await services.queue.enqueue(refused, bounds=Bounds(jobs_max=1), record=record_of(refused))
+        await backend.queue.enqueue(refused, bounds=Bounds(jobs_max=1), record=record_of(refused))
 
-    assert await services.stored(accepted.key)
-    assert not await services.stored(record_of(refused).key)
+    assert await backend.stored(accepted.key)
+    assert not await backend.stored(record_of(refused).key)
 
 
-async def test_a_repeated_request_stores_nothing_of_its_own(services: House) -> None:
+async def test_a_repeated_request_stores_nothing_of_its_own(backend: Backend) -> None:
     key = Idempotency(key="k", fingerprint="f")
     first, again = make_job(), make_job()
-    await services.queue.enqueue(first, bounds=TEN, idempotency=key, record=record_of(first))
+    await backend.queue.enqueue(first, bounds=TEN, idempotency=key, record=record_of(first))
 
-    accepted = await services.queue.enqueue(again, bounds=TEN, idempotency=key, record=record_of(again))
+    accepted = await backend.queue.enqueue(again, bounds=TEN, idempotency=key, record=record_of(again))
 
     assert accepted.attached
-    assert await services.stored(record_of(first).key)
-    assert not await services.stored(record_of(again).key)
+    assert await backend.stored(record_of(first).key)
+    assert not await backend.stored(record_of(again).key)
 
 
-async def test_a_tenant_stores_only_so_many_bytes_and_a_refused_job_is_none(services: House) -> None:
-    first = await submit_stored(services, "x" * 6000)
+async def test_a_tenant_stores_only_so_many_bytes_and_a_refused_job_is_none(backend: Backend) -> None:
+    first = await submit_stored(backend, "x" * 6000)
     job = make_job(tenant="t")
 
     with pytest.raises(StorageFull) as refused:
-        await services.queue.enqueue(job, bounds=TEN, record=record_of(job, "é" * 2000))
+        await backend.queue.enqueue(job, bounds=TEN, record=record_of(job, "é" * 2000))
 
     assert 6000 < refused.value.used < refused.value.bytes_max == 10_000
-    assert (await services.channel.read([(job.id, 0)]))[0].state is None
-    assert not await services.stored(record_of(job).key)
-    await services.queue.enqueue(make_job(tenant="t"), bounds=TEN)  # what stores nothing is welcome
+    assert (await backend.channel.read([(job.id, 0)]))[0].state is None
+    assert not await backend.stored(record_of(job).key)
+    await backend.queue.enqueue(make_job(tenant="t"), bounds=TEN)  # what stores nothing is welcome
     other = make_job(tenant="other")
-    await services.queue.enqueue(other, bounds=TEN, record=record_of(other, "x" * 6000))
+    await backend.queue.enqueue(other, bounds=TEN, record=record_of(other, "x" * 6000))
 
-    await services.queue.discard(first)
-    await services.queue.discard(first)
+    await backend.queue.discard(first)
+    await backend.queue.discard(first)
 
-    assert not await services.stored(first.key)
-    await submit_stored(services, "x" * 9000)
+    assert not await backend.stored(first.key)
+    await submit_stored(backend, "x" * 9000)
     with pytest.raises(StorageFull):
-        await submit_stored(services, "x" * 9000)
+        await submit_stored(backend, "x" * 9000)
 
 
-async def test_a_record_that_is_replaced_counts_once(services: House) -> None:
-    record = await submit_stored(services, "x" * 6000)
+async def test_a_record_that_is_replaced_counts_once(backend: Backend) -> None:
+    record = await submit_stored(backend, "x" * 6000)
 
     for size in (7000, 9000, 1000):
-        await services.queue.store(replace(record, data="x" * size))
+        await backend.queue.store(replace(record, data="x" * size))
 
     with pytest.raises(StorageFull):
-        await services.queue.store(replace(record, data="x" * 9900))
-    await submit_stored(services, "x" * 8000)
+        await backend.queue.store(replace(record, data="x" * 9900))
+    await submit_stored(backend, "x" * 8000)
 
 
-async def test_an_expired_record_gives_its_bytes_back(services: House) -> None:
-    record = await submit_stored(services, "x" * 6000, ttl_s=1)
+async def test_an_expired_record_gives_its_bytes_back(backend: Backend) -> None:
+    record = await submit_stored(backend, "x" * 6000, ttl_s=1)
     for _ in range(4):
-        await services.let_leases_run_out()
+        await backend.let_leases_run_out()
 
-    await submit_stored(services, "x" * 9000)
+    await submit_stored(backend, "x" * 9000)
 
-    assert not await services.stored(record.key)
+    assert not await backend.stored(record.key)
 
 
-async def test_a_failed_request_of_a_full_queue_frees_no_bytes_that_it_never_had(services: House) -> None:
-    await submit_stored(services, "x" * 6000)
+async def test_a_failed_request_of_a_full_queue_frees_no_bytes_that_it_never_had(backend: Backend) -> None:
+    await submit_stored(backend, "x" * 6000)
     job = make_job(tenant="t")
     with pytest.raises(QueueFull):
-        await services.queue.enqueue(job, bounds=Bounds(jobs_max=1), record=record_of(job, "x" * 3000))
+        await backend.queue.enqueue(job, bounds=Bounds(jobs_max=1), record=record_of(job, "x" * 3000))
 
-    await services.queue.discard(record_of(job, "x" * 3000))
+    await backend.queue.discard(record_of(job, "x" * 3000))
 
     with pytest.raises(StorageFull):
-        await submit_stored(services, "x" * 4000)
+        await submit_stored(backend, "x" * 4000)
 
 
-async def test_bytes_that_wait_are_bounded_and_come_free_again(services: House) -> None:
+async def test_bytes_that_wait_are_bounded_and_come_free_again(backend: Backend) -> None:
     bounds = Bounds(jobs_max=100, bytes_max=10_000)
-    await services.queue.enqueue(make_job(prompt="x" * 50_000), bounds=bounds)  # alone, any job may wait
+    await backend.queue.enqueue(make_job(prompt="x" * 50_000), bounds=bounds)  # alone, any job may wait
 
     with pytest.raises(QueueFull) as refused:
-        await services.queue.enqueue(make_job(), bounds=bounds)
+        await backend.queue.enqueue(make_job(), bounds=bounds)
     assert refused.value.reason == "queue_bytes_full"
 
-    await services.queue.claim("m", worker="a", limit=1)
-    await services.queue.enqueue(make_job(prompt="x" * 6000), bounds=bounds)
+    await backend.queue.claim("m", worker="a", limit=1)
+    await backend.queue.enqueue(make_job(prompt="x" * 6000), bounds=bounds)
     cancelled = make_job(prompt="x" * 2000)
-    await services.queue.enqueue(cancelled, bounds=bounds)
+    await backend.queue.enqueue(cancelled, bounds=bounds)
     with pytest.raises(QueueFull):
-        await services.queue.enqueue(make_job(prompt="x" * 2000), bounds=bounds)
-    await services.queue.cancel(cancelled.id)
-    await services.queue.enqueue(make_job(prompt="x" * 2000), bounds=bounds)
+        await backend.queue.enqueue(make_job(prompt="x" * 2000), bounds=bounds)
+    await backend.queue.cancel(cancelled.id)
+    await backend.queue.enqueue(make_job(prompt="x" * 2000), bounds=bounds)

@@ -150,7 +150,7 @@ def test_what_is_no_api_is_said_to_be_none(html: str) -> None:
     done = asked("--url", html)
 
     assert done.returncode == 2
-    assert f"does not list its models at {html} or {html}/v1: what answers there is no API like OpenAI's" in done.stderr
+    assert f"does not list its models at {html} or {html}/v1: the response is not a list of models" in done.stderr
 
 
 ITEMS = 70

@@ -121,7 +121,7 @@ def test_top_counts_what_was_requeued_as_rq_info_does(slow: Stack) -> None:
         "MODEL": "scripted",
         "workers": "1",
         "wanted": "1",
-        "running": "1",
+        "started": "1",
         "interactive": "0",
         "standard": "2",
     }
