@@ -1,9 +1,9 @@
-"""Autoscaling by `workers_wanted` against fixed fleets, in simulated time: `python -m bench.autoscale`.
+"""Compares autoscaling by `workers_wanted` with fixed fleets, in simulated time: `python -m bench.autoscale`.
 
-The signal is the one that the API gives (`shared.catalog.demand`); around it, what KEDA and the HorizontalPodAutoscaler
-do with the chart's values: a look every five seconds, up at once, down by one pod a minute to the most that was wanted
-in five minutes, to zero after a cooldown. A worker that starts serves after its cold start; one that goes hands its
-jobs over, and they wait again with what is left of them. Costs are worker hours, cold starts included."""
+The signal is the API's own (`shared.catalog.demand`). The simulation adds KEDA and the HorizontalPodAutoscaler with the
+chart's values: a look every five seconds, up at once, down by one pod a minute to the most that was wanted in five
+minutes, to zero after a cooldown. A new worker serves after its cold start; a worker that stops hands its jobs over,
+and they wait again with the tokens that are left. Costs are worker hours, cold starts included."""
 
 import json
 import math
@@ -41,7 +41,8 @@ class Worker:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """Waits from arrival to a place in a batch, in seconds. `picture`: minutes, workers, jobs waiting."""
+    """The result of one run: waits in seconds from arrival to a place in a batch; `series` holds (minutes, workers,
+    queued jobs) for the plot."""
 
     trace: str
     fleet: str
@@ -51,7 +52,7 @@ class Outcome:
     late: float
     worker_hours: float
     most_workers: int
-    picture: list[tuple[float, int, int]]
+    series: list[tuple[float, int, int]]
 
 
 Rate = Callable[[float], float]
@@ -66,7 +67,7 @@ DRAWN = "wanted, from zero"
 
 
 def arrivals(rate: Rate, seed: int) -> Iterator[Job]:
-    """A Poisson process; sizes as of chats, with a long tail."""
+    """Draw the arrivals of a Poisson process, with the sizes of chats: most are short, and the tail is long."""
     rng, now = random.Random(seed), 0.0
     while now < LENGTH_S:
         now += rng.expovariate(15.0)
@@ -75,13 +76,13 @@ def arrivals(rate: Rate, seed: int) -> Iterator[Job]:
 
 
 class Fleet:
-    """`fixed`: so many workers for all the time; else as many as are wanted, of at most `most`."""
+    """A fleet of `fixed` workers, or without that of as many as are wanted, `most` at most."""
 
     def __init__(self, *, fixed: int = 0, most: int = 16, least: int = 0, cold_s: float = 60.0, target_s: float = 10.0):
         self.workers = [Worker(0.0) for _ in range(fixed or least)]
         self.waiting: deque[Job] = deque()
         self.waits: list[float] = []
-        self.picture: list[tuple[float, int, int]] = []
+        self.series: list[tuple[float, int, int]] = []
         self.used_s = 0.0
         self._fixed, self._most, self._least = fixed, most, least
         self._cold_s, self._target_s = cold_s, target_s
@@ -89,7 +90,7 @@ class Fleet:
         self._busy_at = self._shrunk_at = 0.0
 
     def run(self, jobs: Iterator[Job]) -> None:
-        """Until all of them have been served."""
+        """Simulate until every job has been served."""
         now, polled, coming = 0.0, -float(POLL_S), deque(jobs)
         while coming or self.waiting or any(worker.jobs for worker in self.workers):
             while coming and coming[0].arrived <= now:
@@ -99,7 +100,7 @@ class Fleet:
                 self._scale(now)
                 polled = now
             if now % 30 == 0:
-                self.picture.append((now / 60, len(self.workers), len(self.waiting)))
+                self.series.append((now / 60, len(self.workers), len(self.waiting)))
             self.used_s += len(self.workers) * STEP_S
             now += STEP_S
 
@@ -164,8 +165,8 @@ def outcome(trace: str, name: str, fleet: Fleet, seed: int) -> Outcome:
         wait_p99_s=round(cuts[98], 2),
         late=round(sum(wait > 10 for wait in fleet.waits) / len(fleet.waits), 4),
         worker_hours=round(fleet.used_s / HOUR, 1),
-        most_workers=max(workers for _, workers, _ in fleet.picture),
-        picture=fleet.picture,
+        most_workers=max(workers for _, workers, _ in fleet.series),
+        series=fleet.series,
     )
 
 
@@ -183,14 +184,14 @@ def fleets() -> dict[str, Fleet]:
 @click.command()
 @click.option("--seed", default=7, show_default=True)
 def main(seed: int) -> None:
-    """Print the table, and keep the figures for `python -m bench.plots`."""
+    """Print the table and write the figures for `python -m bench.plots`."""
     print("| trace | fleet | wait p50, s | wait p99, s | over 10 s | worker hours | most workers |")
     print("|---|---|---|---|---|---|---|")
     kept = []
     for trace in TRACES:
         for name, fleet in fleets().items():
             made = outcome(trace, name, fleet, seed)
-            kept.append(asdict(made) | ({} if name == DRAWN else {"picture": []}))
+            kept.append(asdict(made) | ({} if name == DRAWN else {"series": []}))
             waits = f"{made.wait_p50_s} | {made.wait_p99_s} | {made.late:.1%}"
             print(f"| {trace} | {name} | {waits} | {made.worker_hours} | {made.most_workers} |")
     OUT.write_text(json.dumps(kept), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""One streamed chat over a bare socket, so that the client takes little of the CPU that it measures."""
+"""Streams one chat over a bare socket, so that the client takes little of the CPU that it measures."""
 
 import asyncio
 import json
@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 @dataclass(frozen=True, slots=True)
 class Streamed:
-    """`pieces`: frames with text. `whole`: the stream ended as it should."""
+    """`pieces` counts frames with text; `whole` is true if the stream ended as it should."""
 
     first_ms: float
     pieces: int
@@ -21,8 +21,8 @@ class Streamed:
 async def stream(
     url: str, body: dict[str, Any], *, key: str = "none", heard: Callable[[int], None] | None = None
 ) -> Streamed:
-    """`url`: up to and with /v1. `heard` is told of the pieces as they come. Raises AssertionError, with what came,
-    when nothing did."""
+    """Stream one chat. `url` ends with /v1. `heard` is called with the number of pieces in each chunk. Raises
+    AssertionError with the bytes received if no piece came."""
     parts = urlsplit(url)
     data = json.dumps(body | {"stream": True}).encode()
     began = time.perf_counter()

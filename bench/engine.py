@@ -1,7 +1,7 @@
-"""The torch engine against transformers' own ways to serve the same requests. `python -m bench.engine --size 25m`
+"""Compares the torch engine with transformers' own ways to serve the same requests. `python -m bench.engine --size 25m`
 
-All run in this process on the same random Llama and the same prompts, greedy, to a fixed length; rounds alternate. Many
-requests are counted per CPU second, one alone by the clock.
+All run in this process on the same random Llama and the same prompts, greedily, to a fixed length; rounds alternate.
+Many requests are measured per CPU second, a single request by the clock.
 """
 
 import json
@@ -49,7 +49,7 @@ def static_batch(model: Any, prompts: list[list[int]], tokens: int) -> int:
 
 
 def _generate(model: Any, prompts: list[list[int]], tokens: int) -> None:
-    """Left-padded, as transformers wants it."""
+    """Generate for one batch, left-padded as transformers requires."""
     longest = max(map(len, prompts))
     ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
@@ -59,7 +59,7 @@ def _generate(model: Any, prompts: list[list[int]], tokens: int) -> None:
 
 
 def continuous_batching(model: Any, prompts: list[list[int]], tokens: int) -> int:
-    """transformers' own. `model` is used by nobody else: its attention is replaced."""
+    """Run transformers' continuous batching. It replaces the attention of `model`, so nothing else may use it."""
     config = GenerationConfig(max_new_tokens=tokens, do_sample=False, pad_token_id=0, eos_token_id=2)
     cache = ContinuousBatchingConfig(num_blocks=512, page_size=32, max_batch_tokens=512)
     done = model.generate_batch(prompts, generation_config=config, continuous_batching_config=cache)
@@ -91,7 +91,7 @@ def engine_of(model: Any, sequences: int, *, packed: bool) -> BatchedEngine:
 
 
 def compare(title: str, ways: dict[str, Way], clock: Callable[[], float], rounds: int) -> dict[str, list[float]]:
-    """Print the table: tokens by the clock, and how many times the first way's. Returns every round's tokens/s."""
+    """Print the table of tokens/s and of the ratio to the first way. Return every round's tokens/s."""
     figures: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, way in ways.items():
@@ -112,7 +112,7 @@ def compare(title: str, ways: dict[str, Way], clock: Callable[[], float], rounds
 @click.option("--requests", default=32, show_default=True)
 @click.option("--tokens", default=64, show_default=True)
 @click.option("--rounds", default=3, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="write every round here, as JSON")
+@click.option("--out", type=click.Path(path_type=Path), help="Write every round to this file, as JSON.")
 def main(size: str, requests: int, tokens: int, rounds: int, out: Path | None) -> None:
     """Measure and print both tables."""
     model, batching = make_model(size), make_model(size)

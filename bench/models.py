@@ -1,7 +1,7 @@
-"""Random Llamas to measure with: `python -m bench.models FOLDER` writes FOLDER/bench-25m and FOLDER/bench-250m.
+"""Random Llama models to measure with: `python -m bench.models FOLDER` writes FOLDER/bench-25m and FOLDER/bench-250m.
 
-They speak nonsense of any length: the weights are random, and a token that would end an answer is never the likeliest.
-Tokenizer and chat template are the built-in model's, so that every server counts the same tokens.
+The models write nonsense of any length: their weights are random, and no end token is ever the likeliest. The tokenizer
+and the chat template are the built-in model's, so that every server counts the same tokens.
 """
 
 import json
@@ -19,8 +19,8 @@ SIZES: dict[str, dict[str, int]] = {
     "25m": {"hidden_size": 512, "num_hidden_layers": 6, "intermediate_size": 1536, "num_attention_heads": 8},
     "250m": {"hidden_size": 1024, "num_hidden_layers": 14, "intermediate_size": 4096, "num_attention_heads": 16},
 }
-VOCABULARY = 4096  # more than the tokenizer's, to weigh what a vocabulary weighs; no id beyond it is ever chosen
-PRETRAINED = "PreTrainedTokenizerFast"  # what transformers 4 and 5 both know
+VOCABULARY = 4096  # more than the tokenizer's, for a realistic output layer; ids beyond are never chosen
+PRETRAINED = "PreTrainedTokenizerFast"  # a class that transformers 4 and 5 both know
 
 
 def make_model(size: str) -> Any:

@@ -1,8 +1,8 @@
-"""What the pipeline itself costs: the scripted engine behind Redis and one API process, against the same engine called
-directly. `python -m bench.pipeline` prints the table of bench/README.md.
+"""Measures the cost of the pipeline: the scripted engine behind Redis and one API process, against direct calls of the
+same engine. `python -m bench.pipeline` prints the table of bench/README.md.
 
 For each number of streams: the time to the first token that the pipeline adds, the events relayed per second of wall
-time, and the API's CPU time per event (user and system, from /proc). Rounds alternate; medians over rounds.
+time, and the API's CPU time per event (user and system, from /proc). Rounds alternate; the table shows their medians.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ MESSAGES = [{"role": "user", "content": "measure this"}]
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """`step_ms`: pace of the engine; each stream gets a token a step."""
+    """A number of streams at one pace: each stream gets a token every `step_ms`."""
 
     streams: int
     step_ms: float
@@ -49,7 +49,7 @@ class Result:
 
 
 def direct_first_ms(cell: Cell) -> float:
-    """Median time to the first token of the engine alone, all streams at once."""
+    """Measure the time to the first token of the engine alone, with all streams at once."""
     limits = EngineLimits(
         sequences_max=cell.streams, batch_tokens_max=100_000, context_length=1_000_000, vocabulary=VOCABULARY
     )
@@ -83,7 +83,7 @@ async def measure(port: int, api_pid: int, cell: Cell) -> Result:
 
 
 def start_worker(stack: Stack, cell: Cell) -> subprocess.Popen[bytes]:
-    """At the cell's pace."""
+    """Start a worker at the cell's pace."""
     pace = {"PENSTOCK_SCRIPTED_STEP_MS": str(cell.step_ms), "PENSTOCK_SEQUENCES_MAX": str(cell.streams)}
     return stack.worker("-m", "scripted", PENSTOCK_SCRIPTED_TOKENS="1000000", **pace)
 

@@ -1,4 +1,4 @@
-"""The plots in docs/, from the figures in bench/results/: `python -m bench.plots`."""
+"""Draws the plots in docs/ from the figures in bench/results/: `python -m bench.plots`."""
 
 import json
 import statistics
@@ -19,7 +19,7 @@ def colour(name: str, index: int) -> str:
 
 
 def servers() -> None:
-    """Output tokens per second of whole servers, by concurrent streams."""
+    """Plot the output tokens per second of whole servers, by concurrent streams."""
     sizes = {"25 M parameters": "serving-25m", "250 M parameters": "serving-250m"}
     figure, panes = plt.subplots(1, len(sizes), figsize=(9, 3.4), layout="constrained")
     for pane, (title, name) in zip(panes, sizes.items(), strict=True):
@@ -39,7 +39,7 @@ def servers() -> None:
 
 
 def engine() -> None:
-    """The engine against transformers' own ways, in one process."""
+    """Plot the engine against transformers' own ways, in one process."""
     figure, panes = plt.subplots(1, 2, figsize=(9, 2.6), layout="constrained")
     for pane, size in zip(panes, ("25m", "250m"), strict=True):
         (title, ways), *_ = load(f"engine-{size}").items()
@@ -52,7 +52,7 @@ def engine() -> None:
 
 
 def soak() -> None:
-    """Memory over half an hour of everything at once."""
+    """Plot memory over half an hour of the soak test."""
     samples: list[dict[str, Any]] = load("soak")
     minutes = [each["seconds"] / 60 for each in samples]
     figure, (memory, blocks) = plt.subplots(2, 1, figsize=(9, 3.6), sharex=True, layout="constrained")
@@ -70,7 +70,7 @@ def soak() -> None:
 
 
 def resume() -> None:
-    """One stream's tokens over time, across what happens to those who make it."""
+    """Plot one stream's tokens over time, across a fault of its worker or of Redis."""
     records: dict[str, dict[str, Any]] = load("resume")
     figure, panes = plt.subplots(1, len(records), figsize=(9, 2.6), sharey=True, layout="constrained")
     for pane, (name, record) in zip(panes, records.items(), strict=True):
@@ -85,11 +85,11 @@ def resume() -> None:
 
 
 def autoscale() -> None:
-    """Workers and waiting jobs over time, as the queue wants them, in simulated time."""
-    found: list[dict[str, Any]] = [each for each in load("autoscale") if each["picture"]]
+    """Plot workers and queued jobs over simulated time."""
+    found: list[dict[str, Any]] = [each for each in load("autoscale") if each["series"]]
     figure, panes = plt.subplots(2, len(found), figsize=(9, 3.4), sharex=True, layout="constrained")
     for (workers, waiting), each in zip(panes.T, found, strict=True):
-        minutes, up, jobs = zip(*each["picture"], strict=True)
+        minutes, up, jobs = zip(*each["series"], strict=True)
         workers.step(minutes, up, where="post", color=OURS, linewidth=1)
         workers.set_title(each["trace"], fontsize=9)
         waiting.plot(minutes, jobs, color="#b04a3a", linewidth=0.8)
@@ -102,7 +102,7 @@ def autoscale() -> None:
 def bars(
     pane: Any, where: Sequence[float], cells: Sequence[Sequence[float]], *, horizontal: bool = False, **looks: Any
 ) -> None:
-    """Medians, with the lowest and the highest round as whiskers."""
+    """Draw medians, with the lowest and the highest round as whiskers."""
     middles = [statistics.median(cell) for cell in cells]
     spread = [
         [m - min(c) for m, c in zip(middles, cells, strict=True)],

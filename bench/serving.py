@@ -1,8 +1,8 @@
-"""Output tokens per second over HTTP, against other servers of the same model. `python -m bench.serving --help`
+"""Compares output tokens per second over HTTP with other servers of the same model. `python -m bench.serving --help`
 
-Every server answers the same prompts, greedily, to a fixed length; servers alternate inside each round, one at a time
-while the others idle. Penstock is one more server of the list: start it as its users do. How the others are started
-stands in bench/README.md.
+Every server answers the same prompts, greedily, to a fixed length. In each round the servers take turns, one at a time
+while the others idle. Penstock is one server of the list: start it as its users do. bench/README.md says how to start
+the others.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ def prompts(seed: int, words: int) -> list[str]:
 async def measure(
     server: Server, streams: int, requests: int, tokens: int, texts: Sequence[str], number: int
 ) -> Measured:
-    """`requests` in all, `streams` of them at any time."""
+    """Send `requests` requests, `streams` of them at any time."""
     todo = itertools.islice(texts, requests)
     done: list[Streamed] = []
 
@@ -96,13 +96,20 @@ def table(results: Sequence[Measured], base: str) -> str:
 
 
 @click.command()
-@click.option("--server", "servers", multiple=True, required=True, metavar="NAME,URL,MODEL", help="the first is ours")
+@click.option(
+    "--server",
+    "servers",
+    multiple=True,
+    required=True,
+    metavar="NAME,URL,MODEL",
+    help="Server to measure; the first one is ours. May be repeated.",
+)
 @click.option("--streams", "cells", multiple=True, type=int, default=(1, 16, 32), show_default=True)
-@click.option("--per-stream", default=2, show_default=True, help="requests for each stream")
-@click.option("--tokens", default=64, show_default=True, help="length of an answer")
-@click.option("--words", default=48, show_default=True, help="length of a prompt")
+@click.option("--per-stream", default=2, show_default=True, help="Requests for each stream.")
+@click.option("--tokens", default=64, show_default=True, help="Length of each answer, in tokens.")
+@click.option("--words", default=48, show_default=True, help="Length of each prompt, in words.")
 @click.option("--rounds", default=3, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="write every round here, as JSON")
+@click.option("--out", type=click.Path(path_type=Path), help="Write every round to this file, as JSON.")
 def main(
     servers: Sequence[str],
     cells: Sequence[int],
@@ -112,7 +119,7 @@ def main(
     rounds: int,
     out: Path | None,
 ) -> None:
-    """Measure, print the table: `ratio` is our tokens/s over the server's."""
+    """Measure the servers and print a table. `ratio` is our tokens/s divided by the server's."""
     known = [Server(*text.split(",", 2)) for text in servers]
     seeds = itertools.count()
     results: list[Measured] = []

@@ -1,8 +1,9 @@
-"""Everything at once, for long: `python -m bench.soak --minutes 30`.
+"""Runs every kind of request at once, for long: `python -m bench.soak --minutes 30`.
 
-Random requests to a real stack with the built-in model and a cache too small for all: chats of one or several choices,
-with and without a form, completions with echo, embeddings, clients that leave, prompts that are too long, grammars that
-are none. In the end every block of the cache must be free, no process larger than before, and no answer lost.
+Random requests go to a real stack with the built-in model and a KV cache that is too small for all of them: chats of
+one or several choices, with and without a JSON schema, completions with echo, embeddings, clients that leave, prompts
+that are too long, invalid grammars. At the end every block of the cache must be free, no process may have grown, and no
+answer may be lost.
 """
 
 import asyncio
@@ -36,7 +37,7 @@ SCHEMA = {"type": "object", "properties": {"name": {"type": "string", "maxLength
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Megabytes resident; blocks and sequences as the worker's metrics count them."""
+    """Resident memory in MB, and the blocks and sequences that the worker's metrics count."""
 
     seconds: float
     worker_mb: float
@@ -47,7 +48,7 @@ class Sample:
 
 
 class Unexpected(Exception):
-    """An answer that is not what was asked for."""
+    """An answer does not match its request."""
 
 
 class Client:
@@ -143,7 +144,7 @@ def _require(truth: bool, what: str) -> None:
 
 
 class Watch:
-    """Looks at the stack from outside."""
+    """Samples the memory and the metrics of the stack."""
 
     def __init__(self, stack: Stack, worker_pid: int) -> None:
         self._worker = psutil.Process(worker_pid)
@@ -172,7 +173,7 @@ class Watch:
         return sample
 
     def page(self) -> str:
-        """The worker's metrics."""
+        """Fetch the worker's metrics."""
         [key] = self._redis.scan_iter("rq:worker:*")
         url: Any = self._redis.hget(key, "url")
         return httpx.get(f"{url}/metrics").text
@@ -188,7 +189,7 @@ async def soak(stack: Stack, watch: Watch, minutes: float, seed: int) -> Counter
     watching = asyncio.create_task(watch.run())
     await asyncio.gather(*[Client(stack.base, seed + number, counts).run(until) for number in range(CLIENTS)])
     watching.cancel()
-    await asyncio.sleep(3)  # the last clients that left are noticed
+    await asyncio.sleep(3)  # time for the API to notice the last clients that left
     watch.look()
     return counts
 
@@ -212,9 +213,9 @@ def report(watch: Watch, counts: Counter[str]) -> str:
 @click.command()
 @click.option("--minutes", default=30.0, show_default=True)
 @click.option("--seed", default=1, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="write every sample here, as JSON")
+@click.option("--out", type=click.Path(path_type=Path), help="Write every sample to this file, as JSON.")
 def main(minutes: float, seed: int, out: Path | None) -> None:
-    """Soak, print the table; exit status 1 when anything is left in use."""
+    """Run the soak test and print its table. The exit status is 1 if anything is left in use."""
     with tempfile.TemporaryDirectory() as folder:
         stack = Stack(Path(folder), **SETTINGS)
         worker = stack.worker("-m", "builtin")

@@ -1,4 +1,4 @@
-"""Real processes to measure: Redis, one API process, workers."""
+"""Real processes to measure: Redis, one API process and workers."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ LOOK_S = 0.1
 
 
 def until(truth: Callable[[], bool], *, seconds: float = READY_S) -> bool:
-    """Whether it came true in time."""
+    """Wait until `truth` holds. Return False if it does not in time."""
     deadline = time.monotonic() + seconds
     while not (true := truth()) and time.monotonic() < deadline:
         time.sleep(LOOK_S)
@@ -31,7 +31,7 @@ def answers(url: str) -> bool:
 
 
 class Stack:
-    """Settings are PENSTOCK_ variables, `PENSTOCK_LOG_LEVEL` is WARNING unless given."""
+    """Redis, an API process and workers; the settings are PENSTOCK_ variables, with WARNING as the log level."""
 
     def __init__(self, folder: Path, **environment: str) -> None:
         self._folder = folder
@@ -48,13 +48,13 @@ class Stack:
         self.api = self.spawn("api")
 
     def worker(self, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
-        """Ready when it is returned. Raises TimeoutError."""
+        """Start a worker and wait until it serves. Raises TimeoutError."""
         started = self.spawn("worker", *arguments, **environment)
         self.staffed(1)
         return started
 
     def staffed(self, count: int, *, seconds: float = READY_S) -> None:
-        """Until so many workers serve. Raises TimeoutError."""
+        """Wait until `count` workers serve. Raises TimeoutError."""
         if not until(lambda: self._serving() >= count, seconds=seconds):
             log = (self._folder / "worker.log").read_text()[-2000:]
             raise TimeoutError(f"{self._serving()} of {count} workers serve: {log}")

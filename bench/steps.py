@@ -1,8 +1,7 @@
-"""What a step of the torch engine costs, and what of that is not arithmetic. `python -m bench.steps --size 25m`
+"""Measures a step of the torch engine, and the part of it that is not arithmetic. `python -m bench.steps --size 25m`
 
-- the decode step at batch 1 and 32 against the time its bytes take at this machine's measured memory bandwidth;
-- the share of a step that is Python and dispatch: what the same step takes with a model of the same layers and next to
-  no numbers in them;
+- the decode step at batch 1 and 32, against the time its bytes take at this machine's measured memory bandwidth;
+- the share of a step that is Python and dispatch: the time of the same step with as many layers of next to no weights;
 - the step with thousands of sequences waiting for a place;
 - the time to the first token of 32 requests that arrive together and share 512 tokens, with and without prefix cache.
 """
@@ -37,7 +36,7 @@ def sequences(count: int, length: int, *, shared: int = 0) -> list[Sequence]:
 
 
 def bandwidth_gb_s() -> float:
-    """Of reading: the sum of numbers that no cache holds."""
+    """Measure the memory bandwidth of reading, by a sum over more numbers than the CPU's caches hold."""
     numbers = torch.ones(2**27)
     times = []
     for _ in range(7):
@@ -48,7 +47,7 @@ def bandwidth_gb_s() -> float:
 
 
 def decode_ms(engine: BatchedEngine, batch: int, waiting: int = 0) -> float:
-    """Median of a step in which all of `batch` decode, their contexts about CONTEXT long."""
+    """Measure the median step in which `batch` sequences decode, with contexts of about CONTEXT tokens."""
     scheduler = Scheduler(replace(engine.limits, sequences_max=batch))
     for sequence in [*sequences(batch, CONTEXT), *sequences(waiting, 32)]:
         scheduler.add(sequence)
@@ -63,7 +62,7 @@ def decode_ms(engine: BatchedEngine, batch: int, waiting: int = 0) -> float:
 
 
 def bytes_moved(engine: BatchedEngine, size: str, batch: int) -> int:
-    """Weights that every step reads (not the table of embeddings), and the keys and values of the contexts."""
+    """Count the bytes that a step reads: the weights without the embedding table, and the KV cache of the contexts."""
     model = make_model(size)
     weights: int = model.num_parameters() - model.get_input_embeddings().weight.numel()
     cached = engine.cache.bytes_per_block // BLOCK_SIZE * (CONTEXT + STEPS // 2) * batch
@@ -71,14 +70,14 @@ def bytes_moved(engine: BatchedEngine, size: str, batch: int) -> int:
 
 
 def hollow(size: str) -> BatchedEngine:
-    """The same layers, a handful of numbers in each."""
+    """Make a model with the same layers and hardly any weights in each."""
     layers = SIZES[size]["num_hidden_layers"]
     tiny = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 1, "vocab_size": VOCABULARY}
     return engine_of(LlamaForCausalLM(LlamaConfig(num_hidden_layers=layers, **tiny)).eval(), 32, packed=True)
 
 
 def first_token_ms(engine: BatchedEngine, *, prefix_cache: bool) -> float:
-    """Median over 32 requests, all there at once, the cache empty."""
+    """Measure the median TTFT of 32 requests that arrive at once and find an empty cache."""
     scheduler = Scheduler(replace(engine.limits, prefix_cache=prefix_cache))
     for sequence in sequences(32, 528, shared=512):
         scheduler.add(sequence)
@@ -95,7 +94,7 @@ def first_token_ms(engine: BatchedEngine, *, prefix_cache: bool) -> float:
 @click.command()
 @click.option("--size", type=click.Choice(list(SIZES)), default="25m", show_default=True)
 @click.option("--rounds", default=3, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="write the figures here, as JSON")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the figures to this file, as JSON.")
 def main(size: str, rounds: int, out: Path | None) -> None:
     """Measure and print the tables."""
     figures: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""`python -m cli`: what `penstock` runs, for processes started by `penstock up`."""
+"""`python -m cli` is the command `penstock`; `penstock up` starts its child processes this way."""
 
 from cli.main import run
 

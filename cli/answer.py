@@ -1,4 +1,4 @@
-"""An answer on its way to the screen: as Markdown in a terminal, each line of it once; as plain text anywhere else."""
+"""Prints a streamed answer: as Markdown in a terminal, each line once; as plain text anywhere else."""
 
 import threading
 from types import TracebackType
@@ -17,9 +17,9 @@ MARGIN = 2  # rows of the screen that the moving part leaves free
 
 
 class Answer:
-    """Only the last block, which may still change, moves; what stands before it is printed and left alone. Rich's own
-    live display prints anew whatever has left the screen at its top. Rich's own thread is not used: when it draws while
-    something is printed, it moves the cursor up by the height of another picture, over lines that were to stay."""
+    """Redraws only the last Markdown block, which may still change; finished blocks are printed once. Rich's live
+    display would print everything that has scrolled off the screen again. Rich's own refresh thread is not used: if it
+    draws during a print, it moves the cursor up by the height of an older frame and overwrites finished lines."""
 
     def __init__(self, console: Console) -> None:
         self.text = ""
@@ -33,7 +33,7 @@ class Answer:
             redirect_stdout=False,
             redirect_stderr=False,
         )
-        self._screen = threading.Lock()  # for whoever writes there
+        self._screen = threading.Lock()  # one writer at a time
         self._over = threading.Event()
         self._drawing = threading.Thread(target=self._keep_drawing, daemon=True)
 
@@ -68,7 +68,7 @@ class Answer:
                     self._console.print()
 
     def draw(self) -> None:
-        """The moving part, as it is now."""
+        """Redraw the open block."""
         with self._screen:
             self._live.refresh()
 
@@ -81,7 +81,7 @@ class Answer:
         self._console.print(SegmentLines(lines, new_lines=True), end="")
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """The moving part: the end of the open block, as much as the screen can hold."""
+        """Yield the end of the open block, as many rows as the screen can hold."""
         rows = max(console.height - MARGIN, 1)
         lines = self._open.splitlines()
         if len(lines) > rows:  # too long to be rendered again with each token
@@ -95,8 +95,8 @@ class Answer:
 
 
 def rendered(source: str, console: Console, options: ConsoleOptions) -> list[list[Segment]]:
-    """The lines of this Markdown, without empty ones around them. They are made plain once more: Markdown can spell
-    control characters as entities. Addresses of links are shown, not hidden behind their text."""
+    """Render Markdown to lines, without empty lines at either end. Each line is made plain again, since Markdown can
+    write control characters as entities. Link addresses are shown, not hidden behind their text."""
     lines = console.render_lines(Markdown(source, hyperlinks=False), options, pad=False)
     while lines and _empty(lines[-1]):
         lines.pop()
@@ -109,9 +109,9 @@ def _empty(line: list[Segment]) -> bool:
 
 
 def finished(source: str) -> tuple[str, str, bool]:
-    """What of this Markdown can change no more, the rest, and whether an empty line belongs between them.
+    """Split Markdown into the part that can no longer change and the rest, and say if an empty line goes between them.
 
-    The last block may go on, and so may the last item of a list; a line that has not ended says nothing yet."""
+    The last block and the last item of a list may still grow; a line without its end decides nothing yet."""
     tokens = Markdown(source[: source.rfind("\n") + 1]).parsed
     blocks = [token.map[0] for token in tokens if token.map and token.level == 0]
     items = [token.map[0] for token in tokens if token.map and token.level == 1 and token.type == "list_item_open"]

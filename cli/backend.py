@@ -1,4 +1,4 @@
-"""What the operator's commands share: a connection to their Redis, and the option that names it."""
+"""The Redis connection and the options that the operator's commands share."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -19,13 +19,17 @@ from shared.queue.redis_queue import RedisQueue
 from shared.redis.client import connect
 
 FAILED_MAX = 1000
+REDIS_URL_HELP = (
+    "URL of the Redis that holds the queue. The default is PENSTOCK_REDIS_URL, else the Redis that `penstock up` runs "
+    "in this folder."
+)
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """What the commands work with."""
+    """The parts of Penstock that the commands use."""
 
     client: Redis
     job_records: JobRecords
@@ -34,23 +38,23 @@ class Backend:
     model_registry: ModelRegistry
 
     async def known_models(self) -> list[str]:
-        """Models that workers announced, and those of which there are jobs."""
+        """List the models that workers announced or that have jobs."""
         announced = [info.name for info in await self.model_registry.models()]
         return sorted({*announced, *await self.job_records.models()})
 
     async def failed_jobs(self, model: str) -> int:
-        """How many are kept; no more than FAILED_MAX are counted."""
+        """Count the failed jobs that are kept, up to FAILED_MAX."""
         return len(await self.job_records.ids(model, State.FAILED, limit=FAILED_MAX))
 
     async def require_model(self, name: str) -> None:
-        """Raise NotFound for a model that was never here."""
+        """Raise NotFound for a model without an announcement or a job."""
         known = await self.known_models()
         if name not in known:
-            raise NotFound(f"There is no model {name!r} here; known: {', '.join(known) or 'none'}.")
+            raise NotFound(f"There is no model {name!r}. Known models: {', '.join(known) or 'none'}.")
 
 
 class OperatorGroup(click.Group):
-    """A group whose `--redis-url` may stand before or after the sub-command. The URL becomes the context's object."""
+    """A group that takes `--redis-url` before or after the sub-command. The URL becomes the context's object."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -65,8 +69,7 @@ def _redis_url() -> click.Option:
     def choose(context: click.Context, _: click.Parameter, url: str | None) -> None:
         context.obj = url or context.obj
 
-    about = "Where the queue lives; by default the one that `penstock up` runs here."
-    return click.Option(["--redis-url"], help=about, expose_value=False, callback=choose)
+    return click.Option(["--redis-url"], help=REDIS_URL_HELP, expose_value=False, callback=choose)
 
 
 @asynccontextmanager
@@ -80,9 +83,9 @@ async def open_backend(redis_url: str | None) -> AsyncIterator[Backend]:
         await client.aclose()
 
 
-def with_backend(redis_url: str | None, work: Callable[[Backend], Awaitable[None]]) -> None:
+def with_backend(redis_url: str | None, command: Callable[[Backend], Awaitable[None]]) -> None:
     async def run() -> None:
         async with open_backend(redis_url) as backend:
-            await work(backend)
+            await command(backend)
 
     asyncio.run(run())

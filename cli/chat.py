@@ -16,25 +16,25 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from rich.console import Console
 
 from cli.answer import Answer
-from cli.chat_server import find_server, words
+from cli.chat_server import explain, find_server
 from cli.conversation import Conversation
 from cli.private_files import private_file
 from cli.terminal import plain, unechoed
 from shared.domain.errors import InvalidRequest, NotFound
 
-LOOK_S = 0.5  # an answer that has not begun by then may wait for a worker
+LOOK_S = 0.5  # after this long without a token, ask if a worker serves the model
 INTERRUPTED = 130
 HELP = """\
 /reset          forget the conversation
 /undo           forget the last question and its answer
-/regen          answer the last question again
+/regen          generate the last answer again
 /system [TEXT]  show or set the system prompt
 /model [NAME]   show or choose the model
 /save FILE      write the conversation as JSON
-/load FILE      read one back
+/load FILE      load a saved conversation
 /exit           leave (also Ctrl-D)
 
-Enter sends; Alt-Enter or a line ending in \\ goes on in a new line. Ctrl-C stops the answer."""
+Enter sends the message. Alt-Enter, or Enter after a \\, starts a new line. Ctrl-C stops the answer."""
 
 
 class Chat:
@@ -66,18 +66,18 @@ class Chat:
             except KeyboardInterrupt:
                 continue
             if text.startswith("/"):
-                if not self._obey(text):
+                if not self._run_command(text):
                     return
             elif text:
                 self.answer(text)
 
     def answer(self, text: str) -> int:
-        """Ask one question; the exit status that its answer deserves."""
+        """Ask one question and print its answer. Return the exit status."""
         self._conversation.ask(text)
         return self._answer()
 
-    def _obey(self, text: str) -> bool:
-        """Carry out a command; False to leave."""
+    def _run_command(self, text: str) -> bool:
+        """Run a slash command. Return False to leave the chat."""
         command, _, argument = text.partition(" ")
         argument = argument.strip()
         match command:
@@ -89,10 +89,10 @@ class Chat:
                 self._conversation.reset()
                 self._say("forgotten")
             case "/undo":
-                self._say("forgotten" if self._conversation.undo() else "nothing to undo")
+                self._say("forgotten" if self._conversation.undo() else "there is nothing to undo")
             case "/regen":
                 if self._conversation.regenerate() is None:
-                    self._say("nothing to answer again")
+                    self._say("there is no question to answer again")
                 else:
                     self._answer()
             case "/system":
@@ -103,15 +103,15 @@ class Chat:
             case "/save" | "/load" if argument:
                 self._file(command, Path(argument).expanduser())
             case _:
-                self._say(f"{command} is no command, or lacks its argument; /help lists them")
+                self._say(f"{command} is not a command, or its argument is missing; /help lists all commands")
         return True
 
     def _answer(self) -> int:
-        """Stream the answer. Ctrl-C keeps what has come so far; a failure keeps the question away."""
+        """Stream the answer. Ctrl-C keeps the partial answer. Without any text, the question is forgotten as well."""
         status = 0
         answer = Answer(self._console)
         try:
-            with unechoed(), answer, self._telling_of_waiting() as began:
+            with unechoed(), answer, self._notice_of_waiting() as began:
                 for piece in self._stream():
                     began.set()
                     answer.add(piece)
@@ -119,7 +119,7 @@ class Chat:
             self._say("stopped", err=True)
             status = INTERRUPTED
         except (openai.OpenAIError, httpx.HTTPError) as error:
-            self._say(words(error), style="red", err=True)
+            self._say(explain(error), style="red", err=True)
             status = 1
         if answer.text:
             self._conversation.answer(answer.text)
@@ -135,14 +135,15 @@ class Chat:
                     yield chunk.choices[0].delta.content
 
     @contextmanager
-    def _telling_of_waiting(self) -> Iterator[threading.Event]:
-        """Tell once that no worker serves the model, while the answer has not begun. Yields what its beginning sets."""
+    def _notice_of_waiting(self) -> Iterator[threading.Event]:
+        """Say once, before the answer begins, that no worker serves the model. The caller sets the yielded
+        event as soon as the answer begins."""
         began = threading.Event()
 
         def look() -> None:
             while not began.wait(LOOK_S):
                 if not self._served():
-                    self._say(f"waiting, no worker serves {self._model}  (Ctrl-C stops)", err=True)
+                    self._say(f"waiting: no worker serves {self._model}  (Ctrl-C stops)", err=True)
                     return
 
         watcher = threading.Thread(target=look, daemon=True)
@@ -154,7 +155,7 @@ class Chat:
             watcher.join()
 
     def _served(self) -> bool:
-        """Servers other than Penstock do not tell; they are believed to serve what they list."""
+        """Ask the server if a worker serves the model. Servers other than Penstock count as serving it."""
         try:
             return workers(self._client.models.retrieve(self._model, timeout=LOOK_S)) > 0
         except openai.OpenAIError:
@@ -162,7 +163,7 @@ class Chat:
 
     def _choose(self, name: str) -> None:
         if name and name not in self._models:
-            self._say(f"no such model; there are: {', '.join(self._models)}")
+            self._say(f"no such model; the server lists: {', '.join(self._models)}")
             return
         self._model = name or self._model
         self._say(f"model: {self._model}  (of {', '.join(self._models)})")
@@ -178,13 +179,15 @@ class Chat:
             self._say(str(error))
 
     def _say(self, text: str, *, style: str = "dim", err: bool = False) -> None:
-        """`err`: to the standard error where the output is not a terminal, but a file or another program."""
+        """Print a notice. `err` sends it to standard error if standard output is a file or another program."""
         console = Console(stderr=True) if err and not self._console.is_terminal else self._console
         console.print(plain(text), style=style, markup=False, highlight=False, emoji=False)
 
 
 def chat(url: str, *, model: str | None, api_key: str | None) -> int:
-    """The exit status. Raises as `find_server` does. Without a terminal the whole input is one question."""
+    """Chat in the terminal; without one, the whole standard input is one question. Return the exit status.
+
+    Raises the errors of `find_server`, and InvalidRequest for an empty input."""
     client, listed = find_server(url, api_key=api_key)
     interactive = sys.stdin.isatty()
     session = Chat(client, listed, model=model, console=Console(), read=_terminal() if interactive else _no_input)
@@ -193,15 +196,15 @@ def chat(url: str, *, model: str | None, api_key: str | None) -> int:
         return 0
     question = sys.stdin.read().strip()
     if not question:
-        raise InvalidRequest("The standard input holds no question.")
+        raise InvalidRequest("Standard input is empty: it must hold a question.")
     return session.answer(question)
 
 
 def choose(models: list[Model]) -> str:
-    """The first that can chat and is served, else the first that can chat. Raises NotFound when none can."""
+    """Choose the first chat model that a worker serves, else the first chat model. Raises NotFound without any."""
     able = [model for model in models if "chat" in (capabilities(model) or ["chat"])]
     if not able:
-        raise NotFound("The server lists no model that can chat; start a worker or name a model with --model.")
+        raise NotFound("The server lists no chat model: start a worker, or name a model with --model.")
     return next((model.id for model in able if workers(model)), able[0].id)
 
 
@@ -218,7 +221,7 @@ def _no_input() -> str:
 
 
 def _terminal() -> Callable[[], str]:
-    """Lines with history across sessions, edited in place, several at once when asked."""
+    """Read input lines from the terminal, with editing, several lines at once and a history across sessions."""
     keys = KeyBindings()
 
     @keys.add("enter")
@@ -235,7 +238,7 @@ def _terminal() -> Callable[[], str]:
         event.current_buffer.insert_text("\n")
 
     past = Path("~/.penstock_history").expanduser()
-    with suppress(OSError):  # it may hold what nobody else should read; a home that takes no files has no history
+    with suppress(OSError):  # the history is private; a home folder that takes no files has no history
         private_file(past)
     session: PromptSession[str] = PromptSession(history=FileHistory(str(past)), multiline=True, key_bindings=keys)
     return lambda: session.prompt("> ")

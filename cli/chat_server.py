@@ -1,4 +1,4 @@
-"""Finds the server that `penstock chat` talks to, or says in a sentence what is wrong with its URL or with the key."""
+"""Finds the server for `penstock chat`, or says in a sentence why the URL or the key does not work."""
 
 from collections.abc import Iterator
 
@@ -9,20 +9,21 @@ from openai.types import Model
 from cli.redis_location import API_URL
 from shared.domain.errors import Forbidden, InvalidRequest, NotFound
 
-NO_KEY = "none"  # the client insists on one
+NO_KEY = "none"  # the client refuses to start without a key
 VERSION = "/v1"
 GIVE_KEY = (
-    "give one with --api-key KEY or in the variable OPENAI_API_KEY (a Penstock makes them by `penstock keys create`)"
+    "give one with --api-key KEY or in the variable OPENAI_API_KEY (`penstock keys create` makes one for a Penstock)"
 )
 
 
 class NoListing(Exception):
-    """What answers lists no models as OpenAI's API does."""
+    """The server's answer is not a list of models as in OpenAI's API."""
 
 
 def find_server(url: str, *, api_key: str | None) -> tuple[openai.OpenAI, list[Model]]:
-    """A client of the server, and the models that it lists. A URL that lacks its /v1 is tried with it as well. Raises
-    InvalidRequest for what is no URL, NotFound when no API answers there, Forbidden when it wants another key."""
+    """Return a client of the server and the models that the server lists. A URL without /v1 is tried with it as well.
+
+    Raises InvalidRequest for an invalid URL, NotFound if no API answers there, Forbidden if the key is refused."""
     _require_url(url)
     said = ""
     for base in _bases(url):
@@ -34,12 +35,12 @@ def find_server(url: str, *, api_key: str | None) -> tuple[openai.OpenAI, list[M
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise Forbidden(f"The server at {base} {_about_key(error, given=bool(api_key))}") from error
         except (openai.OpenAIError, NoListing) as error:
-            said = words(error)
+            said = explain(error)
     raise NotFound(f"The server does not list its models at {' or '.join(_bases(url))}: {said}")
 
 
-def words(error: Exception) -> str:
-    """The server's own words where it has said something, and what to do where it wants a key."""
+def explain(error: Exception) -> str:
+    """Return the server's own message if it sent one, and how to give a key if it refused the key."""
     body = getattr(error, "body", None)
     said = str(body["message"]) if isinstance(body, dict) and body.get("message") else str(error)
     return f"{said} To use another API key, {GIVE_KEY}." if isinstance(error, openai.AuthenticationError) else said
@@ -47,8 +48,8 @@ def words(error: Exception) -> str:
 
 def _about_key(error: openai.APIStatusError, *, given: bool) -> str:
     if given:
-        return f"refuses this API key: {words(error)}"
-    return f"wants an API key: {GIVE_KEY}."
+        return f"refuses this API key: {explain(error)}"
+    return f"requires an API key: {GIVE_KEY}."
 
 
 def _require_url(url: str) -> None:
@@ -57,9 +58,9 @@ def _require_url(url: str) -> None:
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise InvalidRequest(f"--url: {url} is no URL ({error}); one looks like {API_URL}") from error
+        raise InvalidRequest(f"--url: {url} is not a URL ({error}); a valid one looks like {API_URL}") from error
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise InvalidRequest(f"--url: {url} does not name a server; one that does looks like {API_URL}")
+        raise InvalidRequest(f"--url: {url} does not name a server; a valid one looks like {API_URL}")
 
 
 def _bases(url: str) -> Iterator[str]:
@@ -70,10 +71,12 @@ def _bases(url: str) -> Iterator[str]:
 
 
 def _listed(client: openai.OpenAI) -> list[Model]:
-    """Raises OpenAIError or NoListing. The client would take a page of HTML for a list, so its answer is read here."""
+    """List the server's models. Raises OpenAIError or NoListing.
+
+    The client would accept a page of HTML as a list, so the raw response is parsed here."""
     answer = client.models.with_raw_response.list().http_response
     try:
         data = answer.json()["data"]
         return [Model.construct(**each) for each in data if isinstance(each["id"], str)]
     except (ValueError, KeyError, TypeError) as error:
-        raise NoListing("what answers there is no API like OpenAI's.") from error
+        raise NoListing("the response is not a list of models as in OpenAI's API.") from error

@@ -1,4 +1,4 @@
-"""A process that is kept running: its log in a file of bounded size, its death noticed, its end waited for."""
+"""A child process that is kept running, with a log file of bounded size."""
 
 import os
 import shutil
@@ -18,13 +18,13 @@ EARLY_S = 10.0
 EARLY_DEATHS_MAX = 5
 PAUSE_MAX_S = 30.0
 LOG_BYTES_MAX = 10_000_000
-REFUSED = 2  # exit status: it told in a sentence why it cannot run
+REFUSED = 2  # exit status of a process that logged in a sentence why it cannot run
 LINE_MAX = 300
 
 
 class Child:
-    """`check` starts it again when it has died: at once, then after a growing pause as long as it dies early; it gives
-    up on one that refuses to run, or dies early several times in a row."""
+    """`check` restarts the process after its death: at once, then after a growing pause while deaths come early. It
+    gives up on a process that refuses to run, or that dies early several times in a row."""
 
     def __init__(self, name: str, launch: Callable[[], subprocess.Popen[bytes]], *, log: Path) -> None:
         self.name = name
@@ -37,7 +37,7 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """0 while it does not run."""
+        """The process id, or 0 while the process does not run."""
         return self._process.pid if self._process else 0
 
     def start(self) -> None:
@@ -45,7 +45,9 @@ class Child:
         self._process = self._launch()
 
     def check(self) -> str | None:
-        """Look after it once; a sentence when it has died. Raises SettingsError when to start it again is pointless."""
+        """Restart the process if it has died; return a sentence about its death, or None.
+
+        Raises SettingsError if another start would be pointless."""
         if self._process is None:
             if time.monotonic() >= self._again_at:
                 self.start()
@@ -58,7 +60,7 @@ class Child:
             self._process.terminate()
 
     def wait(self, deadline: float) -> None:
-        """Until it has ended; killed at `deadline` (monotonic seconds)."""
+        """Wait for the process to end; kill it at `deadline` (monotonic seconds)."""
         if not self._process:
             return
         try:
@@ -68,8 +70,8 @@ class Child:
             self._process.wait()
 
     def bound_log(self) -> None:
-        """Set a large log aside, in place of the one before. It is copied and emptied, since the process holds it open:
-        a line that is written just then may be lost."""
+        """Move a large log to `.1`, replacing the previous one. The process holds the file open, so the log is copied
+        and truncated: a line that is written in between may be lost."""
         if self.log.exists() and self.log.stat().st_size > LOG_BYTES_MAX:
             shutil.copyfile(self.log, private_file(self.log.with_name(f"{self.log.name}.1")))
             os.truncate(self.log, 0)
@@ -80,7 +82,7 @@ class Child:
         self._process = None
         how = signal.Signals(-code).name if code < 0 else f"code {code}"
         if code == REFUSED:
-            raise SettingsError(self._last_words() or f"{self.name} refuses to run; see {self.log}")
+            raise SettingsError(self._refusal() or f"{self.name} refuses to run; see {self.log}")
         if self._early_deaths >= EARLY_DEATHS_MAX:
             often = f"{self.name} died at its start {self._early_deaths} times in a row ({how})"
             raise SettingsError(f"{often}; {self.log} ends with: {''.join(self._log_end()[-1:])[:LINE_MAX]}")
@@ -88,32 +90,32 @@ class Child:
         self._again_at = time.monotonic() + pause
         if not pause:
             self.start()
-            return f"{self.name} died ({how}); started again"
-        return f"{self.name} died early ({how}), {self._early_deaths} times in a row; started again in {pause:g} s"
+            return f"{self.name} died ({how}) and was started again"
+        return f"{self.name} died early ({how}), {self._early_deaths} times in a row; it starts again in {pause:g} s"
 
-    def _last_words(self) -> str:
-        """What it told a person when it refused to start."""
-        spoken = [words for line in self._log_end() if (words := refusal(line))]
-        return spoken[-1] if spoken else ""
+    def _refusal(self) -> str:
+        """Return the reason that the process logged for its refusal to run, or an empty string."""
+        reasons = [reason for line in self._log_end() if (reason := refusal(line))]
+        return reasons[-1] if reasons else ""
 
     def _log_end(self) -> list[str]:
         return self.log.read_text(errors="replace").splitlines()[-20:] if self.log.exists() else []
 
 
 def pause_s(early_deaths: int) -> float:
-    """None before the first new start, then twice as long each time."""
+    """Return the pause before the next start: none after the first early death, then twice as long each time."""
     return min(PAUSE_MAX_S, 2.0 ** (early_deaths - 2)) if early_deaths > 1 else 0.0
 
 
 def penstock(
     arguments: Sequence[str], *, environment: Mapping[str, str], log: Path, umask: int = -1
 ) -> Callable[[], subprocess.Popen[bytes]]:
-    """What starts `penstock ARGUMENTS`. `umask`: of the files it writes, -1 for our own."""
+    """Return a function that starts `penstock ARGUMENTS`. `umask` applies to the files it writes; -1 keeps our own."""
 
     def launch() -> subprocess.Popen[bytes]:
         with private_file(log).open("ab") as out:
-            # -P: a folder `api` or `shared` where `penstock up` was started is not ours to import.
-            # Its own session: Ctrl-C in the terminal reaches `penstock up` alone, which stops all in order.
+            # -P: a folder `api` or `shared` in the working directory of `penstock up` must not be imported.
+            # A session of its own: Ctrl-C in the terminal reaches `penstock up` alone, which stops children in order.
             return subprocess.Popen(
                 [sys.executable, "-P", "-m", "cli", *arguments],
                 env={**os.environ, **environment},

@@ -1,4 +1,4 @@
-"""Amounts as people write them on a command line."""
+"""Option types for ages (`15m`) and rates (`5/s`)."""
 
 import re
 
@@ -8,7 +8,7 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class Age(click.ParamType[float]):
-    """90s, 15m, 2h or 3d; in seconds."""
+    """A time such as 90s, 15m, 2h or 3d, converted to seconds."""
 
     name = "age"
 
@@ -20,7 +20,7 @@ class Age(click.ParamType[float]):
 
 
 class Rate(click.ParamType[float]):
-    """5/s or 30/m; a second. 0 for no limit."""
+    """A rate such as 5/s or 30/m, converted to a number per second. 0 means no limit."""
 
     name = "rate"
 

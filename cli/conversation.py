@@ -17,7 +17,7 @@ class Conversation:
 
     @property
     def messages(self) -> list[Message]:
-        """What is sent: the system prompt first."""
+        """The messages to send, with the system prompt first."""
         head = [{"role": "system", "content": self.system}] if self.system else []
         return [*head, *self.turns]
 
@@ -31,7 +31,7 @@ class Conversation:
         self.turns.clear()
 
     def undo(self) -> bool:
-        """Forget the last question and its answer; False when there is none."""
+        """Forget the last question and its answer. Return False if there is no question."""
         question = self.regenerate()
         if question is None:
             return False
@@ -39,7 +39,7 @@ class Conversation:
         return True
 
     def regenerate(self) -> str | None:
-        """Forget the last answer only; return the question to answer again, or None."""
+        """Forget the last answer only. Return its question, or None if there is none."""
         while self.turns and self.turns[-1]["role"] == "assistant":
             self.turns.pop()
         return self.turns[-1]["content"] if self.turns else None
@@ -48,7 +48,7 @@ class Conversation:
         path.write_text(json.dumps(self.messages, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
     def load(self, path: Path) -> None:
-        """Raise InvalidRequest, changing nothing, when the file is not a conversation."""
+        """Load a saved conversation. For any other file, raise InvalidRequest and change nothing."""
         try:
             messages = json.loads(path.read_text(encoding="utf-8"))
             turns = [{"role": str(m["role"]), "content": str(m["content"])} for m in messages]

@@ -1,4 +1,4 @@
-"""The folder of `penstock up`: data, uploads and logs, closed to other users, and held by one process at a time."""
+"""The data folder of `penstock up`: private to its user, and held by one process at a time."""
 
 import os
 from collections.abc import Iterator
@@ -17,7 +17,8 @@ LOCK = "up.lock"
 
 
 class DataFolder:
-    """Raises SettingsError when the folder cannot be made. One that is there keeps its mode; its parts are closed."""
+    """Redis's data, uploads and logs. An existing folder keeps its mode, but its sub-folders are closed to other users.
+    Raises SettingsError if the folder cannot be created."""
 
     def __init__(self, path: Path) -> None:
         self._parts = [path / name for name in ("redis", "files", "logs")]
@@ -29,33 +30,33 @@ class DataFolder:
 
     @contextmanager
     def held(self, *, url: str) -> Iterator[None]:
-        """`url`: where this `penstock up` serves, for the next one to say. Raises SettingsError when another one holds
-        the folder."""
+        """Hold the folder. `url` is where this `penstock up` serves; another one names it in its error. Raises
+        SettingsError if another `penstock up` holds the folder."""
         lock = LockFile(self.path / LOCK)
         try:
             if not lock.take():
-                raise SettingsError(self._taken(lock.holder()))
+                raise SettingsError(self._held_by(lock.holder()))
             lock.note(f"process {os.getpid()}, {url}")
             try:
                 self._refuse_older_server()
                 yield
             finally:
                 self.api_url.unlink(missing_ok=True)
-                self._leave_nothing()
+                self._remove_if_unused()
         finally:
             lock.close()
 
     def note_redis(self, url: str) -> None:
-        """For the operator's commands, which find it by itself. It may hold a password."""
+        """Write down Redis's URL for the operator's commands. It may hold a password."""
         write_private(self.redis_url, url + "\n")
 
     def note_api(self, url: str) -> None:
-        """For `penstock chat`, as long as it is served."""
+        """Write down the API's URL for `penstock chat`; `held` removes it at the end."""
         write_private(self.api_url, url + "\n")
 
-    def _leave_nothing(self) -> None:
-        """Remove what was made for a start that was refused: nothing has been put in it. The lock is still held, and a
-        process that opened its file meanwhile notices that the file is gone."""
+    def _remove_if_unused(self) -> None:
+        """Remove the folders of a start that was refused, as long as they are new and empty. The lock is still held; a
+        process that has opened the lock file meanwhile notices that the file is gone."""
         if not set(self._parts) <= set(self._new) or any(any(part.iterdir()) for part in self._parts):
             return
         (self.path / LOCK).unlink()
@@ -63,8 +64,8 @@ class DataFolder:
             for folder in self._new:
                 folder.rmdir()
 
-    def _taken(self, by: str) -> str:
-        who = f" ({by})" if by else ""
+    def _held_by(self, holder: str) -> str:
+        who = f" ({holder})" if holder else ""
         return (
             f"another `penstock up` runs in the folder {self.path}{who}: use that one, or choose another folder and "
             f"port for this one: --data {self.path}-2 --port PORT"
@@ -73,14 +74,14 @@ class DataFolder:
     def _refuse_older_server(self) -> None:
         """Release 0.2 held no lock; its Redis listened on a port."""
         url = self.redis_url.read_text().strip() if self.redis_url.is_file() else ""
-        if url.startswith("redis://127.0.0.1:") and _works_in(url, self.redis):
+        if url.startswith("redis://127.0.0.1:") and _has_its_data_in(url, self.redis):
             raise SettingsError(
                 f"an older `penstock up` runs in the folder {self.path} (its Redis: {url}): stop that one first, or "
                 f"choose another folder for this one: --data {self.path}-2"
             )
 
 
-def _works_in(url: str, folder: Path) -> bool:
+def _has_its_data_in(url: str, folder: Path) -> bool:
     try:
         with brief_client(url) as client:
             found: Any = client.config_get("dir")

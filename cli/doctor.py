@@ -1,4 +1,4 @@
-"""`penstock doctor`: is everything as it should be, and what is to be done if not."""
+"""`penstock doctor`: finds what is wrong with Redis, the workers and the queues, and says how to mend it."""
 
 import asyncio
 import sys
@@ -8,7 +8,7 @@ from dataclasses import asdict
 import click
 from redis.asyncio import Redis
 
-from cli.backend import Backend, json_option, with_backend
+from cli.backend import REDIS_URL_HELP, Backend, json_option, with_backend
 from cli.redis_location import operator_settings
 from cli.terminal import echo, echo_json, row
 from shared.domain.job import ModelInfo
@@ -22,24 +22,26 @@ OLD_S = 60.0
 
 
 @click.command()
-@click.option("--redis-url", help="Where the queue lives; by default the one that `penstock up` runs here.")
+@click.option("--redis-url", help=REDIS_URL_HELP)
 @json_option
 def doctor(redis_url: str | None, as_json: bool) -> None:
-    """Examine Redis, the workers and the queues. Exit status 1 when something loses jobs, 0 otherwise."""
+    """Check Redis, the workers and the queues.
+
+    Each problem is printed with its remedy. The exit status is 1 if something can lose jobs, and 0 otherwise."""
     found: list[Finding] = []
 
-    async def work(backend: Backend) -> None:
+    async def check(backend: Backend) -> None:
         found.extend(await examine(backend.client, operator_settings(redis_url)))
         found.append(await _latency(backend.client))
         if await backend.client.exists(keys.SUSPENDED):
-            found.append(Finding(Level.WARNING, "all queues are suspended: `rq resume` goes on"))
+            found.append(Finding(Level.WARNING, "all queues are suspended: `rq resume` resumes them"))
         models = await backend.model_registry.models()
         if not models:
-            found.append(Finding(Level.WARNING, "no model is served here: start a worker with `penstock worker`"))
+            found.append(Finding(Level.WARNING, "no worker serves a model: start one with `penstock worker`"))
         for model in models:
             found.extend(await _model(backend, model.name))
 
-    with_backend(redis_url, work)
+    with_backend(redis_url, check)
     if as_json:
         echo_json([asdict(finding) for finding in found])
     else:
@@ -62,7 +64,7 @@ def latency(median_ms: float) -> Finding:
     text = f"Redis answers within {median_ms:.1f} ms"
     if median_ms <= SLOW_MS:
         return Finding(Level.GOOD, text)
-    return Finding(Level.WARNING, f"{text}, which delays every token: run it nearer, or give its machine more room")
+    return Finding(Level.WARNING, f"{text}, which delays every token: run it nearer, or give its machine more CPU time")
 
 
 async def _model(backend: Backend, name: str) -> list[Finding]:
@@ -70,30 +72,30 @@ async def _model(backend: Backend, name: str) -> list[Finding]:
     silent: int = await backend.client.zcount(keys.leases(name), "-inf", time.time() * 1000 - OLD_S * 1000)
     return diagnosis(
         await backend.model_registry.model(name),
-        running=await backend.client.zcard(keys.registry(State.STARTED, name)),
+        started=await backend.client.zcard(keys.registry(State.STARTED, name)),
         failed=await backend.failed_jobs(name),
         oldest_s=time.time() - oldest[0].queued_s if oldest else 0,
         silent=silent,
     )
 
 
-def diagnosis(info: ModelInfo, *, running: int, failed: int, oldest_s: float, silent: int) -> list[Finding]:
-    """`silent`: running jobs whose lease ran out long ago, so that no worker of the model can be alive."""
+def diagnosis(info: ModelInfo, *, started: int, failed: int, oldest_s: float, silent: int) -> list[Finding]:
+    """Describe one model. `silent` counts the started jobs whose lease ran out long ago: their workers are dead."""
     name = info.name
-    found = [f"{name}: workers {info.workers}, waiting {info.waiting}, running {running}, failed {failed}"]
+    found = [f"{name}: workers {info.workers}, queued {info.waiting}, started {started}, failed {failed}"]
     start = f"start one with `penstock worker --model {info.parent or name}`"
     if info.waiting and not info.workers:
-        found.append(f"{name}: {info.waiting} jobs wait and no worker serves it: {start}")
+        found.append(f"{name}: {info.waiting} queued jobs and no worker to serve them: {start}")
     elif not info.workers and not silent:
-        found.append(f"{name}: no worker serves it: {start}, or forget it: `penstock models forget {name}`")
+        found.append(f"{name}: no worker serves it: {start}, or remove it with `penstock models forget {name}`")
     if info.paused:
-        found.append(f"{name} is paused: `penstock models resume {name}` goes on")
+        found.append(f"{name} is paused: `penstock models resume {name}` resumes it")
     if oldest_s > OLD_S and info.workers and not info.paused:
-        found.append(f"{name}: the first in its queue has waited for {oldest_s:.0f} s: start more workers")
+        found.append(f"{name}: its oldest queued job has waited for {oldest_s:.0f} s: start more workers")
     if failed:
         jobs = "1 failed job is" if failed == 1 else f"{failed} failed jobs are"
         show, replay = f"`penstock jobs list -m {name} --state failed`", f"`penstock jobs replay -m {name}`"
         found.append(f"{name}: {jobs} kept: use {show} to see why, and {replay} to run them again")
     if silent:
-        found.append(f"{name}: {silent} running jobs have no worker: {start}")
+        found.append(f"{name}: {silent} started jobs have no worker: {start}")
     return [Finding(Level.WARNING if number else Level.GOOD, text) for number, text in enumerate(found)]

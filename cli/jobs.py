@@ -1,4 +1,4 @@
-"""`penstock jobs`: look at jobs, follow one, cancel one, run failed ones again."""
+"""`penstock jobs`: lists, shows, follows, cancels and replays jobs."""
 
 import asyncio
 import difflib
@@ -17,39 +17,41 @@ from shared.catalog.job_records import JobRecord
 from shared.catalog.replay import EVERY_MODEL, Filter, Replayed, Replayer
 from shared.domain.errors import NotFound
 from shared.domain.events import Delta, Event, Finished
-from shared.domain.lifecycle import TERMINAL, State
+from shared.domain.lifecycle import TERMINAL, State, after, settling
 
 FOLLOW_S = 0.1
 LISTED_MAX = 1000
-UNLISTED = ("payload", "view", "timeline", "traceback")  # too large for a list, or the client's own
-LISTED = (State.FAILED, State.QUEUED, State.STARTED, State.FINISHED, State.CANCELED)  # what needs attention first
+UNLISTED = ("payload", "view", "timeline", "traceback")  # too large for a list, or the client's own words
+LISTED = (State.FAILED, State.QUEUED, State.STARTED, State.FINISHED, State.CANCELED)  # by the attention they need
 COLUMNS = ("JOB", "STATE", "MODEL", "ATTEMPTS", "SINCE", "REASON")
 
 
 @click.group(cls=OperatorGroup)
 def jobs() -> None:
-    """Inspect, follow, cancel and replay jobs."""
+    """List, show, follow, cancel and replay jobs.
+
+    A job is queued, then started, then finished, failed or canceled. These are RQ's words for its states."""
 
 
 @jobs.command("list")
-@click.option("--model", "-m", help="Only this model's jobs.")
-@click.option("--state", type=click.Choice([str(state) for state in LISTED]), help="Only jobs in this state.")
+@click.option("--model", "-m", help="List only this model's jobs.")
+@click.option("--state", type=click.Choice([str(state) for state in LISTED]), help="List only jobs in this state.")
 @click.option(
     "--limit",
     default=20,
     show_default=True,
     type=click.IntRange(1, LISTED_MAX),
-    help="At most so many of each state and model.",
+    help="List at most this many jobs of each state and model.",
 )
 @json_option
 @click.pass_obj
 def list_jobs(redis_url: str | None, model: str | None, state: str | None, limit: int, as_json: bool) -> None:
-    """List jobs, those that need attention first.
+    """List jobs by state, failed ones first.
 
-    The order is: failed, queued, started, finished, canceled. In each state, those that wait or run the longest come
-    first, and of those that have ended the newest. SINCE is when a job came into its state."""
+    The order is: failed, queued, started, finished, canceled. Queued and started jobs are listed oldest first, jobs
+    that have ended newest first. SINCE is the time at which a job entered its state."""
 
-    async def work(backend: Backend) -> None:
+    async def print_jobs(backend: Backend) -> None:
         if model:
             await backend.require_model(model)
         found = await _records(backend, model, [State(state)] if state else LISTED, limit)
@@ -58,11 +60,11 @@ def list_jobs(redis_url: str | None, model: str | None, state: str | None, limit
             return
         echo(table(COLUMNS, [_columns(record) for record in found]))
 
-    with_backend(redis_url, work)
+    with_backend(redis_url, print_jobs)
 
 
 async def _records(backend: Backend, model: str | None, states: Sequence[State], limit: int) -> list[JobRecord]:
-    """Of all models together, state by state."""
+    """Read the jobs of one model or of all, state by state."""
     models = [model] if model else await backend.job_records.models()
     found: list[JobRecord] = []
     for state in states:
@@ -72,7 +74,7 @@ async def _records(backend: Backend, model: str | None, states: Sequence[State],
 
 
 def _since(record: JobRecord) -> str:
-    """When it came into its state. All are written alike, so that they are sorted as texts."""
+    """Return the time at which the job entered its state. All times have one format, so they sort as text."""
     return record.ended_at or record.started_at or record.enqueued_at
 
 
@@ -80,24 +82,24 @@ def _since(record: JobRecord) -> str:
 @click.argument("job_id")
 @click.pass_obj
 def show(redis_url: str | None, job_id: str) -> None:
-    """Show one job in full, with what it wrote so far."""
+    """Show one job in full, with its output so far."""
 
-    async def work(backend: Backend) -> None:
+    async def print_job(backend: Backend) -> None:
         record = await backend.job_records.record(job_id)
         (page,) = await backend.channel.read([(job_id, 0)])
         echo(_details(record, events=len(page.events)))
         echo(_text(page.events))
 
-    with_backend(redis_url, work)
+    with_backend(redis_url, print_job)
 
 
 @jobs.command()
 @click.argument("job_id")
 @click.pass_obj
 def tail(redis_url: str | None, job_id: str) -> None:
-    """Follow a job's text until it ends."""
+    """Print a job's output as it comes, until the job ends."""
 
-    async def work(backend: Backend) -> None:
+    async def follow(backend: Backend) -> None:
         await backend.job_records.record(job_id)
         seen = 0
         while True:
@@ -106,41 +108,49 @@ def tail(redis_url: str | None, job_id: str) -> None:
                 if isinstance(event, Delta):
                     echo(event.text, nl=False)
                 elif isinstance(event, Finished):
-                    echo(f"\n[{type(event.outcome).__name__.lower()}]")
+                    echo(f"\n[{after(State.STARTED, settling(event.outcome))}]")
                     return
             seen += len(page.events)
             if page.state is None or (page.state in TERMINAL and not page.events):
                 return
             await asyncio.sleep(FOLLOW_S)
 
-    with_backend(redis_url, work)
+    with_backend(redis_url, follow)
 
 
 @jobs.command()
 @click.argument("job_ids", nargs=-1, required=True)
 @click.pass_obj
 def cancel(redis_url: str | None, job_ids: Sequence[str]) -> None:
-    """Cancel waiting or running jobs."""
+    """Cancel queued or started jobs."""
 
-    async def work(backend: Backend) -> None:
+    async def cancel_each(backend: Backend) -> None:
         for job_id in job_ids:
             before = await backend.queue.cancel(job_id, by="operator")
             if before is None:
                 raise NotFound(f"There is no job {job_id}.")
-            echo(f"{job_id} {'was ' + before if before in TERMINAL else 'cancelled'}")
+            echo(f"{job_id} {'was already ' + before if before in TERMINAL else 'canceled'}")
 
-    with_backend(redis_url, work)
+    with_backend(redis_url, cancel_each)
 
 
 @jobs.command()
 @click.argument("job_ids", nargs=-1)
-@click.option("--model", "-m", help="Failed jobs of this model.")
-@click.option("--all", "everything", is_flag=True, help="Failed jobs of every model.")
-@click.option("--since", "since_s", type=Age(), help="Only those that failed within this time, like 90s, 15m, 2h, 3d.")
-@click.option("--error", help="Only those whose failure holds these words.")
-@click.option("--tenant", help="Only those of this tenant, as `show` names it.")
-@click.option("--rate", "rate_per_s", type=Rate(), default="0", help="At most so many a second or minute, like 5/s.")
-@click.option("--dry-run", is_flag=True, help="Only say which.")
+@click.option("--model", "-m", help="Replay the failed jobs of this model.")
+@click.option("--all", "everything", is_flag=True, help="Replay the failed jobs of all models.")
+@click.option(
+    "--since", "since_s", type=Age(), help="Replay only jobs that failed within this time: 90s, 15m, 2h or 3d."
+)
+@click.option("--error", help="Replay only jobs whose error contains this text.")
+@click.option("--tenant", help="Replay only jobs of this tenant, as `penstock jobs show` names it.")
+@click.option(
+    "--rate",
+    "rate_per_s",
+    type=Rate(),
+    default="0",
+    help="Replay at most this many jobs per second or minute, such as 5/s or 30/m.",
+)
+@click.option("--dry-run", is_flag=True, help="Print the jobs that would be replayed, and change nothing.")
 @click.pass_obj
 def replay(
     redis_url: str | None,
@@ -153,63 +163,64 @@ def replay(
     rate_per_s: float,
     dry_run: bool,
 ) -> None:
-    """Run failed jobs once more: as new jobs, linked to the old ones, with the same request and seed.
+    """Replay failed jobs as new jobs.
 
-    The exit status is 1 when a job that was named could not be run again."""
+    Each new job has the request and the seed of the failed one, and both name each other. The exit status is 1 if a job
+    given by its id could not be replayed."""
     if not job_ids and not model and not everything:
-        raise click.UsageError("name jobs, or give --model or --all")
+        raise click.UsageError("give the ids of failed jobs, or --model or --all")
     wanted = Filter(model=model or EVERY_MODEL, since_s=since_s, error=error, tenant=tenant)
 
-    async def work(backend: Backend) -> None:
+    async def replay_chosen(backend: Backend) -> None:
         if model:
             await backend.require_model(model)
         replayer = Replayer(backend.queue, backend.job_records)
         chosen = list(job_ids) or [record.id async for record in replayer.find(wanted)]
         if dry_run:
-            echo("\n".join([*chosen, f"{_jobs(len(chosen))} would be queued again"]))
+            echo("\n".join([*chosen, f"{_jobs(len(chosen))} would be replayed"]))
             return
         replayed = 0
         async for each in replayer.replay(chosen, rate_per_s=rate_per_s):
             replayed += each.before is State.FAILED
-            echo(f"{each.origin} {_what(each)}")
-        echo(f"{_jobs(replayed)} queued again")
+            echo(f"{each.origin} {_result(each)}")
+        echo(f"{_jobs(replayed)} replayed")
         if job_ids and replayed < len(chosen):
             sys.exit(1)
 
-    with_backend(redis_url, work)
+    with_backend(redis_url, replay_chosen)
 
 
 @jobs.command()
 @click.argument("job_id")
 @click.pass_obj
 def compare(redis_url: str | None, job_id: str) -> None:
-    """Show what a replay wrote beside what the job had written before."""
+    """Compare the output of a job and of its replay."""
 
-    async def work(backend: Backend) -> None:
+    async def print_difference(backend: Backend) -> None:
         record = await backend.job_records.record(job_id)
         names = (record.replay_of or job_id, record.replayed_as or job_id)
         old, new = await backend.channel.read([(name, 0) for name in names])
         before = old.events if names[0] != names[1] else await backend.channel.previous(job_id)
         if not before:
-            raise NotFound(f"The job {job_id} was never run again.")
+            raise NotFound(f"The job {job_id} was never replayed.")
         lines = difflib.unified_diff(_text(before).splitlines(), _text(new.events).splitlines(), *names, lineterm="")
-        echo("\n".join(lines) or "both wrote the same")
+        echo("\n".join(lines) or "both outputs are the same")
 
-    with_backend(redis_url, work)
+    with_backend(redis_url, print_difference)
 
 
 def _jobs(count: int) -> str:
     return f"{count} job{'s' if count != 1 else ''}"
 
 
-def _what(replayed: Replayed) -> str:
+def _result(replayed: Replayed) -> str:
     if replayed.job_id:
         return f"replayed as {replayed.job_id}"
     return "not replayed: " + (f"it is {replayed.before}" if replayed.before else "there is no such job")
 
 
 def _text(events: Iterable[Event]) -> str:
-    """Of the first choice."""
+    """Join the output of the first choice."""
     return "".join(event.text for event in events if isinstance(event, Delta) and event.choice == 0)
 
 

@@ -1,4 +1,4 @@
-"""`penstock keys`: who may use the API, and how much of it."""
+"""`penstock keys`: creates, lists, limits and revokes API keys."""
 
 import sys
 import time
@@ -23,19 +23,41 @@ def keys() -> None:
     """Create, list, limit and revoke API keys."""
 
 
-def limits(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that `create` and `limit` share."""
+def limit_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that `create` and `limit` share."""
     options = [
-        click.option("--model", "-m", "models", multiple=True, help="May use this model only; repeatable, * for all."),
-        click.option("--requests-per-minute", type=click.IntRange(0), help="0 for no limit."),
-        click.option("--tokens-per-minute", type=click.IntRange(0), help="Of prompts and answers; 0 for no limit."),
-        click.option("--concurrent-jobs", type=click.IntRange(0), help="Waiting and running; 0 for no limit."),
-        click.option("--tokens-per-month", type=click.IntRange(0), help="0 for no limit."),
-        click.option("--weight", type=click.FloatRange(0, 1000, min_open=True), help="Its share beside other keys."),
         click.option(
-            "--priority", type=click.Choice(list(map(str, Priority))), help="Class of its jobs, and the most."
+            "--model", "-m", "models", multiple=True, help="Allow only this model. May be repeated; * allows all."
         ),
-        click.option("--expires", type=Age(), help="In how long, like 90d; 0s for never."),
+        click.option(
+            "--requests-per-minute", type=click.IntRange(0), help="Limit on requests per minute; 0 means no limit."
+        ),
+        click.option(
+            "--tokens-per-minute",
+            type=click.IntRange(0),
+            help="Limit on tokens of prompts and answers per minute; 0 means no limit.",
+        ),
+        click.option(
+            "--concurrent-jobs",
+            type=click.IntRange(0),
+            help="Limit on jobs that are queued or started at a time; 0 means no limit.",
+        ),
+        click.option(
+            "--tokens-per-month",
+            type=click.IntRange(0),
+            help="Limit on tokens of prompts and answers per month; 0 means no limit.",
+        ),
+        click.option(
+            "--weight",
+            type=click.FloatRange(0, 1000, min_open=True),
+            help="Share of the workers while several keys wait: weight 2 gets twice as much as weight 1.",
+        ),
+        click.option(
+            "--priority",
+            type=click.Choice(list(map(str, Priority))),
+            help="Class of the key's jobs; a request may ask for a lower class, never for a higher one.",
+        ),
+        click.option("--expires", type=Age(), help="Time until the key expires, such as 90d; 0s means never."),
     ]
     for option in reversed(options):
         command = option(command)
@@ -44,70 +66,72 @@ def limits(command: Callable[..., None]) -> Callable[..., None]:
 
 @keys.command()
 @click.argument("name")
-@click.option("--secret", help="A key that clients have already, instead of a new one; - reads it from the input.")
-@limits
+@click.option(
+    "--secret", help="Use this key, which clients already have, instead of a new one; - reads it from standard input."
+)
+@limit_options
 @click.pass_obj
 def create(redis_url: str | None, /, name: str, secret: str | None, **given: Any) -> None:
-    """Make a key and print it, once."""
+    """Create an API key and print it. It is never shown again."""
     if secret == STDIN:
         secret = sys.stdin.readline().strip()
     if secret is not None and len(secret) < SECRET_MIN:
-        raise click.BadParameter(f"at least {SECRET_MIN} characters", param_hint="--secret")
+        raise click.BadParameter(f"the key must have at least {SECRET_MIN} characters", param_hint="--secret")
 
-    async def work(backend: Backend) -> None:
-        key, made = await ApiKeyStore(backend.client).create(name, secret=secret or "", **_changes(given))
+    async def create_key(backend: Backend) -> None:
+        key, created = await ApiKeyStore(backend.client).create(name, secret=secret or "", **_changes(given))
         echo(row(key.id, key.name), err=True)
-        echo(made)
+        echo(created)
 
-    with_backend(redis_url, work)
+    with_backend(redis_url, create_key)
 
 
 @keys.command("list")
 @json_option
 @click.pass_obj
 def list_keys(redis_url: str | None, as_json: bool) -> None:
-    """List the keys with their limits and what they used this month."""
+    """List the API keys, their limits and this month's tokens."""
 
-    async def work(backend: Backend) -> None:
-        ring = ApiKeyStore(backend.client)
-        found = [(key, await ring.used(key.id)) for key in await ring.all()]
+    async def print_keys(backend: Backend) -> None:
+        store = ApiKeyStore(backend.client)
+        found = [(key, await store.used(key.id)) for key in await store.all()]
         if as_json:
             echo_json([asdict(key) | {"tokens_this_month": used} for key, used in found])
             return
         for key, used in found:
             echo(_line(key, used=used))
 
-    with_backend(redis_url, work)
+    with_backend(redis_url, print_keys)
 
 
 @keys.command()
 @click.argument("key_id")
-@limits
-@click.option("--name", help="Call it otherwise.")
+@limit_options
+@click.option("--name", help="Rename the key.")
 @click.pass_obj
 def limit(redis_url: str | None, /, key_id: str, name: str | None, **given: Any) -> None:
-    """Change what a key may use; what is not named stays."""
+    """Change a key's limits. Options that are not given keep their values."""
 
-    async def work(backend: Backend) -> None:
-        ring = ApiKeyStore(backend.client)
-        key = await ring.change(key_id, **_changes(given), **({"name": name} if name else {}))
-        echo(_line(key, used=await ring.used(key.id)))
+    async def change_key(backend: Backend) -> None:
+        store = ApiKeyStore(backend.client)
+        key = await store.change(key_id, **_changes(given), **({"name": name} if name else {}))
+        echo(_line(key, used=await store.used(key.id)))
 
-    with_backend(redis_url, work)
+    with_backend(redis_url, change_key)
 
 
 @keys.command()
 @click.argument("key_ids", nargs=-1, required=True)
 @click.pass_obj
 def revoke(redis_url: str | None, key_ids: tuple[str, ...]) -> None:
-    """Make keys unknown. What they have enqueued runs on."""
+    """Revoke API keys. Jobs that are queued or started already still run."""
 
-    async def work(backend: Backend) -> None:
+    async def revoke_each(backend: Backend) -> None:
         for key_id in key_ids:
             await ApiKeyStore(backend.client).revoke(key_id)
             echo(f"{key_id} revoked")
 
-    with_backend(redis_url, work)
+    with_backend(redis_url, revoke_each)
 
 
 def _changes(given: dict[str, Any]) -> dict[str, Any]:
@@ -122,14 +146,14 @@ def _changes(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _line(key: ApiKey, *, used: int) -> str:
-    about = [
+    amounts = [
         (key.requests_per_minute, "requests/min"),
         (key.tokens_per_minute, "tokens/min"),
         (key.concurrent_jobs, "jobs at a time"),
         (key.tokens_per_month, "tokens/month"),
     ]
-    words = [f"{amount} {what}" for amount, what in about if amount]
-    words += [f"models {','.join(key.models)}"] if key.models else []
-    words += [f"weight {key.weight:g}"] if key.weight != 1 else []
-    words += [f"expires {time.strftime('%Y-%m-%d', time.gmtime(key.expires_s))}"] if key.expires_s else []
-    return row(key.id, key.name, key.priority, f"used {used}", ", ".join(words) or "no limits")
+    limits = [f"{amount} {unit}" for amount, unit in amounts if amount]
+    limits += [f"models {','.join(key.models)}"] if key.models else []
+    limits += [f"weight {key.weight:g}"] if key.weight != 1 else []
+    limits += [f"expires {time.strftime('%Y-%m-%d', time.gmtime(key.expires_s))}"] if key.expires_s else []
+    return row(key.id, key.name, key.priority, f"used {used}", ", ".join(limits) or "no limits")

@@ -1,4 +1,4 @@
-"""`penstock`: one command, its verbs each in a module of their own."""
+"""The command `penstock`; each of its sub-commands has a module of its own."""
 
 import asyncio
 import logging
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from cli.backend import REDIS_URL_HELP
 from cli.doctor import doctor
 from cli.jobs import jobs
 from cli.keys import keys
@@ -29,15 +30,18 @@ EXIT_REFUSED = 2
 @click.version_option(package_name="penstock")
 @click.pass_context
 def main(context: click.Context) -> None:
-    """LLM serving that never loses a request."""
-    if context.invoked_subcommand not in SERVERS:  # those log it
+    """Penstock serves language models behind OpenAI's API and never loses a request.
+
+    `penstock up` runs everything on one machine; `penstock api` and `penstock worker` run the parts. The other commands
+    inspect and operate a running Penstock. Every setting is an environment variable that begins with PENSTOCK_."""
+    if context.invoked_subcommand not in SERVERS:  # servers log these warnings
         for warning in unknown_variables(os.environ):
             echo(f"warning: {warning}", err=True)
 
 
 @contextmanager
 def server(**overrides: object) -> Iterator[Settings]:
-    """A server's settings. Whatever it says is a line of its log, and so is why it refuses to run."""
+    """Load a server's settings and configure its log. The reason for a refusal to run is a log line, too."""
     configure_logging("INFO")
     log = logging.getLogger(REFUSES)
     try:
@@ -51,12 +55,16 @@ def server(**overrides: object) -> Iterator[Settings]:
         sys.exit(EXIT_REFUSED)
 
 
+HOST = click.option("--host", help="Address on which the API listens.")
+PORT = click.option("--port", type=int, help="Port on which the API listens.")
+
+
 @main.command()
-@click.option("--host", help="Address to listen on.")
-@click.option("--port", type=int, help="Port to listen on.")
-@click.option("--redis-url", help="Where the queue lives.")
+@HOST
+@PORT
+@click.option("--redis-url", help="URL of the Redis that holds the queue. The default is PENSTOCK_REDIS_URL.")
 def api(host: str | None, port: int | None, redis_url: str | None) -> None:
-    """Serve the OpenAI API."""
+    """Run the API, which queues requests and streams the answers."""
     with server(host=host, port=port, redis_url=redis_url) as settings:
         from api.main import serve  # each command pays only for its own imports
 
@@ -64,21 +72,31 @@ def api(host: str | None, port: int | None, redis_url: str | None) -> None:
 
 
 MODEL = click.option(
-    "--model", "-m", "models", multiple=True, default=["builtin"], help="builtin, a folder or a hub id; repeatable."
+    "--model",
+    "-m",
+    "models",
+    multiple=True,
+    default=["builtin"],
+    show_default=True,
+    help="Model to serve: builtin, a folder, or a Hugging Face id. May be repeated.",
 )
 ADAPTER = click.option(
-    "--adapter", "-a", "adapters", multiple=True, help="LoRA adapter, NAME=FOLDER or NAME=HUB_ID; repeatable."
+    "--adapter",
+    "-a",
+    "adapters",
+    multiple=True,
+    help="LoRA adapter to serve as a model: NAME=FOLDER or NAME=HUGGING_FACE_ID. May be repeated.",
 )
 
 
 @main.command()
 @MODEL
 @ADAPTER
-@click.option("--redis-url", help="Where the queue lives; by default the one that `penstock up` runs here.")
-@click.option("--port", type=int, help="Port of health and metrics; 0 picks a free one.")
+@click.option("--redis-url", help=REDIS_URL_HELP)
+@click.option("--port", type=int, help="Port for health checks and metrics; 0 picks a free one.")
 def worker(models: tuple[str, ...], adapters: tuple[str, ...], redis_url: str | None, port: int | None) -> None:
-    """Serve models from the queue."""
-    for name in NO_BARS:  # they are no lines of a log; the libraries read this when they are imported
+    """Run a worker, which loads models and answers queued jobs."""
+    for name in NO_BARS:  # progress bars are not log lines; the libraries read these variables when they are imported
         os.environ.setdefault(name, "1")
     with server(redis_url=redis_url or noted_url(), worker_port=port) as settings:
         from workers.process.thread_spin import spare_other_processes
@@ -99,17 +117,20 @@ def worker(models: tuple[str, ...], adapters: tuple[str, ...], redis_url: str | 
     default=1,
     show_default=True,
     type=click.IntRange(0),
-    help="Worker processes; 0 for the API alone.",
+    help="Number of worker processes; 0 runs the API alone.",
 )
-@click.option("--host", help="Address to listen on.")
-@click.option("--port", type=int, help="Port to listen on.")
-@click.option("--redis-url", help="Use this Redis, not an embedded one; PENSTOCK_REDIS_URL where it has a password.")
+@HOST
+@PORT
+@click.option(
+    "--redis-url",
+    help="URL of a Redis to use instead of an embedded one. Give a URL with a password in PENSTOCK_REDIS_URL.",
+)
 @click.option(
     "--data",
     default=DATA,
     type=click.Path(path_type=Path),
     show_default=True,
-    help="Folder of data and logs, for one `penstock up` at a time.",
+    help="Folder for data and logs. Only one `penstock up` at a time can use it.",
 )
 def up(
     models: tuple[str, ...],
@@ -120,7 +141,7 @@ def up(
     redis_url: str | None,
     data: Path,
 ) -> None:
-    """Run everything on this machine: Redis, the API and workers."""
+    """Run everything on this machine: Redis, the API and the workers. Ctrl-C stops it."""
     from cli.up import up as run_all
 
     settings = load_settings(host=host, port=port, redis_url=redis_url)
@@ -130,23 +151,31 @@ def up(
 
 @main.command()
 @click.option(
-    "--url", help=f"Any OpenAI-compatible server; by default the one that `penstock up` runs here, else {API_URL}."
+    "--url",
+    help="URL of any OpenAI-compatible server. The default is the one that `penstock up` runs in this folder, else "
+    f"{API_URL}.",
 )
-@click.option("--model", "-m", help="By default the first that can chat and is served.")
-@click.option("--api-key", envvar="OPENAI_API_KEY", help="By default $OPENAI_API_KEY.")
+@click.option("--model", "-m", help="Model to talk to. The default is the first chat model that a worker serves.")
+@click.option("--api-key", envvar="OPENAI_API_KEY", help="API key. The default is OPENAI_API_KEY.")
 def chat(url: str | None, model: str | None, api_key: str | None) -> None:
-    """Talk to a model in the terminal."""
+    """Chat with a model in the terminal.
+
+    In a pipe, the whole standard input is one question, and the answer is printed."""
     from cli.chat import chat as talk
 
     sys.exit(talk(url or api_url(), model=model, api_key=api_key))
 
 
 @main.command()
-@click.option("--redis-url", help="Where the queue lives; by default the one that `penstock up` runs here.")
-@click.option("--seconds", default=1.0, show_default=True, type=click.FloatRange(0.1), help="Between two pictures.")
-@click.option("--once", is_flag=True, help="Print one picture and end.")
+@click.option("--redis-url", help=REDIS_URL_HELP)
+@click.option(
+    "--seconds", default=1.0, show_default=True, type=click.FloatRange(0.1), help="Seconds between two refreshes."
+)
+@click.option("--once", is_flag=True, help="Print the tables once and exit.")
 def top(redis_url: str | None, seconds: float, once: bool) -> None:
-    """Watch models, workers and jobs; q quits. Piped, it prints one picture and ends."""
+    """Watch the models, the workers and the started jobs; q quits.
+
+    In a pipe, or with its output in a file, it prints the tables once and exits."""
     from cli.top import top as watch
 
     watch(redis_url, seconds=seconds, once=once, target_wait_s=load_settings().target_wait_s)
@@ -159,7 +188,7 @@ main.add_command(doctor)
 
 
 def run() -> None:
-    """Our own errors are one sentence, not a traceback."""
+    """Run the command; print our own errors as one sentence, not as a traceback."""
     try:
         main()
     except PenstockError as error:

@@ -1,4 +1,4 @@
-"""`penstock models`: which there are, pausing one, and forgetting one."""
+"""`penstock models`: lists, pauses, resumes and forgets models."""
 
 from dataclasses import asdict
 
@@ -13,7 +13,7 @@ from shared.domain.errors import InvalidRequest
 @json_option
 @click.pass_context
 def models(context: click.Context, as_json: bool) -> None:
-    """List the models with their workers and waiting jobs; pause or forget one."""
+    """List, pause, resume and forget models."""
     if context.invoked_subcommand is None:
         _list(context.obj, as_json=as_json)
 
@@ -22,7 +22,7 @@ def models(context: click.Context, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def list_models(redis_url: str | None, as_json: bool) -> None:
-    """List the models with their workers and waiting jobs."""
+    """List the models with their workers and queued jobs."""
     _list(redis_url, as_json=as_json)
 
 
@@ -30,7 +30,7 @@ def list_models(redis_url: str | None, as_json: bool) -> None:
 @click.argument("model")
 @click.pass_obj
 def pause(redis_url: str | None, model: str) -> None:
-    """Claim no more of the model's waiting jobs; those that run go on."""
+    """Start no more of the model's queued jobs. Started jobs go on."""
     _set(redis_url, model, paused=True)
 
 
@@ -38,7 +38,7 @@ def pause(redis_url: str | None, model: str) -> None:
 @click.argument("model")
 @click.pass_obj
 def resume(redis_url: str | None, model: str) -> None:
-    """Claim the model's waiting jobs again."""
+    """Start the model's queued jobs again."""
     _set(redis_url, model, paused=False)
 
 
@@ -46,21 +46,23 @@ def resume(redis_url: str | None, model: str) -> None:
 @click.argument("model")
 @click.pass_obj
 def forget(redis_url: str | None, model: str) -> None:
-    """List a model no more that nobody serves any longer. Jobs of it that have ended stay as long as they would."""
+    """Remove a model that no worker serves from the list.
 
-    async def work(backend: Backend) -> None:
+    Jobs of the model that have ended are kept for their usual time."""
+
+    async def forget_model(backend: Backend) -> None:
         await backend.require_model(model)
         listed = model in [info.name for info in await backend.model_registry.models()]
         if in_use := await backend.queue.forget(model):
             raise InvalidRequest(f"{model} is not forgotten: {in_use}.")
         kept = _kept(model, failed) if (failed := await backend.failed_jobs(model)) else ""
-        echo(f"{model} {'forgotten' if listed else 'was forgotten before'}{kept}")
+        echo(f"{model} {'forgotten' if listed else 'was already forgotten'}{kept}")
 
-    with_backend(redis_url, work)
+    with_backend(redis_url, forget_model)
 
 
 def _kept(model: str, failed: int) -> str:
-    """Why `rq info` still lists the model's queue."""
+    """Explain why `rq info` still lists the model's queue."""
     kept = (
         "1 failed job is kept until it expires" if failed == 1 else f"{failed} failed jobs are kept until they expire"
     )
@@ -68,7 +70,7 @@ def _kept(model: str, failed: int) -> str:
 
 
 def _list(redis_url: str | None, *, as_json: bool) -> None:
-    async def work(backend: Backend) -> None:
+    async def print_models(backend: Backend) -> None:
         found = await backend.model_registry.models()
         if as_json:
             echo_json([asdict(info) for info in found])
@@ -78,17 +80,17 @@ def _list(redis_url: str | None, *, as_json: bool) -> None:
                 info.engine,
                 f"context {info.context_length}",
                 f"workers {info.workers}",
-                f"waiting {info.waiting}",
+                f"queued {info.waiting}",
             ]
             echo(row(info.name, *about, *(["paused"] if info.paused else [])))
 
-    with_backend(redis_url, work)
+    with_backend(redis_url, print_models)
 
 
 def _set(redis_url: str | None, model: str, *, paused: bool) -> None:
-    async def work(backend: Backend) -> None:
+    async def set_paused(backend: Backend) -> None:
         info = await backend.model_registry.model(model)
         await backend.queue.pause(model, paused=paused)
-        echo(f"{model} {'paused' if paused else 'resumed'}, {info.waiting} waiting")
+        echo(f"{model} {'paused' if paused else 'resumed'}, {info.waiting} queued")
 
-    with_backend(redis_url, work)
+    with_backend(redis_url, set_paused)

@@ -1,4 +1,4 @@
-"""Files and folders that no other user of the machine may read, and files that one process at a time holds."""
+"""Files and folders that no other user of the machine may read, and lock files."""
 
 import fcntl
 import os
@@ -12,55 +12,55 @@ UMASK = 0o077
 
 
 def private_folder(folder: Path, *, option: str) -> Path:
-    """Make the folder, or close it to others if it is there. Raises SettingsError naming `option`."""
+    """Create the folder, or close an existing one to other users. Raises SettingsError naming `option`."""
     try:
         folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
         folder.chmod(FOLDER_MODE)
     except OSError as error:
-        raise SettingsError(f"{option}: the folder {folder} cannot be made ({error.strerror})") from error
+        raise SettingsError(f"{option}: the folder {folder} cannot be created ({error.strerror})") from error
     return folder
 
 
 def own_folder(folder: Path, *, option: str) -> Path:
-    """Make the folder where every user of the machine may put things, or take it if this user made it before. Nothing
-    that is found there is changed or followed. Raises SettingsError naming `option`."""
+    """Create a folder below one that every user of the machine can write to, or take it if this user created it before.
+    Anything else of that name is neither changed nor followed. Raises SettingsError naming `option`."""
     try:
         os.mkdir(folder, FOLDER_MODE)
     except FileExistsError:
         found = folder.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & UMASK:
             raise SettingsError(
-                f"{option}: {folder} is not a folder of this user alone; remove it, or set {option} to a folder that is"
+                f"{option}: {folder} is not a folder of this user alone; remove it, or set {option} to another folder"
             ) from None
     except OSError as error:
-        raise SettingsError(f"{option}: the folder {folder} cannot be made ({error.strerror})") from error
+        raise SettingsError(f"{option}: the folder {folder} cannot be created ({error.strerror})") from error
     return folder
 
 
 def private_file(path: Path) -> Path:
-    """The file, which is made empty if it is not there, closed to others."""
+    """Create the file empty if it does not exist, and close it to other users."""
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT, FILE_MODE))
     path.chmod(FILE_MODE)
     return path
 
 
 def write_private(path: Path, text: str) -> None:
-    """Replace the file as a whole, so that no reader meets half of it."""
+    """Replace the whole file at once, so that no reader sees half of it."""
     new = path.with_name(f"{path.name}.{os.getpid()}")
     private_file(new).write_text(text)
     new.replace(path)
 
 
 class LockFile:
-    """A file that one process holds, with a word about the holder in it. The kernel releases it when the last process
-    that has it open ends, by kill -9 too."""
+    """A file that one process holds, with a note about the holder in it. The kernel releases it when the last process
+    that has it open ends, after kill -9 as well."""
 
     def __init__(self, path: Path) -> None:
         self._file = private_file(path).open("r+")
 
     def take(self) -> bool:
-        """Whether it is ours now. Whoever takes it has nothing noted yet. A file that was removed since it was opened
-        is never taken, since the next process would lock another one of the same name."""
+        """Try to lock the file and clear its note. Return False if another process holds it, or if the file was removed
+        after it was opened: the next process would lock a new file of the same name."""
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

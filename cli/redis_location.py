@@ -1,4 +1,4 @@
-"""Which Redis and which API a command means that names none: those that `penstock up` runs here."""
+"""The default Redis and API of a command: those that `penstock up` runs in this folder."""
 
 import os
 from pathlib import Path
@@ -16,12 +16,12 @@ def operator_settings(redis_url: str | None) -> Settings:
 
 
 def api_url() -> str:
-    """Where `penstock up` serves here, else where an API serves by default."""
+    """Return the URL of the API that `penstock up` runs in this folder, else an API's default URL."""
     noted = DATA / API_URL_FILE
     return noted.read_text().strip() if noted.is_file() else API_URL
 
 
 def noted_url() -> str | None:
-    """The Redis that `penstock up` runs here, unless the environment names one."""
+    """Return the URL of the Redis that `penstock up` runs in this folder, unless the environment names one."""
     noted = DATA / REDIS_URL_FILE
     return None if "PENSTOCK_REDIS_URL" in os.environ or not noted.is_file() else noted.read_text().strip()

@@ -10,49 +10,49 @@ from shared.domain.errors import SettingsError
 
 POLL_S = 0.2
 REMIND_S = 5.0
-LONG_S = 600.0  # a bound beyond this tells nobody anything
+LONG_S = 600.0  # a longer bound is not worth printing
 
 
 class Supervisor:
-    """Children are started in layers, each of which needs those below, and ended from the last layer down."""
+    """Starts children in layers, where each layer needs the ones before it, and stops the last layer first."""
 
     def __init__(self, stopping: threading.Event) -> None:
         self._stopping = stopping
         self._layers: list[tuple[Sequence[Child], float]] = []
 
     def start(self, *children: Child, stop_s: float) -> None:
-        """`stop_s`: the time for all of them to end, before they are killed."""
+        """Start one layer of children. On a stop they have `stop_s` seconds to end before they are killed."""
         self._layers.append((children, stop_s))
         for child in children:
             child.start()
 
     def wait_for(self, missing: Callable[[], list[str]], *, bound_s: float) -> bool:
-        """Until nothing is missing; from time to time, say what is. False when asked to stop before. Raises
-        SettingsError at `bound_s`, or when a child cannot run."""
+        """Wait until `missing` returns nothing, and print what is missing from time to time. Return False if a stop was
+        asked for first. Raises SettingsError after `bound_s`, or if a child cannot run."""
         began, remind_s = time.monotonic(), REMIND_S
         while not self._stopping.is_set():
-            self._look_after_all()
-            lacking = "; ".join(missing())
-            if not lacking:
+            self._check_children()
+            still_missing = "; ".join(missing())
+            if not still_missing:
                 return True
             waited = time.monotonic() - began
             if waited >= bound_s:
-                raise SettingsError(f"{lacking} (waited for {waited:.0f} s)")
+                raise SettingsError(f"{still_missing} (waited for {waited:.0f} s)")
             if waited >= remind_s:
                 most = f", {bound_s:g} s at most" if bound_s <= LONG_S else ""
-                echo(f"Waiting    {lacking}: {waited:.0f} s so far{most}")
+                echo(f"Waiting    {still_missing}: {waited:.0f} s so far{most}")
                 remind_s *= 2
             self._stopping.wait(POLL_S)
         return False
 
     def run(self) -> None:
-        """Until asked to stop. Raises SettingsError when a child cannot run."""
+        """Keep the children running until a stop is asked for. Raises SettingsError if a child cannot run."""
         while not self._stopping.wait(POLL_S):
-            self._look_after_all()
+            self._check_children()
 
     def stop(self) -> None:
         if self._layers:
-            echo("Stopping ..")
+            echo("Stopping ...")
         for children, stop_s in reversed(self._layers):
             deadline = time.monotonic() + stop_s
             for child in children:
@@ -60,9 +60,9 @@ class Supervisor:
             for child in children:
                 child.wait(deadline)
 
-    def _look_after_all(self) -> None:
+    def _check_children(self) -> None:
         for children, _ in self._layers:
             for child in children:
-                if told := child.check():
-                    echo(told)
+                if report := child.check():
+                    echo(report)
                 child.bound_log()

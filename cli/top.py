@@ -1,4 +1,4 @@
-"""`penstock top`: models, workers and running jobs, as Redis has them now."""
+"""`penstock top`: shows the models, the workers and the started jobs in Redis, again and again."""
 
 import asyncio
 import os
@@ -25,9 +25,9 @@ from shared.redis import keys
 from shared.redis.client import translated
 
 JOBS_SHOWN = 15
-WIDE = 140  # columns that all there is to show needs with usual names
+WIDE = 140  # width in columns from which every field is shown
 UNBOUNDED = 10_000
-OLD_S = 30.0  # a wait that deserves a colour
+OLD_S = 30.0  # a longer wait is coloured
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +47,11 @@ class Snapshot:
     demands: list[Demand]
     paused: set[str]
     workers: list[WorkerRecord]
-    running: list[JobRecord]
+    started: list[JobRecord]
 
 
 def top(redis_url: str | None, *, seconds: float, once: bool, target_wait_s: float) -> None:
-    """Until q or Ctrl-C. A file or another program gets one picture, as wide as it has to be, so that no id is cut."""
+    """Redraw the tables until q or Ctrl-C. A file or a pipe gets them once, wide enough that no id is cut."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=UNBOUNDED)
@@ -73,7 +73,7 @@ def top(redis_url: str | None, *, seconds: float, once: bool, target_wait_s: flo
 
 @contextmanager
 def quit_key() -> Iterator[asyncio.Event]:
-    """Set when somebody presses q. Where the input is no terminal, never."""
+    """Yield an event that is set when somebody presses q; without a terminal as input it is never set."""
     pressed, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def read() -> None:
@@ -99,16 +99,16 @@ async def _within(event: asyncio.Event, seconds: float) -> bool:
 
 async def snapshot(backend: Backend) -> Snapshot:
     demands = await DemandReader(backend.client).all()
-    running: list[JobRecord] = []
+    started: list[JobRecord] = []
     for demand in demands:
         if demand.running_jobs:
-            running += await backend.job_records.records(demand.model, State.STARTED, limit=JOBS_SHOWN)
+            started += await backend.job_records.records(demand.model, State.STARTED, limit=JOBS_SHOWN)
     return Snapshot(
         at=time.monotonic(),
         demands=demands,
         paused={info.name for info in await backend.model_registry.models() if info.paused},
         workers=await workers(backend.client),
-        running=sorted(running, key=lambda job: job.started_at)[:JOBS_SHOWN],
+        started=sorted(started, key=lambda job: job.started_at)[:JOBS_SHOWN],
     )
 
 
@@ -136,19 +136,20 @@ def _worker(key: str, fields: dict[bytes, bytes]) -> WorkerRecord:
 
 
 def render(now: Snapshot, before: Snapshot | None, target_wait_s: float, *, width: int) -> Group:
-    """On a narrow screen (80 columns) what matters most, with long names shortened; ids are never cut."""
+    """Draw the three tables. A narrow screen (80 columns) gets fewer fields and shortened names; ids are never cut."""
     wide = width >= WIDE
     return Group(
         _models(now, target_wait_s, wide=wide),
         Text(),
         _workers(now, before, wide=wide),
         Text(),
-        _running(now, wide=wide),
+        _started(now, wide=wide),
     )
 
 
 def _table(*columns: str, wide: bool, names: Mapping[str, int]) -> Table:
-    """A column whose title ends with # holds numbers; `names` says how long those may be that can be shortened."""
+    """Make an empty table. A title that ends with # marks a column of numbers; `names` maps the columns that may be
+    shortened to their greatest width."""
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
         title = column.removesuffix("#")
@@ -162,14 +163,14 @@ def _cell(text: object, style: str = "") -> Text:
 
 
 def _models(now: Snapshot, target_wait_s: float, *, wide: bool) -> Table:
-    waiting = [f"{priority.value}#" for priority in Priority] if wide else ["waiting#"]
+    queued = [f"{priority.value}#" for priority in Priority] if wide else ["queued#"]
     columns = (
         "MODEL",
         "workers#",
         "wanted#",
-        "running#",
-        *waiting,
-        "tokens waiting#" if wide else "tokens#",
+        "started#",
+        *queued,
+        "tokens queued#" if wide else "tokens#",
         "oldest#",
     )
     table = _table(*columns, "", wide=wide, names={"MODEL": 16})
@@ -203,14 +204,14 @@ def _workers(now: Snapshot, before: Snapshot | None, *, wide: bool) -> Table:
     return table
 
 
-def _running(now: Snapshot, *, wide: bool) -> Table:
+def _started(now: Snapshot, *, wide: bool) -> Table:
     if not wide:
         table = _table("JOB", "model", "attempt#", "since", wide=wide, names={"model": 16})
-        for job in now.running:
+        for job in now.started:
             table.add_row(*map(_cell, (job.id, job.model, job.attempts, job.started_at[11:19])))
         return table
     table = _table("JOB", "model", "class", "tenant", "attempt#", "since", "worker", wide=wide, names={})
-    for job in now.running:
+    for job in now.started:
         about = (job.id, job.model, job.priority.value, job.tenant, job.attempts, job.started_at[11:19], job.worker)
         table.add_row(*map(_cell, about))
     return table

@@ -1,4 +1,4 @@
-"""`penstock up`: Redis, the API and the workers of one machine in one command, ended together by Ctrl-C."""
+"""`penstock up`: runs Redis, the API and the workers of one machine, and stops them together at Ctrl-C."""
 
 import asyncio
 import os
@@ -34,9 +34,9 @@ from workers.model_loading import parse_specs
 STOP_S = 5.0
 APPENDFSYNC = {"fast": "everysec", "safe": "always", "durable": "always"}
 ASK_S = 2.0
-LOAD_S = 4 * 3600.0  # for models to be fetched and loaded, and for Redis to load its data
-CHILD_REDIS_WAIT_S = 3600.0  # longer than any pause between two lives of the embedded one
-Answer = TypeVar("Answer")
+LOAD_S = 4 * 3600.0  # the longest time to fetch and load models, and for Redis to load its data
+CHILD_REDIS_WAIT_S = 3600.0  # longer than any pause between two starts of the embedded Redis
+Result = TypeVar("Result")
 
 
 def up(
@@ -48,10 +48,10 @@ def up(
     redis_url: str | None,
     settings: Settings,
 ) -> None:
-    """Run until Ctrl-C or SIGTERM. Raises SettingsError, before anything runs, for what cannot work."""
+    """Run until Ctrl-C or SIGTERM. Raises SettingsError, before anything starts, for settings that cannot work."""
     specs = parse_specs(models, adapters)
     names = [name for spec in specs for name in (spec.name, *dict(spec.adapters))]
-    asked = [*[f"--model={text}" for text in models], *[f"--adapter={text}" for text in adapters]]
+    model_options = [*[f"--model={text}" for text in models], *[f"--adapter={text}" for text in adapters]]
     settings = settings.model_copy(update={"port": settings.port or free_port()})
     folder = DataFolder(data)
     stopping = _stopped_by_signals()
@@ -61,17 +61,19 @@ def up(
         try:
             url = redis_url or _start_redis(supervisor, folder, settings)
             settings = settings.model_copy(update={"redis_url": url})
-            if not supervisor.wait_for(partial(_unfit, settings), bound_s=settings.redis_wait_s):
+            if not supervisor.wait_for(partial(_redis_problems, settings), bound_s=settings.redis_wait_s):
                 return
             folder.note_redis(url)
             folder.note_api(f"{base_url(settings)}/v1")
-            hands = _start_processes(supervisor, asked, workers, folder, settings)
+            worker_children = _start_processes(supervisor, model_options, workers, folder, settings)
             loading = f"Loading    {', '.join(names)} in {workers} worker{'' if workers == 1 else 's'}"
             echo(loading if workers else "Starting   the API, without a worker")
             began = time.monotonic()
-            if supervisor.wait_for(partial(_missing, settings, hands, names), bound_s=LOAD_S):
+            if supervisor.wait_for(partial(_not_ready, settings, worker_children, names), bound_s=LOAD_S):
                 echo(f"Ready      after {time.monotonic() - began:.1f} s")
-                echo(Welcome(base_url(settings), names[0], asked, workers, folder, url, keys_required(settings)))
+                echo(
+                    Welcome(base_url(settings), names[0], model_options, workers, folder, url, keys_required(settings))
+                )
             supervisor.run()
         finally:
             supervisor.stop()
@@ -89,13 +91,13 @@ def _stopped_by_signals() -> threading.Event:
 
 
 def _start_redis(supervisor: Supervisor, folder: DataFolder, settings: Settings) -> str:
-    """Its URL, once it has loaded its data."""
+    """Start the embedded Redis; return its URL once it has loaded its data."""
     server = EmbeddedRedis(folder.redis, appendfsync=APPENDFSYNC[settings.durability])
     echo(f"Redis      {server.url}  (embedded, data in {folder.redis})")
 
     def missing() -> list[str]:
         try:
-            return [] if server.answers() else ["Redis loads its data"]
+            return [] if server.answers() else ["Redis is still loading its data"]
         except redis.RedisError:
             return [f"Redis does not answer (see {server.log})"]
 
@@ -104,8 +106,8 @@ def _start_redis(supervisor: Supervisor, folder: DataFolder, settings: Settings)
     return server.url
 
 
-def _unfit(settings: Settings) -> list[str]:
-    """Why Redis cannot be used now. Raises SettingsError for one that would lose jobs."""
+def _redis_problems(settings: Settings) -> list[str]:
+    """Return why Redis cannot be used now. Raises SettingsError if it would lose jobs."""
 
     async def examine() -> None:
         client = connect(settings.redis_url)
@@ -115,16 +117,16 @@ def _unfit(settings: Settings) -> list[str]:
             await client.aclose()
 
     try:
-        _asked(examine())
+        _run_bounded(examine())
     except QueueUnavailable as error:
         return [str(error)]
     return []
 
 
 def _start_processes(
-    supervisor: Supervisor, asked: Sequence[str], workers: int, folder: DataFolder, settings: Settings
+    supervisor: Supervisor, model_options: Sequence[str], workers: int, folder: DataFolder, settings: Settings
 ) -> list[Child]:
-    """Start the API and the workers. The workers."""
+    """Start the API and the workers. Return the workers."""
     threads = max(1, (os.cpu_count() or 1) // max(workers, 1))
     shared = {
         "PENSTOCK_REDIS_URL": settings.redis_url,
@@ -141,35 +143,35 @@ def _start_processes(
         return Child(name, penstock(arguments, environment=shared | more, log=log, umask=umask), log=log)
 
     api = child("api", ["api"], {}, UMASK)
-    # What workers fetch from a hub is for other users of its cache, too: their files keep the usual mode.
-    hands = [child(f"worker {n}", ["worker", *asked], threaded, -1) for n in range(1, workers + 1)]
-    supervisor.start(api, *hands, stop_s=STOP_S)
-    return hands
+    # The hub's cache may be shared with other users, so the files that workers download keep the usual mode.
+    worker_children = [child(f"worker {n}", ["worker", *model_options], threaded, -1) for n in range(1, workers + 1)]
+    supervisor.start(api, *worker_children, stop_s=STOP_S)
+    return worker_children
 
 
-def _missing(settings: Settings, hands: Sequence[Child], names: Sequence[str]) -> list[str]:
-    """Who does not serve yet. None of the questions needs a key."""
-    lacking = []
+def _not_ready(settings: Settings, workers: Sequence[Child], names: Sequence[str]) -> list[str]:
+    """List the parts that do not serve yet. No request here needs a key."""
+    problems = []
     try:
         answer = httpx.get(f"{base_url(settings)}/health/ready", timeout=ASK_S, trust_env=False)
         if not answer.is_success:
-            lacking.append(f"the API is not ready: {answer.text[:200]}")
+            problems.append(f"the API is not ready: {answer.text[:200]}")
     except httpx.HTTPError:
-        lacking.append(f"the API does not answer at {base_url(settings)}")
+        problems.append(f"the API does not answer at {base_url(settings)}")
     try:
-        pids, announced = _asked(_at_work(settings.redis_url, names))
+        pids, announced = _run_bounded(_serving_workers(settings.redis_url, names))
     except QueueUnavailable as error:
-        return [*lacking, str(error)]
-    lacking += [f"{hand.name} is not ready (see {hand.log})" for hand in hands if hand.pid not in pids]
-    return lacking if lacking or announced or not hands else ["the models are not listed"]
+        return [*problems, str(error)]
+    problems += [f"{worker.name} is not ready (see {worker.log})" for worker in workers if worker.pid not in pids]
+    return problems if problems or announced or not workers else ["the models are not listed"]
 
 
-def _asked(asking: Coroutine[Any, Any, Answer]) -> Answer:
-    """Its answer, or QueueUnavailable before whoever waits for Ctrl-C grows impatient."""
+def _run_bounded(question: Coroutine[Any, Any, Result]) -> Result:
+    """Run the coroutine for ASK_S at most, so that Ctrl-C is noticed soon. Raises QueueUnavailable after that."""
 
-    async def bounded() -> Answer:
+    async def bounded() -> Result:
         async with asyncio.timeout(ASK_S):
-            return await asking
+            return await question
 
     try:
         return asyncio.run(bounded())
@@ -177,8 +179,8 @@ def _asked(asking: Coroutine[Any, Any, Answer]) -> Answer:
         raise QueueUnavailable(f"Redis does not answer within {ASK_S:g} s") from error
 
 
-async def _at_work(url: str, names: Sequence[str]) -> tuple[set[int], bool]:
-    """The workers that serve on this machine, by process, and whether all models have been announced."""
+async def _serving_workers(url: str, names: Sequence[str]) -> tuple[set[int], bool]:
+    """Return the process ids of the workers that serve on this machine, and True if every model is announced."""
     client = connect(url)
     try:
         with translated():
@@ -192,6 +194,6 @@ async def _at_work(url: str, names: Sequence[str]) -> tuple[set[int], bool]:
 
 
 def base_url(settings: Settings) -> str:
-    """Where this machine reaches the API."""
+    """Return the URL at which this machine reaches the API."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
     return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"

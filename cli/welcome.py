@@ -1,4 +1,4 @@
-"""What `penstock up` tells once it serves: commands that work as printed, in another terminal in the same folder."""
+"""The text that `penstock up` prints once it serves: its commands work as printed in another terminal, same folder."""
 
 import os
 import shlex
@@ -17,11 +17,11 @@ KEY = "OPENAI_API_KEY"
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """`base`: the API's URL. `asked`: the options that name the models."""
+    """`base` is the API's URL; `model_options` are the options that name the models."""
 
     base: str
     model: str
-    asked: Sequence[str]
+    model_options: Sequence[str]
     workers: int
     folder: DataFolder
     redis_url: str
@@ -38,12 +38,12 @@ class Welcome:
         return "\n".join(part for part in parts if part)
 
     def _no_worker(self) -> str:
-        worker = f"{self._located(always=True)}{_bin()}penstock worker {shlex.join(self.asked)}"
-        return f"Nothing serves yet, since no worker runs. Start one:\n\n  {worker}\n"
+        worker = f"{self._located(always=True)}{_bin()}penstock worker {shlex.join(self.model_options)}"
+        return f"No worker runs yet, so no model is served. Start one:\n\n  {worker}\n"
 
     def _keys(self) -> str:
         create = f"{self._located()}{_bin()}penstock keys create NAME"
-        return f"Every request needs a key. Make one, it is printed once:\n\n  {create}\n  export {KEY}=THE_KEY\n"
+        return f"Every request needs a key. Create one; it is shown only once:\n\n  {create}\n  export {KEY}=THE_KEY\n"
 
     def _requests(self) -> str:
         body = f'{{"model": "{self.model}", "stream": true, "messages": [{{"role": "user", "content": "Hello!"}}]}}'
@@ -63,18 +63,18 @@ class Welcome:
     def _commands(self) -> str:
         url = f" --url {self.base}/v1" if self._elsewhere() and f"{self.base}/v1" != API_URL else ""
         rq = f"rq info -u {shlex.quote(self.redis_url)}"
-        if masked(self.redis_url) != self.redis_url:  # an option would show it in the list of processes
+        if masked(self.redis_url) != self.redis_url:  # an option would show the password in the list of processes
             rq = f"RQ_REDIS_URL={self._noted()} {_bin()}rq info"
         else:
             rq = f"{_bin()}{rq}"
         return f"  {_bin()}penstock chat{url}\n  {self._located()}{_bin()}penstock jobs list\n  {rq}\n"
 
     def _located(self, *, always: bool = False) -> str:
-        """What tells a command which Redis is meant, where it does not find that by itself."""
+        """Return the variable that names Redis, or nothing if commands find Redis by themselves."""
         return f"PENSTOCK_REDIS_URL={self._noted()} " if always or self._elsewhere() else ""
 
     def _elsewhere(self) -> bool:
-        """Whether the data folder is not the one in which commands look."""
+        """Return True if commands would look in another data folder."""
         return self.folder.path.resolve() != DATA.resolve()
 
     def _noted(self) -> str:
@@ -82,5 +82,5 @@ class Welcome:
 
 
 def _bin() -> str:
-    """Before a command of ours: where it is, if PATH does not say so."""
+    """Return the folder of our commands, if PATH does not find them."""
     return "" if shutil.which("penstock") else shlex.quote(os.path.relpath(Path(sys.executable).parent)) + "/"

@@ -1,5 +1,5 @@
-"""`python -m bench.chaos`: faults under load, and a verdict. `--release` for the long form, `--only F8 --seed 7` to
-repeat what failed."""
+"""`python -m bench.chaos` injects faults under load and prints a verdict. `--release` runs the long form; `--only F8
+--seed 7` repeats a fault that failed."""
 
 import asyncio
 import json
@@ -90,7 +90,7 @@ async def play(site: Site, scenario: Scenario, *, seed: int, release: bool, scri
     await asyncio.sleep(WARM_S)
     await scenario.run(act)
     await load.ended()
-    # Clients that left are noticed, jobs that nobody reads run to their end.
+    # The API notices clients that left, and jobs without a reader run to their end.
     await site.until(lambda: not site.client.exists(f"penstock:leases:{site.model}"), "the last jobs end", seconds=60)
     await act.muster()
     verdict = await asyncio.to_thread(judge, site, load.stories, scenario.mercy)
@@ -103,7 +103,7 @@ async def play(site: Site, scenario: Scenario, *, seed: int, release: bool, scri
 
 
 async def watch_rq(site: Site, total: Verdict) -> None:
-    """Compare, in one go, what `rq info` counts with the jobs themselves."""
+    """Compare the counts of `rq info` with the jobs themselves, in one atomic script."""
     while True:
         with suppress(redis.RedisError):
             lies: Any = await asyncio.to_thread(site.client.eval, RQ_LIES, 0, site.model)
@@ -112,7 +112,7 @@ async def watch_rq(site: Site, total: Verdict) -> None:
 
 
 def forget(site: Site) -> None:
-    """The jobs of a scenario, so that the next one is judged by its own."""
+    """Delete the jobs of a scenario, so that the next one is judged by its own jobs."""
     names = ("job", "results", "f*ed", "canceled")
     for pattern in [*(f"rq:{name}:*" for name in names), *(f"penstock:{name}:*" for name in RECORDS)]:
         for key in site.client.scan_iter(pattern, count=1000):
@@ -120,17 +120,23 @@ def forget(site: Site) -> None:
 
 
 @click.command()
-@click.option("--release", is_flag=True, help="The long form: 3,000 jobs hit, a million tokens.")
-@click.option("--only", multiple=True, help="These faults only, like F1; repeatable.")
-@click.option("--engine", type=click.Choice(["scripted", "builtin"]), default="scripted", show_default=True)
-@click.option("--seed", type=int, default=2026, show_default=True)
-@click.option("--code", type=click.Path(path_type=Path), default=ROOT, help="The Penstock to break.")
-@click.option("--out", type=click.Path(path_type=Path), help="Write the verdict here, as JSON.")
-@click.option("--keep", is_flag=True, help="Keep logs and data.")
+@click.option("--release", is_flag=True, help="Run the long form: 3,000 jobs hit, a million tokens.")
+@click.option("--only", multiple=True, help="Play only this fault, such as F1. May be repeated.")
+@click.option(
+    "--engine",
+    type=click.Choice(["scripted", "builtin"]),
+    default="scripted",
+    show_default=True,
+    help="Engine of the workers.",
+)
+@click.option("--seed", type=int, default=2026, show_default=True, help="Seed of every choice.")
+@click.option("--code", type=click.Path(path_type=Path), default=ROOT, help="Folder of the Penstock to test.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the verdict to this file, as JSON.")
+@click.option("--keep", is_flag=True, help="Keep the logs and the data.")
 def main(
     release: bool, only: tuple[str, ...], engine: str, seed: int, code: Path, out: Path | None, keep: bool
 ) -> None:
-    """Break everything, then judge. Exit status 1 when an invariant does not hold."""
+    """Inject faults and judge the result. The exit status is 1 if an invariant does not hold."""
     scenarios = SCENARIOS if engine == "scripted" else TORCH_SCENARIOS
     chosen = [scenario for scenario in scenarios if not only or scenario.name in only]
     began = time.monotonic()

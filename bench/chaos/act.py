@@ -1,4 +1,4 @@
-"""One fault being played: what it strikes, and what is noted of it."""
+"""One fault being played, with the jobs that it hits and the pauses that it causes."""
 
 import asyncio
 import math
@@ -12,13 +12,13 @@ from bench.chaos.load import Load
 from bench.chaos.site import Process, Site
 from bench.chaos.story import Way
 
-MUSTER_TOKENS = 40  # of each job: with steps of 20 ms they are here for long enough to be seen by every worker
+MUSTER_TOKENS = 40  # of each job: at 20 ms a step, every worker has time to claim one
 
 
 @dataclass(slots=True)
 class Act:
-    """`rounds`: how often a fault strikes. `marks`: (kind, from, to, job ids or None for all). `strikes`: when, and the
-    jobs that were hit."""
+    """One fault under one load. `rounds` is how often the fault strikes. `marks` holds (kind, from, to, job ids or None
+    for all); `strikes` holds each strike's time and the jobs that it hit."""
 
     site: Site
     load: Load
@@ -28,10 +28,10 @@ class Act:
     marks: list[tuple[str, float, float, set[str] | None]] = field(default_factory=list)
     strikes: list[tuple[float, set[str]]] = field(default_factory=list)
     ratios: dict[str, float] = field(default_factory=dict)
-    wrongs: list[tuple[str, str]] = field(default_factory=list)  # of an invariant, what does not hold
+    wrongs: list[tuple[str, str]] = field(default_factory=list)  # (invariant, violation)
 
     def strike(self, only: set[str] | None = None) -> float:
-        """Now: every job that runs is hit, or those only."""
+        """Record a strike now: it hits every open job, or `only` these. Return its time."""
         jobs = only if only is not None else {s.job_id for s in self.load.open() if s.job_id}
         self.strikes.append((time.monotonic(), jobs))
         return self.strikes[-1][0]
@@ -59,27 +59,27 @@ class Act:
         self.wrongs.append((invariant, text))
 
     def ratio(self, name: str, value: float) -> None:
-        """The worst of them counts."""
+        """Record a ratio; the worst one counts."""
         self.ratios[name] = max(value, self.ratios.get(name, 0.0))
 
     async def staffed(self) -> None:
-        """Wait until every worker serves, those that take the place of dead ones too."""
+        """Wait until every worker serves, replacements of dead ones included."""
         site = self.site
         await site.until(lambda: site.alive_workers() >= site.workers_max, "every worker serves", seconds=60)
 
     async def muster(self) -> None:
-        """Whether every worker that is here takes work: jobs for all their places come at once, on a quiet site, and
-        each of them must be seen to have claimed one before they are done, which is about a second later."""
+        """Check that every worker takes jobs: on a quiet site, jobs for all places arrive at once, and each worker must
+        have claimed one before they are done, about a second later."""
         await self.staffed()
         names = await asyncio.to_thread(self.site.worker_names)
         stories = [self.load.story(Way.PLAIN, tokens=MUSTER_TOKENS) for _ in range(self.site.places)]
         await asyncio.wait([self.load.add(story) for story in stories])
         claimed = await asyncio.to_thread(self._owners, [story.job_id for story in stories])
         for name in names - claimed:
-            self.blame("I14", f"worker {name} takes no work any more, and {len(stories)} jobs were there")
+            self.blame("I14", f"worker {name} claims no jobs any more, although {len(stories)} were queued")
 
     def _owners(self, job_ids: Sequence[str]) -> set[str]:
-        """Names of the workers that have claimed one of the jobs."""
+        """Read the names of the workers that have claimed one of the jobs."""
         return {str(self.site.client.hget(f"rq:job:{job_id}", "worker_name")) for job_id in job_ids if job_id}
 
     def _struck_after(self, begin: float, job_id: str) -> float:

@@ -1,5 +1,4 @@
-"""Work whose client does not wait on a connection: batches, webhooks that tell of an end, and a stack that an operator
-starts twice."""
+"""Faults of batches and webhooks, whose clients do not wait on a connection, and a stack that is started twice."""
 
 import asyncio
 import json
@@ -17,7 +16,7 @@ from bench.chaos.site import Process
 from bench.stack import answers
 from cli.embedded_redis import free_port
 
-TOLD_WITHIN_S = 6.0  # of a response's end
+TOLD_WITHIN_S = 6.0  # after a response's end
 DRIP_S = 0.5
 BATCH_ENDS_S = 15.0
 REFUSES_WITHIN_S = 10.0
@@ -26,17 +25,17 @@ BOUNDARY = "chaos"
 
 
 class Receiver:
-    """Of webhooks. `drips`: its answer never ends, and never pauses for long."""
+    """A receiver of webhooks. With `drips`, its answer never ends and never pauses for long."""
 
     def __init__(self, *, drips: bool) -> None:
         self._drips = drips
         self._open: set[asyncio.Task[None]] = set()
         self.heard = 0  # connections
-        self.told = asyncio.Queue[str]()  # ids of what has ended
+        self.told = asyncio.Queue[str]()  # ids of the responses that ended
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[str]:
-        """Its URL."""
+        """Listen, and yield the URL."""
         server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         try:
             yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
@@ -74,7 +73,7 @@ class Receiver:
 
 
 async def dripping_receiver(act: Act) -> None:
-    """One tenant's receiver keeps every API process that tells it something; another tenant is told in time."""
+    """Let one tenant's receiver hold up every delivery to it; another tenant's webhooks must still come in time."""
     site = act.site
 
     async def respond(tenant: str) -> str:
@@ -106,12 +105,11 @@ async def dripping_receiver(act: Act) -> None:
             for tenant, endpoint in endpoints:
                 url = f"{act.rng.choice(site.bases())}/v1/webhooks/{endpoint}"
                 await call(url, method="DELETE", headers=_bearer(tenant))
-        site.client.delete("penstock:deliveries")  # they would be tried again, and dropped, for hours
+        site.client.delete("penstock:deliveries")  # they would be retried for hours
 
 
 async def batches(act: Act) -> None:
-    """What a batch needs is gone while it is worked on, and another process takes it over: it has an end, and says
-    which."""
+    """Take away a batch's file, key or model while it runs, and hand it to another process: it must end as failed."""
     for _ in range(act.rounds):
         act.strike()
         await asyncio.gather(_without_file(act), _without_key(act), _without_model(act))
@@ -135,7 +133,9 @@ async def _without_key(act: Act) -> None:
     batch: dict[str, Any] = {}
     deadline = time.monotonic() + BATCH_ENDS_S
     while batch.get("status") not in ENDED and time.monotonic() < deadline:
-        found = await asyncio.to_thread(act.site.client.get, f"penstock:batch:{batch_id}")  # its key reads nothing now
+        found = await asyncio.to_thread(
+            act.site.client.get, f"penstock:batch:{batch_id}"
+        )  # the revoked key can no longer read it
         batch = json.loads(str(found))
         await asyncio.sleep(0.2)
     if batch["status"] != "failed":
@@ -151,7 +151,7 @@ async def _without_model(act: Act) -> None:
 
 
 async def supervisors(act: Act) -> None:
-    """A second `penstock up` over the data of a first one says so and ends; the first one serves on."""
+    """Start a second `penstock up` on a first one's data folder: it must refuse, and the first one must still serve."""
     site = act.site
     act.strike()
     up = [
@@ -164,7 +164,7 @@ async def supervisors(act: Act) -> None:
         str(site.folder / f"stack-{act.rng.getrandbits(30)}"),
     ]
     base = f"http://127.0.0.1:{(port := free_port())}"
-    log = site.folder / "houses.log"
+    log = site.folder / "stacks.log"
     first = Process(up, code=site.code, environment={"PENSTOCK_PORT": str(port)}, log=log)
     second = None
     try:
@@ -187,12 +187,12 @@ async def supervisors(act: Act) -> None:
 
 
 def _hand_over(act: Act, batch_id: str) -> None:
-    """Whoever works on it has lost its lease, to nobody."""
+    """Take the batch's lease away from its process; it lapses in two seconds."""
     act.site.client.set(f"penstock:batch-lease:{batch_id}", "nobody", ex=2)
 
 
 async def _under_way(act: Act, batch_id: str, tenant: str) -> None:
-    """Until some of its lines are done."""
+    """Wait until some lines of the batch are done."""
     deadline = time.monotonic() + BATCH_ENDS_S
     while time.monotonic() < deadline:
         batch = await _look(act, batch_id, tenant)
@@ -203,7 +203,7 @@ async def _under_way(act: Act, batch_id: str, tenant: str) -> None:
 
 
 async def _ended(act: Act, batch_id: str, tenant: str) -> dict[str, Any]:
-    """How it stands when it has ended, or when its time is over."""
+    """Wait for the batch's end, BATCH_ENDS_S at most. Return its last state."""
     deadline = time.monotonic() + BATCH_ENDS_S
     while True:
         batch = await _look(act, batch_id, tenant)
@@ -219,7 +219,7 @@ async def _look(act: Act, batch_id: str, tenant: str) -> dict[str, Any]:
 
 
 async def _batch(act: Act, tenant: str, *, lines: int = 200, model: str = "") -> tuple[str, str]:
-    """The ids of a new batch and of its file."""
+    """Create a batch; return the ids of its file and of itself."""
     asked = {"model": model or act.site.model, "messages": [{"role": "user", "content": "line"}], "max_tokens": 50}
     rows = [
         {"custom_id": f"{number}", "method": "POST", "url": "/v1/chat/completions", "body": asked}

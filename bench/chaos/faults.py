@@ -1,4 +1,4 @@
-"""What goes wrong with processes, Redis and the network, and what load does. Each is seeded."""
+"""Faults of processes, Redis and the network, and too much load. Each fault is seeded."""
 
 import asyncio
 import os
@@ -12,7 +12,9 @@ from bench.chaos.judge import percentile
 from bench.chaos.load import Load
 from bench.chaos.story import Story, Way
 
-ROOMY_CLIENTS = 32  # ask for 46 sequences at a time, so that of 64 places one is always free: no wait by chance
+ROOMY_CLIENTS = (
+    32  # they ask for 46 sequences at a time, so one of the 64 places is always free and no wait is by chance
+)
 STAYING = {Way.PLAIN: 1, Way.RESUME: 1, Way.RETRY: 1, Way.WHOLE: 1}
 
 
@@ -90,7 +92,7 @@ async def api_dies(act: Act) -> None:
 
 
 async def clients_misbehave(act: Act) -> None:
-    """Half-open connections, and a crowd that comes and goes at once."""
+    """Open a crowd of connections at once and drop them half-read."""
     body = {"model": act.site.model, "messages": [{"role": "user", "content": "left"}], "max_tokens": 10**4}
     headers = {"authorization": "Bearer vandal"}
     for _ in range(act.rounds):
@@ -133,7 +135,7 @@ async def redis_drops_and_stalls(act: Act) -> None:
 
 
 async def redis_stalls(act: Act, seconds: float) -> None:
-    """As in a slow command or a machine without time; DEBUG SLEEP is not allowed since Redis 7."""
+    """Freeze Redis, as a slow command or a busy machine does; DEBUG SLEEP is not allowed since Redis 7."""
     os.kill(act.site.redis.pid, signal.SIGSTOP)
     try:
         await asyncio.sleep(seconds)
@@ -151,7 +153,7 @@ async def redis_full(act: Act) -> None:
 
 
 async def log_tail_cut(act: Act) -> None:
-    """What a power failure does: the last writes are gone."""
+    """Cut the end of the append-only file, as a power failure does."""
     for _ in range(act.rounds):
         act.strike()
         act.site.redis.kill()
@@ -221,7 +223,7 @@ async def operator_flushes(act: Act) -> None:
 
 
 async def overload(act: Act) -> None:
-    """Three times as many clients more, for a while; then as before, when there is room for all of them."""
+    """Add three times as many clients for a while, then go back to a load with room for all."""
     normal = await _waits([act.load.stories], 20 if act.long else 3)
     more = Load(act.site, seed=act.rng.getrandbits(30), clients=3 * ROOMY_CLIENTS, tokens=100 if act.long else 50)
     more.start()
@@ -235,7 +237,7 @@ async def overload(act: Act) -> None:
 
 
 async def flood(act: Act) -> None:
-    """Five tenants keep all slots busy; then one of them sends eight times as much."""
+    """Let five tenants keep all places busy, then let one of them send eight times as much."""
     rng = act.rng
     fair = [
         Load(act.site, seed=rng.getrandbits(30), clients=16, tokens=40, ways={Way.PLAIN: 1}, tenant=f"tenant-{n}")
@@ -259,7 +261,7 @@ async def flood(act: Act) -> None:
 
 
 async def _waits(lists: list[list[Story]], seconds: float) -> float:
-    """The 99th percentile of the time to first text, of what begins from now on for so long."""
+    """Measure the 99th percentile of the TTFT of the requests that begin in the next `seconds`."""
     begin = time.monotonic()
     await asyncio.sleep(seconds)
     begun = [story for each in lists for story in each if story.began > begin and story.way is not Way.WHOLE]
@@ -268,7 +270,7 @@ async def _waits(lists: list[list[Story]], seconds: float) -> float:
 
 
 async def recomputing(act: Act) -> None:
-    """How many tokens were computed that no log holds: kills and stops, six a minute, and nobody who leaves."""
+    """Count the tokens that were computed but are in no log, under six kills and stops a minute; no client leaves."""
     act.site.count_tokens(begin=True)
     counted = Load(act.site, seed=act.rng.getrandbits(30), clients=40, tokens=300 if act.long else 200, ways=STAYING)
     counted.start()

@@ -1,5 +1,4 @@
-"""What clients ask for to the harm of others: bodies, answers and jobs that processes must survive, and that nobody
-else may feel."""
+"""Hostile clients: bodies, answers and jobs that every process must survive and that no other client may feel."""
 
 import asyncio
 import time
@@ -17,16 +16,18 @@ from bench.chaos.site import Process
 from bench.chaos.story import Way
 
 CHAT, COMPLETIONS, TOKENIZE, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/tokenize", "/v1/responses"
-BODY_BYTES = 3_990_000  # just below the bound of a body
-LIVE_S = 0.5  # for /health/live, whatever is asked meanwhile
-GROWTH_MAX = 200 << 20  # bytes of an API process, for one body
-WIDE_WAIT_S = 1.0  # of others beside wide jobs, in the short form; the long form has a ratio
-PROBE_S = 0.1  # between those others
-LONG_PROMPT = " ".join(f"w{word}" for word in range(6000))  # a dozen steps, in which others wait for its blocks
+BODY_BYTES = 3_990_000  # just below the limit of a body
+LIVE_S = 0.5  # the bound for /health/live meanwhile
+GROWTH_MAX = 200 << 20  # bytes by which one body may grow an API process
+WIDE_WAIT_S = 1.0  # bound for other clients beside wide jobs in the short form; the long form has a ratio
+PROBE_S = 0.1  # between two of those clients
+LONG_PROMPT = " ".join(
+    f"w{word}" for word in range(6000)
+)  # a dozen steps, during which other choices wait for its blocks
 
 
 def repeated(piece: str, *, before: str = "", after: str = "") -> bytes:
-    """A body as large as may be."""
+    """Make a body of the greatest allowed size."""
     return (before + piece * ((BODY_BYTES - len(before) - len(after)) // len(piece)) + after).encode()
 
 
@@ -35,7 +36,7 @@ def many_fields(model: str) -> bytes:
     return f'{{"model":"{model}","messages":[{{"role":"user","content":"a"}}],{fields}}}'.encode()
 
 
-# What it is, where it goes, and the body for a model.
+# Name, path, and a function from the model's name to the body.
 HOSTILE: list[tuple[str, str, Callable[[str], bytes]]] = [
     ("zeros", CHAT, lambda m: repeated("0,", before=f'{{"model":"{m}","messages":[', after="0]}")),
     ("empty objects", CHAT, lambda m: repeated("{},", before=f'{{"model":"{m}","messages":[', after="{}]}")),
@@ -46,11 +47,11 @@ HOSTILE: list[tuple[str, str, Callable[[str], bytes]]] = [
     ("a text of words", TOKENIZE, lambda m: repeated("w ", before=f'{{"model":"{m}","prompt":"', after='"}')),
     ("empty items", RESPONSES, lambda m: repeated("{},", before=f'{{"model":"{m}","input":[', after="{}]}")),
 ]
-ANSWERED = {TOKENIZE}  # a fair question, if a large one: the scripted engine's tokens may be as long as they like
+ANSWERED = {TOKENIZE}  # a legal request, if a large one: the scripted engine's tokens have no length limit
 
 
 class Pulse:
-    """How long a process took to say that it lives, at most, while the block ran."""
+    """Measures the slowest answer of /health/live while the block runs."""
 
     def __init__(self, base: str) -> None:
         self._url = f"{base}/health/live"
@@ -76,7 +77,7 @@ class Pulse:
 
 
 async def bodies(act: Act) -> None:
-    """Each is refused, while its process answers others and grows by no more than a bound."""
+    """Send each hostile body: it must be refused, while its process answers others and hardly grows."""
     for _ in range(act.rounds):
         for what, path, body in HOSTILE:
             act.strike()
@@ -93,7 +94,7 @@ async def bodies(act: Act) -> None:
 
 
 async def _status(url: str, body: bytes) -> int:
-    """0 when there is no answer."""
+    """Return the status of a request, or 0 without an answer."""
     try:
         async with asyncio.timeout(60):
             answer = await ask(url, body=body, headers={"authorization": "Bearer vandal"})
@@ -104,7 +105,7 @@ async def _status(url: str, body: bytes) -> int:
 
 
 def _resident(process: Process, what: str, *, reset: bool = False) -> int:
-    """Bytes now, `VmRSS`, or at most since the last reset, `VmHWM`."""
+    """Read the resident bytes now (`VmRSS`), or their peak since the last reset (`VmHWM`)."""
     folder = Path("/proc") / str(process.pid)
     if reset:
         (folder / "clear_refs").write_text("5")
@@ -113,8 +114,7 @@ def _resident(process: Process, what: str, *, reset: bool = False) -> int:
 
 
 async def unreadable(act: Act) -> None:
-    """A parser, a grammar or a detokeniser raises while the engine does its part: the end of one job, and of no
-    worker."""
+    """Let a parser, a grammar or a detokenizer raise: one job must fail, and no worker may die."""
     before = {worker.pid for worker in act.site.live_workers()}
     for number in range(act.rounds):
         fault, way = ("read", "grammar", "decode")[number % 3], (Way.WHOLE, Way.RESUME)[number % 2]
@@ -127,7 +127,7 @@ async def unreadable(act: Act) -> None:
 
 
 async def streams_cut(act: Act) -> None:
-    """One event may make two frames, of which one has come: after the last text its finish is still to come."""
+    """Cut streams between two frames of one event: the finish after the last text must still come."""
     for _ in range(act.rounds):
         stories = [act.load.story(Way.RESUME, n=1, tokens=act.rng.randint(20, 40)) for _ in range(16)]
         for story in stories:
@@ -137,9 +137,9 @@ async def streams_cut(act: Act) -> None:
 
 
 async def wide_jobs(act: Act) -> None:
-    """One tenant asks for 16 prompts of 16 choices, more than once from every worker; another one goes on asking for
-    one. A newcomer waits for the step that runs, whatever is in it: so the wait beside wide jobs is held against that
-    beside jobs of one sequence each, of the same tenant, in three of four places."""
+    """Let one tenant send jobs of 16 prompts with 16 choices, two for each worker, while another sends single ones. A
+    new request always waits for the running step, so its wait is compared with the wait beside jobs of one sequence
+    each that the same tenant has in three of four places."""
     rng, site = act.rng, act.site
     seconds = 20.0 if act.long else 2.0
     prompts = [f"prompt {number}" for number in range(16)]
@@ -170,7 +170,7 @@ async def wide_jobs(act: Act) -> None:
 
 
 async def _probed(act: Act, seconds: float) -> float:
-    """The 99th percentile of the time to first text, of requests that come whatever became of those before them."""
+    """Measure the 99th percentile of the TTFT of requests that arrive at a fixed rate."""
     stories = []
     for _ in range(int(seconds / PROBE_S)):
         stories.append(act.load.story(Way.PLAIN, tokens=10, tenant="narrow"))
@@ -181,7 +181,7 @@ async def _probed(act: Act, seconds: float) -> float:
 
 
 async def refused(act: Act) -> None:
-    """What a key asks for beyond its limit is nowhere afterwards."""
+    """Send requests beyond a key's limit: none of them may leave a key in Redis."""
     site = act.site
     asked = {"model": site.model, "messages": [{"role": "user", "content": "word " * 10_000}], "max_tokens": 1}
     again = {"model": site.model, "input": "word " * 10_000, "max_output_tokens": 16}
@@ -205,7 +205,7 @@ async def refused(act: Act) -> None:
 
 
 async def guesses(act: Act) -> None:
-    """A tenant asks all workers for the same; others ask for it, too, and must not learn that."""
+    """Let one tenant send the same prompt to all workers; other tenants that send it must not see that it is cached."""
     site = act.site
     url = f"{act.rng.choice(site.bases())}{CHAT}"
     for number in range(act.rounds):
@@ -226,8 +226,8 @@ async def guesses(act: Act) -> None:
 
 
 async def cancelled_early(act: Act) -> None:
-    """Clients go while the second choice waits for what the first one computes: whatever room that makes must be seen,
-    which is what follows every scenario."""
+    """Let clients leave while the second choice waits for the blocks that the first one computes. The muster after the
+    scenario shows whether the workers noticed their free room."""
     body = {"model": act.site.model, "messages": [{"role": "user", "content": LONG_PROMPT}], "max_tokens": 100, "n": 2}
 
     async def leave() -> None:

@@ -1,4 +1,4 @@
-"""HTTP/1.1 as little as a client of streams needs it, and strict about how a body ends."""
+"""A minimal HTTP/1.1 client for streams, strict about how a body ends."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ class Answer:
         return b"".join([piece async for piece in self.pieces(silence_s)])
 
     async def pieces(self, silence_s: float = SILENCE_S) -> AsyncIterator[bytes]:
-        """As they arrive. Raises Broken unless the body ends as HTTP says it must, or after such a silence."""
+        """Yield the body as it arrives. Raises Broken if the body ends early, or after that long without a byte."""
 
         async def read(count: int | None = None) -> bytes:
             async with asyncio.timeout(silence_s):
@@ -48,7 +48,7 @@ class Answer:
 async def call(
     url: str, *, method: str = "POST", body: dict[str, Any] | bytes | None = None, headers: dict[str, str] | None = None
 ) -> tuple[int, dict[str, Any]]:
-    """Status and body of a whole answer. Raises Broken when none comes."""
+    """Send a request; return the status and the JSON body. Raises Broken without an answer."""
     answer = await ask(url, method=method, body=body, headers=headers)
     try:
         found = json.loads(await answer.body())
@@ -62,7 +62,7 @@ async def call(
 async def ask(
     url: str, *, method: str = "POST", body: dict[str, Any] | bytes | None = None, headers: dict[str, str] | None = None
 ) -> Answer:
-    """Raises Broken when no answer comes. Given up, it leaves no connection behind."""
+    """Send a request; return its answer. Raises Broken without one. A cancelled call closes its connection."""
     parts = urlsplit(url)
     data = body if isinstance(body, bytes) else json.dumps(body).encode() if body is not None else b""
     path = parts.path + (f"?{parts.query}" if parts.query else "")

@@ -20,13 +20,13 @@ LASTING = re.compile(
     r"rq:queues|rq:workers(:.*)?|penstock:(models|keys|key:.*|keys:salt|files?:.*|files-expiring|webhooks:.*)|"
     r"rq:(failed|finished|canceled):.*"
 )
-RECORDS = ("log", "previous", "chat", "response")  # what is kept of a job, by its id
-DEADLINE_S = 65.0  # of a story: no fault lasts longer than half of it
+RECORDS = ("log", "previous", "chat", "response")  # records kept for a job, by its id
+DEADLINE_S = 65.0  # for one story: no fault lasts longer than half of this
 
 
 @dataclass(slots=True)
 class Verdict:
-    """`violations` by invariant. `pauses` by kind of fault, in seconds. `ratios`: of what has a bar as one."""
+    """`violations` by invariant, `pauses` in seconds by kind of fault, and `ratios` by the name of their bar."""
 
     violations: dict[str, list[str]] = field(default_factory=dict)
     jobs: int = 0
@@ -55,7 +55,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Mercy:
-    """What a fault excuses. `lost`: Redis lost data, so jobs may be unknown or cut, if their clients were told."""
+    """The failures that a fault excuses. `lost`: Redis lost data, so jobs may be unknown or cut if clients learn it."""
 
     lost: bool = False
     failures: frozenset[str] = frozenset()
@@ -88,7 +88,7 @@ def judge(site: Site, stories: Sequence[Story], mercy: Mercy) -> Verdict:
 
 
 def orphans(site: Site, jobs: Collection[str]) -> Iterator[str]:
-    """What is kept of requests that never were jobs."""
+    """List the records in Redis that belong to no job."""
     for record in RECORDS:
         for key in map(str, site.client.scan_iter(f"penstock:{record}:*", count=1000)):
             if key.removeprefix(f"penstock:{record}:") not in jobs:
@@ -96,7 +96,7 @@ def orphans(site: Site, jobs: Collection[str]) -> Iterator[str]:
 
 
 def dump(site: Site) -> dict[str, dict[str, Any]]:
-    """Every job with its log."""
+    """Read every job with its log."""
     client, found = site.client, {}
     for key in client.scan_iter("rq:job:*", count=1000):
         job_id = key.removeprefix("rq:job:")
@@ -111,14 +111,14 @@ def dump(site: Site) -> dict[str, dict[str, Any]]:
 
 
 def leftovers(site: Site) -> Iterator[str]:
-    """I6, some time after the last story."""
+    """List violations of I6, some time after the last story."""
     client, model = site.client, site.model
     for key in (f"penstock:leases:{model}", f"rq:wip:{model}", f"penstock:line:{model}", f"penstock:load:{model}"):
         if client.exists(key):
             yield f"{key} is left"
     for pattern in ("penstock:lane:*", "penstock:claim:*", "penstock:suspect:*"):
         for key in client.scan_iter(pattern, count=1000):
-            if client.ttl(key) == -1:  # -2: it has ended meanwhile
+            if client.ttl(key) == -1:  # -2: the key has expired meanwhile
                 yield f"{key} is left"
     if client.llen(f"rq:queue:{model}") or client.xlen(f"penstock:stream:{model}"):
         yield "the queue is not empty"
@@ -141,8 +141,8 @@ class Pause:
 
 
 def pause_across(story: Story, begin: float, end: float, again: float = math.inf) -> Pause | None:
-    """The longest pause of a stream, from `begin` on, as far as it begins before `end`. None if it did not run then.
-    `again`: when it was hit anew; what comes after that makes no pause the longest."""
+    """Find the longest pause of a stream that begins between `begin` and `end`, or None if the stream did not run then.
+    `again` is the time of the next hit: a pause that begins after it does not count."""
     times = story.times()
     if story.way is Way.WHOLE or len(times) < 2 or not times[0] < begin < times[-1]:
         return None
@@ -194,7 +194,7 @@ def _not_terminal_once(job_id: str, job: dict[str, Any], mercy: Mercy) -> Iterat
 
 
 def _wrong_log(job_id: str, job: dict[str, Any], told: Story | None) -> Iterator[str]:
-    """No writer but the owner: every log is the right answer, once."""
+    """List the logs that are not the right answer, written once: only the owner may write."""
     if told is None:
         return
     expected = right_answer(told.content, told.tokens) if told.right is None else told.right

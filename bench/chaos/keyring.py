@@ -1,4 +1,4 @@
-"""API keys of a site, made and revoked as its operator would."""
+"""Creates and revokes API keys of a site, as its operator does."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from shared.catalog.api_keys import ApiKeyStore
 
 
 async def limited_key(site: Site, **limits: Any) -> tuple[str, str]:
-    """Its id and its secret."""
+    """Create a key with limits; return its id and its secret."""
     client = Redis.from_url(site.redis.url)
     try:
         key, secret = await ApiKeyStore(client).create("chaos", **limits)

@@ -1,4 +1,4 @@
-"""Many clients at once, each telling one story after the other; and what their stories must say."""
+"""Many clients at once, each playing one story after another, and the right answers of their stories."""
 
 import asyncio
 import functools
@@ -19,7 +19,7 @@ GREEDY = SamplingParams(seed=0, temperature=0, top_p=1, top_k=0)
 
 @functools.lru_cache(4096)
 def right_answer(content: str, tokens: int) -> str:
-    """What the scripted engine says, computed here and not there."""
+    """Compute the scripted engine's answer independently of the engine."""
     tokenizer = ScriptedTokenizer()
     prompt = tokenizer.chat({"messages": [{"role": "user", "content": content}]}).ids
     sequence = Sequence(job_id="", choice=0, prompt=prompt, sampling=GREEDY)
@@ -28,7 +28,7 @@ def right_answer(content: str, tokens: int) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """A request and its right answer. `more`: of its body."""
+    """A request and its right answer. `more` holds further fields of the body."""
 
     content: str
     tokens: int
@@ -37,8 +37,8 @@ class Asked:
 
 
 class Load:
-    """`clients` stories at a time, each of `tokens` tokens or up to half more; seeded. `script`: what may be asked
-    instead, with the right answers."""
+    """A seeded load of `clients` stories at a time, each of `tokens` tokens or up to half more. `script` holds requests
+    with their right answers to ask instead."""
 
     def __init__(
         self,
@@ -69,17 +69,17 @@ class Load:
             self._spawn(self._client())
 
     def stop(self) -> None:
-        """Begin no more stories."""
+        """Start no more stories."""
         self._stopping = True
 
     async def ended(self) -> None:
-        """Until every story has been told to its end."""
+        """Stop, and wait until every story has ended."""
         self.stop()
         while self._running:
             await asyncio.gather(*self._running)
 
     def add(self, story: Story) -> asyncio.Task[None]:
-        """One more, beside the others."""
+        """Start one more story beside the others."""
         self.stories.append(story)
         return self._spawn(self._one(story))
 
@@ -99,7 +99,7 @@ class Load:
         }
         if self._script:
             asked = rng.choice(self._script)
-            changes.pop("tokens", None)  # what is right is right for so many and no more
+            changes.pop("tokens", None)  # the right answer has exactly the scripted number of tokens
             given |= {
                 "content": asked.content,
                 "tokens": asked.tokens,
@@ -110,7 +110,7 @@ class Load:
         return Story(**{**given, **changes})  # type: ignore[arg-type]
 
     def open(self) -> list[Story]:
-        """Those that are being told."""
+        """List the stories that have not ended."""
         return [story for story in self.stories if not story.ended]
 
     async def _client(self) -> None:
@@ -131,7 +131,7 @@ class Load:
 
 
 def wrong_texts(story: Story) -> Iterator[str]:
-    """Everything that the client read and should not have."""
+    """List the texts that the client read and that are not a part of the right answer."""
     expected = right_answer(story.content, story.tokens) if story.right is None else story.right
     said = [{choice: story.text(choice) for choice in story.texts}, *story.partials]
     for texts in said:

@@ -1,5 +1,5 @@
-"""Bugs that were planted to see the campaign or the simulation find them: `python -m bench.chaos.mutants`. A campaign
-that a mutant survives proves nothing."""
+"""Plants bugs that the campaign or the simulation must find: `python -m bench.chaos.mutants`. A campaign that a mutant
+survives proves nothing."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ SIMULATED = ("tests/__init__.py", "tests/factories.py", "tests/simulation")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mutant:
-    """`old` becomes `new` in `file`; the faults `under` must notice, or one of so many simulated `histories`."""
+    """`old` becomes `new` in `file`. The faults `under` must find it, or one of that many simulated `histories`."""
 
     name: str
     file: str
@@ -29,7 +29,7 @@ class Mutant:
     histories: int = 0
 
     def command(self, code: Path) -> list[str]:
-        """The program that must fail on it, run in the folder of the code."""
+        """Return the arguments of the program that must fail; it runs in the folder of the code."""
         if self.histories:
             return ["tests.simulation", "0", str(self.histories - 1)]
         return ["bench.chaos", "--code", str(code), *[part for fault in self.under for part in ("--only", fault)]]
@@ -238,7 +238,7 @@ MUTANTS = [
 
 
 def planted(mutant: Mutant, folder: Path) -> Path:
-    """A copy of the code with the bug in it. Raises ValueError when the code has changed so that it does not fit."""
+    """Copy the code with the bug into `folder`. Raises ValueError if the bug no longer fits the code."""
     for package in PACKAGES:
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "models"))
     path = folder / mutant.file
@@ -250,7 +250,7 @@ def planted(mutant: Mutant, folder: Path) -> Path:
 
 
 def found_by(mutant: Mutant, code: Path) -> str:
-    """What the program says that must find it; "" when it says that all is well."""
+    """Run the program that must find the bug. Return what it reports, or "" if it finds nothing."""
     for name in SIMULATED if mutant.histories else ():
         (code / name).parent.mkdir(exist_ok=True)
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, code / name)
@@ -270,9 +270,9 @@ def found_by(mutant: Mutant, code: Path) -> str:
 
 
 @click.command()
-@click.option("--only", help="Mutants whose name holds this.")
+@click.option("--only", help="Plant only the mutants whose name contains this text.")
 def main(only: str | None) -> None:
-    """Plant each bug and let the campaign or the simulation find it. Exit status 1 when one survives."""
+    """Plant each bug and let the campaign or the simulation find it. The exit status is 1 if one survives."""
     survivors = []
     for mutant in MUTANTS:
         if only and only not in mutant.name:

@@ -1,7 +1,7 @@
-"""The same two faults against a minimal pipeline on Celery and on taskiq with Redis streams: a task makes a token every
-20 ms and appends it to a list in Redis, where its client reads. `python -m bench.chaos.peers celery|taskiq`, with the
-packages celery or taskiq and taskiq-redis installed; defaults of each, but late acknowledgement for Celery, without
-which a killed worker's tasks are simply gone."""
+"""Plays two faults against a minimal pipeline on Celery, and on taskiq with Redis streams: a task makes a token every
+20 ms and appends it to a list in Redis, where its client reads it. `python -m bench.chaos.peers celery|taskiq` needs
+the packages celery, or taskiq and taskiq-redis. Both run with their defaults, except that Celery acknowledges late:
+without that, a killed worker's tasks are lost."""
 
 import os
 import signal
@@ -99,13 +99,13 @@ class Pipeline:
 
 
 def kill_all(process: subprocess.Popen[bytes]) -> None:
-    """With its children: a whole machine is gone."""
+    """Kill a process with its children, as if a whole machine failed."""
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def wait(truth: object, seconds: float) -> float | None:
-    """Until it is so; None when it never is."""
+    """Wait until `truth` holds; return the seconds, or None if it never holds."""
     began = time.monotonic()
     while time.monotonic() - began < seconds:
         if truth():  # type: ignore[operator]
@@ -135,7 +135,7 @@ def play(pipeline: Pipeline, fault: str) -> str:
 
 @click.command()
 @click.argument("kind", type=click.Choice(list(PIPELINES)))
-@click.option("--python", default=sys.executable, help="One that has the packages.")
+@click.option("--python", default=sys.executable, help="Python interpreter that has the packages.")
 def main(kind: str, python: str) -> None:
     for fault in ("worker", "redis"):
         with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Everything to and from Redis passes here, so that the network can be broken."""
+"""A proxy between the processes and Redis that can break the network."""
 
 import asyncio
 from contextlib import suppress
@@ -9,8 +9,8 @@ PIECE = 7  # bytes, when frames are split
 
 
 class Proxy:
-    """`delay_s` is added to each piece, `split` cuts pieces small, `mute` drops what Redis answers (a connection that
-    swallows), `reset` closes all connections."""
+    """`delay_s` delays each piece, `split` cuts pieces small, `mute` drops Redis's answers, and `reset` closes all
+    connections."""
 
     def __init__(self, host: str, port: int) -> None:
         self._host, self._port = host, port
@@ -57,7 +57,9 @@ class Proxy:
                     await asyncio.sleep(self.delay_s)
                 if answers and self.mute:
                     continue
-                size = PIECE if self.split else len(data)  # for all of these bytes, whatever is changed meanwhile
+                size = (
+                    PIECE if self.split else len(data)
+                )  # one size for all of these bytes, even if `split` changes meanwhile
                 for start in range(0, len(data), size):
                     if writer.is_closing():
                         return

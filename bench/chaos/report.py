@@ -1,4 +1,4 @@
-"""Verdicts in words; `python -m bench.chaos.report FILE` prints one that was written by `--out` as tables."""
+"""Formats verdicts. `python -m bench.chaos.report FILE` prints a verdict that `--out` wrote as tables."""
 
 import json
 import re
@@ -29,7 +29,7 @@ INVARIANTS = {
     "I14": "a worker that says it accepts does accept, after every fault",
     "RQ": "`rq info` tells the truth",
 }
-RATIOS = {  # what, under which invariant, and its bar
+RATIOS = {  # name: (invariant, bar)
     "p99 TTFT of others in a flood": ("I9", 1.2),
     "p99 TTFT after overload": ("I9", 2.0),
     "tokens computed for each that is kept": ("I10", 1.02),
@@ -52,7 +52,7 @@ def summary(name: str, what: str, verdict: Verdict, seconds: float) -> str:
 
 
 def bars(total: Verdict, *, seconds: float, seed: int, release: bool) -> str:
-    """The table of invariants. Pauses and ratios count in the long form only: a few samples prove nothing."""
+    """Format the table of invariants. Pauses and ratios count in the long form only: a few samples prove nothing."""
     for name, ratio in total.ratios.items():
         invariant, bar = RATIOS[name]
         if ratio > bar and release:
@@ -77,7 +77,7 @@ def bars(total: Verdict, *, seconds: float, seed: int, release: bool) -> str:
 
 
 def timeline(site: Site, text: str) -> str:
-    """A violation with the history of its job."""
+    """Format a violation with the history of its job."""
     lines = [f"  ! {text}"]
     for job_id in re.findall(r"chatcmpl-[0-9a-f]+", text)[:1]:
         try:
@@ -91,7 +91,7 @@ def timeline(site: Site, text: str) -> str:
 
 
 def markdown(told: dict[str, Any]) -> str:
-    """The tables of bench/README.md."""
+    """Format the tables of bench/README.md."""
     lines = ["| fault | jobs | hit | tokens read | ends | violations |", "|---|---|---|---|---|---|"]
     for name, verdict in [*told["faults"].items(), ("all", told["total"])]:
         ends = ", ".join(f"{end.removeprefix('error:')} {n}" for end, n in sorted(verdict["ends"].items()))

@@ -1,5 +1,5 @@
-"""`python -m bench.chaos.rolling`: every process of a site under load replaced, one by one, by the next version, then
-back, then forward again. Judged like any fault: no token lost, no request failed."""
+"""`python -m bench.chaos.rolling` replaces every process of a site under load, one by one, by the next version, then
+goes back, then forward again. It is judged like any fault: no token may be lost, and no request may fail."""
 
 import asyncio
 import shutil
@@ -16,7 +16,7 @@ from bench.chaos.judge import Mercy, Verdict, judge, pause_across, percentile
 from bench.chaos.load import Load
 from bench.chaos.site import Site
 
-# The last release: what runs where people upgrade from. Changed with each release.
+# The last release, from which people upgrade. Change it with each release.
 PREVIOUS = "730252ead21ec2dc2b74e964f5b8132e7933c9f9"  # 0.2.0
 CLIENTS = 24
 TOKENS = 100
@@ -24,7 +24,7 @@ STOP_S = 20.0
 
 
 def checked_out(revision: str, folder: Path) -> Path:
-    """The packages of that revision. Raises CalledProcessError where the history does not have it."""
+    """Check out the packages of a revision. Raises CalledProcessError if the history does not have it."""
     folder.mkdir(parents=True)
     packed = subprocess.run(
         ["git", "archive", revision, "api", "workers", "shared", "cli"],  # noqa: S607
@@ -37,7 +37,7 @@ def checked_out(revision: str, folder: Path) -> Path:
 
 
 async def rolling(folder: Path, versions: list[Path], *, seed: int) -> Verdict:
-    """Start with the first version, then go through the others. `versions`: folders of code."""
+    """Start the first version, then upgrade through the others. `versions` are folders of code."""
     first, *others = versions
     site = Site(folder, first, model="scripted", workers=2, settings=SETTINGS)
     verdict = Verdict()
@@ -70,12 +70,12 @@ async def rolling(folder: Path, versions: list[Path], *, seed: int) -> Verdict:
 
 
 def _known_flaw(wrong: str, bases: dict[str, Path], before: Path) -> bool:
-    """An API of 0.1.0 that stops tells those who wait for a whole answer 500, not 503 with Retry-After."""
+    """Recognise a flaw of 0.1.0: a stopping API answers non-streaming requests with 500, not with 503."""
     return "Internal Server Error" in wrong and bases.get(wrong.rpartition(" ")[2]) == before
 
 
 async def replace_all(site: Site, version: Path) -> None:
-    """Workers first, whose place the next one takes as they stop; then each API, once another one is ready."""
+    """Replace the workers first, each as it stops; then replace each API once another one is ready."""
     site.code = version
     for worker in site.live_workers():
         worker.send(signal.SIGTERM)
@@ -89,10 +89,10 @@ async def replace_all(site: Site, version: Path) -> None:
 
 
 @click.command()
-@click.option("--before", default=PREVIOUS, show_default=True, help="A git revision.")
+@click.option("--before", default=PREVIOUS, show_default=True, help="Git revision to upgrade from.")
 @click.option("--seed", type=int, default=2026, show_default=True)
 def main(before: str, seed: int) -> None:
-    """Exit status 1 when an invariant does not hold."""
+    """Upgrade a site under load and judge the result. The exit status is 1 if an invariant does not hold."""
     folder = Path(tempfile.mkdtemp(prefix="rolling-"))
     old = checked_out(before, folder / "before")
     verdict = asyncio.run(rolling(folder / "site", [old, ROOT, old, ROOT], seed=seed))

@@ -1,4 +1,4 @@
-"""Which faults there are, by the numbers of the table in this folder's README, and how often each strikes."""
+"""The faults, by the numbers of the table in bench/README.md, and how often each strikes."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ SCENARIOS = [
         run=faults.worker_told_to_stop,
         rounds=(3, 20),
         clients=24,
-        tokens=(250, 250),  # longer than the drain, so that there is something to hand over
+        tokens=(250, 250),  # longer than the drain, so that jobs are handed over
     ),
     Scenario(name="F4", what="engine raises, finds no memory, hangs", run=faults.engine_fails, rounds=(3, 12)),
     Scenario(name="F5", what="poison job", run=faults.poison, rounds=(1, 5)),
@@ -66,7 +66,7 @@ SCENARIOS = [
     Scenario(name="F23", what="two supervisors, one folder", run=background.supervisors, rounds=(1, 1), clients=4),
 ]
 
-# With the built-in model, whose steps cost what they cost: fewer at a time.
+# The built-in model's steps take real time, so its load is smaller.
 TORCH_SCENARIOS = [
     Scenario(name="F1", what="worker SIGKILL", run=faults.worker_killed, rounds=(2, 20), clients=8),
     Scenario(name="F2", what="worker SIGSTOP for two leases", run=faults.worker_frozen, rounds=(1, 4), clients=8),

@@ -1,4 +1,4 @@
-"""A whole Penstock of real processes, each of which may be killed, frozen or replaced: Redis, APIs, workers."""
+"""A whole Penstock of real processes (Redis, APIs, workers), each of which may be killed, frozen or replaced."""
 
 import asyncio
 import os
@@ -43,7 +43,7 @@ if os.environ.get("CHAOS_COUNT"):
 
 
 class Process:
-    """`penstock ARGUMENTS` in `code`, the folder whose packages it runs."""
+    """A process `penstock ARGUMENTS` that runs the packages of the folder `code`."""
 
     def __init__(self, arguments: list[str], *, code: Path, environment: Mapping[str, str], log: Path) -> None:
         with log.open("ab") as out:
@@ -76,7 +76,7 @@ class Process:
 
 
 class Site:
-    """`settings` are PENSTOCK_ variables without their prefix. Workers that end are replaced, as a supervisor would."""
+    """`settings` are PENSTOCK_ variables without their prefix. Workers that end are replaced, as a supervisor does."""
 
     def __init__(self, folder: Path, code: Path, *, model: str, workers: int, settings: Mapping[str, object]) -> None:
         self.folder = folder
@@ -118,7 +118,7 @@ class Site:
 
     @property
     def client(self) -> redis.Redis:
-        """Straight to Redis, around the proxy."""
+        """Return a client that reaches Redis without the proxy."""
         if self._redis_client is None:
             self._redis_client = redis.Redis.from_url(
                 self.redis.url, decode_responses=True, encoding_errors="replace", socket_timeout=60
@@ -126,7 +126,7 @@ class Site:
         return self._redis_client
 
     def bases(self) -> list[str]:
-        """URLs of the APIs that run."""
+        """List the URLs of the live APIs."""
         return [base for api, base in self.apis if api.alive]
 
     def live_workers(self) -> list[Process]:
@@ -146,11 +146,11 @@ class Site:
         return api
 
     def skewed(self, seconds: float) -> dict[str, str]:
-        """The environment of a process whose clock is wrong by that."""
+        """Return the environment of a process whose clock is wrong by that many seconds."""
         return {"CHAOS_SKEW_S": str(seconds)}
 
     def count_tokens(self, *, begin: bool = False) -> int:
-        """That the scripted engines of all workers, dead ones too, have made since the beginning of the count."""
+        """Count the tokens that all scripted engines, dead ones included, have made since the count began."""
         counts = self.folder / "counts"
         total = sum(map(int, counts.read_text().split())) if counts.exists() else 0
         if begin:
@@ -163,13 +163,13 @@ class Site:
         return 0
 
     def worker_names(self) -> set[str]:
-        """Of the workers that live and have said that they are here."""
+        """List the names of the live workers that have registered."""
         pids = {str(worker.pid) for worker in self.live_workers()}
         known = {key: self.client.hget(key, "pid") for key in self.client.scan_iter("rq:worker:*")}
         return {str(key).removeprefix("rq:worker:") for key, pid in known.items() if pid in pids}
 
     def keys(self) -> set[str]:
-        """Names of all that is in Redis but comes and goes by itself, or is what a refusal may cost."""
+        """List the keys in Redis, without those that come and go by themselves or that a refused request may write."""
         return {key for key in map(str, self.client.scan_iter("*", count=1000)) if not key.startswith(PASSING)}
 
     async def until(self, truth: Any, what: str, *, seconds: float = READY_S) -> None:
@@ -177,7 +177,7 @@ class Site:
             if await asyncio.to_thread(truth):
                 return
             await asyncio.sleep(LOOK_S)
-        raise TimeoutError(f"not within {seconds:.0f} s: {what}; see {self.folder}")
+        raise TimeoutError(f"{what}: not within {seconds:.0f} s; see {self.folder}")
 
     async def _keep(self) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""One client and its request, from the first try to the end, with everything that it saw."""
+"""One client and its request, from the first try to the end, with everything that the client saw."""
 
 import asyncio
 import json
@@ -11,23 +11,23 @@ from bench.chaos.http import Answer, Broken, ask
 
 PATIENCE_S = 90.0
 RETRY_S = 0.2
-ANSWER_S = 40.0  # for the head of an answer: an API that is frozen says nothing, and the client goes elsewhere
+ANSWER_S = 40.0  # for the head of an answer: a frozen API stays silent, and the client goes elsewhere
 
 
 class Way(StrEnum):
     PLAIN = "plain"  # an openai client without retries in a stream
-    RESUME = "resume"  # picks its stream up by the number of the last event
+    RESUME = "resume"  # resumes its stream after the number of the last event
     RETRY = "retry"  # sends the same request again with its Idempotency-Key
     WHOLE = "whole"  # no stream; retried with its key
-    LEAVE = "leave"  # goes after some tokens
+    LEAVE = "leave"  # leaves after some tokens
     CANCEL = "cancel"  # cancels its job after some tokens
 
 
 @dataclass(slots=True, kw_only=True)
 class Story:
-    """`texts` by choice: (when, text) as they came, from the last beginning on; `partials`: what earlier ones had come
-    to. `ends`: terminal events that were seen.
-    `problem`: the code of the error it ended with. `clean_nothing`: a body that ended cleanly and told nothing."""
+    """One request and what its client saw. `texts` holds (time, text) by choice, since the stream last began anew;
+    `partials` holds the texts before that. `ends` lists the terminal events. `problem` is the code of the error that
+    ended it. `clean_nothing` counts bodies that ended cleanly without an answer."""
 
     name: str
     way: Way
@@ -36,16 +36,16 @@ class Story:
     n: int = 1
     tenant: str = "load"
     leave_after: int = 0
-    cut_after: int = 0  # so many frames with text its connection is cut, once, by itself
+    cut_after: int = 0  # the client cuts its connection once, after so many frames with text
     headers: dict[str, str] = field(default_factory=dict)
-    silence_s: float = PATIENCE_S  # after which it goes elsewhere
+    silence_s: float = PATIENCE_S  # silence after which the client goes elsewhere
     more: dict[str, Any] = field(default_factory=dict)
-    right: str | None = None  # the answer, where the scripted engine does not say it
-    expects: frozenset[str] = frozenset()  # codes with which it is right to fail
+    right: str | None = None  # the right answer, if it is not the scripted engine's
+    expects: frozenset[str] = frozenset()  # error codes that are right answers
     began: float = 0.0
     accepted: float = 0.0
     ended: float = 0.0
-    base: str = ""  # where it asked last; the next time it goes elsewhere
+    base: str = ""  # the API it asked last; the next try goes elsewhere
     job_id: str = ""
     job_ids: list[str] = field(default_factory=list)
     last_id: str = ""
@@ -58,8 +58,8 @@ class Story:
     broken: int = 0
     clean_nothing: int = 0
     frames_after_end: int = 0
-    wrongs: list[str] = field(default_factory=list)  # what else it saw that must not be
-    heard: asyncio.Event = field(default_factory=asyncio.Event)  # its first text, or that there is none
+    wrongs: list[str] = field(default_factory=list)  # anything else that the client must not see
+    heard: asyncio.Event = field(default_factory=asyncio.Event)  # set at the first text, or at the end without any
 
     @property
     def complete(self) -> bool:
@@ -70,7 +70,7 @@ class Story:
 
     @property
     def waited(self) -> float | None:
-        """Seconds to the first text."""
+        """The seconds from the first try to the first text."""
         times = self.times()
         return times[0] - self.began if times else None
 
@@ -79,7 +79,7 @@ class Story:
 
 
 class Teller:
-    """Plays stories against whichever API answers."""
+    """Plays stories against any API that answers."""
 
     def __init__(self, model: str, bases: Any, rng: Any) -> None:
         self._model = model
@@ -101,7 +101,7 @@ class Teller:
         return story
 
     async def _try(self, story: Story) -> bool:
-        """Whether that was the end."""
+        """Try once. Return True if the story has ended."""
         answer: Answer | None = None
         try:
             answer = await self._answer(story)
@@ -186,7 +186,7 @@ class Teller:
     async def _stream(self, story: Story, answer: Answer) -> bool:
         rest = b""
         async for piece in answer.pieces(story.silence_s):
-            *frames, rest = (rest + piece).split(b"\n\n")  # an event counts when its blank line is there
+            *frames, rest = (rest + piece).split(b"\n\n")  # an event is complete at its blank line
             for frame in frames:
                 for line in frame.split(b"\n"):
                     self._line(story, line)
@@ -222,7 +222,7 @@ class Teller:
                 story.finishes[index] = choice["finish_reason"]
 
     async def _go(self, story: Story, answer: Answer) -> bool:
-        """A client that leaves just goes; one that cancels reads on until it is told."""
+        """Leave or cancel. A client that leaves just goes; one that cancels reads on to the end of its stream."""
         if story.way is Way.LEAVE or story.ends:
             return True
         story.leave_after = 10**9

@@ -1,4 +1,4 @@
-"""What the built-in model is asked, and what it answers undisturbed: alone, in deterministic mode."""
+"""Requests for the built-in model, and its answers when it computes them alone, in deterministic mode."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ PERSON = {"type": "object", "properties": {"name": {"type": "string", "maxLength
 
 
 async def undisturbed(site: Site) -> list[Asked]:
-    """Free text, and answers that must keep a schema."""
+    """Ask for free text and for answers that must match a schema; return the requests with their answers."""
     form = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}}
     asked = [(f"Tell me a long story about {topic}.", 150, dict[str, object]()) for topic in TOPICS]
     asked += [(f"Who lives with {topic}? Answer in JSON.", 80, {"response_format": form}) for topic in TOPICS[:3]]

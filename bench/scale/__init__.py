@@ -1,1 +1,1 @@
-"""How far one Redis, one API process and many workers go."""
+"""Measures the limits of one Redis, one API process and many workers."""

@@ -1,4 +1,4 @@
-"""`python -m bench.scale queue | workers | relay | plan`: the figures of docs/scale.md."""
+"""`python -m bench.scale queue | workers | relay | plan` measures the figures of docs/scale.md."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 
 @click.group()
 def main() -> None:
-    """Measure, print tables, write bench/results/scale-*.json."""
+    """Measure, print tables and write bench/results/scale-*.json."""
 
 
 def keep(name: str, found: Any) -> None:
@@ -34,11 +34,11 @@ def keep(name: str, found: Any) -> None:
 @click.option("--depth", "depths", multiple=True, type=int, default=(0, 10_000, 100_000, 1_000_000), show_default=True)
 @click.option("--rounds", default=5, show_default=True)
 def queue(depths: Sequence[int], rounds: int) -> None:
-    """Verbs beside many waiting jobs; memory of a job and a token."""
+    """Measure the queue with many queued jobs, and the memory of jobs and tokens."""
 
     async def measured(url: str) -> None:
         client = connect(url)
-        await client.config_set("appendonly", "no")  # the disk is not what is measured
+        await client.config_set("appendonly", "no")  # the disk must not slow the measured calls
         await client.config_set("maxmemory", 0)
         taken = await waiting.memory(client)
         await client.flushall()
@@ -64,10 +64,10 @@ def queue(depths: Sequence[int], rounds: int) -> None:
 @main.command()
 @click.option("--count", "counts", multiple=True, type=int, default=(1, 2, 4, 8, 16, 32, 64), show_default=True)
 @click.option("--step-ms", default=400.0, show_default=True)
-@click.option("--slots", default=16, show_default=True, help="sequences of a worker")
+@click.option("--slots", default=16, show_default=True, help="Sequences per worker.")
 @click.option("--rounds", default=3, show_default=True)
 def workers(counts: Sequence[int], step_ms: float, slots: int, rounds: int) -> None:
-    """More workers behind one Redis and one API process."""
+    """Measure 1 to 64 workers behind one Redis and one API process."""
     with tempfile.TemporaryDirectory() as folder:
         found = many.rounds_of(Path(folder), step_ms=step_ms, slots=slots, counts=counts, rounds=rounds)
     print(many.table(found))
@@ -78,7 +78,7 @@ def workers(counts: Sequence[int], step_ms: float, slots: int, rounds: int) -> N
 @click.option("--streams", "cells", multiple=True, type=int, default=(1, 16, 64, 256), show_default=True)
 @click.option("--rounds", default=3, show_default=True)
 def relay(cells: Sequence[int], rounds: int) -> None:
-    """The API as a relay, beside LiteLLM's proxy."""
+    """Measure the API as a relay, beside LiteLLM's proxy."""
     found = []
     with tempfile.TemporaryDirectory() as folder, between.relays(Path(folder)) as relays:
         for each in relays:
@@ -94,7 +94,7 @@ def relay(cells: Sequence[int], rounds: int) -> None:
 
 @main.command()
 def plan() -> None:
-    """What fleets need, from the figures that were measured."""
+    """Compute what fleets need from the measured figures."""
     costs = planning.measured()
     print(costs)
     fleets = [planning.Fleet(workers, queued=workers * 100, keep_s=3600) for workers in (1, 10, 100, 1000)]

@@ -1,5 +1,5 @@
-"""What a fleet needs, from the measured costs: Redis, API processes, memory. Arithmetic, nothing more: each factor is a
-figure of bench/results/scale-*.json, and grows with what it is multiplied by, as long as those tables stay flat."""
+"""Computes the Redis servers, API processes and memory that a fleet needs. This is arithmetic only: each factor is a
+figure of bench/results/scale-*.json, and holds as long as the costs in those tables do not grow with the size."""
 
 import json
 import math
@@ -10,14 +10,14 @@ from typing import Any
 
 RESULTS = Path(__file__).parents[1] / "results"
 PARTS = ("api", "redis", "engines", "clients")
-FULL = 1.7  # cores, of two
-BUSY = 0.6  # of a core, at most, so that bursts do not wait
-ENDED_JOB_BYTES = 2000  # without its payload and its log
+FULL = 1.7  # cores in use, of two
+BUSY = 0.6  # greatest share of a core, so that bursts do not wait
+ENDED_JOB_BYTES = 2000  # without payload and log
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Microseconds of one core for each token that is streamed, everything about its job included; bytes of Redis."""
+    """Microseconds of one core per streamed token, all costs of its job included, and bytes in Redis."""
 
     api_us: float
     redis_us: float
@@ -35,7 +35,7 @@ class Fleet:
 
 
 def measured() -> Costs:
-    """From the cell with the most workers that left some of the machine idle, at a GPU's pace."""
+    """Take the costs of the cell with the most workers, at a GPU's pace, that left some of the machine idle."""
     cells: list[dict[str, Any]] = json.loads((RESULTS / "scale-workers-25.json").read_text())
     idle = [each for each in cells if sum(each[part] for part in PARTS) < FULL]
     most = max(each["workers"] for each in idle)
@@ -50,7 +50,7 @@ def measured() -> Costs:
 
 
 def needs(fleet: Fleet, costs: Costs) -> dict[str, float]:
-    """`memory_gib`: of all Redis together."""
+    """Compute a fleet's needs. `memory_gib` is the sum over all Redis servers."""
     tokens_s = fleet.workers * fleet.worker_tokens_s
     ended = tokens_s / fleet.answer_tokens * fleet.keep_s
     logs = tokens_s * fleet.keep_s * costs.token_bytes + ended * ENDED_JOB_BYTES

@@ -1,7 +1,7 @@
-"""What the queue's verbs cost inside Redis while many jobs wait, and what a job and a token take of its memory.
+"""Measures the queue's calls inside Redis while many jobs are queued, and the memory of a job and of a token.
 
-Times are Redis's own (INFO commandstats), so that no client is measured; the depths lie side by side in one Redis, each
-a model of its own, and take turns.
+Times are Redis's own (INFO commandstats), so that no client is measured. All depths are in one Redis, each as a model
+of its own, and take turns.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ VERBS = ("enqueue", "claim", "cancel", "urgent")
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Microseconds of Redis for one call."""
+    """The microseconds that Redis spends on one call."""
 
     waiting: int
     verb: str
@@ -51,8 +51,8 @@ def job(number: int, model: str, priority: Priority = Priority.STANDARD, tenant:
     )
 
 
-class Desk:
-    """Jobs of one model, numbered over all."""
+class MeasuredQueue:
+    """One model's queue; its jobs are numbered across all models."""
 
     numbers = iter(range(10**9))
 
@@ -92,7 +92,8 @@ class Desk:
         await self.queue.cancel(each.id)
 
     async def urgent(self) -> None:
-        """One of another class and tenant comes behind all others, and is served next, or next but one."""
+        """Enqueue a job of another class and tenant behind all others, and claim jobs until its turn comes: at once, or
+        second."""
         late = job(next(self.numbers), self.model, Priority.INTERACTIVE, "key-late")
         await self.queue.enqueue(late, bounds=BOUNDS)
         served = ""
@@ -103,41 +104,43 @@ class Desk:
 
 
 async def _micros(client: Redis) -> float:
-    """Of a script, the mean since the last reset."""
+    """Read the mean microseconds of a script's call since the last reset."""
     stats: Any = await client.info("commandstats")
     return float(stats["cmdstat_evalsha"]["usec_per_call"])
 
 
-async def measure(desk: Desk, verb: str) -> float:
-    """Microseconds of one call, the mean of SAMPLES: of `cancel` and `urgent`, the mean of all calls that they make."""
+async def measure(measured: MeasuredQueue, verb: str) -> float:
+    """Measure the mean microseconds of a call over SAMPLES; for `cancel` and `urgent`, over all calls they make."""
     held: list[Delivery] = []
-    await desk.client.config_resetstat()
+    await measured.client.config_resetstat()
     for _ in range(SAMPLES):
         match verb:
             case "enqueue":
-                await desk.enqueue()
+                await measured.enqueue()
             case "claim":
-                held.append(await desk.claim())
+                held.append(await measured.claim())
             case "cancel":
-                await desk.cancel_newest()
+                await measured.cancel_newest()
             case "urgent":
-                await desk.urgent()
-    spent = await _micros(desk.client)
+                await measured.urgent()
+    spent = await _micros(measured.client)
     for delivery in held:
-        await desk.end(delivery)
+        await measured.end(delivery)
     return spent
 
 
 async def costs(client: Redis, depths: list[int], rounds: int) -> list[Cost]:
-    desks = {depth: Desk(client, f"m{depth}") for depth in depths}
-    for depth, desk in desks.items():
-        await desk.fill(depth)
+    queues = {depth: MeasuredQueue(client, f"m{depth}") for depth in depths}
+    for depth, measured in queues.items():
+        await measured.fill(depth)
         print(f"{depth} jobs wait", flush=True)
     found = []
     for number in range(rounds):
-        for depth, desk in list(desks.items())[number % len(desks) :] + list(desks.items())[: number % len(desks)]:
+        for depth, measured in (
+            list(queues.items())[number % len(queues) :] + list(queues.items())[: number % len(queues)]
+        ):
             for verb in VERBS:
-                found.append(Cost(depth, verb, await measure(desk, verb)))
+                found.append(Cost(depth, verb, await measure(measured, verb)))
     return found
 
 
@@ -154,18 +157,18 @@ def table(found: list[Cost]) -> str:
 
 
 async def woken(url: str, idle: int, jobs: int = 200) -> float:
-    """Microseconds of Redis for a job from enqueue to settle while so many workers wait for one, and none has any."""
+    """Measure the microseconds of Redis for a job from enqueue to settle while that many idle workers wait for one."""
     client = connect(url)
     await client.flushall()
-    desk = Desk(client, "herd")
+    measured = MeasuredQueue(client, "herd")
     clients = [connect(url) for _ in range(-(-idle // CONNECTIONS_MAX))]
     ended: asyncio.Queue[str] = asyncio.Queue()
 
     async def worker(number: int) -> None:
         queue = RedisQueue(clients[number % len(clients)])
         while True:
-            for delivery in await queue.claim(desk.model, worker=f"w{number}", limit=1, wait_ms=60_000):
-                await desk.end(delivery)
+            for delivery in await queue.claim(measured.model, worker=f"w{number}", limit=1, wait_ms=60_000):
+                await measured.end(delivery)
                 ended.put_nowait(delivery.job.id)
 
     async def cpu_s() -> float:
@@ -173,11 +176,11 @@ async def woken(url: str, idle: int, jobs: int = 200) -> float:
         return float(info["used_cpu_user"] + info["used_cpu_sys"])
 
     waiting = [asyncio.create_task(worker(number)) for number in range(idle)]
-    while int((await client.info("clients"))["blocked_clients"]) < idle:  # they connect at their own pace
+    while int((await client.info("clients"))["blocked_clients"]) < idle:  # wait until all of them are connected
         await asyncio.wait(waiting, timeout=0.05)
     before = await cpu_s()
     for _ in range(jobs):
-        await desk.enqueue()
+        await measured.enqueue()
         await ended.get()
     spent = await cpu_s() - before
     await end(waiting)
@@ -187,21 +190,21 @@ async def woken(url: str, idle: int, jobs: int = 200) -> float:
 
 
 async def memory(client: Redis, jobs: int = 20_000, tokens: int = 200) -> dict[str, float]:
-    """Bytes for a waiting job, with its prompt of 456 characters; for a running one; for a token in its log."""
+    """Measure the bytes of a queued job with a prompt of 456 characters, of a started one, and of a logged token."""
 
     async def used() -> int:
         info: Any = await client.info("memory")
         return int(info["used_memory"])
 
-    desk, empty = Desk(client, "memory"), await used()
-    await desk.fill(jobs)
+    measured, empty = MeasuredQueue(client, "memory"), await used()
+    await measured.fill(jobs)
     waiting = await used()
-    held = [delivery for _ in range(20) for delivery in await desk.queue.claim("memory", worker="w", limit=50)]
+    held = [delivery for _ in range(20) for delivery in await measured.queue.claim("memory", worker="w", limit=50)]
     running = await used()
     for first in range(0, tokens, 10):
         events = [Delta(seq=first + at + 1, choice=0, text=" word", token_ids=(12345,)) for at in range(10)]
         opening = [Started(seq=0, prompt_tokens=110)] if first == 0 else []
-        await desk.queue.append([Write(delivery=each, events=(*opening, *events)) for each in held])
+        await measured.queue.append([Write(delivery=each, events=(*opening, *events)) for each in held])
         held = [replace(each) for each in held]
     logged = await used()
     return {

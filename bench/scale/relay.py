@@ -1,7 +1,7 @@
-"""What it costs to stand between clients and an engine: Penstock's API, and LiteLLM's proxy (`make clients`).
+"""Measures the cost of a relay between clients and an engine: Penstock's API, and LiteLLM's proxy (`make clients`).
 
-LiteLLM relays a server that only speaks (`upstream`), Penstock its scripted engine at the same pace. Each relay is one
-process; the engine's side is not counted, Redis is shown beside.
+LiteLLM relays a server that only streams (`upstream`), Penstock relays its scripted engine at the same pace. Each relay
+is one process. The engine's side is not counted; Redis has a column of its own.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ READY_S = 120
 
 @dataclass(frozen=True, slots=True)
 class Relay:
-    """`pids`: of the relay; `beside`: of what it needs but the engine."""
+    """`pids` are the relay's processes; `beside` are those it needs apart from the engine."""
 
     name: str
     url: str
@@ -72,7 +72,7 @@ def _used(relay: Relay) -> tuple[float, float]:
 
 @contextmanager
 def relays(folder: Path) -> Iterator[list[Relay]]:
-    """The upstream itself, LiteLLM before it, and Penstock; all run, and are asked in turn."""
+    """Start the upstream, LiteLLM in front of it, and Penstock. All run at once and are asked in turn."""
     upstream, proxy = free_port(), free_port()
     mock = subprocess.Popen([sys.executable, "-m", "bench.scale.upstream", str(upstream), str(STEP_MS)])
     params = {"model": "openai/mock", "api_base": f"http://127.0.0.1:{upstream}/v1", "api_key": "none"}

@@ -1,5 +1,5 @@
-"""A server that does nothing but speak: `python -m bench.scale.upstream PORT STEP_MS` streams a chunk of a chat every
-STEP_MS, to be relayed by others. Bare asyncio, so that it takes little of the CPU that is measured."""
+"""A server that only streams, for a relay in front of it: `python -m bench.scale.upstream PORT STEP_MS` sends a chunk
+of a chat every STEP_MS. It is bare asyncio, so that it takes little of the CPU that is measured."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, ste
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
     length = int(head.partition("content-length:")[2].split("\r\n")[0] or 0)
     if not length:
-        writer.close()  # not a chat: somebody looks who is there
+        writer.close()  # not a chat, but a probe
         return
     asked = json.loads(await reader.readexactly(length))
     writer.write(HEAD)

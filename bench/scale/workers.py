@@ -1,7 +1,7 @@
-"""Useful throughput of 1 to 64 workers behind one Redis and one API process, and who takes the CPU meanwhile.
+"""Measures the useful throughput of 1 to 64 workers behind one Redis and one API process, and the CPU that each takes.
 
-Real processes with the scripted engine at a GPU's pace: a step takes as long as it says and costs nothing. What is
-useful is what clients read.
+The workers are real processes with the scripted engine at a GPU's pace: a step takes its time and costs no CPU. A token
+is useful once a client has read it.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from bench.client import stream
 from bench.pipeline import cpu_s
 from bench.stack import Stack
 
-READY_S = 600.0  # 32 more processes load at nice 5
+READY_S = 600.0  # 32 more processes start at nice 5
 WARM_S, WINDOW_S = 10.0, 15.0
 QUEUED = 1.25  # streams for each place in a batch, so that some always wait
 ANSWER_STEPS = (60, 120)
@@ -27,7 +27,7 @@ ANSWER_STEPS = (60, 120)
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Tokens a second that clients read; cores that each part took."""
+    """The tokens per second that clients read, and the cores that each part used."""
 
     step_ms: float
     workers: int
@@ -40,7 +40,7 @@ class Result:
 
     @property
     def busiest(self) -> str:
-        """What is at its limit: a process of one core, or the machine."""
+        """Name the part that is at its limit: a process of one core, or the machine."""
         if max(self.api, self.redis, self.clients) > 0.9:
             return max(("API", self.api), ("Redis", self.redis), ("client", self.clients), key=lambda each: each[1])[0]
         total = self.api + self.redis + self.engines + self.clients
@@ -48,7 +48,7 @@ class Result:
 
 
 class Site:
-    """Workers are added as cells need them."""
+    """A stack to which workers are added as cells need them."""
 
     def __init__(self, folder: Path, *, step_ms: float, slots: int) -> None:
         self.step_ms, self.slots = step_ms, slots
@@ -60,7 +60,7 @@ class Site:
     def staff(self, count: int) -> None:
         while len(self.workers) < count:
             self.workers.append(self.stack.spawn("worker", "-m", "scripted"))
-            # In a fleet they have machines of their own: here they must not starve the one API process.
+            # In a fleet, workers have machines of their own; here they must not starve the one API process.
             os.setpriority(os.PRIO_PROCESS, self.workers[-1].pid, 5)
         self.stack.staffed(count, seconds=READY_S)
 
@@ -71,7 +71,7 @@ class Site:
         self.stack.stop()
 
     def cpu(self) -> dict[str, float]:
-        """Seconds so far."""
+        """Read the CPU seconds used so far."""
         times = os.times()
         return {
             "api": cpu_s(self.stack.api.pid),
@@ -82,7 +82,7 @@ class Site:
 
 
 async def measure(site: Site, seed: int) -> Result:
-    """With all the workers that there are."""
+    """Measure with all the workers that run."""
     count, heard, refused = len(site.workers), 0, list[str]()
 
     def hear(pieces: int) -> None:
@@ -131,7 +131,7 @@ def rounds_of(folder: Path, *, step_ms: float, slots: int, counts: Sequence[int]
 
 
 def table(found: list[Result]) -> str:
-    """`of linear`: of so many times what one worker does."""
+    """Format the table. `of linear` is the share of one worker's throughput times the number of workers."""
     lines = [
         "| step | workers | tokens/s | of linear | API, cores | Redis, cores | workers, cores | clients | full |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -18,7 +18,7 @@ TEN = Bounds(jobs_max=10)
 
 
 @dataclass
-class House:
+class Backend:
     queue: MemoryQueue | RedisQueue
     channel: MemoryQueue | RedisChannel
     let_leases_run_out: Callable[[], Awaitable[None]]
@@ -26,7 +26,7 @@ class House:
 
 
 @pytest.fixture(params=["memory", *SERVERS])
-async def services(request: pytest.FixtureRequest, server_of: ServerOf) -> AsyncIterator[House]:
+async def backend(request: pytest.FixtureRequest, server_of: ServerOf) -> AsyncIterator[Backend]:
     if request.param == "memory":
         now = [0.0]
         memory = MemoryQueue(lambda: now[0], lease_ms=LEASE_MS)
@@ -37,7 +37,7 @@ async def services(request: pytest.FixtureRequest, server_of: ServerOf) -> Async
         async def kept(key: str) -> bool:
             return key in memory.stored
 
-        yield House(memory, memory, jump, kept)
+        yield Backend(memory, memory, jump, kept)
         return
     client = connect(server_of(request.param).url)
     await client.flushall()
@@ -48,5 +48,5 @@ async def services(request: pytest.FixtureRequest, server_of: ServerOf) -> Async
     async def exists(key: str) -> bool:
         return bool(await client.exists(key))
 
-    yield House(RedisQueue(client, lease_ms=LEASE_MS), RedisChannel(client), idle, exists)
+    yield Backend(RedisQueue(client, lease_ms=LEASE_MS), RedisChannel(client), idle, exists)
     await client.aclose()

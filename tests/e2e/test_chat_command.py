@@ -60,7 +60,7 @@ def test_an_empty_input_and_an_unknown_model_are_errors(stack: Stack) -> None:
         command(stack, "-m", "nosuch"), input="q", capture_output=True, text=True, timeout=60, check=False
     )
 
-    assert (empty.returncode, empty.stderr) == (2, "penstock: The standard input holds no question.\n")
+    assert (empty.returncode, empty.stderr) == (2, "penstock: Standard input is empty: it must hold a question.\n")
     assert (unknown.returncode, unknown.stdout) == (1, "")
     assert "'nosuch' does not exist" in unknown.stderr
     assert "Traceback" not in unknown.stderr
@@ -77,7 +77,7 @@ def test_a_model_that_nobody_serves_is_said_to_wait(stack: Stack) -> None:
         said = asking.stderr.readline()
         asking.send_signal(signal.SIGINT)
 
-        assert said.startswith(f"waiting, no worker serves {DEAD}")
+        assert said.startswith(f"waiting: no worker serves {DEAD}")
         assert asking.wait(timeout=30) == 130
         assert asking.stderr.read() == "stopped\n"
     eventually("its job is cancelled", lambda: stack.redis.llen(keys.queue(DEAD)) == 0)
@@ -114,7 +114,7 @@ def test_a_url_is_tried_with_v1_where_it_lacks_it(stack: Stack, path: str) -> No
         ("127.0.0.1:8000/v1", "has no scheme: write http://127.0.0.1:8000/v1 or"),
         ("http://", "does not name a server"),
         ("ftp://127.0.0.1/v1", "does not name a server"),
-        ("http://[::1/v1", "is no URL"),
+        ("http://[::1/v1", "is not a URL"),
     ],
 )
 def test_a_url_that_cannot_be_one_is_said_to_be_so(url: str, said: str) -> None:
@@ -141,7 +141,7 @@ def test_who_gives_no_key_or_a_wrong_one_learns_how_to_give_one(guarded: str) ->
         assert done.returncode == 2
         assert "--api-key KEY or in the variable OPENAI_API_KEY" in done.stderr
         assert "sk-wrong" not in done.stderr
-    assert f"The server at {guarded} wants an API key" in missing.stderr
+    assert f"The server at {guarded} requires an API key" in missing.stderr
     assert f"The server at {guarded} refuses this API key" in wrong.stderr
     assert f"The server at {guarded} refuses this API key" in by_variable.stderr
 
@@ -150,7 +150,7 @@ def test_what_is_no_api_is_said_to_be_none(html: str) -> None:
     done = asked("--url", html)
 
     assert done.returncode == 2
-    assert f"does not list its models at {html} or {html}/v1: what answers there is no API like OpenAI's" in done.stderr
+    assert f"does not list its models at {html} or {html}/v1: the response is not a list of models" in done.stderr
 
 
 ITEMS = 70

@@ -131,9 +131,9 @@ def test_the_url_may_stand_before_and_after_the_sub_command(stack: Stack) -> Non
     [
         (("jobs", "replay", "nosuch"), 1, "nosuch not replayed: there is no such job"),
         (("jobs", "list", "--limit", "0"), 2, "0 is not in the range 1<=x<=1000"),
-        (("jobs", "list", "--model", "nosuch"), 2, "There is no model 'nosuch' here; known: scripted"),
-        (("jobs", "replay", "--model", "nosuch"), 2, "There is no model 'nosuch' here; known: scripted"),
-        (("models", "forget", "nosuch"), 2, "There is no model 'nosuch' here; known: scripted"),
+        (("jobs", "list", "--model", "nosuch"), 2, "There is no model 'nosuch'. Known models: scripted"),
+        (("jobs", "replay", "--model", "nosuch"), 2, "There is no model 'nosuch'. Known models: scripted"),
+        (("models", "forget", "nosuch"), 2, "There is no model 'nosuch'. Known models: scripted"),
         (("models", "pause", "nosuch"), 2, "nosuch"),
         (("models", "forget", "scripted"), 2, "scripted is not forgotten: 1 worker serves it (stop it first).\n"),
     ],
@@ -190,7 +190,7 @@ def test_forget_tells_apart_what_waits_what_is_kept_and_what_was_forgotten_befor
     assert waiting.stderr == f"penstock: {name} is not forgotten: 1 job waits or runs (cancel it first).\n"
     kept = f"1 failed job is kept until it expires (`penstock jobs list --model {name}`)"
     assert first.stdout == f"{name} forgotten; {kept}\n"
-    assert second.stdout == f"{name} was forgotten before; {kept}\n"
+    assert second.stdout == f"{name} was already forgotten; {kept}\n"
 
 
 def test_doctor_warns_of_failed_jobs_and_of_a_model_that_nobody_serves(stack: Stack) -> None:

@@ -105,7 +105,7 @@ def test_rq_requeue_runs_failed_jobs_again(slow: Stack) -> None:
     assert "Requeueing 2 jobs" in said
     eventually("both failed again", lambda: "jobs: 0 finished, 4 failed" in rq(slow, "info"))
     failed: Any = slow.redis.zrange("rq:failed:scripted", 0, -1)
-    assert "both wrote the same" in penstock(slow, "compare", failed[0].decode())
+    assert "both outputs are the same" in penstock(slow, "compare", failed[0].decode())
     assert "0, 0 executing, 0 finished, 2 failed" in rq(slow, "info")
 
 
@@ -124,7 +124,7 @@ def test_top_counts_what_was_requeued_as_rq_info_does(slow: Stack) -> None:
         "MODEL": "scripted",
         "workers": "1",
         "wanted": "1",
-        "running": "1",
+        "started": "1",
         "interactive": "0",
         "standard": "2",
     }
@@ -170,22 +170,22 @@ def test_jobs_are_listed_shown_followed_cancelled_and_replayed(slow: Stack) -> N
     shown = penstock(slow, "show", listed["failed"])
     assert "EngineError" in shown
     assert "secret" not in shown
-    assert "cancelled" in penstock(slow, "cancel", listed["started"], listed["queued"])
+    assert "canceled" in penstock(slow, "cancel", listed["started"], listed["queued"])
     running.join(timeout=10)
     waiting.join(timeout=10)
     assert running.error is not None
     assert getattr(waiting.error, "code", None) == "cancelled"
-    assert "[cancelled]" in penstock(slow, "tail", listed["started"])
+    assert "[canceled]" in penstock(slow, "tail", listed["started"])
     chosen = ("replay", "--model", "scripted", "--since", "15m", "--error", "engineerror", "--rate", "5/s")
-    assert penstock(slow, *chosen, "--tenant", "nobody").strip() == "0 jobs queued again"
-    assert "1 job would be queued again" in penstock(slow, *chosen, "--dry-run")
+    assert penstock(slow, *chosen, "--tenant", "nobody").strip() == "0 jobs replayed"
+    assert "1 job would be replayed" in penstock(slow, *chosen, "--dry-run")
     said = penstock(slow, *chosen)
-    assert "1 job queued again" in said
+    assert "1 job replayed" in said
     replayed = said.split()[3]
     eventually("failed again", lambda: "2 failed" in rq(slow, "info").split("jobs:")[1])
     assert f"replayed as  {replayed}" in penstock(slow, "show", listed["failed"])
     assert f"replay of    {listed['failed']}" in penstock(slow, "show", replayed)
-    assert "both wrote the same" in penstock(slow, "compare", replayed)
+    assert "both outputs are the same" in penstock(slow, "compare", replayed)
     history = penstock(slow, "show", replayed)
     assert [line.split()[2] for line in history.splitlines() if line.startswith("history")] == [
         "queued",

@@ -199,7 +199,7 @@ def test_whatever_dies_is_started_again(tmp_path: Path) -> None:
         for name, words in [("worker 1", "-m cli worker"), ("api", "-m cli api"), ("Redis", "-server")]:
             (pid,) = running.pids(words)
             os.kill(pid, signal.SIGKILL)
-            eventually("told", partial(told, running, f"{name} died (SIGKILL); started again"))
+            eventually("told", partial(told, running, f"{name} died (SIGKILL) and was started again"))
             eventually("serves again", lambda: serves(running), seconds=30)
         assert job in running.shell("penstock jobs list")
 
@@ -255,7 +255,7 @@ def test_with_keys_required_it_starts_and_says_how_to_make_one(tmp_path: Path) -
 
 def test_without_workers_it_says_how_to_start_one(tmp_path: Path) -> None:
     with up(tmp_path, "--model", "scripted", "--workers", "0") as running:
-        assert "Nothing serves yet" in running.said
+        assert "No worker runs yet" in running.said
         line = running.printed("penstock worker")
         assert line.endswith("penstock worker --model=scripted")
         environment = {**os.environ, "PENSTOCK_REDIS_URL": (tmp_path / ".penstock" / "redis.url").read_text().strip()}
@@ -330,7 +330,7 @@ def test_what_cannot_start_is_one_clear_sentence(tmp_path: Path, own_redis: Embe
     assert f"port {taken} on 127.0.0.1 is in use" in refused(tmp_path, "--port", taken)
     assert "there is no folder /no/such/model" in refused(tmp_path, "--model", "/no/such/model")
     for data in ("a file", "a file/below", "/proc/penstock"):
-        assert f"--data: the folder {data} cannot be made (" in refused(tmp_path, "--port", port, "--data", data)
+        assert f"--data: the folder {data} cannot be created (" in refused(tmp_path, "--port", port, "--data", data)
     nobody = f"redis://127.0.0.1:{free_port()}"
     said = refused(tmp_path, "--port", port, "--redis-url", nobody, PENSTOCK_REDIS_WAIT_S="0")
     assert f"no Redis answers at {nobody}" in said

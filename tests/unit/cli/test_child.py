@@ -50,8 +50,8 @@ def test_one_that_dies_at_once_is_given_up_with_the_last_line_of_its_log(
 
     *said, last = checked(watched)
 
-    assert said[0] == "it died (code 1); started again"
-    assert said[1:] == [f"it died early (code 1), {n} times in a row; started again in 0.05 s" for n in (2, 3, 4)]
+    assert said[0] == "it died (code 1) and was started again"
+    assert said[1:] == [f"it died early (code 1), {n} times in a row; it starts again in 0.05 s" for n in (2, 3, 4)]
     assert last == f"it died at its start 5 times in a row (code 1); {log} ends with: no wheels"
 
 

@@ -27,7 +27,7 @@ def diagnosed(*, workers: int = 1, waiting: int = 0, paused: bool = False, **mor
     info = ModelInfo(
         name="m", engine="batched", context_length=1, created_s=1, workers=workers, waiting=waiting, paused=paused
     )
-    usual: dict[str, Any] = {"running": 0, "failed": 0, "oldest_s": 0, "silent": 0}
+    usual: dict[str, Any] = {"started": 0, "failed": 0, "oldest_s": 0, "silent": 0}
     return [each.text for each in diagnosis(info, **usual | more) if each.level is not Level.GOOD]
 
 
@@ -40,7 +40,7 @@ def test_a_model_without_trouble_has_one_good_line() -> None:
     ("trouble", "action"),
     [
         ({"workers": 0, "waiting": 3, "oldest_s": 900}, "start one with `penstock worker --model m`"),
-        ({"paused": True, "waiting": 3, "oldest_s": 900}, "`penstock models resume m` goes on"),
+        ({"paused": True, "waiting": 3, "oldest_s": 900}, "`penstock models resume m` resumes it"),
         ({"waiting": 3, "oldest_s": 900}, "start more workers"),
         ({"workers": 0, "silent": 2}, "start one with `penstock worker --model m`"),
         ({"workers": 0}, "no worker serves it: start one with `penstock worker --model m`"),

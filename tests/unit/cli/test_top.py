@@ -1,4 +1,4 @@
-"""What `penstock top` draws, on narrow screens and of hostile names."""
+"""`penstock top` fits on narrow screens and is not fooled by hostile names."""
 
 import io
 import re
@@ -17,7 +17,7 @@ LONG = "organisation/a-model-with-a-very-long-name-7b-instruct"
 COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
-def picture(name: str) -> Snapshot:
+def snapshot(name: str) -> Snapshot:
     demand = Demand(
         model=name,
         waiting_jobs=dict.fromkeys(Priority, 3333),
@@ -47,12 +47,12 @@ def picture(name: str) -> Snapshot:
         replayed_as="",
         timeline=[],
     )
-    return Snapshot(at=1.0, demands=[demand], paused={name}, workers=[worker], running=[job])
+    return Snapshot(at=1.0, demands=[demand], paused={name}, workers=[worker], started=[job])
 
 
 def shown(name: str, width: int) -> str:
     out = io.StringIO()
-    Console(file=out, width=width, force_terminal=False).print(render(picture(name), None, 10, width=width))
+    Console(file=out, width=width, force_terminal=False).print(render(snapshot(name), None, 10, width=width))
     return out.getvalue()
 
 
@@ -66,9 +66,9 @@ def test_80_columns_are_enough_and_cut_no_id_and_no_number() -> None:
     assert len(lines) == 8  # no row takes two lines
 
 
-def test_the_readme_shows_every_table_that_is_printed() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    sample = [line.split() for line in readme.partition("$ penstock top\n")[2].partition("```")[0].splitlines()]
+def test_the_documentation_shows_every_table_that_is_printed() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "monitoring.md").read_text(encoding="utf-8")
+    sample = [line.split() for line in page.partition("$ penstock top --once\n")[2].partition("```")[0].splitlines()]
 
     titles = [
         line.split() for line in shown("m", UNBOUNDED).splitlines() if line.split()[:1] and line.split()[0].isupper()

@@ -1,5 +1,5 @@
-"""What a client sees: `python -m bench.chaos.picture` records streams whose worker is killed, told to stop, or whose
-Redis is killed, for the plot in docs/."""
+"""Records when a client gets each token of a stream whose worker is killed or stopped, or whose Redis is killed; for a
+plot in docs/: `python -m bench.chaos.resume`."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ SETTINGS = {"scripted_step_ms": 10, "scripted_tokens": 10**6, "drain_s": 0.5}
 
 
 async def record(site: Site, strike: Callable[[Site, Process], Awaitable[None]]) -> dict[str, object]:
-    """Seconds of each token of one stream, from the fault on."""
+    """Record the time of each token of one stream, in seconds after the fault."""
     story = Story(name=str(time.time()), way=Way.PLAIN, content="tell me", tokens=TOKENS)
     telling = asyncio.create_task(Teller(site.model, site.bases, random.Random(1)).tell(story))
     await asyncio.sleep(AFTER_S)
