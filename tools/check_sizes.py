@@ -1,4 +1,4 @@
-"""The house's budgets: files under 400 lines, functions under 70, their median at most 10 lines."""
+"""Checks the size limits: files of 400 lines, functions of 70 lines, and a median function of 10 lines at most."""
 
 import ast
 import statistics
