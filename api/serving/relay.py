@@ -40,7 +40,7 @@ class JobStream:
         self.expires_at = math.inf
         self.accepted = False
         self.ended = False
-        self._patience_s, self._run_s = job.patience_ms / 1000, job.run_ms / 1000
+        self._patience_s, self._run_s = job.queue_deadline_ms / 1000, job.run_deadline_ms / 1000
         self.behind = False
         self._buffer_max = buffer_max
         self._pending: list[Event] = []

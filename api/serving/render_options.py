@@ -12,28 +12,36 @@ from api.formats.completion import CompletionCollector, CompletionForm, Completi
 from api.http.event_position import START, Position
 from shared.domain.job import Job, Kind, Priority, Sampling
 
+# Names that are stored, since neighbouring releases read them.
+STORED_NAMES = {
+    "queue_deadline_ms": "patience_ms",
+    "run_deadline_ms": "run_ms",
+    "n_generated": "made",
+    "n_returned": "shown",
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderOptions:
-    """The formatter of chats and text completions. `made`: choices that are made of each prompt; `shown`: those that
-    the client gets."""
+    """The formatter of chats and text completions. A worker generates `n_generated` choices of each prompt, and the
+    client gets `n_returned` of them."""
 
     kind: Kind
     model: str
     created_ms: int
     tenant: str
     grace_ms: int | None
-    patience_ms: int
-    run_ms: int
-    made: int
-    shown: int
+    queue_deadline_ms: int
+    run_deadline_ms: int
+    n_generated: int
+    n_returned: int
     prompts: int = 1
     echo: bool = False
     logprobs: bool = False
     include_usage: bool = False
 
     def encode(self) -> str:
-        return orjson.dumps(asdict(self)).decode()
+        return orjson.dumps({STORED_NAMES.get(name, name): value for name, value in asdict(self).items()}).decode()
 
     def job(self, job_id: str, *, priority: Priority = Priority.STANDARD) -> Job:
         """As much of the job as the relay and the formats need. `priority`: the job's hash has it."""
@@ -44,8 +52,8 @@ class RenderOptions:
             request={},
             sampling=Sampling(seed=0),
             created_ms=self.created_ms,
-            patience_ms=self.patience_ms,
-            run_ms=self.run_ms,
+            queue_deadline_ms=self.queue_deadline_ms,
+            run_deadline_ms=self.run_deadline_ms,
             grace_ms=self.grace_ms,
             priority=priority,
         )
@@ -58,26 +66,26 @@ class RenderOptions:
 
     def whole(self, job: Job) -> AnswerCollector:
         if self.kind is Kind.CHAT:
-            return ChatCollector(job, n=self.made, logprobs=self.logprobs)
+            return ChatCollector(job, n=self.n_generated, logprobs=self.logprobs)
         return CompletionCollector(job, self._form)
 
     def _chunks(self, job: Job) -> StreamFormatter:
         match self.kind:
             case Kind.CHAT:
-                return ChatStreamFormatter(job, n=self.made, include_usage=self.include_usage)
-            case Kind.COMPLETION if self.made == self.shown:
+                return ChatStreamFormatter(job, n=self.n_generated, include_usage=self.include_usage)
+            case Kind.COMPLETION if self.n_generated == self.n_returned:
                 return CompletionStreamFormatter(job, self._form, include_usage=self.include_usage)
         raise never_streamed()
 
     @property
     def _form(self) -> CompletionForm:
         return CompletionForm(
-            prompts=self.prompts, candidates=self.made, n=self.shown, echo=self.echo, logprobs=self.logprobs
+            prompts=self.prompts, candidates=self.n_generated, n=self.n_returned, echo=self.echo, logprobs=self.logprobs
         )
 
 
 def render_options_of(
-    job: Job, *, include_usage: bool = False, shown: int | None = None, logprobs: bool = False
+    job: Job, *, include_usage: bool = False, n_returned: int | None = None, logprobs: bool = False
 ) -> RenderOptions:
     return RenderOptions(
         kind=job.kind,
@@ -85,10 +93,10 @@ def render_options_of(
         created_ms=job.created_ms,
         tenant=job.tenant,
         grace_ms=job.grace_ms,
-        patience_ms=job.patience_ms,
-        run_ms=job.run_ms,
-        made=job.sampling.n,
-        shown=job.sampling.n if shown is None else shown,
+        queue_deadline_ms=job.queue_deadline_ms,
+        run_deadline_ms=job.run_deadline_ms,
+        n_generated=job.sampling.n,
+        n_returned=job.sampling.n if n_returned is None else n_returned,
         prompts=len(job.request.get("prompts", [None])),
         echo=bool(job.request.get("echo")),
         logprobs=logprobs,
@@ -98,4 +106,6 @@ def render_options_of(
 
 def decode_render_options(data: str) -> RenderOptions:
     fields: dict[str, Any] = orjson.loads(data)
+    for name, stored_name in STORED_NAMES.items():
+        fields[name] = fields.pop(stored_name)
     return RenderOptions(kind=Kind(fields.pop("kind")), **fields)

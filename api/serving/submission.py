@@ -48,7 +48,7 @@ async def chat_submission(
 async def completion_submission(services: Services, body: CompletionRequest, options: RequestOptions) -> Submission:
     job = await services.admission.completion(body, options)
     render_options = render_options_of(
-        job, include_usage=_usage(body), shown=body.n or 1, logprobs=body.logprobs is not None
+        job, include_usage=_usage(body), n_returned=body.n or 1, logprobs=body.logprobs is not None
     )
     return Submission(job, render_options, render_options)
 

@@ -14,8 +14,9 @@ from redis.asyncio import Redis
 from shared.domain.events import Completed, Delta, Finished, Started, Usage
 from shared.domain.job import Job, Kind, Priority, Sampling
 from shared.process.tasks import end
+from shared.queue import lua
 from shared.queue.protocols import Bounds, Delivery, Write
-from shared.queue.redis_queue import RedisQueue
+from shared.queue.redis_queue import RedisQueue, flat
 from shared.redis.client import CONNECTIONS_MAX, connect
 
 BOUNDS = Bounds(jobs_max=10**9, tokens_max=10**15)
@@ -43,8 +44,8 @@ def job(number: int, model: str, priority: Priority = Priority.STANDARD, tenant:
         request={"messages": [{"role": "user", "content": TEXT}]},
         sampling=Sampling(seed=number, max_tokens=256),
         created_ms=1_700_000_000_000,
-        patience_ms=86_400_000,
-        run_ms=3_600_000,
+        queue_deadline_ms=86_400_000,
+        run_deadline_ms=3_600_000,
         priority=priority,
         tenant=tenant or f"key-{number % TENANTS:012x}",
     )
@@ -69,8 +70,9 @@ class MeasuredQueue:
             count -= FILL
 
     async def _call(self, pipe: Any, each: Job) -> None:
-        flat = [part for pair in self.queue.fields(each).items() if pair[1] != "" for part in pair]
-        arguments = ["enqueue", each.model, each.id, BOUNDS.jobs_max, BOUNDS.tokens_max, *flat]
+        bounds = {"jobs_max": BOUNDS.jobs_max, "tokens_max": BOUNDS.tokens_max, "bytes_max": BOUNDS.bytes_max}
+        job = {"model": each.model, "id": each.id, "fields": flat(self.queue.fields(each)), "records": []}
+        arguments = lua.verbs()["enqueue"].arguments(bounds | job)
         await self.queue.scripts["enqueue"](args=arguments, client=pipe)
 
     async def enqueue(self) -> None:

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from shared.domain.job import Priority
-from shared.queue.lua import scripts
+from shared.queue.lua import verbs
 from shared.redis import keys
 from shared.redis.client import translated
 
@@ -64,7 +64,8 @@ def together(demands: Sequence[Demand]) -> Demand:
 class DemandReader:
     def __init__(self, client: Redis) -> None:
         self._redis = client
-        self._sync = client.register_script(scripts()["sync"])
+        self._recount = verbs()["recount"]
+        self._script = client.register_script(self._recount.script)
 
     async def all(self) -> list[Demand]:
         """Of every model that is known. Raise QueueUnavailable."""
@@ -76,7 +77,7 @@ class DemandReader:
         """Remembers what a worker gets done, for when none runs. Raise QueueUnavailable."""
         with translated():
             with suppress(ResponseError):  # a Redis without room for a stream entry can be read all the same
-                await self._sync(args=["sync", model])
+                await self._script(args=self._recount.arguments({"model": model}))
             async with self._redis.pipeline(transaction=False) as pipe:
                 pipe.time()
                 pipe.hgetall(keys.load(model))

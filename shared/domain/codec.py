@@ -47,6 +47,8 @@ from shared.domain.events import (
 from shared.domain.job import Grammar, GrammarKind, Job, Kind, Priority, Sampling
 
 VERSION = 1
+# Names that the bytes keep, since neighbouring releases read them.
+WIRE_NAMES = {"queue_deadline_ms": "patience_ms", "run_deadline_ms": "run_ms"}
 NEEDED = frozenset({"priority", "stop", "stop_token_ids", "logit_bias", "grammar"})  # by the readers of 0.1
 
 
@@ -69,6 +71,8 @@ def decode_job(data: bytes) -> Job:
         made = {"kind": Kind(fields["kind"]), "sampling": Sampling(**sampling)}
         if "priority" in fields:
             made["priority"] = Priority(fields["priority"])
+        for name, wire_name in WIRE_NAMES.items():
+            fields[name] = fields.pop(wire_name)
         return Job(**(_known(Job, fields) | made))
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise DecodeError(f"not a job: {error}") from error
@@ -77,7 +81,8 @@ def decode_job(data: bytes) -> Job:
 def _given(thing: Job | Sampling) -> dict[str, Any]:
     """Its fields without those that say nothing."""
     values = ((field, getattr(thing, field.name)) for field in fields_of(thing))
-    return {field.name: value for field, value in values if field.name in NEEDED or value != field.default}
+    given = {field.name: value for field, value in values if field.name in NEEDED or value != field.default}
+    return {WIRE_NAMES.get(name, name): value for name, value in given.items()}
 
 
 def _known(kind: type[Any], fields: dict[str, Any]) -> dict[str, Any]:

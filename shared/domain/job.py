@@ -76,18 +76,18 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One accepted request. `request` is what the worker encodes. Of a chat: its messages, the tools that may be
+    """One accepted request. `request` is what the worker encodes. A chat's holds its messages, the tools that may be
     called, which of them (`tool_choice`: auto, required or a tool's name), whether several at once (`parallel`), how
-    much to reason (`effort`) and what else its template is told (`template`), as far as they were given. Of a
-    completion: its prompts (texts or token ids), whether to echo them, and with which logprobs. Of an embedding: its
-    inputs, dimensions and truncation. Of a question about tokens: the `prompt` or `messages` to split (`special`:
-    with the tokens that belong around it; `texts`: each token's too), or the `tokens` to write out.
+    much to reason (`effort`) and what else its template gets (`template`), as far as the client gave them. A
+    completion's holds its prompts (texts or token ids), whether to echo them, and with which log probabilities. An
+    embedding's holds its inputs, dimensions and truncation. A question about tokens holds the `prompt` or `messages` to
+    split (`special`: with the tokens that belong around it; `texts`: each token's too), or the `tokens` to write out.
 
-    `patience_ms` is the queue deadline: how long the job may wait, from each time it is queued; `run_ms` the run
-    deadline: how long it may take from its first claim to its end. `tenant`: for whom, and `weight`: their share
-    beside other tenants. `grace_ms`: how long it goes on when nobody reads it any more; None for ever. `keep_s`: how
-    long it is kept after its end, if that is longer than usual. `notify`: whoever sends webhooks hears of its end.
-    `cache_salt`: prompts share what was computed for them only with prompts of the same salt, which names the tenant.
+    `queue_deadline_ms`: how long the job may wait, from each time it is queued; `run_deadline_ms`: how long it may take
+    from its first claim to its end. `tenant`: who it is for, and `weight`: the tenant's share beside others.
+    `grace_ms`: how long it goes on after its last reader has left; None for ever. `keep_s`: how long it is kept after
+    its end, if that is longer than usual. `notify`: its end is sent to webhooks. `cache_salt`: prompts share computed
+    blocks only with prompts of the same salt, which names the tenant.
     """
 
     id: str
@@ -96,8 +96,8 @@ class Job:
     request: dict[str, Any]
     sampling: Sampling
     created_ms: int
-    patience_ms: int
-    run_ms: int
+    queue_deadline_ms: int
+    run_deadline_ms: int
     priority: Priority = Priority.STANDARD
     tenant: str = ""
     weight: float = 1.0

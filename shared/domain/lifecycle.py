@@ -1,6 +1,6 @@
 """The life of a job as a table. An illegal move raises and changes nothing.
 
-State names are RQ's, so that its tools tell the truth. `queue.lua` makes the same moves inside Redis; the contract
+State names are RQ's, so that its tools tell the truth. The Lua makes the same moves inside Redis; the contract
 suite runs both against each other.
 """
 

@@ -1,33 +1,16 @@
--- Who is served next. Jobs wait in lanes, one for each tenant of each class. Whoever has been served least comes first:
--- of the classes, then of the tenants in it, each by tokens divided by weight. Who comes back after a pause begins
--- where those who waited on are now, so that nobody saves up. CLASS_WEIGHT comes from Priority in job.py.
+-- Who is served next. Jobs wait in lanes, one for each tenant of each class. The least-served class comes first, and in
+-- it the least-served tenant, by tokens divided by weight. A tenant returning from idle starts at the current minimum:
+-- idling earns no credit. CLASS_WEIGHT comes from Priority in job.py.
 -- (Sheng et al., Fairness in Serving Large Language Models, OSDI 2024.)
 
-local SERVED_TTL_S = 86400
-local RATE_FRESH_MS = 60000
-local LULL = 4                            -- times the usual gap between two ends
-local LOOK_MAX = 32                       -- tenants of a class looked at for a job that is not too wide
-local OUTPUT_GUESS = 256                  -- tokens of an answer without a limit, before any was seen
-local WEIGHED_FOR_MS = 5000               -- waiting bytes are counted anew at most once in this time
-local NEWCOMER_SHARE = 5                  -- a tenant with less than this part of a full queue may go over its bound
-
-local function now_ms()
-  local t = redis.call('TIME')
-  return t[1] * 1000 + math.floor(t[2] / 1000)
-end
-
--- A key made to live at least this long.
-local function live(key, seconds)
-  if redis.call('TTL', key) < seconds then redis.call('EXPIRE', key, seconds) end
-end
-
--- The milliseconds in which an entry was made.
+-- part: take_out
+-- The time in milliseconds at which a stream entry was made.
 local function time_of(sid)
   return tonumber(string.match(sid or '', '^%d+') or 0)
 end
 
--- Take an item out of a list that is in about the order of entries, looking from the end that is nearer in time: who
--- comes last and is served first must not cost a walk past all others. `sid_of`: an item's entry.
+-- Remove an item from a list that is roughly in the order of stream entries, searching from the end that is nearer in
+-- time: to serve the last item first must not cost a walk past all others. `sid_of` returns an item's entry.
 local function take_out(list, item, sid, sid_of)
   local head = redis.call('LINDEX', list, 0)
   if not head or head == item then return redis.call('LREM', list, 1, item) end
@@ -36,8 +19,13 @@ local function take_out(list, item, sid, sid_of)
   return redis.call('LREM', list, from_tail and -1 or 1, item)
 end
 
-local function enter(name, member)
-  local line, served = line_key(name), served_key(name)
+-- part: served_life
+local SERVED_TTL_S = 86400
+
+-- part: activate
+-- Give a member of a line that now has jobs waiting its token counter.
+local function activate(name, member)
+  local line, served = LINE .. name, SERVED .. name
   if redis.call('ZSCORE', line, member) then return end
   local least = redis.call('ZRANGE', line, 0, 0, 'WITHSCORES')[2] or redis.call('ZSCORE', served, '') or 0
   local own = redis.call('ZSCORE', served, member) or 0
@@ -45,9 +33,11 @@ local function enter(name, member)
   redis.call('ZREM', served, member)
 end
 
--- Who waits no more keeps a count only as long as it is above the least: '' remembers that one.
-local function quit(name, member)
-  local line, served = line_key(name), served_key(name)
+-- part: deactivate
+-- needs: lane, served_life
+-- An idle member keeps its counter only above the minimum, which is stored under ''.
+local function deactivate(name, member)
+  local line, served = LINE .. name, SERVED .. name
   local own = redis.call('ZSCORE', line, member)
   if not own then return end
   redis.call('ZREM', line, member)
@@ -57,8 +47,17 @@ local function quit(name, member)
   redis.call('EXPIRE', served, SERVED_TTL_S)
 end
 
+local function deactivate_if_empty(model, place)
+  local class = model .. ':' .. place.class
+  if redis.call('EXISTS', lane_of(model, place)) == 1 then return end
+  deactivate(class, place.tenant)
+  if redis.call('EXISTS', LINE .. class) == 0 then deactivate(model, tostring(place.class)) end
+end
+
+-- part: charge
+-- needs: served_life
 local function charge(name, member, amount)
-  local line, served = line_key(name), served_key(name)
+  local line, served = LINE .. name, SERVED .. name
   if redis.call('ZSCORE', line, member) then
     redis.call('ZINCRBY', line, amount, member)
   elseif amount > 0 or redis.call('ZSCORE', served, member) then
@@ -68,76 +67,79 @@ local function charge(name, member, amount)
   end
 end
 
-local function place_of(job)
-  local h = redis.call('HMGET', job, 'class', 'tenant', 'weight', 'cost')
-  return { class = tonumber(h[1] or 1), tenant = h[2] or '', weight = tonumber(h[3] or 1), cost = tonumber(h[4] or 1) }
-end
-
+-- Charge tokens to the tenant and to the class, each divided by its weight.
 local function charge_both(model, place, tokens)
   charge(model .. ':' .. place.class, place.tenant, tokens / place.weight)
   charge(model, tostring(place.class), tokens / CLASS_WEIGHT[place.class])
 end
 
-local function bytes_of(id)
-  return redis.call('HSTRLEN', job_key(id), 'payload')
+-- part: place
+-- A job's class and tenant, the tenant's weight, and the tokens that the job is expected to take.
+local function place_of(job)
+  local class, tenant, weight, cost = unpack(redis.call('HMGET', job, 'class', 'tenant', 'weight', 'cost'))
+  class, weight, cost = tonumber(class or 1), tonumber(weight or 1), tonumber(cost or 1)
+  return { class = class, tenant = tenant or '', weight = weight, cost = cost }
 end
 
--- One job more (`sign` 1) or one less (-1) waits.
-local function count(model, id, class, cost, sign)
-  redis.call('HINCRBY', load_key(model), 'jobs:' .. class, sign)
-  redis.call('HINCRBY', load_key(model), 'tokens:' .. class, sign * cost)
-  redis.call('HINCRBY', load_key(model), 'bytes', string.format('%d', sign * bytes_of(id)))   -- Redis 6 knows no -0
-end
-
+-- part: lane
 local function lane_of(model, place)
-  return lane_key(model .. ':' .. place.class .. ':' .. place.tenant)
+  return LANE .. model .. ':' .. place.class .. ':' .. place.tenant
 end
 
--- A lane's last job has gone.
-local function leave_if_empty(model, place)
-  local class = model .. ':' .. place.class
-  if redis.call('EXISTS', lane_of(model, place)) == 1 then return end
-  quit(class, place.tenant)
-  if redis.call('EXISTS', line_key(class)) == 0 then quit(model, tostring(place.class)) end
+-- part: bytes
+local function bytes_of(id)
+  return redis.call('HSTRLEN', JOB .. id, 'payload')
 end
 
-local function join(model, id, sid)
-  local place = place_of(job_key(id))
+-- part: count
+-- needs: bytes
+-- One more job (`sign` 1) or one job less (-1) waits.
+local function count(model, id, class, cost, sign)
+  redis.call('HINCRBY', LOAD .. model, 'jobs:' .. class, sign)
+  redis.call('HINCRBY', LOAD .. model, 'tokens:' .. class, sign * cost)
+  redis.call('HINCRBY', LOAD .. model, 'bytes', string.format('%d', sign * bytes_of(id)))   -- Redis 6 knows no -0
+end
+
+-- part: push
+-- needs: activate, count, lane, place
+local function push(model, id, sid)
+  local place = place_of(JOB .. id)
   redis.call('RPUSH', lane_of(model, place), sid .. ' ' .. id .. ' ' .. place.cost)
-  enter(model .. ':' .. place.class, place.tenant)
-  enter(model, tostring(place.class))
+  activate(model .. ':' .. place.class, place.tenant)
+  activate(model, tostring(place.class))
   count(model, id, place.class, place.cost, 1)
 end
 
+-- part: remove
+-- needs: count, deactivate, lane, place, take_out
 -- A waiting job leaves without being served.
-local function step_out(model, id, sid)
-  local place = place_of(job_key(id))
+local function remove(model, id, sid)
+  local place = place_of(JOB .. id)
   local item = sid .. ' ' .. id .. ' ' .. place.cost
   if take_out(lane_of(model, place), item, sid, function(other) return other end) == 1 then
     count(model, id, place.class, place.cost, -1)
-    leave_if_empty(model, place)
+    deactivate_if_empty(model, place)
   end
 end
 
--- The places that a job takes in a batch.
-local function width_of(id)
-  return tonumber(redis.call('HGET', job_key(id), 'width') or 1)
-end
+-- part: pop
+-- needs: charge, count, deactivate, lane, width
+local LOOK_MAX = 32     -- tenants of a class examined for a job that is not too wide
 
--- Whether a tenant's next job may be claimed: `widest` is the most sequences for each tenant that has a bound. A lane
--- that turns out to be empty is somebody's to tidy up.
+-- Whether a tenant's next job may be claimed: `widest` holds the most sequences for each tenant that has a bound. A
+-- lane that turns out to be empty fits, so that pop() tidies it up.
 local function fits(model, place, widest)
   local most = widest[place.tenant]
   local id = most and string.match(redis.call('LINDEX', lane_of(model, place), 0) or '', '^%S+ (%S+)')
   return not id or width_of(id) <= most
 end
 
--- The class and tenant served least, of those whose next job is not too wide; nil when there are none.
+-- The least-served class and tenant whose next job is not too wide; nil when there is none.
 local function next_place(model, widest)
   local look_max = next(widest) and LOOK_MAX or 1
-  for _, class in ipairs(redis.call('ZRANGE', line_key(model), 0, -1)) do
-    local tenants = redis.call('ZRANGE', line_key(model .. ':' .. class), 0, look_max - 1)
-    if not tenants[1] then quit(model, class) end
+  for _, class in ipairs(redis.call('ZRANGE', LINE .. model, 0, -1)) do
+    local tenants = redis.call('ZRANGE', LINE .. model .. ':' .. class, 0, look_max - 1)
+    if not tenants[1] then deactivate(model, class) end
     for _, tenant in ipairs(tenants) do
       local place = { class = tonumber(class), tenant = tenant }
       if fits(model, place, widest) then return place end
@@ -145,81 +147,100 @@ local function next_place(model, widest)
   end
 end
 
--- The next job's entry and id, taken out and paid for; nil when nobody waits. The caller checks that it still waits.
-local function take_next(model, widest)
+-- Take the next job out and charge for it. Return its stream entry and id, nil when no job waits. The caller checks
+-- that the job still waits.
+local function pop(model, widest)
   local place = next_place(model, widest)
   if not place then return nil end
   local item = redis.call('LPOP', lane_of(model, place))
   if not item then
-    leave_if_empty(model, place)
-    return take_next(model, widest)
+    deactivate_if_empty(model, place)
+    return pop(model, widest)
   end
   local sid, id, cost = string.match(item, '^(%S+) (%S+) (%S+)$')
-  place.weight = tonumber(redis.call('HGET', job_key(id), 'weight') or 1)
+  place.weight = tonumber(redis.call('HGET', JOB .. id, 'weight') or 1)
   count(model, id, place.class, cost, -1)
   charge_both(model, place, tonumber(cost))
-  leave_if_empty(model, place)
+  deactivate_if_empty(model, place)
   return sid, id
 end
 
--- How fast jobs are served while others wait: what every estimate rests on. A gap between two ends that is some times
--- the usual one says nothing about that: nobody waited, or all began at once. For the same reason the first estimate is
--- the usual gap, since one that is measured counts for many ends.
+-- part: rate_life
+local RATE_FRESH_MS = 60000
+
+-- part: rate
+-- needs: clock, rate_life, served_life
+local LULL = 4                  -- times the usual gap between two ends
+
+-- Note how fast jobs are served while others wait: every estimate rests on that. A gap between two ends that is some
+-- times the `usual` one says nothing about it: no job waited, or all jobs began at once. For the same reason the first
+-- estimate is the usual gap, since a measured one counts for many ends.
 local function note_rate(model, tokens, usual)
-  local rate, now = rate_key(model), now_ms()
-  local h = redis.call('HMGET', rate, 'last_ms', 'gap_ms', 'tokens', 'output')
-  if h[1] and redis.call('LLEN', queue_key(model)) > 0 then
-    local gap = math.min(now - h[1], RATE_FRESH_MS, LULL * (usual or math.huge))
-    redis.call('HSET', rate, 'gap_ms', tostring(h[2] and (0.9 * h[2] + 0.1 * gap) or usual or gap),
-               'tokens', tostring(h[3] and (0.9 * h[3] + 0.1 * tokens) or tokens))
+  local rate, now = RATE .. model, now_ms()
+  local last_ms, old_gap, old_tokens = unpack(redis.call('HMGET', rate, 'last_ms', 'gap_ms', 'tokens'))
+  if last_ms and redis.call('LLEN', QUEUE .. model) > 0 then
+    local gap = math.min(now - last_ms, RATE_FRESH_MS, LULL * (usual or math.huge))
+    redis.call('HSET', rate, 'gap_ms', tostring(old_gap and (0.9 * old_gap + 0.1 * gap) or usual or gap),
+               'tokens', tostring(old_tokens and (0.9 * old_tokens + 0.1 * tokens) or tokens))
   end
   redis.call('HSET', rate, 'last_ms', now)
   redis.call('EXPIRE', rate, SERVED_TTL_S)
 end
 
+-- part: output
 local function note_output(model, tokens)
-  local old = redis.call('HGET', rate_key(model), 'output')
-  redis.call('HSET', rate_key(model), 'output', tostring(old and (0.95 * old + 0.05 * tokens) or tokens))
+  local old = redis.call('HGET', RATE .. model, 'output')
+  redis.call('HSET', RATE .. model, 'output', tostring(old and (0.95 * old + 0.05 * tokens) or tokens))
 end
 
--- Tokens that a job will take, as far as can be told: those of its prompt, and an answer as long as usual, but not
--- longer than `output_max`; -1 for no limit.
+-- part: cost
+local OUTPUT_GUESS = 256     -- tokens of an answer without a limit, before any answer was seen
+
+-- The tokens that a job is expected to take: those of its prompt, and an answer of the usual length, but not longer
+-- than `output_max`; -1 means no limit.
 local function cost_of(model, prompt_tokens, output_max)
-  local usual = tonumber(redis.call('HGET', rate_key(model), 'output') or OUTPUT_GUESS)
+  local usual = tonumber(redis.call('HGET', RATE .. model, 'output') or OUTPUT_GUESS)
   local output = output_max < 0 and usual or math.min(output_max, math.max(usual, 16))
   return math.max(1, math.floor(prompt_tokens + output))
 end
 
--- What waits before a new job of this class: jobs, tokens, and milliseconds as far as can be told.
+-- part: ahead
+-- needs: clock, rate_life
+-- What waits before a new job of this class: jobs, tokens, and an estimate in milliseconds.
 local function ahead(model, class)
   local jobs, tokens = 0, 0
   for above = 0, class do
-    local h = redis.call('HMGET', load_key(model), 'jobs:' .. above, 'tokens:' .. above)
+    local h = redis.call('HMGET', LOAD .. model, 'jobs:' .. above, 'tokens:' .. above)
     jobs, tokens = jobs + (h[1] or 0), tokens + (h[2] or 0)
   end
-  local h = redis.call('HMGET', rate_key(model), 'last_ms', 'gap_ms', 'tokens')
-  local known = h[2] and now_ms() - h[1] < RATE_FRESH_MS
-  local wait = known and tokens * h[2] / math.max(tonumber(h[3]), 1) or 0
+  local last_ms, gap_ms, tokens_each = unpack(redis.call('HMGET', RATE .. model, 'last_ms', 'gap_ms', 'tokens'))
+  local known = gap_ms and now_ms() - last_ms < RATE_FRESH_MS
+  local wait = known and tokens * gap_ms / math.max(tonumber(tokens_each), 1) or 0
   return jobs, tokens, math.floor(wait)
 end
 
--- Whether the jobs that wait are larger together than `most` bytes. Jobs that other tools removed leave the count too
--- high, those that a release without this count enqueued too low: it is made anew before it refuses and when it is
--- below 0, though not each time.
+-- part: refusal
+-- needs: ahead, bytes, clock, lane
+local WEIGHED_FOR_MS = 5000     -- waiting bytes are counted anew at most once in this time
+local NEWCOMER_SHARE = 5        -- a tenant with less than this part of a full queue may go over its bound
+
+-- Whether the jobs that wait have more than `most` bytes together. The count is too high after other tools removed
+-- jobs, and too low after a release without this count enqueued some. So it is made anew before it refuses a job and
+-- when it is below 0, though not each time.
 local function too_many_bytes(model, most)
-  local load = load_key(model)
-  local h = redis.call('HMGET', load, 'bytes', 'weighed_ms')
-  local bytes = tonumber(h[1] or 0)
-  if (bytes >= 0 and bytes <= most) or now_ms() - (h[2] or 0) < WEIGHED_FOR_MS then return bytes > most end
+  local load = LOAD .. model
+  local counted, weighed_ms = unpack(redis.call('HMGET', load, 'bytes', 'weighed_ms'))
+  local bytes = tonumber(counted or 0)
+  if (bytes >= 0 and bytes <= most) or now_ms() - (weighed_ms or 0) < WEIGHED_FOR_MS then return bytes > most end
   bytes = 0
-  for _, id in ipairs(redis.call('LRANGE', queue_key(model), 0, -1)) do bytes = bytes + bytes_of(id) end
+  for _, id in ipairs(redis.call('LRANGE', QUEUE .. model, 0, -1)) do bytes = bytes + bytes_of(id) end
   redis.call('HSET', load, 'bytes', bytes, 'weighed_ms', now_ms())
   return bytes > most
 end
 
--- Why a new job may not join: '' when it may.
-local function refusal(model, place, bounds, patience_ms)
-  local depth = redis.call('LLEN', queue_key(model))
+-- The reason why a new job may not be pushed; '' when it may.
+local function refusal(model, place, bounds, queue_deadline_ms)
+  local depth = redis.call('LLEN', QUEUE .. model)
   if depth == 0 then return '' end
   if depth >= bounds.jobs then
     local own = redis.call('LLEN', lane_of(model, place))
@@ -231,6 +252,6 @@ local function refusal(model, place, bounds, patience_ms)
   if tokens + place.cost > bounds.tokens then return 'queue_tokens_full' end
   if too_many_bytes(model, bounds.bytes - place.bytes) then return 'queue_bytes_full' end
   local _, _, wait = ahead(model, place.class)
-  if wait > patience_ms then return 'deadline_unreachable' end
+  if wait > queue_deadline_ms then return 'deadline_unreachable' end
   return ''
 end

@@ -1,4 +1,4 @@
-"""Who is served next, as `line.lua` decides it in Redis. Pure.
+"""Who is served next, as `fair_queue.lua` decides it in Redis. Pure.
 
 Whoever has been served least comes first, by tokens divided by weight; who comes back after a pause begins where those
 who waited on are now. (Sheng et al., Fairness in Serving Large Language Models, OSDI 2024.)

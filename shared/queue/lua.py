@@ -1,56 +1,213 @@
-"""The scripts inside Redis, one for each verb of queue.lua, with only those definitions that the verb needs: Redis
-makes every function of a script anew at each call, which for all of them would cost more than most verbs do."""
+"""The scripts inside Redis: one for each verb, linked from those parts of the Lua files that it needs. Redis makes
+every function of a script anew at each call, so a script with all of them would cost more than most verbs do.
+
+A Lua file is a row of parts. Each begins with a header of comments and ends where the next one begins:
+
+    -- verb: settle            what Redis is asked to do; or `-- part: timeline`, which verbs and other parts share
+    -- needs: close, log       the parts whose names it uses itself
+    -- takes: id, number ttl_s, list events, list held (model, id)          the arguments of a verb, by name
+
+A line that is full goes on in a second one of its kind. Names of keys (`JOB .. id`, see keys.py) and class weights
+need no header. A verb's function has the verb's name and takes one table, `args`, with the names of the header:
+strings, numbers, lists of strings, and at last perhaps a list of rows, which is read once: `for row in args.held do`.
+`row` is one table, filled anew each time, since a table for each row would cost a tenth of the verb. Python gives the
+same names to `Verb.arguments`. Both ends of the wire follow the header, so no caller and no verb counts positions.
+tests/unit/shared/test_lua.py holds the headers to what the Lua uses.
+"""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
+from graphlib import TopologicalSorter
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 from shared.domain.job import Priority
 from shared.redis import keys
 
 HERE = Path(__file__).parent
-FILES = ("fair_queue.lua", "key_limits.lua", "records.lua", "queue.lua")
-BEGIN = re.compile(
-    r"(?:local function (?P<function>\w+)|local (?P<names>\w+(?:, \w+)*) =|function verbs\.(?P<verb>\w+))"
-)
+BEGIN = re.compile(r"^-- (part|verb): (\w+)$", re.MULTILINE)
+HEADER = re.compile(r"^-- (needs|takes): (.+)$", re.MULTILINE)
+ARGUMENT = re.compile(r"(?:(number|list) )?(\w+)(?: \(([^)]+)\))?")
 WORD = re.compile(r"[A-Za-z_]\w*")
 
 
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One value, or a list of values, or a list of rows that have `columns`."""
+
+    name: str
+    kind: str
+    columns: "Takes | None" = None
+
+
+class Takes:
+    """The arguments of a verb, or the columns of a row: values first, then lists."""
+
+    def __init__(self, arguments: Sequence[Argument]) -> None:
+        self.names = frozenset(each.name for each in arguments)
+        self.values = [each for each in arguments if each.kind != "list"]
+        self.lists = [(each.name, each.columns) for each in arguments if each.kind == "list"]
+        self._order = [each.name for each in self.values]
+        self._get = itemgetter(*self._order) if len(self._order) > 1 else self._few
+
+    def put(self, where: str, rows: Iterable[Mapping[str, Any]], into: list[Any]) -> None:
+        """Append each row's values in this order, and its lists behind their lengths. Done for every job of every step,
+        so the names are not compared while their number is right and none is missed."""
+        get, width, lists = self._get, len(self.names), self.lists
+        row: Mapping[str, Any] = {}
+        try:
+            for row in rows:
+                if len(row) != width:
+                    raise KeyError
+                into += get(row)
+                for name, columns in lists:
+                    items = row[name]
+                    into.append(len(items))
+                    if columns:
+                        columns.put(name, items, into)
+                    else:
+                        into += items
+        except KeyError as error:
+            missing, unknown = sorted(self.names - row.keys()), sorted(row.keys() - self.names)
+            raise TypeError(f"{where}: missing arguments {missing}, unknown arguments {unknown}") from error
+
+    def _few(self, named: Mapping[str, Any]) -> list[Any]:
+        return [named[name] for name in self._order]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """`text` is without comments."""
+
+    kind: str
+    name: str
+    file: str
+    needs: tuple[str, ...]
+    takes: Takes
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verb:
+    name: str
+    takes: Takes
+    script: str
+
+    def arguments(self, named: Mapping[str, Any]) -> list[Any]:
+        """ARGV of the script: the verb, which monitors show, and the values. Raises TypeError with the names that are
+        missing or unknown."""
+        flat: list[Any] = [self.name]
+        self.takes.put(self.name, [named], flat)
+        return flat
+
+
 @cache
-def scripts() -> Mapping[str, str]:
-    """By verb. ARGV is the verb, then its arguments."""
+def verbs() -> Mapping[str, Verb]:
+    return linked(part for path in files() for part in parts(path.name, path.read_text(encoding="utf-8")))
+
+
+def files() -> list[Path]:
+    return sorted(HERE.glob("*.lua"))
+
+
+def parts(file: str, text: str) -> Iterator[Part]:
+    begun = list(BEGIN.finditer(text))
+    ends = [*[match.start() for match in begun[1:]], len(text)]
+    for match, end in zip(begun, ends, strict=True):
+        body = text[match.end() : end]
+        header: dict[str, list[str]] = {"needs": [], "takes": []}
+        for kind, words in HEADER.findall(body):
+            header[kind].append(words)
+        lines = [line for line in body.splitlines() if line.strip() and not line.lstrip().startswith("--")]
+        yield Part(
+            kind=match[1],
+            name=match[2],
+            file=file,
+            needs=tuple(WORD.findall(" ".join(header["needs"]))),
+            takes=_declared(", ".join(header["takes"])),
+            text="\n".join(lines),
+        )
+
+
+def linked(pieces: Iterable[Part]) -> dict[str, Verb]:
+    """The verbs among the parts. Raises KeyError for a part that is needed and missing, CycleError for parts that need
+    each other."""
+    pieces = list(pieces)
+    shared = {part.name: part for part in pieces if part.kind == "part"}
+    order = list(TopologicalSorter({name: part.needs for name, part in shared.items()}).static_order())
+    found = {}
+    for verb in pieces:
+        if verb.kind == "verb":
+            needed = _needed(verb, shared)
+            texts = [*[shared[name].text for name in order if name in needed], verb.text]
+            script = [*_given("\n".join(texts)), *texts, *_received(verb.takes)]
+            script.append(f"return {verb.name}(args)")
+            found[verb.name] = Verb(name=verb.name, takes=verb.takes, script="\n".join(script))
+    return found
+
+
+def given() -> dict[str, str]:
+    """What every part may use without a header: names, and their definitions."""
     weights = ", ".join(f"[{priority.rank}] = {priority.weight}" for priority in Priority)
-    texts = [f"local CLASS_WEIGHT = {{ {weights} }}", keys.lua_prelude()]
-    texts += [(HERE / name).read_text(encoding="utf-8") for name in FILES]
-    parts = list(_parts("\n".join(texts).splitlines()))
-    where = {name: at for at, (names, _) in enumerate(parts) for name in names}
-    return {name.removeprefix("verbs."): _linked(name, parts, where) for name in where if name.startswith("verbs.")}
+    return {"CLASS_WEIGHT": f"local CLASS_WEIGHT = {{ {weights} }}", **keys.lua_names()}
 
 
-def _parts(lines: Iterable[str]) -> Iterable[tuple[list[str], list[str]]]:
-    """The definitions at the left margin, with the names that each of them gives; a verb's is `verbs.` and its own."""
-    names, body = list[str](), list[str]()
-    for line in lines:
-        begun = BEGIN.match(line)
-        if begun or line.startswith("return "):
-            if names:
-                yield names, body
-            names, body = [], []
-        if begun:
-            names = [f"verbs.{begun['verb']}"] if begun["verb"] else (begun["function"] or begun["names"]).split(", ")
-        if names and line.strip() and not line.lstrip().startswith("--"):
-            body.append(line)
-    if names:
-        yield names, body
+def _given(text: str) -> list[str]:
+    used = set(WORD.findall(text))
+    return [definition for name, definition in given().items() if name in used]
 
 
-def _linked(verb: str, parts: list[tuple[list[str], list[str]]], where: dict[str, int]) -> str:
-    needed, open_ = set[int](), [where[verb]]
+def _needed(part: Part, shared: Mapping[str, Part]) -> set[str]:
+    needed, open_ = set[str](), list(part.needs)
     while open_:
-        at = open_.pop()
-        if at not in needed:
-            needed.add(at)
-            open_ += [where[word] for word in WORD.findall("\n".join(parts[at][1])) if word in where]
-    text = "\n".join(line for at in sorted(needed) for line in parts[at][1])
-    return f"{text}\nreturn {verb}(unpack(ARGV, 2, 12))"
+        name = open_.pop()
+        if name not in needed:
+            needed.add(name)
+            open_ += shared[name].needs
+    return needed
+
+
+def _declared(text: str) -> Takes:
+    found = [Argument(name, kind, _declared(rest) if rest else None) for kind, name, rest in ARGUMENT.findall(text)]
+    ranks = [2 if each.columns else int(each.kind == "list") for each in found]
+    if ranks != sorted(ranks) or ranks.count(2) > 1:
+        raise ValueError(f"not values, then lists, then at most one list of rows: {text}")
+    return Takes(found)
+
+
+def _received(takes: Takes) -> Iterator[str]:
+    """Lua that makes `args` of ARGV. `at` is the last index that was read."""
+    yield f"local argv, tonumber, at = ARGV, tonumber, {1 + len(takes.values)}"
+    yield from _read_lists(takes, "local ")
+    pairs = [f"{name} = {value}" for name, value in _read_values(takes, "", 2)]
+    pairs += [f"{name} = {name}" for name, _ in takes.lists]
+    yield f"local args = {{ {', '.join(pairs)} }}"
+
+
+def _read_values(takes: Takes, base: str, first: int) -> Iterator[tuple[str, str]]:
+    for number, value in enumerate(takes.values, first):
+        text = f"argv[{base}{number}]"
+        yield value.name, f"tonumber({text})" if value.kind == "number" else text
+
+
+def _read_lists(takes: Takes, target: str) -> Iterator[str]:
+    """Lua that makes a variable of each list, or, of a list of rows, a function that returns the next row."""
+    for name, columns in takes.lists:
+        if columns:
+            names, values = zip(*_read_values(columns, "at + ", 1), strict=True)
+            yield "local left, row = tonumber(argv[at + 1]), {}"
+            yield "at = at + 1"
+            yield f"local function {name}()"
+            yield "if left == 0 then return nil end"
+            yield f"{', '.join(f'row.{each}' for each in names)} = {', '.join(values)}"
+            yield f"left, at = left - 1, at + {len(names)}"
+            yield from _read_lists(columns, "row.")
+            yield "return row end"
+        else:
+            yield "local items, count = {}, tonumber(argv[at + 1])"
+            yield "for i = 1, count do items[i] = argv[at + 1 + i] end"
+            yield f"{target}{name} = items"
+            yield "at = at + 1 + count"

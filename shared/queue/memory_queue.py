@@ -319,14 +319,14 @@ class MemoryQueue:
         self._running[record.job.id] = record
         record.claim_token, record.worker, record.attempt = f"exec-{next(self._tokens)}", worker, attempt
         record.lease_ms = now + self._lease_ms
-        if record.deadline_ms is None and record.job.run_ms:
-            record.deadline_ms = now + record.job.run_ms
+        if record.deadline_ms is None and record.job.run_deadline_ms:
+            record.deadline_ms = now + record.job.run_deadline_ms
         record.progressed = False
         record.isolated = attempt == self._attempts_max and attempt > 1
         if record.isolated:
             self._suspects[worker] = record.job.id
         left = None if record.deadline_ms is None else record.deadline_ms - now
-        late = Deadline.QUEUE if attempt == 1 and now - record.queued_ms > record.job.patience_ms else None
+        late = Deadline.QUEUE if attempt == 1 and now - record.queued_ms > record.job.queue_deadline_ms else None
         return Delivery(
             job=record.job,
             claim_token=record.claim_token,

@@ -1,4 +1,4 @@
-"""The queue in Redis: encodes the arguments of queue.lua's verbs and decodes what they answer. It decides nothing."""
+"""The queue in Redis: encodes the arguments of the Lua verbs and decodes what they answer. It decides nothing."""
 
 import math
 import random
@@ -24,7 +24,7 @@ from shared.domain.errors import (
 from shared.domain.events import Cancelled, Completed, Deadline, Expired, Failed, Finished, Outcome
 from shared.domain.job import Job, Kind
 from shared.domain.lifecycle import Move, State, after, settling
-from shared.queue.lua import scripts
+from shared.queue import lua
 from shared.queue.protocols import (
     ANY_ROOM,
     LOST,
@@ -84,7 +84,7 @@ class RedisQueue:
         a command that answers how many hold it, or ()."""
         self._redis = client
         self._blocking = blocking or client
-        self.scripts = {verb: client.register_script(text) for verb, text in scripts().items()}
+        self.scripts = {name: client.register_script(verb.script) for name, verb in lua.verbs().items()}
         self._lease_ms = lease_ms
         self._attempts_max = attempts_max
         self._job_ttl_s = job_ttl_s
@@ -113,9 +113,16 @@ class RedisQueue:
             "trace": trace,
             **_limits(rate_limits),
         }
-        most = bounds.jobs_max, bounds.tokens_max, bounds.bytes_max
-        stored = (record.key, *_content(record)) if record else NO_RECORD
-        answer = await self._call_confirmed("enqueue", job.model, job.id, *most, *stored, *_flat(fields))
+        answer = await self._call_confirmed(
+            "enqueue",
+            model=job.model,
+            id=job.id,
+            jobs_max=bounds.jobs_max,
+            tokens_max=bounds.tokens_max,
+            bytes_max=bounds.bytes_max,
+            fields=flat(fields),
+            records=[_content(record)] if record else [],
+        )
         verdict, ahead, wait_s = answer[0].decode(), int(answer[1]), int(answer[2]) / 1000
         if verdict == "reused":
             raise IdempotencyKeyReused("This Idempotency-Key came before with another body.")
@@ -141,19 +148,19 @@ class RedisQueue:
         )
 
     async def charge(self, tenant: str, rate_limits: RateLimits) -> float:
-        return int(await self._call("charge", tenant, _limits(rate_limits)["limits"])) / 1000
+        return int(await self._call("charge", tenant=tenant, limits=_limits(rate_limits)["limits"])) / 1000
 
     async def store(self, record: StoredRecord) -> None:
-        about = record.tenant, record.id, record.created_ms, record.key
-        verdict, used = await self._call("store", *about, *_content(record))
+        about = {"tenant": record.tenant, "id": record.id, "created_ms": record.created_ms}
+        verdict, used = await self._call("store", **about, records=[_content(record)])
         if verdict == b"storage_full":
             raise StorageFull(used=used, bytes_max=record.tenant_bytes_max)
 
     async def discard(self, record: StoredRecord) -> None:
-        await self._call("discard", record.tenant, record.key, record.index, record.id)
+        await self._call("discard", tenant=record.tenant, key=record.key, index=record.index, id=record.id)
 
     async def attach(self, job_id: str, *, subscriber: str) -> State | None:
-        return _state(await self._call("attach", job_id, keys.events_channel(subscriber)))
+        return _state(await self._call("attach", id=job_id, channel=keys.events_channel(subscriber)))
 
     async def claim(
         self, model: str, *, worker: str, limit: int, room: Room = ANY_ROOM, wait_ms: int = 0
@@ -166,49 +173,54 @@ class RedisQueue:
         return await self._claim(model, worker, limit, room) if woken else []
 
     async def renew(self, held: Sequence[Delivery], *, worker: str) -> list[str]:
-        flat = [x for d in held for x in (d.job.model, d.job.id, d.claim_token)]
-        lost = await self._call("renew", worker, iso_now(), self._worker_ttl_s, self._lease_ms, *flat)
+        rows = [{"model": d.job.model, "id": d.job.id, "claim_token": d.claim_token} for d in held]
+        lost = await self._call(
+            "renew", worker=worker, iso=iso_now(), ttl_s=self._worker_ttl_s, lease_ms=self._lease_ms, held=rows
+        )
         return [job_id.decode() for job_id in lost]
 
     async def append(self, writes: Sequence[Write]) -> dict[str, int]:
-        arguments: list[Any] = []
-        for write in writes:
-            encoded = [encode_event(event) for event in write.events]
-            delivery = write.delivery
-            arguments += [delivery.job.id, delivery.claim_token, write.events[0].seq, len(encoded), *encoded]
-        return {job_id.decode(): length for job_id, length in await self._call("append", *arguments)}
+        rows = [
+            {
+                "id": write.delivery.job.id,
+                "claim_token": write.delivery.claim_token,
+                "first": write.events[0].seq,
+                "events": [encode_event(event) for event in write.events],
+            }
+            for write in writes
+        ]
+        return {job_id.decode(): length for job_id, length in await self._call("append", writes=rows)}
 
     async def settle(self, write: Write, *, worker: str) -> int:
         delivery, outcome = write.delivery, finished(write).outcome
         tokens, output = _tokens(delivery.job, outcome, write.events[-1].seq)
         answer = await self._call(
             "settle",
-            delivery.job.model,
-            delivery.job.id,
-            delivery.claim_token,
-            after(State.STARTED, settling(outcome)),
-            iso_now(),
-            self._ttl_s(delivery.job, outcome),
-            worker,
-            _rq_traceback(outcome),
-            tokens,
-            output,
-            write.events[0].seq,
-            *[encode_event(event) for event in write.events],
+            model=delivery.job.model,
+            id=delivery.job.id,
+            claim_token=delivery.claim_token,
+            status=after(State.STARTED, settling(outcome)),
+            iso=iso_now(),
+            ttl_s=self._ttl_s(delivery.job, outcome),
+            worker=worker,
+            exc=_rq_traceback(outcome),
+            tokens=tokens,
+            output=output,
+            first=write.events[0].seq,
+            events=[encode_event(event) for event in write.events],
         )
         return answer if isinstance(answer, int) else {b"settled": SETTLED, b"lost": LOST}[answer]
 
     async def release(self, held: Sequence[Delivery], *, worker: str) -> None:
         for model in {delivery.job.model for delivery in held}:
-            mine = [x for d in held if d.job.model == model for x in (d.job.id, d.claim_token)]
-            await self._call("release", model, worker, *mine)
+            mine = [{"id": d.job.id, "claim_token": d.claim_token} for d in held if d.job.model == model]
+            await self._call("release", model=model, worker=worker, held=mine)
 
     async def cancel(self, job_id: str, *, by: str = "its client") -> State | None:
-        return _state(await self._call("cancel", job_id, iso_now(), self._job_ttl_s, CANCELLED, by))
+        return _state(await self._call("cancel", **self._cancelling(job_id), by=by))
 
     async def leave(self, job_id: str, *, subscriber: str) -> None:
-        channel = keys.events_channel(subscriber)
-        await self._call("leave", job_id, iso_now(), self._job_ttl_s, CANCELLED, channel)
+        await self._call("leave", **self._cancelling(job_id), channel=keys.events_channel(subscriber))
 
     async def replay(self, job_id: str, *, as_id: str) -> tuple[State | None, str]:
         with translated():
@@ -218,7 +230,7 @@ class RedisQueue:
             return _state(status or b""), ""
         job = replace(decode_job(payload), id=as_id, created_ms=int(time.time() * 1000))
         fields = self.fields(job) | {"view": render_options or "", "replay_of": job_id}
-        answer = await self._call("replay", job_id, as_id, *_flat(fields))
+        answer = await self._call("replay", origin=job_id, id=as_id, fields=flat(fields))
         verdict, replayed_as = answer[0].decode(), answer[1].decode()
         return (State.FAILED if verdict in ("ok", "replayed") else _state(answer[0])), replayed_as
 
@@ -231,7 +243,7 @@ class RedisQueue:
             await (self._redis.set(keys.paused(model), 1) if paused else self._redis.delete(keys.paused(model)))
 
     async def forget(self, model: str) -> InUse:
-        jobs, workers = await self._call("forget_model", model)
+        jobs, workers = await self._call("forget_model", model=model)
         return InUse(jobs=jobs, workers=workers)
 
     def fields(self, job: Job) -> dict[str, Any]:
@@ -245,8 +257,8 @@ class RedisQueue:
             "prompt_tokens": job.prompt_tokens_estimate,
             "output_max": -1 if job.output_tokens_max is None else job.output_tokens_max,
             "width": job.sequences if job.sequences > 1 else "",
-            "patience_ms": job.patience_ms,
-            "run_ms": job.run_ms,
+            "patience_ms": job.queue_deadline_ms,
+            "run_ms": job.run_deadline_ms,
             "keep_s": job.keep_s or "",
             "notify": int(job.notify) or "",
         }
@@ -261,8 +273,19 @@ class RedisQueue:
 
     async def _claim(self, model: str, worker: str, limit: int, room: Room) -> list[Delivery]:
         token = uuid.uuid4().hex
-        bounds = limit, room.sequences, self._attempts_max, room.widest, *sorted(room.tenants)
-        rows = await self._call("claim", model, worker, token, iso_now(), self._lease_ms, *bounds)
+        rows = await self._call(
+            "claim",
+            model=model,
+            worker=worker,
+            claim_token=token,
+            iso=iso_now(),
+            lease_ms=self._lease_ms,
+            limit=limit,
+            room=room.sequences,
+            attempts_max=self._attempts_max,
+            widest=room.widest,
+            tenants=sorted(room.tenants),
+        )
         claimed = [await self._delivery(model, worker, token, row) for row in rows]
         return [delivery for delivery in claimed if delivery]
 
@@ -283,39 +306,43 @@ class RedisQueue:
             )
         except DecodeError as error:
             event = encode_event(Finished(seq=len(log), outcome=Failed(code="internal_error", message=str(error))))
-            ended = (State.FAILED, iso_now(), self._failed_ttl_s, worker, rq_view.traceback_field(str(error)), 0, 0)
-            await self._call("settle", model, job_id, token, *ended, len(log), event)
+            failure = {"status": State.FAILED, "ttl_s": self._failed_ttl_s, "exc": rq_view.traceback_field(str(error))}
+            about = {"model": model, "id": job_id, "claim_token": token, "worker": worker, "iso": iso_now()}
+            await self._call("settle", **about, **failure, tokens=0, output=0, first=len(log), events=[event])
             return None
 
-    async def _call_confirmed(self, verb: str, *arguments: Any) -> Any:
+    def _cancelling(self, job_id: str) -> dict[str, Any]:
+        return {"id": job_id, "iso": iso_now(), "ttl_s": self._job_ttl_s, "event": CANCELLED}
+
+    async def _call_confirmed(self, verb: str, **named: Any) -> Any:
         """Raises QueueUnavailable when nobody confirms; what was written stays until it is cancelled."""
         if self._confirm and self._confirmation is None:
             self._confirmation = await self._confirm()
         if not self._confirmation:
-            return await self._call(verb, *arguments)
+            return await self._call(verb, **named)
         with translated():
             async with self._redis.pipeline(transaction=False) as pipe:
-                await self.scripts[verb](args=[verb, *arguments], client=pipe)
+                await self.scripts[verb](args=lua.verbs()[verb].arguments(named), client=pipe)
                 pipe.execute_command(*self._confirmation)
                 answer, held = await pipe.execute()
         if not (held[0] if isinstance(held, list) else held):
             raise QueueUnavailable("the job was written, but neither disk nor replica confirmed it in time")
         return answer
 
-    async def _call(self, verb: str, *arguments: Any) -> Any:
+    async def _call(self, verb: str, **named: Any) -> Any:
         with translated():
-            return await self.scripts[verb](args=[verb, *arguments])
+            return await self.scripts[verb](args=lua.verbs()[verb].arguments(named))
 
 
 CANCELLED = encode_event(Finished(seq=0, outcome=Cancelled()))
-NO_RECORD = ("", "", 0, 0, "")
 
 
-def _content(record: StoredRecord) -> tuple[Any, ...]:
-    return record.data, record.ttl_s, record.tenant_bytes_max, record.index
+def _content(record: StoredRecord) -> dict[str, Any]:
+    bounds = {"ttl_s": record.ttl_s, "bytes_max": record.tenant_bytes_max}
+    return {"key": record.key, "data": record.data, "index": record.index, **bounds}
 
 
-def _flat(fields: dict[str, Any]) -> list[Any]:
+def flat(fields: dict[str, Any]) -> list[Any]:
     """Names and values in turn, without those that say nothing: each would take 60 bytes of Redis's memory."""
     return [part for name, value in fields.items() if value != "" for part in (name, value)]
 

@@ -122,7 +122,7 @@ async def test_what_rq_empties_is_counted_no_more(client: Redis, redis_server: E
 async def test_a_lull_before_a_burst_is_no_slow_worker(client: Redis) -> None:
     queue = RedisQueue(client)
     for _ in range(8):
-        await queue.enqueue(make_job(run_ms=60_000), bounds=BOUNDS)
+        await queue.enqueue(make_job(run_deadline_ms=60_000), bounds=BOUNDS)
     (now_s, _) = await client.time()
     await client.hset(keys.rate("m"), mapping={"last_ms": (now_s - 50) * 1000, "gap_ms": 10, "tokens": 5})
     claimed = await queue.claim("m", worker="w", limit=4)
@@ -135,7 +135,7 @@ async def test_a_lull_before_a_burst_is_no_slow_worker(client: Redis) -> None:
 async def test_jobs_that_began_together_and_end_together_are_no_slow_workers(client: Redis) -> None:
     queue = RedisQueue(client)
     for _ in range(8):
-        await queue.enqueue(make_job(run_ms=60_000), bounds=BOUNDS)
+        await queue.enqueue(make_job(run_deadline_ms=60_000), bounds=BOUNDS)
     (now_s, _) = await client.time()
     await client.hset(keys.rate("m"), "last_ms", (now_s - 50) * 1000)  # some job ended long ago, while none waited
     together = await queue.claim("m", worker="w", limit=4)

@@ -56,8 +56,8 @@ async def test_requests_of_a_minute_run_out(queue: RedisQueue) -> None:
     with pytest.raises(LimitReached) as refused:
         await submit(queue, job(), requests=2)
 
-    assert first.left.requests == 1
-    assert first.left.requests_reset_s == pytest.approx(30, abs=1)
+    assert first.limits_left.requests == 1
+    assert first.limits_left.requests_reset_s == pytest.approx(30, abs=1)
     assert refused.value.limit == "limit_requests"
     assert 28 <= refused.value.retry_after_s <= 30
 
@@ -82,20 +82,20 @@ async def test_a_job_without_an_allowance_is_counted_nowhere(queue: RedisQueue, 
 
 async def test_tokens_are_corrected_by_what_the_job_took(queue: RedisQueue, client: Redis) -> None:
     accepted = await submit(queue, job(), tokens=1000)
-    guessed = 1000 - accepted.left.tokens
+    guessed = 1000 - accepted.limits_left.tokens
     assert guessed > 50
 
     await run(queue, tokens=20)
 
     assert await used(client) == 20
     later = await submit(queue, job(), tokens=1000)
-    assert later.left.tokens >= 1000 - 20 - guessed
+    assert later.limits_left.tokens >= 1000 - 20 - guessed
 
 
 async def test_a_job_larger_than_the_bucket_gets_a_full_one_and_empties_it(queue: RedisQueue) -> None:
     accepted = await submit(queue, make_job(tenant=TENANT, max_tokens=5000), tokens=100)
 
-    assert accepted.left.tokens == 0
+    assert accepted.limits_left.tokens == 0
     with pytest.raises(LimitReached, match="100 tokens a minute"):
         await submit(queue, job(), tokens=100)
 
@@ -113,7 +113,7 @@ async def test_jobs_at_a_time_are_leases_that_end_with_the_job(queue: RedisQueue
 
 
 async def test_a_lost_job_holds_its_place_no_longer_than_its_deadlines(queue: RedisQueue, client: Redis) -> None:
-    lost = job(patience_ms=1, run_ms=1)
+    lost = job(queue_deadline_ms=1, run_deadline_ms=1)
     await submit(queue, lost, jobs=1)
     await client.delete(keys.job(lost.id))
     await client.zadd(f"penstock:holding:{TENANT}", {lost.id: 1})
@@ -128,7 +128,7 @@ async def test_what_is_cancelled_while_it_waits_costs_nothing(queue: RedisQueue,
     await queue.cancel(waiting.id)
 
     assert await used(client) == 0
-    assert (await submit(queue, job(), tokens=1000, jobs=1)).left.tokens > 800
+    assert (await submit(queue, job(), tokens=1000, jobs=1)).limits_left.tokens > 800
 
 
 async def test_a_refusal_for_another_reason_takes_nothing(queue: RedisQueue, client: Redis) -> None:
@@ -138,7 +138,7 @@ async def test_a_refusal_for_another_reason_takes_nothing(queue: RedisQueue, cli
             await submit(queue, job(), Bounds(jobs_max=1, tokens_max=1), requests=1, tokens=1000, jobs=1)
 
     assert await used(client) == 0
-    assert (await submit(queue, job(), requests=1, tokens=1000, jobs=1)).left.requests == 0
+    assert (await submit(queue, job(), requests=1, tokens=1000, jobs=1)).limits_left.requests == 0
 
 
 async def test_a_months_tokens_are_a_budget(queue: RedisQueue, client: Redis) -> None:

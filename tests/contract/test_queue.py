@@ -1,61 +1,19 @@
-"""What every queue and channel does, on memory and on both kinds of Redis."""
+"""What every queue and channel does, on memory and on every kind of Redis."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
-from shared.domain.errors import IdempotencyKeyReused, QueueFull, StorageFull
-from shared.domain.events import REQUEST_FAULTS, Cancelled, Completed, Deadline, Delta, Expired, Failed, Finished, Usage
-from shared.domain.job import Job, Priority
+from shared.domain.errors import IdempotencyKeyReused, QueueFull
+from shared.domain.events import REQUEST_FAULTS, Cancelled, Deadline, Delta, Expired, Failed, Finished
 from shared.domain.lifecycle import State
-from shared.queue.event_channel import RedisChannel
-from shared.queue.memory_queue import MemoryQueue
-from shared.queue.protocols import LOST, SETTLED, Bounds, Idempotency, Room, StoredRecord
+from shared.queue.protocols import LOST, SETTLED, Bounds, Idempotency
 from shared.queue.redis_queue import RedisQueue
 from shared.redis.client import connect
 from tests.conftest import SERVERS, ServerOf
+from tests.contract.conftest import TEN, Backend
 from tests.factories import delta, done, make_job, started, write
-
-LEASE_MS = 500
-TEN = Bounds(jobs_max=10)
-
-
-@dataclass
-class Backend:
-    queue: MemoryQueue | RedisQueue
-    channel: MemoryQueue | RedisChannel
-    let_leases_run_out: Callable[[], Awaitable[None]]
-    stored: Callable[[str], Awaitable[bool]]  # whether there is a record of this key
-
-
-@pytest.fixture(params=["memory", *SERVERS])
-async def backend(request: pytest.FixtureRequest, server_of: ServerOf) -> AsyncIterator[Backend]:
-    if request.param == "memory":
-        now = [0.0]
-        memory = MemoryQueue(lambda: now[0], lease_ms=LEASE_MS)
-
-        async def jump() -> None:
-            now[0] += LEASE_MS + 1
-
-        async def kept(key: str) -> bool:
-            return key in memory.stored
-
-        yield Backend(memory, memory, jump, kept)
-        return
-    client = connect(server_of(request.param).url)
-    await client.flushall()
-
-    async def idle() -> None:
-        await asyncio.sleep((LEASE_MS + 20) / 1000)  # the lease is counted by the server's own clock
-
-    async def exists(key: str) -> bool:
-        return bool(await client.exists(key))
-
-    yield Backend(RedisQueue(client, lease_ms=LEASE_MS), RedisChannel(client), idle, exists)
-    await client.aclose()
 
 
 async def test_a_job_is_claimed_once_oldest_first(backend: Backend) -> None:
@@ -197,108 +155,6 @@ async def test_a_wrong_request_is_no_failed_job_and_its_error_stays_readable(bac
     assert await backend.queue.claim("m", worker="w", limit=1) == []
 
 
-async def test_a_silent_worker_loses_its_job_with_the_log_and_its_pen(backend: Backend) -> None:
-    job = make_job()
-    await backend.queue.enqueue(job, bounds=TEN)
-    (old,) = await backend.queue.claim("m", worker="a", limit=1)
-    await backend.queue.append([write(old, started(), delta(1))])
-    await backend.let_leases_run_out()
-
-    (new,) = await backend.queue.claim("m", worker="b", limit=1)
-
-    assert new.attempt == 2
-    assert new.log == (started(), delta(1))
-    assert await backend.queue.append([write(old, delta(2, "ghost"))]) == {job.id: LOST}
-    assert await backend.queue.renew([old], worker="a") == [job.id]
-    assert await backend.queue.settle(write(old, done(2)), worker="a") == LOST
-    assert await backend.queue.settle(write(new, delta(2), done(3)), worker="b") == SETTLED
-    (page,) = await backend.channel.read([(job.id, 0)])
-    assert page.events == (started(), delta(1), delta(2), done(3))
-
-
-async def test_a_heartbeat_keeps_the_lease(backend: Backend) -> None:
-    await backend.queue.enqueue(make_job(), bounds=TEN)
-    (delivery,) = await backend.queue.claim("m", worker="a", limit=1)
-    await backend.let_leases_run_out()
-
-    assert await backend.queue.renew([delivery], worker="a") == []
-    assert await backend.queue.claim("m", worker="b", limit=1) == []
-
-
-async def test_a_released_job_goes_on_at_once_and_costs_no_attempt(backend: Backend) -> None:
-    job = make_job()
-    await backend.queue.enqueue(job, bounds=TEN)
-    (old,) = await backend.queue.claim("m", worker="a", limit=1)
-    await backend.queue.append([write(old, started())])
-    waiting = asyncio.create_task(backend.queue.claim("m", worker="b", limit=4, wait_ms=4000))
-    await asyncio.sleep(0.05)
-
-    await backend.queue.release([old], worker="a")
-
-    (new,) = await asyncio.wait_for(waiting, 3)
-    assert new.job.id == job.id
-    assert new.attempt == 1
-    assert new.log == (started(),)
-    assert await backend.queue.append([write(old, delta(1))]) == {job.id: LOST}
-
-
-async def test_a_claim_stops_when_its_room_is_full(backend: Backend) -> None:
-    narrow, wide, next_one = make_job(), make_job(n=3), make_job()
-    for job in (narrow, wide, next_one):
-        await backend.queue.enqueue(job, bounds=TEN)
-
-    first = await backend.queue.claim("m", worker="a", limit=8, room=Room(2))
-    second = await backend.queue.claim("m", worker="b", limit=8, room=Room(2))
-
-    assert [d.job for d in first] == [narrow, wide]  # a job that began to fit is not torn apart
-    assert [d.job for d in second] == [next_one]
-
-
-async def test_a_waiting_job_that_is_too_wide_is_passed_over_and_keeps_its_turn(backend: Backend) -> None:
-    running, wide = make_job(n=4, tenant="a"), make_job(n=4, tenant="a")
-    other, urgent = make_job(n=4, tenant="b"), make_job(tenant="c", priority=Priority.INTERACTIVE)
-    await backend.queue.enqueue(running, bounds=TEN)
-    held = await backend.queue.claim("m", worker="w", limit=1)
-    for job in (wide, other, urgent):
-        await backend.queue.enqueue(job, bounds=TEN)
-
-    beside = await backend.queue.claim("m", worker="w", limit=8, room=Room(5, 3, frozenset({"a"})))
-    nothing = await backend.queue.claim("m", worker="w", limit=8, room=Room(5, 3, frozenset({"a"})))
-
-    assert {d.job.id for d in beside} == {other.id, urgent.id}
-    assert nothing == []
-    assert await backend.queue.depth("m") == 1
-    waiting = asyncio.create_task(backend.queue.claim("m", worker="w", limit=8, wait_ms=10_000))
-    await backend.queue.settle(write(held[0], started(), done(1)), worker="w")  # which wakes whoever passed it over
-    assert [d.job for d in await asyncio.wait_for(waiting, 5)] == [wide]
-
-
-async def test_a_running_job_is_handed_to_a_worker_with_room_for_all_of_it(backend: Backend) -> None:
-    wide, narrow = make_job(n=3), make_job()
-    for job in (wide, narrow):
-        await backend.queue.enqueue(job, bounds=TEN)
-    held = await backend.queue.claim("m", worker="a", limit=2)
-    for _ in range(10):  # the moment in which it is left to others may pass by, on a machine that stands still
-        await backend.queue.release(held, worker="a")
-        held = await backend.queue.claim("m", worker="full", limit=2, room=Room(1))
-        if [d.job for d in held] == [narrow]:
-            break
-
-    (roomy,) = await backend.queue.claim("m", worker="roomy", limit=2, room=Room(3))
-
-    assert [d.job for d in held] == [narrow]
-    assert roomy.job == wide
-
-
-async def test_a_running_job_that_fits_nowhere_is_taken_all_the_same(backend: Backend) -> None:
-    await backend.queue.enqueue(make_job(n=3), bounds=TEN)
-    held = await backend.queue.claim("m", worker="a", limit=1)
-    await backend.queue.release(held, worker="a")
-    await backend.let_leases_run_out()
-
-    assert await backend.queue.claim("m", worker="b", limit=1, room=Room(1))
-
-
 async def test_a_waiting_job_can_be_cancelled(backend: Backend) -> None:
     job, other = make_job(), make_job()
     await backend.queue.enqueue(job, bounds=TEN)
@@ -355,7 +211,7 @@ async def test_a_failed_job_is_replayed_once_as_a_job_of_its_own(backend: Backen
 
 
 async def test_a_job_that_waited_too_long_is_marked_late(backend: Backend) -> None:
-    job = make_job(patience_ms=1)
+    job = make_job(queue_deadline_ms=1)
     await backend.queue.enqueue(job, bounds=TEN)
     await backend.let_leases_run_out()
 
@@ -375,20 +231,6 @@ async def test_a_gap_in_a_log_is_refused(backend: Backend) -> None:
     assert await backend.queue.append([write(delivery, Delta(seq=5, choice=0, text="x", token_ids=(1,)))]) == {
         job.id: 0
     }
-
-
-async def test_the_run_deadline_counts_from_the_first_claim(backend: Backend) -> None:
-    await backend.queue.enqueue(make_job(run_ms=LEASE_MS + 200), bounds=TEN)
-    (first,) = await backend.queue.claim("m", worker="a", limit=1)
-    await backend.let_leases_run_out()
-    (second,) = await backend.queue.claim("m", worker="b", limit=1)
-    await backend.let_leases_run_out()
-    (third,) = await backend.queue.claim("m", worker="c", limit=1)
-
-    assert first.left_ms == pytest.approx(LEASE_MS + 200, abs=5)
-    assert second.left_ms is not None
-    assert second.left_ms < 200
-    assert (second.late, third.late) == (None, Deadline.RUN)
 
 
 async def test_a_repeated_request_finds_its_job(backend: Backend) -> None:
@@ -434,72 +276,6 @@ async def test_leaving_cancels_unless_another_reader_is_there(backend: Backend) 
     await asyncio.wait_for(hearing, 3)
 
 
-async def claim_all(backend: Backend) -> list[Job]:
-    """One by one, each settled at the length that was thought."""
-    jobs = []
-    while claimed := await backend.queue.claim("m", worker="a", limit=1):
-        usage = Usage(prompt_tokens=claimed[0].job.prompt_tokens_estimate, completion_tokens=100)
-        await backend.queue.settle(write(claimed[0], started(), done(1, Completed(usage=usage))), worker="a")
-        jobs.append(claimed[0].job)
-    return jobs
-
-
-async def test_urgent_jobs_come_first_and_no_class_starves(backend: Backend) -> None:
-    for priority in (Priority.BATCH, Priority.STANDARD, Priority.INTERACTIVE):
-        for _ in range(21):
-            await backend.queue.enqueue(make_job(priority=priority, max_tokens=100), bounds=Bounds(jobs_max=100))
-
-    order = [job.priority for job in await claim_all(backend)]
-
-    assert order[0] is Priority.INTERACTIVE
-    first = [order[:21].count(priority) for priority in Priority]
-    assert first == pytest.approx([16, 4, 1], abs=1)
-    assert [order.count(priority) for priority in Priority] == [21, 21, 21]
-
-
-async def test_tenants_share_by_tokens_and_weight_and_a_flood_delays_nobody_else(backend: Backend) -> None:
-    for _ in range(30):
-        await backend.queue.enqueue(make_job(tenant="flood", max_tokens=100), bounds=Bounds(jobs_max=100))
-    for number in range(4):
-        await backend.queue.enqueue(make_job(tenant=f"t{number}", max_tokens=100), bounds=Bounds(jobs_max=100))
-    for _ in range(10):
-        await backend.queue.enqueue(make_job(tenant="heavy", weight=2, max_tokens=100), bounds=Bounds(jobs_max=100))
-
-    order = [job.tenant for job in await claim_all(backend)]
-
-    assert set(order[:6]) == {"flood", "heavy", "t0", "t1", "t2", "t3"}
-    assert order[:16].count("heavy") == pytest.approx(2 * order[:16].count("flood"), abs=2)
-
-
-async def test_a_tenant_that_was_away_saves_nothing_up(backend: Backend) -> None:
-    for _ in range(10):
-        await backend.queue.enqueue(make_job(tenant="busy", max_tokens=100), bounds=Bounds(jobs_max=100))
-    for _ in range(5):
-        (delivery,) = await backend.queue.claim("m", worker="a", limit=1)
-        await backend.queue.settle(write(delivery, started(), done(1)), worker="a")
-    for _ in range(5):
-        await backend.queue.enqueue(make_job(tenant="late", max_tokens=100), bounds=Bounds(jobs_max=100))
-
-    order = [job.tenant for job in await claim_all(backend)]
-
-    assert order[:6].count("busy") >= 2
-
-
-async def test_a_full_queue_has_room_for_newcomers(backend: Backend) -> None:
-    for _ in range(10):
-        await backend.queue.enqueue(make_job(tenant="flood"), bounds=TEN)
-    with pytest.raises(QueueFull):
-        await backend.queue.enqueue(make_job(tenant="flood"), bounds=TEN)
-
-    for _ in range(2):
-        await backend.queue.enqueue(make_job(tenant="new"), bounds=TEN)
-    with pytest.raises(QueueFull) as caught:
-        await backend.queue.enqueue(make_job(tenant="new"), bounds=TEN)
-
-    assert caught.value.reason == "queue_full"
-    assert caught.value.position == 13
-
-
 async def test_a_paused_model_claims_nothing_new_but_resumes_what_runs(backend: Backend) -> None:
     running, waiting = make_job(), make_job()
     await backend.queue.enqueue(running, bounds=TEN)
@@ -531,164 +307,8 @@ async def test_a_model_is_forgotten_when_nothing_of_it_waits_or_runs(backend: Ba
     assert await backend.queue.claim("m", worker="w", limit=1)  # it is no longer paused
 
 
-async def test_on_its_last_attempt_a_job_is_alone_and_its_neighbours_are_acquitted(backend: Backend) -> None:
-    jobs = [make_job() for _ in range(3)]
-    for job in jobs:
-        await backend.queue.enqueue(job, bounds=TEN)
-    for worker in "ab":
-        for delivery in await backend.queue.claim("m", worker=worker, limit=5):
-            assert not delivery.isolated
-        await backend.let_leases_run_out()
-
-    (first,) = await backend.queue.claim("m", worker="c", limit=5)
-    assert first.isolated
-    assert first.attempt == 3
-    assert await backend.queue.claim("m", worker="c", limit=5) == []  # others wait until it gets on
-    await backend.queue.append([write(first, started(), delta(1))])
-    (second,) = await backend.queue.claim("m", worker="c", limit=5)
-    assert second.isolated
-    await backend.let_leases_run_out()  # it kills its worker
-
-    after = {d.job.id: d for _ in range(3) for d in await backend.queue.claim("m", worker="d", limit=5)}
-
-    assert after[first.job.id].attempt <= 3
-    assert after[second.job.id].attempt == 4
-    assert sum(delivery.isolated for delivery in after.values()) <= 1
-
-
-async def test_a_job_that_gets_on_may_lose_any_number_of_workers(backend: Backend) -> None:
-    await backend.queue.enqueue(make_job(), bounds=TEN)
-    for number in range(5):
-        (delivery,) = await backend.queue.claim("m", worker=f"w{number}", limit=1)
-        assert delivery.attempt <= 2
-        assert not delivery.isolated
-        first = len(delivery.log)
-        opening = [started()] if first == 0 else []
-        await backend.queue.append([write(delivery, *opening, delta(first + len(opening)))])
-        await backend.let_leases_run_out()
-
-
 async def test_a_gap_in_a_settlement_is_refused(backend: Backend) -> None:
     await backend.queue.enqueue(make_job(), bounds=TEN)
     (delivery,) = await backend.queue.claim("m", worker="a", limit=1)
 
     assert await backend.queue.settle(write(delivery, done(5)), worker="a") == 0
-
-
-def record_of(
-    job: Job, text: str = "what was asked", *, ttl_s: int = 60, tenant_bytes_max: int = 10_000
-) -> StoredRecord:
-    return StoredRecord(
-        key=f"penstock:chat:{job.id}",
-        id=job.id,
-        tenant=job.tenant,
-        created_ms=job.created_ms,
-        data=text,
-        ttl_s=ttl_s,
-        tenant_bytes_max=tenant_bytes_max,
-        index=f"penstock:chats:{job.tenant}",
-    )
-
-
-async def submit_stored(backend: Backend, text: str, *, ttl_s: int = 60, bounds: Bounds = TEN) -> StoredRecord:
-    job = make_job(tenant="t")
-    record = record_of(job, text, ttl_s=ttl_s)
-    await backend.queue.enqueue(job, bounds=bounds, record=record)
-    return record
-
-
-async def test_a_record_is_stored_with_its_job_and_never_without(backend: Backend) -> None:
-    accepted = await submit_stored(backend, "first")
-    refused = make_job(tenant="t")
-
-    with pytest.raises(QueueFull):
-        await backend.queue.enqueue(refused, bounds=Bounds(jobs_max=1), record=record_of(refused))
-
-    assert await backend.stored(accepted.key)
-    assert not await backend.stored(record_of(refused).key)
-
-
-async def test_a_repeated_request_stores_nothing_of_its_own(backend: Backend) -> None:
-    key = Idempotency(key="k", fingerprint="f")
-    first, again = make_job(), make_job()
-    await backend.queue.enqueue(first, bounds=TEN, idempotency=key, record=record_of(first))
-
-    accepted = await backend.queue.enqueue(again, bounds=TEN, idempotency=key, record=record_of(again))
-
-    assert accepted.attached
-    assert await backend.stored(record_of(first).key)
-    assert not await backend.stored(record_of(again).key)
-
-
-async def test_a_tenant_stores_only_so_many_bytes_and_a_refused_job_is_none(backend: Backend) -> None:
-    first = await submit_stored(backend, "x" * 6000)
-    job = make_job(tenant="t")
-
-    with pytest.raises(StorageFull) as refused:
-        await backend.queue.enqueue(job, bounds=TEN, record=record_of(job, "é" * 2000))
-
-    assert 6000 < refused.value.used < refused.value.bytes_max == 10_000
-    assert (await backend.channel.read([(job.id, 0)]))[0].state is None
-    assert not await backend.stored(record_of(job).key)
-    await backend.queue.enqueue(make_job(tenant="t"), bounds=TEN)  # what stores nothing is welcome
-    other = make_job(tenant="other")
-    await backend.queue.enqueue(other, bounds=TEN, record=record_of(other, "x" * 6000))
-
-    await backend.queue.discard(first)
-    await backend.queue.discard(first)
-
-    assert not await backend.stored(first.key)
-    await submit_stored(backend, "x" * 9000)
-    with pytest.raises(StorageFull):
-        await submit_stored(backend, "x" * 9000)
-
-
-async def test_a_record_that_is_replaced_counts_once(backend: Backend) -> None:
-    record = await submit_stored(backend, "x" * 6000)
-
-    for size in (7000, 9000, 1000):
-        await backend.queue.store(replace(record, data="x" * size))
-
-    with pytest.raises(StorageFull):
-        await backend.queue.store(replace(record, data="x" * 9900))
-    await submit_stored(backend, "x" * 8000)
-
-
-async def test_an_expired_record_gives_its_bytes_back(backend: Backend) -> None:
-    record = await submit_stored(backend, "x" * 6000, ttl_s=1)
-    for _ in range(4):
-        await backend.let_leases_run_out()
-
-    await submit_stored(backend, "x" * 9000)
-
-    assert not await backend.stored(record.key)
-
-
-async def test_a_failed_request_of_a_full_queue_frees_no_bytes_that_it_never_had(backend: Backend) -> None:
-    await submit_stored(backend, "x" * 6000)
-    job = make_job(tenant="t")
-    with pytest.raises(QueueFull):
-        await backend.queue.enqueue(job, bounds=Bounds(jobs_max=1), record=record_of(job, "x" * 3000))
-
-    await backend.queue.discard(record_of(job, "x" * 3000))
-
-    with pytest.raises(StorageFull):
-        await submit_stored(backend, "x" * 4000)
-
-
-async def test_bytes_that_wait_are_bounded_and_come_free_again(backend: Backend) -> None:
-    bounds = Bounds(jobs_max=100, bytes_max=10_000)
-    await backend.queue.enqueue(make_job(prompt="x" * 50_000), bounds=bounds)  # alone, any job may wait
-
-    with pytest.raises(QueueFull) as refused:
-        await backend.queue.enqueue(make_job(), bounds=bounds)
-    assert refused.value.reason == "queue_bytes_full"
-
-    await backend.queue.claim("m", worker="a", limit=1)
-    await backend.queue.enqueue(make_job(prompt="x" * 6000), bounds=bounds)
-    cancelled = make_job(prompt="x" * 2000)
-    await backend.queue.enqueue(cancelled, bounds=bounds)
-    with pytest.raises(QueueFull):
-        await backend.queue.enqueue(make_job(prompt="x" * 2000), bounds=bounds)
-    await backend.queue.cancel(cancelled.id)
-    await backend.queue.enqueue(make_job(prompt="x" * 2000), bounds=bounds)

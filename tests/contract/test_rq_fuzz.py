@@ -39,7 +39,7 @@ class Fuzz:
         self.took = 0
 
     async def enqueue(self) -> None:
-        job = make_job(patience_ms=86_400_000, tenant=TENANT)  # however slow this machine is now
+        job = make_job(queue_deadline_ms=86_400_000, tenant=TENANT)  # however slow this machine is now
         await self.queue.enqueue(job, bounds=Bounds(jobs_max=10_000), rate_limits=RateLimits(month=MONTH))
         self.allowed[job.id] += 1
 

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import psutil
 import pytest
 
 from cli.embedded_redis import EmbeddedRedis
+from tests.e2e.frames import Frames, pick_up, post
 from tests.e2e.harness import Stack, eventually, running_stack, standalone_stack, text_of
 from tests.e2e.test_faults import ask
 
@@ -59,65 +59,6 @@ def body(content: str = "pick me up", *, stream: bool = True, **more: Any) -> di
         "temperature": 0,
         **more,
     }
-
-
-class Frames:
-    """What came of a stream: texts by event number, and how it ended."""
-
-    def __init__(self) -> None:
-        self.text = ""
-        self.last_id = ""
-        self.ids: list[int] = []  # of whole events
-        self.finish: str | None = None
-        self.done = False
-        self.error: dict[str, Any] | None = None
-        self.job_id = ""
-
-    def read(self, response: httpx.Response, *, until: int | None = None) -> "Frames":
-        """To the end, or until so many events have come."""
-        self.job_id = response.headers.get("x-penstock-job-id", "")
-        with suppress(httpx.RemoteProtocolError):  # what fails never ends cleanly
-            self._read(response, until)
-        return self
-
-    def _read(self, response: httpx.Response, until: int | None) -> None:
-        self._lines: Iterator[str] = (
-            response.iter_lines()
-        )  # held, since the connection is closed when nobody holds it any more
-        for line in self._lines:
-            if line.startswith("data: "):
-                self._take(line.removeprefix("data: "))
-            elif line.startswith("id: "):
-                self.last_id = line.removeprefix("id: ")
-                if "." not in self.last_id:
-                    self.ids.append(int(self.last_id))
-                if until is not None and self.ids and self.ids[-1] >= until:
-                    return
-
-    def _take(self, data: str) -> None:
-        if data == "[DONE]":
-            self.done = True
-            return
-        chunk = json.loads(data)
-        self.error = chunk.get("error")
-        for choice in chunk.get("choices", ()):
-            self.text += choice["delta"].get("content") or ""
-            self.finish = choice["finish_reason"] or self.finish
-
-
-def post(
-    base: str, request: dict[str, Any], headers: dict[str, str] | None = None, *, until: int | None = None
-) -> Frames:
-    named = {"x-penstock-event-ids": "true", **(headers or {})}
-    with httpx.stream("POST", f"{base}/v1/chat/completions", json=request, headers=named, timeout=60) as response:
-        assert response.status_code == 200, response.read()
-        return Frames().read(response, until=until)
-
-
-def pick_up(base: str, job_id: str, **options: Any) -> Frames:
-    with httpx.stream("GET", f"{base}/v1/jobs/{job_id}/events", timeout=60, **options) as response:
-        assert response.status_code == 200, response.read()
-        return Frames().read(response)
 
 
 def state(stack: Stack, job_id: str) -> str:

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from cli.embedded_redis import EmbeddedRedis
-from tests.e2e.harness import Stack, eventually, running_stack
+from tests.e2e.harness import Stack, eventually, frozen, running_stack
 from tests.e2e.test_faults import Reader, ask, read_all
 
 BIN = Path(sys.executable).parent
@@ -52,10 +52,13 @@ def test_rq_info_shows_waiting_executing_finished_and_failed(slow: Stack) -> Non
     slow.post({"model": "scripted", "messages": ask("done"), "max_tokens": 1})
     slow.post({"model": "scripted", "messages": ask("fault:raise@0")})
     readers = read_all(slow, "scripted", ["a", "b", "c"], max_tokens=100)
-    eventually("one runs", lambda: "2, 1 executing, 1 finished, 1 failed" in rq(slow, "info"))
+    (worker,) = slow.workers
+    eventually("one runs", lambda: slow.worker_running(worker) and slow.redis.llen("rq:queue:scripted") == 2)
 
-    info = rq(slow, "info")
+    with frozen(worker.popen.pid):  # it does not get on meanwhile, however long rq takes
+        info = rq(slow, "info")
 
+    assert "2, 1 executing, 1 finished, 1 failed" in info
     assert "scripted     |" in info
     assert "busy scripted. jobs: 1 finished, 1 failed" in info
     assert "1 workers, 1 queues" in info

@@ -218,7 +218,7 @@ class World:
             temperature=0,
             grace_ms=None,
             tenant=tenant,
-            run_ms=rng.choice([0, 0, rng.randint(100, 3000)]),
+            run_deadline_ms=rng.choice([0, 0, rng.randint(100, 3000)]),
         )
         return replace(job, cache_salt=tenant)
 

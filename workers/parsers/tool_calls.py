@@ -1,15 +1,17 @@
-"""From the text between a tool call's marks to its name and arguments, as it grows. What the arguments are is passed on
-as the model writes it; how the forms differ is all in here.
+"""Readers turn the text between a tool call's marks into its name and arguments, as the text grows. Arguments are
+passed on as the model writes them. The forms of calls differ in here only.
 
-A reader that finds no call in its text gives the text back: it is part of the answer.
+A reader that finds no call in its text gives the text back, as a part of the answer.
 """
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, assert_never
 
-HEAD_MAX = 4096  # a name that has not come by then is none
+HEAD_MAX = 4096  # characters in which a call's name must come
+SEPARATORS = "[],; \n\t"  # between the calls of a list
 
 
 class CallStarted(NamedTuple):
@@ -19,27 +21,28 @@ class CallStarted(NamedTuple):
 
 
 class ArgumentsDelta(NamedTuple):
-    """More of its arguments' JSON."""
+    """More of the JSON of the call's arguments."""
 
     text: str
 
 
 class PlainText(NamedTuple):
-    """This was no call."""
+    """The text is no call."""
 
     text: str
 
 
 Found = CallStarted | ArgumentsDelta | PlainText
+Steps = Generator[Found, None, bool]  # returns False when more text is needed
 
 
 class CallReader(Protocol):
-    """Of one marked region, which may hold several calls."""
+    """A reader of one marked region, which may hold several calls."""
 
     def feed(self, text: str) -> Iterator[Found]: ...
 
     def end(self, *, cut: bool = False) -> Iterator[Found]:
-        """The region is over, or the answer is; `cut`: in the middle of it."""
+        """Read what is held when the region or the answer ends; `cut`: the answer ended inside the region."""
 
 
 Schemas = Mapping[str, Mapping[str, Any]]  # the parameters of each tool, by its name
@@ -50,110 +53,121 @@ BARE = re.compile(r"([\w.:-]+)\s*(?:\[CALL_ID\]\s*\w+\s*)?(?:\[ARGS\]\s*)?(?=\{)
 
 
 class JsonCalls:
-    """`{"name": .., "arguments": {..}}`, one or several, listed or not; with `bare`, also `name{..}` as newer Mistrals
-    write. `known_only`: anything else than a call of a tool that there is, is text."""
+    """Calls written as `{"name": ..., "arguments": {...}}`, one or several, listed or not; with `bare`, also as
+    `name{...}`, which newer Mistral models write. With `known_only`, everything but a call of a known tool is text."""
 
     def __init__(self, schemas: Schemas, *, bare: bool = False, known_only: bool = False) -> None:
         self._schemas = schemas
         self._bare = bare
         self._known_only = known_only
-        self._nesting = _Nesting()
         self._held = ""
-        self._probed = 0  # how much of an object has been searched for its end in vain
-        self._base: int | None = None  # the depth at which the arguments began, while they come
-        self._skipping = False
-        self._text_only = False
+        self._state: _State = _Head()
 
     def feed(self, text: str) -> Iterator[Found]:
-        if self._text_only:
-            yield PlainText(text)
-            return
         self._held += text
-        while self._held:
-            before = (len(self._held), self._base, self._skipping)
-            if self._base is not None:
-                yield from self._arguments(self._base)
-            elif self._skipping:
-                self._skip()
-            else:
-                yield from self._head()
-            if before == (len(self._held), self._base, self._skipping):
-                return
+        while self._held and (yield from self._advance()):
+            pass
 
     def end(self, *, cut: bool = False) -> Iterator[Found]:
-        held, self._held = self._held, ""
-        if self._base is None and not self._skipping and held.strip():
+        held = self._take(len(self._held))
+        if isinstance(self._state, _Head) and held.strip():
             yield from self._whole(held)
 
-    def _unread(self, text: str) -> Iterator[Found]:
-        """Where nothing but a call's own form marks it, what follows other text is text."""
-        self._text_only = self._known_only
-        held, self._held = (self._held, "") if self._text_only else ("", self._held)
-        yield PlainText(text + held)
+    def _advance(self) -> Steps:
+        """Take from the held text what the state makes of it."""
+        match self._state:
+            case _Head() as head:
+                return (yield from self._head(head))
+            case _Arguments() as arguments:
+                yield self._more(arguments)
+            case _Tail(nesting):
+                self._skip(nesting)
+            case _TextOnly():
+                yield PlainText(self._take(len(self._held)))
+            case _:
+                assert_never(self._state)
+        return True
 
-    def _head(self) -> Iterator[Found]:
-        self._held = self._held.lstrip("[],; \n\t")
+    def _head(self, head: "_Head") -> Steps:
+        self._held = self._held.lstrip(SEPARATORS)
         found = OBJECT.match(self._held) or (BARE.match(self._held) if self._bare else None)
         if found:
             name = json.loads(found[1]) if found.re is OBJECT else found[1]
-            if not self._known_only or name in self._schemas:
-                self._held = self._held[found.end() :]
-                self._base = 1 if found.re is OBJECT else 0
-                self._nesting, self._probed = _Nesting(self._base), 0
+            if self._may_call(name):
+                self._take(found.end())
+                self._state = _Arguments(base=1 if found.re is OBJECT else 0)
                 yield CallStarted(name)
-                return
+                return True
         if self._held.startswith("{"):
-            if size := self._nesting.end_of(self._held[self._probed :], 0):
-                whole, self._held = self._held[: self._probed + size], self._held[self._probed + size :]
-                self._nesting, self._probed = _Nesting(), 0
+            if size := head.nesting.end_of(self._held[head.probed :], 0):
+                whole = self._take(head.probed + size)
+                self._state = _Head()
                 yield from self._whole(whole)
-            else:
-                self._probed = len(self._held)
+                return True
+            head.probed = len(self._held)
         elif len(self._held) > HEAD_MAX:
-            held, self._held = self._held, ""
-            yield from self._unread(held)
+            yield self._unread(self._take(len(self._held)))
+            return True
+        return False
 
-    def _arguments(self, base: int) -> Iterator[Found]:
-        size = self._nesting.end_of(self._held, base)
-        taken = size or len(self._held)
-        text, self._held = self._held[:taken], self._held[taken:]
-        yield ArgumentsDelta(text)
+    def _more(self, arguments: "_Arguments") -> ArgumentsDelta:
+        size = arguments.nesting.end_of(self._held, arguments.base)
         if size:
-            self._base, self._skipping = None, base > 0
+            self._state = _Tail(arguments.nesting) if arguments.base else _Head()
+        return ArgumentsDelta(self._take(size or len(self._held)))
 
-    def _skip(self) -> None:
-        """What an object has after its arguments."""
-        size = self._nesting.end_of(self._held, 0)
-        self._held = self._held[size:] if size else ""
-        self._skipping = not size
+    def _skip(self, nesting: "_Nesting") -> None:
+        size = nesting.end_of(self._held, 0)
+        if size:
+            self._state = _Head()
+        self._take(size or len(self._held))
 
     def _whole(self, text: str) -> Iterator[Found]:
-        """A call whose keys come in another order, or none."""
-        try:
-            call = json.loads(text)
-            name = call["name"]
-            arguments = call["arguments"] if "arguments" in call else call["parameters"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            yield from self._unread(text)
+        """Read a whole object: a call whose keys come in another order, or no call."""
+        call = _call_of(text)
+        if call is None or not self._may_call(call[0]):
+            yield self._unread(text)
             return
-        if not isinstance(name, str) or (self._known_only and name not in self._schemas):
-            yield from self._unread(text)
-            return
+        name, arguments = call
         yield CallStarted(name)
         yield ArgumentsDelta(
             arguments if isinstance(arguments, str) else json.dumps(arguments or {}, ensure_ascii=False)
         )
 
+    def _unread(self, text: str) -> PlainText:
+        """Give back text that is no call. If only a call's own form marks it, no call can follow other text."""
+        if self._known_only:
+            self._state = _TextOnly()
+        return PlainText(text)
+
+    def _may_call(self, name: str) -> bool:
+        return not self._known_only or name in self._schemas
+
+    def _take(self, size: int) -> str:
+        taken, self._held = self._held[:size], self._held[size:]
+        return taken
+
+
+def _call_of(text: str) -> tuple[str, Any] | None:
+    """The name and arguments of a call in JSON; None if the text is no call."""
+    try:
+        call = json.loads(text)
+        name = call["name"]
+        arguments = call["arguments"] if "arguments" in call else call["parameters"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return (name, arguments) if isinstance(name, str) else None
+
 
 class Tags(NamedTuple):
-    """How a call is written in tags. `name` has one group, `argument` two: the key and the value."""
+    """Patterns of a call in tags. `name` has one group; `argument` has two: key and value."""
 
     name: re.Pattern[str]
     argument: re.Pattern[str]
 
 
 class TaggedCalls:
-    """One call in tags. Its arguments become JSON one by one, of the types that the tool's schema says."""
+    """One call in tags. Each argument becomes JSON of the type that the tool's schema gives it."""
 
     def __init__(self, schemas: Schemas, tags: Tags) -> None:
         self._schemas = schemas
@@ -168,7 +182,7 @@ class TaggedCalls:
 
     def end(self, *, cut: bool = False) -> Iterator[Found]:
         if self._properties is None:
-            self._held += "\n"  # a name may be all there is
+            self._held += "\n"  # a name may be all of the text
             yield from self._read()
         if self._properties is None:
             yield PlainText(self._held.rstrip("\n"))
@@ -201,7 +215,7 @@ def _typed(text: str, schema: Any) -> str:
 
 
 class _Nesting:
-    """How deep in objects and lists a JSON text is, fed in pieces."""
+    """The depth of objects and lists in a JSON text that is fed in pieces."""
 
     def __init__(self, depth: int = 0) -> None:
         self.depth = depth
@@ -209,7 +223,8 @@ class _Nesting:
         self._escaped = False
 
     def end_of(self, text: str, base: int) -> int:
-        """How much of the text there is until the depth is `base` again; 0 if it is not. Then all of it is taken."""
+        """The number of characters until the depth is `base` again; 0 if it is not, and the whole text counts as
+        fed."""
         for at, character in enumerate(text):
             if self._escaped:
                 self._escaped = False
@@ -225,3 +240,32 @@ class _Nesting:
                 if self.depth <= base:
                     return at + 1
         return 0
+
+
+@dataclass(slots=True)
+class _Head:
+    """Before a call or between two: the held text may begin one. `probed` characters of it hold no end of an object."""
+
+    nesting: _Nesting = field(default_factory=_Nesting)
+    probed: int = 0
+
+
+class _Arguments:
+    """In a call's arguments, which end when the depth is `base` again."""
+
+    def __init__(self, *, base: int) -> None:
+        self.base = base
+        self.nesting = _Nesting(base)
+
+
+class _Tail(NamedTuple):
+    """Behind the arguments: the rest of the call's object is skipped."""
+
+    nesting: _Nesting
+
+
+class _TextOnly:
+    """Everything that follows is text."""
+
+
+_State = _Head | _Arguments | _Tail | _TextOnly

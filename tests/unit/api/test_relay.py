@@ -153,7 +153,7 @@ async def test_a_silent_stream_is_filled_from_its_log(services: tuple[Relay, Mem
 
 async def test_a_job_that_no_worker_ever_takes_expires(services: tuple[Relay, MemoryQueue]) -> None:
     relay, queue = services
-    job = make_job(patience_ms=-2000)
+    job = make_job(queue_deadline_ms=-2000)
     with relay.open(job) as opened:
         await queue.enqueue(job, subscriber="api", bounds=Bounds(jobs_max=1))
         relay.accept(opened)

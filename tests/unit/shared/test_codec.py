@@ -49,7 +49,12 @@ EVENTS: list[Event] = [
     Finished(seq=11, outcome=Cancelled()),
     Finished(seq=12, outcome=Expired(deadline=Deadline.RUN)),
 ]
-PLAIN: dict[str, Any] = {"model": "m", "created_ms": 1_700_000_000_000, "patience_ms": 60_000, "run_ms": 0}
+PLAIN: dict[str, Any] = {
+    "model": "m",
+    "created_ms": 1_700_000_000_000,
+    "queue_deadline_ms": 60_000,
+    "run_deadline_ms": 0,
+}
 JOBS = [
     Job(
         id="plain",

@@ -27,8 +27,8 @@ def run(inputs: list[Any], *, log: tuple[Event, ...] = (), truncate: int | None 
         request=request,
         sampling=Sampling(seed=0),
         created_ms=0,
-        patience_ms=1000,
-        run_ms=0,
+        queue_deadline_ms=1000,
+        run_deadline_ms=0,
     )
     return Embedding(Delivery(job=job, claim_token="e", attempt=1, log=log), engine())
 

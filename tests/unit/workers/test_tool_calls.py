@@ -80,8 +80,8 @@ def job(choice: str = "auto", *, tools: Any = TOOLS, parallel: bool = True, seed
         request={**made.request, "tools": tools, "tool_choice": choice, "parallel": parallel},
         sampling=Sampling(**({"seed": seed, "temperature": 1.5, "max_tokens": 700} | sampling)),
         created_ms=0,
-        patience_ms=1000,
-        run_ms=0,
+        queue_deadline_ms=1000,
+        run_deadline_ms=0,
     )
 
 

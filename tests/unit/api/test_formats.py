@@ -1,5 +1,6 @@
 """What a client gets of an answer's events, as frames and whole."""
 
+import json
 from typing import Any
 
 import orjson
@@ -59,7 +60,7 @@ def test_each_part_of_a_completion_is_a_frame_of_its_own() -> None:
 
 def test_the_best_candidates_of_each_prompt_are_returned() -> None:
     job = completion_job(n=2)
-    answer = render_options_of(job, shown=1).whole(job)
+    answer = render_options_of(job, n_returned=1).whole(job)
     for prompt in (1, 0):
         answer.add(Echoed(seq=0, prompt=prompt, text=f"{prompt}:"))
 
@@ -116,7 +117,7 @@ def test_an_answer_that_comes_whole_is_not_streamed() -> None:
     ranked = completion_job(n=2)
     only = WholeOnly(lambda job: EmbeddingCollector(job, base64=False))
 
-    for formatter, job in ((render_options_of(ranked, shown=1), ranked), (only, make_job())):
+    for formatter, job in ((render_options_of(ranked, n_returned=1), ranked), (only, make_job())):
         with pytest.raises(InvalidRequest, match="comes whole"):
             formatter.stream(job, ids=True)
 
@@ -133,3 +134,12 @@ def test_a_response_that_was_cut_is_incomplete() -> None:
 
     assert told[-1]["type"] == "response.incomplete"
     assert builder.body()["output"][0]["status"] == "incomplete"
+
+
+def test_stored_render_options_keep_the_names_that_neighbouring_releases_read() -> None:
+    options = render_options_of(make_job(n=3), n_returned=2)
+
+    stored = json.loads(options.encode())
+
+    assert {"patience_ms", "run_ms", "made", "shown"} <= stored.keys()
+    assert decode_render_options(options.encode()) == options

@@ -1,0 +1,93 @@
+-- What several verbs do to a job: its timeline, its log, its subscribers, its stream entry, and waking a worker for it.
+-- The files are linked by lua.py, which explains their headers. Every verb is one call, so it happens whole or not at
+-- all, and sending it again (a retry after a lost reply) changes nothing more. keys.py documents every key and every
+-- field of a job's hash.
+
+-- part: clock
+local function now_ms()
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+-- part: raise_ttl
+-- Raise the key's TTL to at least `seconds`.
+local function raise_ttl(key, seconds)
+  if redis.call('TTL', key) < seconds then redis.call('EXPIRE', key, seconds) end
+end
+
+-- part: timeline
+-- needs: clock
+local TIMELINE_MAX = 8000
+
+-- Add a line to the job's history: the time in milliseconds, and what happened.
+local function note(job, words)
+  local lines = redis.call('HGET', job, 'timeline') or ''
+  if #lines < TIMELINE_MAX then redis.call('HSET', job, 'timeline', lines .. now_ms() .. ' ' .. words .. '\n') end
+end
+
+-- part: log
+local LOG_TTL_S = 7 * 86400     -- no log outlives this, even if nobody ever settles its job
+
+-- Append events to a job's log, and to `outbox` for each of its subscribers. `first` is the number of the first event.
+-- Events that the log holds already (a retry) are not written again, but they are published again, since readers drop
+-- repeats by number. Return false when the log is shorter than `first`.
+local function append_events(id, subscribers, first, events, outbox)
+  local log = LOG .. id
+  local have = redis.call('LLEN', log)
+  if have < first then return false end
+  for i = have - first + 1, #events do redis.call('RPUSH', log, events[i]) end
+  if have == 0 then redis.call('EXPIRE', log, LOG_TTL_S) end
+  local message = '["' .. id .. '",' .. first .. ',[' .. table.concat(events, ',') .. ']]'
+  for channel in string.gmatch(subscribers or '', '%S+') do
+    outbox[channel] = outbox[channel] or {}
+    table.insert(outbox[channel], message)
+  end
+  return true
+end
+
+local function publish(outbox)
+  for channel, messages in pairs(outbox) do
+    redis.call('PUBLISH', channel, '[' .. table.concat(messages, ',') .. ']')
+  end
+end
+
+-- part: subscribe
+-- Publish the job's further events to this channel as well; return the job's state.
+local function subscribe(id, channel)
+  local job = JOB .. id
+  local status, subscribers = unpack(redis.call('HMGET', job, 'status', 'subscribers'))
+  if channel ~= '' and (status == 'queued' or status == 'started') then
+    for other in string.gmatch(subscribers or '', '%S+') do
+      if other == channel then return status end
+    end
+    redis.call('HSET', job, 'subscribers', (subscribers or '') .. ' ' .. channel)
+  end
+  return status
+end
+
+-- part: idempotency
+local IDEMPOTENCY_TTL_S = 86400   -- of a key, and at least of a finished job that has one
+
+-- part: drop_entry
+local function drop_entry(model, sid)
+  redis.call('XDEL', STREAM .. model, sid)
+  if redis.call('XLEN', STREAM .. model) == 0 then redis.call('DEL', STREAM .. model) end
+end
+
+-- part: width
+-- How many sequences a job occupies in a batch.
+local function width_of(id)
+  return tonumber(redis.call('HGET', JOB .. id, 'width') or 1)
+end
+
+-- part: wake
+local WAKES_MAX = 64
+local WAKE_TTL_S = 3600
+
+-- Wake one waiting worker for one job. It takes the job, or finds that another worker has taken it. A thousand idle
+-- workers must not all look at each job.
+local function wake(model)
+  if redis.call('LLEN', WAKE .. model) >= WAKES_MAX then return end
+  redis.call('RPUSH', WAKE .. model, 1)
+  redis.call('EXPIRE', WAKE .. model, WAKE_TTL_S)
+end

@@ -1,0 +1,105 @@
+"""Workers on a queue in memory, for tests: started, given jobs, and awaited."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from shared.domain.events import Delta, Event, Finished, Outcome
+from shared.domain.job import Job, ModelInfo
+from shared.observability.metrics import WorkerMetrics
+from shared.queue.memory_queue import MemoryQueue
+from shared.queue.protocols import Bounds
+from shared.settings import load_settings
+from workers.engines.scripted import ScriptedEngine
+from workers.loop.worker import Worker
+from workers.model_loading import Loaded
+from workers.process.single_thread import SingleThread
+from workers.scheduling.engine_limits import EngineLimits
+
+INFO = ModelInfo(name="m", engine="scripted", context_length=1000, created_s=0)
+
+
+class Clock:
+    now_ms = 0.0
+
+    def __call__(self) -> float:
+        return self.now_ms
+
+
+async def _announce() -> None:
+    pass
+
+
+def make_worker(
+    queue: MemoryQueue,
+    name: str = "w",
+    *,
+    step_ms: float = 0,
+    sequences_max: int = 4,
+    blocks: int = 0,
+    engine: type[ScriptedEngine] = ScriptedEngine,
+    metrics: WorkerMetrics | None = None,
+    announce: Callable[[], Awaitable[None]] = _announce,
+    **settings: Any,
+) -> Worker:
+    limits = EngineLimits(
+        sequences_max=sequences_max, batch_tokens_max=64, context_length=1000, vocabulary=50_000, blocks=blocks
+    )
+    given = {"heartbeat_ms": 100, "idle_wait_ms": 10, "drain_s": 5} | settings
+    return Worker(
+        name,
+        [Loaded([INFO], engine(limits=limits, step_ms=step_ms, tokens=20), SingleThread("engine"))],
+        queue=queue,
+        channel=queue,
+        announce=announce,
+        settings=load_settings(**given),
+        metrics=metrics or WorkerMetrics(),
+    )
+
+
+@asynccontextmanager
+async def working(worker: Worker) -> AsyncIterator[Worker]:
+    running = asyncio.create_task(worker.run())
+    try:
+        yield worker
+    finally:
+        worker.stop()
+        await asyncio.wait_for(running, 10)
+
+
+async def submit(queue: MemoryQueue, job: Job) -> Job:
+    """Enqueued so that its events can be awaited."""
+    await queue.enqueue(job, subscriber=job.id, bounds=Bounds(jobs_max=100))
+    return job
+
+
+async def heard(queue: MemoryQueue, job: Job, *, seq: int | None = None) -> None:
+    """Until the job has written its event `seq`, or its last one."""
+    async for batch in queue.listen(job.id):
+        last = batch[-1][1][-1]
+        if isinstance(last, Finished) or (seq is not None and last.seq >= seq):
+            return
+
+
+async def eventually(truth: Callable[[], Any]) -> None:
+    """For what gives no event to wait for."""
+    async with asyncio.timeout(10):
+        while not truth():  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+
+
+async def log_of(queue: MemoryQueue, job: Job) -> list[Event]:
+    (page,) = await queue.read([(job.id, 0)])
+    return list(page.events)
+
+
+async def outcome_of(queue: MemoryQueue, job: Job) -> Outcome:
+    await heard(queue, job)
+    last = (await log_of(queue, job))[-1]
+    assert isinstance(last, Finished)
+    return last.outcome
+
+
+def text_of(log: list[Event]) -> str:
+    return "".join(event.text for event in log if isinstance(event, Delta))
