@@ -1,6 +1,6 @@
 # Two images from one file: `api` (no torch) and `worker` (torch for the CPU; TORCH=cuda for NVIDIA GPUs).
 
-# A tag may move: docs/releasing.md says how to give it a digest (python:3.11-slim@sha256:..).
+# A tag may move; docs/releasing.md says how to pin a digest (python:3.11-slim@sha256:...).
 ARG PYTHON_IMAGE=python:3.11-slim
 
 FROM ${PYTHON_IMAGE} AS builder
@@ -24,8 +24,8 @@ FROM builder AS worker-builder
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv pip install --require-hashes --no-deps -c requirements/lock.txt -r requirements/worker.txt
 ARG TORCH=cpu
-# The lock has no torch. Its CPU build comes alone from PyTorch's own index, or from wherever pip is told to find one;
-# CUDA's, with NVIDIA's libraries, only when asked for.
+# The lock has no torch. The CPU build comes without dependencies, from pip's own index if it has one, else from
+# PyTorch's; TORCH=cuda installs CUDA's build with NVIDIA's libraries.
 RUN --mount=type=cache,target=/root/.cache/pip <<'SH'
 set -e
 if [ "$TORCH" = cpu ]; then

@@ -1,13 +1,13 @@
-# make up      everything on this machine: Redis, the API and workers, ready to use
-# make test    the whole test suite, with real Redis and real processes, in TESTS_AT_ONCE=2 processes of pytest
-# make fast    what takes a minute: format, lint, types, import contracts, sizes, unit tests
-# make clients  openai for Python and Node, LangChain, LlamaIndex, LiteLLM ..: about 2 GB more, and their tests are run too
-# make chaos   faults under load, and a verdict
-# make check   what CI runs: format, lint, types, import contracts, sizes, tests
-# make release sdist, wheel, chart, images, SBOM and checksums of the last commit, into dist/: docs/releasing.md
+# make up       run everything on this machine: Redis, the API and workers
+# make test     run all tests, with real Redis and real processes, in TESTS_AT_ONCE=2 processes of pytest
+# make fast     check in a minute: format, lint, types, import contracts, sizes, unit tests
+# make clients  install other clients (openai, LangChain, LlamaIndex, LiteLLM, ...; 2 GB), so that their tests run, too
+# make chaos    inject faults under load and print a verdict
+# make check    check what CI checks: format, lint, types, import contracts, sizes, tests
+# make release  build sdist, wheel, chart, images, SBOM and checksums of the last commit in dist/: docs/releasing.md
 #
-# make up takes WORKERS=2 MODEL=<folder or hub id> PORT=8001 DATA=<folder> REDIS_URL=redis://...; TORCH=cuda installs
-# torch for a GPU.
+# make up takes WORKERS=2 MODEL=<folder or Hugging Face id> PORT=8001 DATA=<folder> REDIS_URL=redis://...; TORCH=cuda
+# installs torch for a GPU.
 
 PYTHON ?= python3
 TORCH ?= cpu
@@ -15,12 +15,12 @@ WORKERS ?= 1
 TESTS_AT_ONCE ?= 2
 BIN := .venv/bin
 LOCKED := -c requirements/lock.txt
-# Each process of pytest takes tests in their order, so that those of a file share what it starts; whichever has none
-# left takes half of what another one still has.
+# Each process of pytest takes tests in order, so that the tests of a file share the processes it starts. A process that
+# runs out of tests takes half of another one's.
 AT_ONCE = -n $(TESTS_AT_ONCE) --dist worksteal
 
-# $(1): pip's install or download. The lock has no torch, since each platform has its own build of it, on an index of its
-# own; the CPU's on Linux has a local version. What CUDA's torch needs comes later, by its own exact versions.
+# $(1) is pip's install or download. The lock has no torch, since each platform has its own build on an index of its
+# own; the Linux CPU build has a local version. CUDA's libraries come later, in the exact versions that torch names.
 TORCH_VERSION := 2.13.0
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 ifeq ($(TORCH)-$(shell uname -s),cpu-Linux)
@@ -32,14 +32,13 @@ endif
 
 .PHONY: up test clients chaos fast unit check format lint types contracts sizes lock release clean
 
-# The URL may hold a password: it goes by environment (make hands on what it was given), not by arguments, which everybody
-# on the machine sees.
+# The URL may hold a password, so it is passed in the environment (make exports its own variables) and not as an
+# argument, which every user of the machine can see.
 up: .venv/.ready
 	@$(if $(REDIS_URL),PENSTOCK_REDIS_URL="$$REDIS_URL") exec $(BIN)/penstock up --workers $(WORKERS) \
 		$(if $(MODEL),--model '$(MODEL)') $(if $(PORT),--port $(PORT)) $(if $(DATA),--data '$(DATA)')
 
-# Tests that hold one time against another have the machine to themselves, after all others, and also when one of these
-# has failed.
+# Tests that compare times run last and have the machine to themselves, even if one of the others has failed.
 test: .venv/.ready-dev
 	@together=0; \
 	$(BIN)/pytest $(AT_ONCE) -m 'not alone' --durations=10 || together=$$?; \
@@ -50,7 +49,7 @@ chaos: .venv/.ready-dev
 
 check: .venv/.ready-dev format lint types contracts sizes test
 
-# The checks of the text are done while the tests are still loaded.
+# The other checks run while the tests are still loading.
 fast: .venv/.ready-dev
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target types unit format lint contracts sizes
 
@@ -69,7 +68,7 @@ sizes:
 	$(BIN)/python -m tools.check_sizes
 
 .venv/.ready: pyproject.toml requirements/lock.txt requirements/uv.txt
-	@echo "Installing into .venv (once; about 1 GB, most of it torch for the CPU) .."
+	@echo "Installing into .venv (once; about 1 GB, most of it torch for the CPU) ..."
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Penstock needs Python 3.11 or newer: make up PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -m venv .venv
 	$(call torch_alone,$(BIN)/python -m pip install --progress-bar on)
@@ -81,7 +80,7 @@ sizes:
 	$(BIN)/uv pip install -q --python $(BIN)/python $(LOCKED) -e '.[torch,local,chat,dev]'
 	@touch $@
 
-# What people use to talk to it, each as they install it: for tests/e2e/test_clients.py.
+# Other clients, each installed as their users install it, for tests/e2e/test_clients.py.
 clients: .venv/.ready-clients
 
 .venv/.ready-clients: .venv/.ready-dev requirements/clients.txt requirements/aiperf.txt tests/clients/package-lock.json
@@ -94,8 +93,8 @@ clients: .venv/.ready-clients
 	npm ci --prefix tests/clients --silent --no-audit --no-fund
 	@touch $@
 
-# Exact versions of everything but torch, with the hashes of their files; then what of it is in which image. The CPU's torch
-# is at hand meanwhile, since PyPI's asks for CUDA's libraries; a local version is preferred to a public one.
+# Lock exact versions of everything but torch, with the hashes of their files; then derive each image's requirements.
+# The CPU build of torch is at hand meanwhile, since PyPI's needs CUDA's libraries; pip prefers its local version.
 compile = $(BIN)/uv pip compile --python-version 3.11 --no-emit-package torch --no-emit-find-links --no-emit-index-url \
 	--no-header --no-annotate -q
 lock: .venv/.ready-dev
@@ -106,8 +105,8 @@ lock: .venv/.ready-dev
 	for name in uv release; do $(compile) --generate-hashes requirements/$$name.in -o requirements/$$name.txt; done
 	for name in clients aiperf; do $(compile) requirements/$$name.in -o requirements/$$name.txt; done
 
-# IMAGES=auto builds them where a Docker engine answers, required fails where none does, none leaves them out; CUDA=1
-# builds the worker's for NVIDIA GPUs, too. PYTHON_IMAGE is what they are built on, with a digest if you know it.
+# IMAGES=auto builds the images if a Docker engine answers, required fails without one, none leaves the images out.
+# CUDA=1 also builds the worker's image for NVIDIA GPUs. PYTHON_IMAGE is the base image, with a digest if you know it.
 IMAGES ?= auto
 release: .venv/release/.ready
 	$(PYTHON) -m venv --clear --without-pip .venv/shipped
@@ -115,7 +114,7 @@ release: .venv/release/.ready
 	.venv/release/bin/python -m tools.release --images $(IMAGES) --shipped .venv/shipped $(if $(CUDA),--cuda) \
 		$(if $(PYTHON_IMAGE),--python-image $(PYTHON_IMAGE))
 
-# The tools of a release, apart from the project's own dependencies.
+# The tools of a release have an environment of their own, apart from the project's dependencies.
 .venv/release/.ready: requirements/release.txt requirements/uv.txt
 	$(PYTHON) -m venv --clear .venv/release
 	.venv/release/bin/python -m pip install -q --require-hashes -r requirements/release.txt -r requirements/uv.txt

@@ -1,5 +1,5 @@
-"""Real Redis servers for every test that needs one: the embedded binary, the oldest that we serve with, and the
-system's where there is one."""
+"""Real Redis servers for the tests: the embedded binary, the oldest version that we support, and the system's server if
+there is one."""
 
 import importlib.util
 import os
@@ -57,7 +57,7 @@ ServerOf = Callable[[str], EmbeddedRedis]
 
 @pytest.fixture(scope="session")
 def server_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerOf]:
-    """A running server of a kind, started when first asked for."""
+    """Return a running server of a kind, which is started at its first use."""
     running: dict[str, EmbeddedRedis] = {}
 
     def start(kind: str) -> EmbeddedRedis:
@@ -73,13 +73,13 @@ def server_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerOf]:
 
 @pytest.fixture(params=SERVERS)
 def redis_server(request: pytest.FixtureRequest, server_of: ServerOf) -> EmbeddedRedis:
-    """Each kind of server in turn."""
+    """Run a test on each kind of server in turn."""
     return server_of(request.param)
 
 
 @pytest.fixture
 async def client(redis_server: EmbeddedRedis) -> AsyncIterator[Redis]:
-    """A connection to an empty server."""
+    """Connect to an empty server."""
     connection = Redis.from_url(redis_server.url)
     await connection.flushall()
     yield connection
@@ -88,7 +88,7 @@ async def client(redis_server: EmbeddedRedis) -> AsyncIterator[Redis]:
 
 @pytest.fixture
 def release_before(tmp_path: Path) -> Path:
-    """The code of the last release. Only a checkout without history may lack it."""
+    """Check out the code of the last release. Only a checkout without history may lack it."""
     from bench.chaos.rolling import PREVIOUS, checked_out
 
     asked = ["git", "rev-list", "--count", "HEAD"]

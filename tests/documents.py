@@ -1,4 +1,4 @@
-"""The documents, and the blocks of code in them that tests run."""
+"""Reads the documents and the code blocks that tests run."""
 
 import re
 from pathlib import Path
@@ -10,12 +10,12 @@ DOCUMENTS = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob(
 
 
 def blocks(path: Path, *languages: str) -> list[str]:
-    """The code blocks of a document in these languages, in their order."""
+    """Return a document's code blocks in these languages, in order."""
     found = re.findall(rf"^```(?:{'|'.join(languages)})\n(.*?)^```", path.read_text("utf-8"), re.DOTALL | re.MULTILINE)
     return [str(block) for block in found]
 
 
 def curl_lines() -> list[str]:
-    """Every curl command of the documents for users and operators."""
+    """Return every curl command in the documents for users and operators."""
     shown = [block for path in DOCUMENTS for block in blocks(path, "console")]
     return re.findall(r"^\$ (curl (?:.*\\\n)*.*)$", "\n".join(shown), re.MULTILINE)

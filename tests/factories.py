@@ -1,4 +1,4 @@
-"""Jobs and writes for tests, with every field that a test does not care about filled in."""
+"""Makes jobs and writes for tests, with defaults for every field that a test does not name."""
 
 import itertools
 from typing import Any
@@ -23,7 +23,7 @@ def make_job(
     completion: dict[str, Any] | None = None,
     **sampling: Any,
 ) -> Job:
-    """`completion`: the request of a text completion; a chat without."""
+    """Make a job: a text completion with the request `completion`, or a chat without it."""
     return Job(
         id=f"chatcmpl-test{next(_ids)}",
         model=model,

@@ -1,4 +1,4 @@
-"""What a piece of Lua defines and uses, read from its syntax tree."""
+"""Reads the definitions and uses in a piece of Lua from its syntax tree."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ SCOPES = {"block", "repeat_statement"}
 
 @dataclass(frozen=True, slots=True)
 class RedisCall:
-    """Each argument as it is written; literals without their quotes."""
+    """A call of Redis, with each argument as written; literals are without their quotes."""
 
     command: str
     arguments: tuple[str, ...]
@@ -27,7 +27,7 @@ def all_parts() -> list[lua.Part]:
 
 
 def job_fields() -> dict[str, tuple[set[str], set[str], str]]:
-    """The table of a job's fields in Redis: who writes each, who reads it, and with what it goes."""
+    """Read the table of a job's fields in Redis: the writers, the readers and the lifetime of each."""
     table = (keys.__doc__ or "").partition("The fields of rq:job")[2]
     _, _, *rows = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in row] for row in rows]
@@ -35,25 +35,25 @@ def job_fields() -> dict[str, tuple[set[str], set[str], str]]:
 
 
 def defined(text: str) -> set[str]:
-    """The local names at the top level."""
+    """Return the local names at the top level."""
     scope = set[str]()
     list(_free(_parsed(text), [scope]))
     return scope
 
 
 def free(text: str) -> set[str]:
-    """Names that are used where no local of that name is in sight."""
+    """Return the names that are used without a local of that name in scope."""
     return set(_free(_parsed(text), [set()]))
 
 
 def indexed(text: str, table: str = "") -> set[str]:
-    """Every X of `table.X`, or of any table's."""
+    """Return every X in `table.X`, or in any table's."""
     found = (node for node in _nodes(_parsed(text)) if node.type == "dot_index_expression")
     return {_text(node, "field") for node in found if not table or _text(node, "table") == table}
 
 
 def given(text: str) -> set[str]:
-    """The names of fields that tables are given, by a constructor or by an assignment."""
+    """Return the names of fields that constructors or assignments give to tables."""
     found = set[str]()
     for node in _nodes(_parsed(text)):
         if node.type == "field" and node.child_by_field_name("name"):
@@ -100,7 +100,7 @@ def _text(node: Node, field: str) -> str:
 
 
 def _free(node: Node, scopes: list[set[str]]) -> Iterator[str]:
-    """`scopes`: the locals in sight, the innermost last; those of `node` are added to it."""
+    """Find free names. `scopes` holds the locals in scope, the innermost last; those of `node` are added to it."""
     match node.type:
         case "identifier":
             if not any(_written(node) in scope for scope in scopes):

@@ -1,4 +1,4 @@
-"""Small models with random weights, in folders like any other, and the tokens that transformers itself generates."""
+"""Makes small models with random weights, in ordinary folders, and the tokens that transformers generates with them."""
 
 import random
 from collections.abc import Callable
@@ -38,7 +38,7 @@ TOKENS = 24
 def random_model(
     folder: Path, config: str, more: dict[str, Any], *, make: Callable[..., Any] = AutoModelForCausalLM.from_config
 ) -> Any:
-    """The model of this configuration class of transformers, saved with the built-in model's tokenizer."""
+    """Make a model of a transformers configuration, saved with the built-in model's tokenizer."""
     torch.manual_seed(5)
     model = make(getattr(transformers, config)(**(SMALL | more)), dtype=torch.float32).eval()
     for name, parameter in model.named_parameters():
@@ -58,7 +58,7 @@ CALLING_TEMPLATE = """{% for tool in tools or [] %}{{ tool | tojson }} SIGN
 
 
 def calling_model(folder: Path, sign: str, marks: Seq[str]) -> None:
-    """Random weights, with a template that holds `sign`, and with `marks` as tokens of their own."""
+    """Make a random model with `sign` in its chat template and with `marks` as tokens of their own."""
     tokenizer = AutoTokenizer.from_pretrained(BUILTIN)
     tokenizer.add_special_tokens({"additional_special_tokens": list(marks)}, replace_extra_special_tokens=False)
     random_model(folder, "LlamaConfig", {"vocab_size": len(tokenizer), "max_position_embeddings": 2048})
@@ -70,7 +70,7 @@ PAIR_WORDS = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "who": 4, "wrote":
 
 
 def pair_tokenizer() -> Any:
-    """A few words, and `[CLS] query [SEP] text [SEP]` for two."""
+    """Make a tokenizer of a few words that encodes pairs as `[CLS] query [SEP] text [SEP]`."""
     fast = Tokenizer(WordLevel(PAIR_WORDS, unk_token="[UNK]"))
     fast.pre_tokenizer = Whitespace()
     marks = [("[CLS]", 2), ("[SEP]", 3)]
@@ -83,7 +83,7 @@ def pair_tokenizer() -> Any:
 
 
 def ranking_model(folder: Path) -> Any:
-    """A BERT with a head of one label, and a tokenizer of pairs."""
+    """Make a BERT with a head of one label and a tokenizer of pairs."""
     make = AutoModelForSequenceClassification.from_config
     model = random_model(folder, "BertConfig", {"max_position_embeddings": 128, "num_labels": 1}, make=make)
     pair_tokenizer().save_pretrained(folder)
@@ -105,7 +105,7 @@ def generate(engine: Engine, sequences: list[Sequence], tokens: int = TOKENS) ->
 
 
 def expected(reference: Any, prompt: list[int]) -> list[int]:
-    """What transformers' own `generate` says, greedily."""
+    """Generate greedily with transformers' own `generate`."""
     ids = torch.tensor([prompt])
     exactly = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "eos_token_id": None, "pad_token_id": 0}
     out = reference.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, **exactly)

@@ -1,5 +1,5 @@
-"""Ports for the servers that tests start. Processes of pytest that run side by side take them from shares of their own:
-a port that one has found free, and whose server still starts, is found free by no other."""
+"""Ports for the servers that tests start. Each parallel process of pytest has a share of the ports, so that no two take
+the same port before a server listens on it."""
 
 import os
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from cli import embedded_redis
 
 
 def share(worker: str, workers: int) -> Sequence[int]:
-    """`worker`: the name that pytest-xdist gives to a process of pytest, gw0, gw1 and so on."""
+    """Return the share of a pytest process. `worker` is its name in pytest-xdist: gw0, gw1 and so on."""
     return embedded_redis.RESERVABLE_PORTS[int(worker.removeprefix("gw")) :: workers]
 
 

@@ -1,4 +1,4 @@
-"""Workers on a queue in memory, for tests: started, given jobs, and awaited."""
+"""Starts workers on a queue in memory, gives them jobs, and awaits them."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -69,13 +69,13 @@ async def working(worker: Worker) -> AsyncIterator[Worker]:
 
 
 async def submit(queue: MemoryQueue, job: Job) -> Job:
-    """Enqueued so that its events can be awaited."""
+    """Enqueue a job so that its events can be awaited."""
     await queue.enqueue(job, subscriber=job.id, bounds=Bounds(jobs_max=100))
     return job
 
 
 async def heard(queue: MemoryQueue, job: Job, *, seq: int | None = None) -> None:
-    """Until the job has written its event `seq`, or its last one."""
+    """Wait until the job has written its event `seq`, or its last one."""
     async for batch in queue.listen(job.id):
         last = batch[-1][1][-1]
         if isinstance(last, Finished) or (seq is not None and last.seq >= seq):
@@ -83,7 +83,7 @@ async def heard(queue: MemoryQueue, job: Job, *, seq: int | None = None) -> None
 
 
 async def eventually(truth: Callable[[], Any]) -> None:
-    """For what gives no event to wait for."""
+    """Poll for a condition that gives no event to wait for."""
     async with asyncio.timeout(10):
         while not truth():  # noqa: ASYNC110
             await asyncio.sleep(0.002)

@@ -1,4 +1,4 @@
-"""A terminal as far as our commands use one: lines, the cursor going up, and erasing. What leaves the top is kept."""
+"""Emulates the terminal that our commands use: lines, the cursor going up, and erasing. Lines that scroll off stay."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""docs/api.md, from the code that it describes: `python -m tools.api_table > docs/api.md`."""
+"""Writes docs/api.md from the request schemas: `python -m tools.api_table > docs/api.md`."""
 
 import json
 from collections.abc import Iterator

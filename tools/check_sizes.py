@@ -1,5 +1,5 @@
-"""The house's budgets: files under 400 lines, functions under 70, their median at most 10 lines. Tests and Lua count as
-well, except that the median is that of the sources alone."""
+"""Checks the size limits: files of 400 lines, functions of 70 lines, and a median function of 10 lines at most. Tests and
+Lua count as well, except that the median is that of the sources alone."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""The Grafana dashboard, `helm/files/dashboard.json`, from the list of its panels: `python -m tools.dashboard`."""
+"""Writes the Grafana dashboard, `helm/files/dashboard.json`, from the panels below: `python -m tools.dashboard`."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ SOURCE = {"type": "prometheus", "uid": "${source}"}
 
 
 class Panel(NamedTuple):
-    """`lines`: legend and PromQL of each."""
+    """One panel. `lines` maps each line's legend to its PromQL."""
 
     title: str
     about: str
@@ -43,20 +43,20 @@ def rate(metric: str, by: str, where: str = "") -> str:
 ROWS: dict[str, list[Panel]] = {
     "Queue": [
         Panel(
-            "Jobs that wait",
-            "By class. The same number from every API, so the maximum counts.",
+            "Queued jobs",
+            "Queued jobs by class. Every API reports the same number, so the maximum counts.",
             "short",
             {"{{model}} {{priority}}": f"max by (model, priority) (penstock_queue_jobs{{{MODEL}}})"},
         ),
         Panel(
             "Oldest job",
-            "How long the oldest waiting job has waited.",
+            "The time that the oldest queued job has waited.",
             "s",
             {"{{model}}": f"max by (model) (penstock_queue_oldest_seconds{{{MODEL}}})"},
         ),
         Panel(
-            "Workers, and workers wanted",
-            "What autoscalers go by, and what there is.",
+            "Workers and workers wanted",
+            "The workers that serve, and the number that autoscalers aim at.",
             "short",
             {
                 "{{model}} wanted": f"max by (model) (penstock_workers_wanted{{{MODEL}}})",
@@ -65,25 +65,25 @@ ROWS: dict[str, list[Panel]] = {
         ),
         Panel(
             "Wait before the first claim",
-            "Of the jobs that were claimed.",
+            "The time from the request to the first claim of its job.",
             "s",
             quantiles("penstock_queue_wait_seconds", "model"),
         ),
         Panel(
-            "Tokens that wait",
-            "Of prompts and, as far as can be told, of answers.",
+            "Queued tokens",
+            "Tokens of the prompts of queued jobs, and an estimate for their answers.",
             "short",
             {"{{model}}": f"max by (model) (penstock_queue_tokens{{{MODEL}}})"},
         ),
         Panel(
             "Refused requests",
-            "By reason; each was told when to come again.",
+            "Refused requests by reason; each got a Retry-After.",
             "reqps",
             {"{{reason}}": "sum by (reason) (rate(penstock_refused_requests_total[$__rate_interval]))"},
         ),
         Panel(
             "Jobs ended",
-            "By outcome.",
+            "Ended jobs by outcome.",
             "ops",
             {"{{model}} {{outcome}}": rate("penstock_jobs_total", "model, outcome")},
         ),
@@ -91,31 +91,31 @@ ROWS: dict[str, list[Panel]] = {
     "Clients": [
         Panel(
             "Time to first token",
-            "From the request to the first text, waiting included.",
+            "The time from the request to its first text, with its time in the queue.",
             "s",
             quantiles("penstock_time_to_first_token_seconds", "model"),
         ),
         Panel(
             "Between two tokens",
-            "As streams bring them.",
+            "The time between two tokens of a stream.",
             "s",
             quantiles("penstock_inter_token_latency_seconds", "model"),
         ),
         Panel(
             "Requests",
-            "By status.",
+            "Requests by HTTP status.",
             "reqps",
             {"{{status}}": "sum by (status) (rate(penstock_http_requests_total[$__rate_interval]))"},
         ),
         Panel(
-            "Wrong requests",
-            "Jobs that ended by their own request's fault, by reason. Workers found it; nothing has to be mended here.",
+            "Invalid requests",
+            "Jobs whose request was invalid, as a worker found, by reason. Nothing is wrong with Penstock.",
             "ops",
             {"{{model}} {{code}}": rate("penstock_failed_jobs_total", "model, code", f',code=~"{BY_REQUEST}"')},
         ),
         Panel(
-            "Open streams, relayed events",
-            "Streams that wait or flow; events passed to clients a second.",
+            "Open streams and relayed events",
+            "Open streams, waiting ones included, and events relayed to clients per second.",
             "short",
             {
                 "streams": "sum(penstock_open_streams)",
@@ -127,7 +127,7 @@ ROWS: dict[str, list[Panel]] = {
     "Engines": [
         Panel(
             "Tokens",
-            "Written, read, found in the cache, and written for nobody.",
+            "Tokens generated, prefilled, found in the prefix cache, and computed in vain.",
             "short",
             {
                 "written/s": rate("penstock_generated_tokens_total", "model"),
@@ -136,10 +136,10 @@ ROWS: dict[str, list[Panel]] = {
                 "wasted/s": rate("penstock_wasted_tokens_total", "model"),
             },
         ),
-        Panel("Step", "One engine step.", "s", quantiles("penstock_step_seconds", "model")),
+        Panel("Step", "The time of one engine step.", "s", quantiles("penstock_step_seconds", "model")),
         Panel(
             "Batch",
-            "Sequences in a step, on average, and those that wait for a place or a block.",
+            "The average number of sequences in a step, and of those that wait for a place or a block.",
             "short",
             {
                 "in a step": f"{rate('penstock_batch_sequences_sum', 'model')} / "
@@ -149,7 +149,7 @@ ROWS: dict[str, list[Panel]] = {
         ),
         Panel(
             "Cache blocks",
-            "Blocks of the key-value cache in use; sequences that gave theirs back.",
+            "Blocks of the KV cache in use, and sequences that were preempted.",
             "short",
             {
                 "{{model}} used": f"sum by (model) (penstock_cache_blocks_used{{{MODEL}}})",
@@ -160,8 +160,8 @@ ROWS: dict[str, list[Panel]] = {
     ],
     "Faults": [
         Panel(
-            "Jobs that moved",
-            "Left the worker that had them, by how it noticed; came to another; writes that came too late.",
+            "Redelivered jobs",
+            "Jobs that left a worker, by reason; jobs that another worker took over; and writes that came too late.",
             "ops",
             {
                 "{{model}} {{found}}": rate("penstock_lost_deliveries_total", "model, found"),
@@ -171,7 +171,7 @@ ROWS: dict[str, list[Panel]] = {
         ),
         Panel(
             "Failures",
-            "Jobs by reason, without wrong requests, and engine steps.",
+            "Failed jobs by reason, without invalid requests, and failed engine steps.",
             "ops",
             {
                 "{{model}} {{code}}": rate("penstock_failed_jobs_total", "model, code", f',code!~"{BY_REQUEST}"'),
@@ -180,7 +180,7 @@ ROWS: dict[str, list[Panel]] = {
         ),
         Panel(
             "Lag",
-            "How late event loops are, of API and workers; how long events wait in an API to be passed on.",
+            "The lag of the event loops of APIs and workers, and the time that events wait in an API to be relayed.",
             "s",
             {
                 "loops, p99": quantile_of(0.99, "penstock_loop_lag_seconds"),
@@ -189,7 +189,7 @@ ROWS: dict[str, list[Panel]] = {
         ),
         Panel(
             "Redis errors",
-            "Calls that Redis did not serve.",
+            "Calls to Redis that failed.",
             "ops",
             {"errors/s": "sum(rate(penstock_redis_errors_total[$__rate_interval]))"},
         ),

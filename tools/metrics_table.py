@@ -1,4 +1,4 @@
-"""docs/metrics.md, from the metrics and the alerts themselves: `python -m tools.metrics_table > docs/metrics.md`."""
+"""Writes docs/metrics.md from the metrics and the alerts: `python -m tools.metrics_table > docs/metrics.md`."""
 
 import re
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ def _metrics(holder: Holder) -> Iterator[MetricWrapperBase]:
 
 
 def _plain(text: str) -> str:
-    """With a label's name, or N, for what Prometheus puts in."""
+    """Replace each template by its label's name, or by N for the value."""
     return TEMPLATE.sub(lambda found: (found[1] or "N").upper(), text)
 
 

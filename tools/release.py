@@ -1,5 +1,5 @@
-"""`make release`: the last commit as sdist, wheel, chart, images, SBOM and checksums, in dist/. docs/releasing.md says
-how it is used. Needs nothing but what requirements/release.txt names, and runs apart from the project's environment."""
+"""`make release` builds the last commit as sdist, wheel, chart, images, SBOM and checksums in dist/. docs/releasing.md
+says how to use it. It needs only requirements/release.txt and runs apart from the project's environment."""
 
 import argparse
 import gzip
@@ -20,21 +20,21 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 DIST = ROOT / "dist"
-SHIPPED = "torch,local,chat,otel"  # all that we ship, on a machine or in an image
+SHIPPED = "torch,local,chat,otel"  # every extra that we ship, on a machine or in an image
 PYTHON_IMAGE = "python:3.11-slim"
 CPU_IMAGES = {"penstock-api": ("api", "cpu"), "penstock-worker": ("worker", "cpu")}
 CUDA_IMAGES = {"penstock-worker-cuda": ("worker", "cuda")}
 NOT_LOCKED = {"penstock", "torch"}
-CHART_CI = "ci"  # values for tests; .helmignore says the same to Helm
+CHART_CI = "ci"  # values for tests, which .helmignore excludes as well
 
 
 class ReleaseError(Exception):
-    """Why there is no release, in a sentence."""
+    """A release cannot be built; the message says why in a sentence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """`source`: a folder with what is committed, and nothing else. `epoch`: seconds, for every time in an archive."""
+    """`source` is a folder with the committed files alone. `epoch` is the time of every file in an archive, in seconds."""
 
     source: Path
     dist: Path
@@ -44,8 +44,8 @@ class Release:
 
 def main() -> int:
     options = parser().parse_args()
-    os.umask(0o022)  # modes are part of what is built
-    os.environ.pop("PYTHONPATH", None)  # what is there is not shipped
+    os.umask(0o022)  # file modes are part of the archives
+    os.environ.pop("PYTHONPATH", None)  # packages from there are not shipped
     try:
         with tempfile.TemporaryDirectory() as folder:
             release = committed(Path(folder) / "source")
@@ -63,17 +63,18 @@ def main() -> int:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__)
-    made.add_argument("--images", choices=["auto", "required", "none"], default="auto")
-    made.add_argument("--cuda", action="store_true", help="build the worker's image for NVIDIA GPUs, too")
-    made.add_argument("--python-image", default=PYTHON_IMAGE, help="what images are built on, with a digest if known")
-    made.add_argument("--shipped", type=Path, required=True, help="an environment with torch, for the wheel")
+    made.add_argument("--images", choices=["auto", "required", "none"], default="auto",
+                      help="auto builds images if Docker answers, required fails without it, none skips them")  # fmt: skip
+    made.add_argument("--cuda", action="store_true", help="also build the worker's image for NVIDIA GPUs")
+    made.add_argument("--python-image", default=PYTHON_IMAGE, help="base image of the images, with a digest if known")
+    made.add_argument("--shipped", type=Path, required=True, help="environment with torch, for the wheel")
     return made
 
 
 def committed(source: Path) -> Release:
-    """Export the last commit. Raises ReleaseError while there are changes that it lacks."""
+    """Export the last commit. Raises ReleaseError if there are uncommitted changes."""
     if changed := output("git", "status", "--porcelain"):
-        raise ReleaseError(f"a release is made of a commit, and these files are not committed:\n{changed}")
+        raise ReleaseError(f"a release is built from a commit, but these files are not committed:\n{changed}")
     archive = source.with_suffix(".tar")
     run("git", "archive", "--output", archive, "HEAD")
     with tarfile.open(archive) as files:
@@ -90,25 +91,25 @@ def version_of(source: Path) -> str:
 
 
 def build_package(release: Release) -> None:
-    """The wheel is built from the sdist, which so is known to be complete."""
+    """Build the sdist, and the wheel from the sdist: this shows that the sdist is complete."""
     run(sys.executable, "-m", "build", "--quiet", "--no-isolation", "--outdir", release.dist, release.source)
     sdist = release.dist / f"penstock-{release.version}.tar.gz"
     with tarfile.open(sdist) as files:
         members = [(info.name, content.read()) for info in files if (content := files.extractfile(info))]
-    write_archive(sdist, members, epoch=release.epoch)  # setuptools writes the time of day into it
+    write_archive(sdist, members, epoch=release.epoch)  # setuptools writes the time of day into its own archive
 
 
 def pack_chart(release: Release) -> Path:
     chart = release.source / "helm"
     paths = sorted(path for path in chart.rglob("*") if path.is_file() and path.parent != chart / CHART_CI)
     members = [(f"penstock/{path.relative_to(chart)}", path.read_bytes()) for path in paths]
-    archive = release.dist / f"penstock-{release.version}.tgz"  # as Helm would call it
+    archive = release.dist / f"penstock-{release.version}.tgz"  # Helm's name for it
     write_archive(archive, members, epoch=release.epoch)
     return archive
 
 
 def write_archive(path: Path, members: Iterable[tuple[str, bytes]], *, epoch: int) -> None:
-    """A .tar.gz that is the same, byte by byte, whoever writes it and whenever."""
+    """Write a reproducible .tar.gz: the same files give the same bytes."""
     with (
         path.open("wb") as file,
         gzip.GzipFile("", "wb", fileobj=file, mtime=epoch) as packed,
@@ -121,8 +122,8 @@ def write_archive(path: Path, members: Iterable[tuple[str, bytes]], *, epoch: in
 
 
 def write_sbom(release: Release, shipped: Path) -> None:
-    """CycloneDX, of an environment that is the wheel and exactly what the lock gives it. Raises ReleaseError for what
-    is in there and not in the lock."""
+    """Write a CycloneDX SBOM of an environment with the wheel and its locked packages. Raises ReleaseError if the
+    environment has a package that is not in the lock."""
     python = shipped / "bin" / "python"
     (wheel,) = release.dist.glob("*.whl")
     lock = release.source / "requirements" / "lock.txt"
@@ -130,11 +131,13 @@ def write_sbom(release: Release, shipped: Path) -> None:
     run(*uv, "install", "-q", "--exact", "--reinstall-package", "penstock", "--python", python, "-c", lock,
         f"penstock[{SHIPPED}] @ {wheel.as_uri()}")  # fmt: skip
     for noted in shipped.glob("lib/*/site-packages/penstock-*.dist-info/direct_url.json"):
-        noted.unlink()  # where the wheel lay on this machine is nobody's business
+        noted.unlink()  # it names the wheel's path on this machine
     found = json.loads(output(*uv, "list", "--format", "json", "--python", str(python)))
     strange = not_locked({part["name"]: part["version"] for part in found}, lock.read_text(encoding="utf-8"))
     if strange:
-        raise ReleaseError(f"the wheel needs what requirements/lock.txt has not: {', '.join(strange)}; run `make lock`")
+        raise ReleaseError(
+            f"the wheel needs packages that requirements/lock.txt lacks: {', '.join(strange)}; run `make lock`"
+        )
     sbom = release.dist / f"penstock-{release.version}.cdx.json"
     run(sys.executable, "-m", "cyclonedx_py", "environment", "--output-reproducible", "--mc-type", "application",
         "--pyproject", release.source / "pyproject.toml", "--output-format", "JSON", "-o", sbom, python)  # fmt: skip
@@ -150,7 +153,7 @@ def not_locked(installed: dict[str, str], lock: str) -> list[str]:
 
 
 def engine_answers(wanted: str) -> bool:
-    """Raises ReleaseError where there must be one and is none."""
+    """Return True if a Docker engine answers. Raises ReleaseError if images are required and none does."""
     if wanted == "none":
         return False
     docker = shutil.which("docker")
@@ -163,7 +166,7 @@ def engine_answers(wanted: str) -> bool:
 
 
 def build_images(release: Release, python_image: str, images: dict[str, tuple[str, str]]) -> None:
-    """Each as an archive for `docker load`, and in the engine, to be pushed."""
+    """Build the images in the engine, to be pushed, and save each as an archive for `docker load`."""
     if "@sha256:" not in python_image:
         print(
             f"{python_image} is a tag, which may move: docs/releasing.md says how to pin the images' base.", flush=True
@@ -191,7 +194,7 @@ def save_image(tag: str, path: Path, *, epoch: int) -> None:
 
 
 def write_checksums(dist: Path) -> None:
-    """For `sha256sum --check`."""
+    """Write the checksums for `sha256sum --check`."""
     lines = [f"{digest}  {name}\n" for name, digest in checksums(dist)]
     (dist / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")
     print("".join(lines), end="")

@@ -1,8 +1,8 @@
-"""docs/settings.md, from the settings themselves: `python -m tools.settings_table > docs/settings.md`."""
+"""Writes docs/settings.md from the settings: `python -m tools.settings_table > docs/settings.md`."""
 
 from shared.settings import PREFIX, Settings
 
-# Each section begins with the setting that is named here.
+# The first setting of each section, and the section's title.
 SECTIONS = {
     "redis_url": "Every process",
     "queue_jobs_max": "The queue and its jobs",

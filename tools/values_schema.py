@@ -1,4 +1,4 @@
-"""`helm/values.schema.json`, from values.yaml (types and comments) and Settings: `python -m tools.values_schema`."""
+"""Writes `helm/values.schema.json` from values.yaml (types and comments) and Settings: `python -m tools.values_schema`."""
 
 import json
 import re
@@ -13,7 +13,7 @@ CHART = Path(__file__).parents[1] / "helm"
 KEY = re.compile(r"^(?P<indent> *)(?P<key>[A-Za-z][\w]*):(?P<value>.*)$")
 COMMENT = re.compile(r"^ *# ?(?P<text>.*)$")
 
-# Maps and lists of the users' own, passed on as they are.
+# Maps and lists whose content is Kubernetes' own or the user's, so their items are not checked.
 OWN = {
     "resources",
     "nodeSelector",
@@ -40,7 +40,7 @@ REDIS_URL = r"rediss?(\+sentinel)?://.*"
 PATTERNS = {
     "image.apiDigest": DIGEST,
     "image.workerDigest": DIGEST,
-    "redis.password": "^[A-Za-z0-9._~-]*$",  # it becomes part of a URL
+    "redis.password": "^[A-Za-z0-9._~-]*$",  # the password becomes part of a URL
     "externalRedis.url": f"^(|{REDIS_URL})$",
 }
 SHARDS = {
@@ -60,7 +60,7 @@ TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
 
 
 def comments(text: str) -> dict[str, str]:
-    """By the path of the key below them."""
+    """Map each key's path to the comment above the key."""
     found: dict[str, str] = {}
     path: list[tuple[int, str]] = []
     above: list[str] = []

@@ -18,12 +18,12 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- .Values.serviceAccount.name | default (ternary (include "penstock.name" .) "default" .Values.serviceAccount.create) -}}
 {{- end }}
 
-{{/* A model's values over the defaults. */}}
+{{/* A model's values, merged over the defaults. */}}
 {{- define "penstock.model" -}}
 {{- mergeOverwrite (deepCopy .root.Values.modelDefaults) .model | toYaml -}}
 {{- end }}
 
-{{/* A model's name as Kubernetes wants names. Two that come to the same are told apart by the digest. */}}
+{{/* A model's name in the form that Kubernetes allows. A digest tells apart two names that would become the same. */}}
 {{- define "penstock.slug" -}}
 {{- $slug := . | lower | replace "/" "-" | replace "_" "-" | replace "." "-" | trunc 32 | trimAll "-" -}}
 {{- if eq $slug . }}{{ $slug }}{{ else }}{{ $slug }}-{{ sha256sum . | trunc 6 }}{{ end -}}
@@ -63,7 +63,7 @@ capabilities: {drop: [ALL]}
 {{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end }}
 
-{{/* Settings as environment; a number keeps its digits. */}}
+{{/* Settings as environment variables; a number keeps its digits. */}}
 {{- define "penstock.settings" -}}
 {{- range $name, $value := . }}
 - name: PENSTOCK_{{ $name | upper }}
@@ -75,7 +75,7 @@ capabilities: {drop: [ALL]}
 {{- .Values.redis.existingSecret | default (printf "%s-redis" (include "penstock.name" .)) -}}
 {{- end }}
 
-{{/* A variable with a URL of `from`: in plain, or in a Secret. */}}
+{{/* A variable with the URL in `from`, in plain text or from a Secret. */}}
 {{- define "penstock.urlVariable" -}}
 - name: {{ .name }}
 {{- if .from.existingSecret }}
@@ -86,7 +86,7 @@ capabilities: {drop: [ALL]}
 {{- end }}
 {{- end }}
 
-{{/* The Redis of all. The password is expanded by the kubelet, and never part of an object. */}}
+{{/* The main Redis. The kubelet expands the password, so it is never part of an object. */}}
 {{- define "penstock.redisEnvironment" -}}
 {{- if .Values.redis.enabled }}
 - name: REDIS_PASSWORD
@@ -99,7 +99,7 @@ capabilities: {drop: [ALL]}
 {{- end }}
 {{- end }}
 
-{{/* The Redis of one model: .root, .shard. */}}
+{{/* The Redis of one model; takes .root and .shard. */}}
 {{- define "penstock.modelRedis" -}}
 {{- if .shard }}
 {{- $from := required (printf "models: shard %s is not in externalRedis.shards" .shard) (get .root.Values.externalRedis.shards .shard) }}
@@ -109,7 +109,7 @@ capabilities: {drop: [ALL]}
 {{- end }}
 {{- end }}
 
-{{/* For the API: the Redis of all, and the shards. */}}
+{{/* The main Redis and the shards, for the API. */}}
 {{- define "penstock.apiRedis" -}}
 {{- include "penstock.redisEnvironment" . }}
 {{- $urls := list }}

@@ -1,4 +1,4 @@
-"""openai for Python, from 1.60 on: `python openai_python.py BASE_URL`."""
+"""Runs the openai client for Python, from 1.60 on: `python openai_python.py BASE_URL`."""
 
 import asyncio
 import io
@@ -66,11 +66,11 @@ def tools(client: openai.OpenAI) -> None:
 
 
 def helpers(client: openai.OpenAI) -> None:
-    """`.stream()` and `.parse()`, which moved out of beta in the middle of 1.x."""
-    house = client.chat.completions if hasattr(client.chat.completions, "parse") else client.beta.chat.completions
-    parsed = house.parse(**ask("What is the capital of Italy? Answer in JSON."), response_format=Capital)
+    """Use `.stream()` and `.parse()`, which left beta in the middle of 1.x."""
+    completions = client.chat.completions if hasattr(client.chat.completions, "parse") else client.beta.chat.completions
+    parsed = completions.parse(**ask("What is the capital of Italy? Answer in JSON."), response_format=Capital)
     assert parsed.choices[0].message.parsed == Capital(country="Italy", capital="Rome"), parsed
-    with house.stream(**ask("What is the weather in Rome?", tools=[WEATHER])) as stream:
+    with completions.stream(**ask("What is the weather in Rome?", tools=[WEATHER])) as stream:
         kinds = {event.type for event in stream}
         final = stream.get_final_completion()
     assert "tool_calls.function.arguments.delta" in kinds, kinds

@@ -1,4 +1,4 @@
-"""Requests that schemathesis makes up name a model that there is, so that most of them get further than its name."""
+"""Puts a real model's name into schemathesis's requests, so that most of them get past the check of the name."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""instructor, by tools and by JSON schema."""
+"""Runs instructor, with tools and with a JSON schema."""
 
 import sys
 

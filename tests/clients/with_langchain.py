@@ -1,4 +1,4 @@
-"""LangChain: chat, stream, tools, structured output and embeddings."""
+"""Runs LangChain: chat, stream, tools, structured output and embeddings."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""LiteLLM's SDK, and its proxy in front of Penstock: `python with_litellm.py BASE_URL PROXY_URL KEY`."""
+"""Runs LiteLLM's SDK, and its proxy in front of Penstock: `python with_litellm.py BASE_URL PROXY_URL KEY`."""
 
 import os
 import sys

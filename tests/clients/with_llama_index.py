@@ -1,4 +1,4 @@
-"""LlamaIndex: chat, stream, tools and embeddings."""
+"""Runs LlamaIndex: chat, stream, tools and embeddings."""
 
 import sys
 

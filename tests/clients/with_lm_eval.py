@@ -1,4 +1,5 @@
-"""lm-evaluation-harness `local-completions`, with log-likelihoods of a tiny task: `.. BASE_URL FOLDER MODEL_FOLDER`."""
+"""Runs lm-evaluation-harness' `local-completions` on a tiny task of log-likelihoods; its arguments are BASE_URL FOLDER
+MODEL_FOLDER."""
 
 import json
 import os

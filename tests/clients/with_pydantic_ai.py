@@ -1,4 +1,4 @@
-"""Pydantic AI: an agent whose tool is really called."""
+"""Runs Pydantic AI with an agent whose tool is called."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Every queue with its channel: in memory, and on each kind of Redis."""
+"""Each queue with its event channel: in memory, and on every kind of Redis."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable

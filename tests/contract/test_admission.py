@@ -1,4 +1,4 @@
-"""What enters a queue while Redis forgets which models there are."""
+"""Admission of jobs while Redis forgets the list of models."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Who may write a batch, how many there may be, and what they hold on to; in a real Redis."""
+"""Batches in a real Redis: their leases, their number, and the files that they keep."""
 
 import io
 from pathlib import Path
@@ -105,7 +105,7 @@ async def test_whoever_lost_its_lease_writes_nothing(client: Redis, store: Batch
 
 
 async def test_a_lease_taken_again_is_not_the_one_that_was_lost(client: Redis, store: BatchStore) -> None:
-    """A process that was frozen may find that the lease is free: what it knew of the batch is old all the same."""
+    """A process that was frozen may find the lease free, but its knowledge of the batch is old."""
     lost = await leased(store)
     await client.delete(keys.batch_lease("batch_1"))
     await leased(store)

@@ -1,4 +1,4 @@
-"""Connections to a Redis that many want at once."""
+"""A pool of connections to Redis that many calls want at once."""
 
 import asyncio
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ async def _wait_in_vain(client: Redis) -> None:
 
 @pytest.mark.alone
 async def test_who_came_first_gets_the_next_connection(server_of: ServerOf) -> None:
-    """When a call ends says nothing about that: Redis does not answer in the order in which it was asked."""
+    """The order in which calls end proves nothing, since Redis does not answer in the order of the calls."""
     client = connect(server_of("embedded").url)
     pool = client.connection_pool
     # All connections are open from here on: whoever opens one gets it several answers later.
@@ -79,7 +79,7 @@ async def test_a_call_ends_at_whatever_step_it_is_cancelled(
 
 
 class _Sends:
-    """Counts what is sent, and cancels `call` just as thing number `last` is."""
+    """Counts the sends of a connection, and cancels `call` during send number `last`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = self.last = 0
@@ -98,7 +98,7 @@ class _Sends:
 async def test_a_call_ends_when_it_is_cancelled_just_as_something_is_sent(
     server_of: ServerOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each thing that is sent to open the connection, and the command itself."""
+    """The call is cancelled during each send: those that open the connection, and the command itself."""
     sends = _Sends(monkeypatch)
     url = server_of("embedded").url
     async with connect(url) as client:
@@ -118,7 +118,7 @@ async def test_a_call_ends_when_it_is_cancelled_just_as_something_is_sent(
 
 
 class _Sink:
-    """What a connection writes to, without a peer."""
+    """A writer of a connection without a peer."""
 
     def writelines(self, data: Iterable[bytes]) -> None:
         list(data)

@@ -1,4 +1,4 @@
-"""What is to be told to webhooks: never lost, never told twice, and held up by nobody's receiver."""
+"""Webhook deliveries are never lost, never repeated after a success, and never held up by another's receiver."""
 
 import asyncio
 import json
@@ -118,7 +118,7 @@ async def receiving(answer: Answer) -> AsyncIterator[str]:
 
 
 async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """A header that goes on, byte by byte, and never ends."""
+    """Answer with a header that comes byte by byte and never ends."""
     writer.write(b"HTTP/1.1 200 OK\r\nx: ")
     try:
         while True:
@@ -132,12 +132,12 @@ async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
 
 
 async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """A header that is larger than any memory, as fast as it goes."""
+    """Answer with an endless header, as fast as possible."""
     await _without_end(reader, writer, b"HTTP/1.1 200 OK\r\nx: ")
 
 
 async def pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """A good answer whose body never ends."""
+    """Answer with a good status and an endless body."""
     await _without_end(reader, writer, b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000000\r\n\r\n")
 
 
@@ -159,7 +159,7 @@ def endpoint(url: str) -> Endpoint:
 
 
 async def sent(client: Redis, answer: Answer, *, timeout_s: float) -> tuple[Any, float]:
-    """What came of it, and after how many seconds."""
+    """Return a delivery's outcome, and the seconds until it."""
     webhooks = Webhooks(client, private=True, timeout_s=timeout_s)
     async with receiving(answer) as url:
         began = time.monotonic()
@@ -190,7 +190,7 @@ async def test_a_body_is_not_read(client: Redis) -> None:
 
 @pytest.mark.parametrize("many", [1, 3 * TAKEN_AT_ONCE])
 async def test_a_tenant_with_slow_receivers_holds_nobody_up(client: Redis, many: int) -> None:
-    """However many deliveries of his are due before the one of another tenant."""
+    """Many deliveries of the slow tenant are due before the other tenant's single one."""
     open_now, most, hanging, told = 0, 0, asyncio.Event(), asyncio.Event()
 
     async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -256,7 +256,7 @@ async def test_a_log_that_cannot_be_read_holds_no_notice_up(client: Redis) -> No
 
 @pytest.fixture
 def silent_names(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
-    """Hosts for which no name server answers, as long as the test goes on."""
+    """Let name servers stay silent about these hosts until the test ends."""
     names, over, look_up = set[str](), threading.Event(), socket.getaddrinfo
 
     def looked_up(host: Any, *args: Any, **options: Any) -> Any:
@@ -282,7 +282,7 @@ async def test_a_name_that_nobody_answers_for_is_refused_in_time(client: Redis, 
 
 
 async def test_names_that_nobody_answers_for_hold_no_delivery_up(client: Redis, silent_names: set[str]) -> None:
-    """However many endpoints are added with such names at once, of one tenant or of several."""
+    """Many endpoints with such names are added at once, for one tenant or for several."""
     told = asyncio.Event()
 
     async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""How many workers the queue wants, as Redis alone tells."""
+"""The number of workers that the queue wants, computed from Redis alone."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""The server of `penstock up`: nobody else's, one at a time over a folder, and the data of older ones in the newest."""
+"""The server of `penstock up` is private, is alone in its folder, and reads the data of older servers."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ MUCH = {str(n): "x" * 1000 for n in range(20_000)}
 
 
 def written(server: EmbeddedRedis) -> None:
-    """One of each type that jobs are kept in."""
+    """Write one key of each type that jobs use."""
     with redis.Redis.from_url(server.url) as client:
         client.rpush("list", "a", "b")
         client.hset("hash", "field", "value")

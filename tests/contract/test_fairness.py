@@ -1,4 +1,4 @@
-"""Who is served next, on memory and on every kind of Redis."""
+"""The order in which jobs are served, in memory and on every kind of Redis."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from tests.factories import done, make_job, started, write
 
 
 async def claim_all(backend: Backend) -> list[Job]:
-    """One by one, each settled at the length that was thought."""
+    """Claim all jobs one by one, and settle each at its estimated length."""
     jobs = []
     while claimed := await backend.queue.claim("m", worker="a", limit=1):
         usage = Usage(prompt_tokens=claimed[0].job.prompt_tokens_estimate, completion_tokens=100)

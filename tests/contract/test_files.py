@@ -1,4 +1,4 @@
-"""How many bytes a tenant's files may take, and that nothing but its files counts; in a real Redis."""
+"""The bytes that a tenant's files may take, and that only its own files count; in a real Redis."""
 
 import asyncio
 import io
@@ -104,7 +104,7 @@ async def test_results_of_batches_count_and_are_never_refused(client: Redis, sto
 
 
 async def test_a_count_that_drifted_is_right_again(client: Redis, store: FileStore, clock: Clock) -> None:
-    """A process of an older release neither counts what it registers nor gives back what it deletes."""
+    """A process of an older release neither counts the files it registers nor subtracts those it deletes."""
     known, gone = await upload(store, 10_000), await upload(store, 90_000)
     await client.delete(keys.file(gone.id))
     await client.zrem(keys.files_of("t"), gone.id)

@@ -1,4 +1,4 @@
-"""What a key may use, as Redis counts it: taken when a job is accepted, corrected when it ends."""
+"""A key's limits as Redis counts them: charged when a job is accepted, and corrected when it ends."""
 
 import hmac
 from dataclasses import replace
@@ -153,7 +153,7 @@ async def test_a_months_tokens_are_a_budget(queue: RedisQueue, client: Redis) ->
 
 
 async def fail(queue: RedisQueue, *, tokens: int) -> None:
-    """Claim the next job and fail it after about so many tokens."""
+    """Claim the next job and fail it after about this many tokens."""
     (delivery,) = await queue.claim("m", worker="w", limit=1)
     prompt = delivery.job.prompt_tokens_estimate
     events: list[Event] = [started(), *[delta(seq) for seq in range(1, tokens - prompt)]]
@@ -166,7 +166,7 @@ async def left_in_bucket(client: Redis) -> float:
 
 
 def rq_requeue(server: EmbeddedRedis) -> None:
-    """As `rq requeue --all` does it."""
+    """Requeue failed jobs as `rq requeue --all` does."""
     with redis.Redis.from_url(server.url) as connection:
         registry = FailedJobRegistry("m", connection=connection)
         for job_id in registry.get_job_ids():

@@ -1,4 +1,4 @@
-"""The scripts on every kind of Redis: each loads alone, takes arguments by name, and writes the fields of the table."""
+"""Each Lua script, on every kind of Redis, loads alone, takes arguments by name, and writes the documented fields."""
 
 import asyncio
 from dataclasses import replace

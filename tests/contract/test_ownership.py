@@ -1,4 +1,4 @@
-"""Who may write for a running job: claims, leases and hand-overs, on memory and on every kind of Redis."""
+"""Claims, leases and hand-overs decide who writes for a job, in memory and on every kind of Redis."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""A page is filled while it is filtered, and costs what it holds."""
+"""A filtered page is filled to its size, and its cost follows its size."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ INDEX = "index"
 
 
 async def fill(client: Redis, count: int) -> list[str]:
-    """Ids in the order in which they came."""
+    """Fill a list with ids in the order of their arrival."""
     ids = [f"id-{at:05}" for at in range(count)]
     await client.zadd(INDEX, {each: at for at, each in enumerate(ids)})
     return ids

@@ -1,4 +1,4 @@
-"""What every queue and channel does, on memory and on every kind of Redis."""
+"""The behaviour that every queue and channel shares, in memory and on every kind of Redis."""
 
 import asyncio
 from typing import Any

@@ -1,4 +1,4 @@
-"""Records whose jobs are in another Redis, and waiting bytes whose count went wrong."""
+"""Records whose jobs are in another Redis, and a count of queued bytes that went wrong."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -22,7 +22,7 @@ TEN = Bounds(jobs_max=10)
 
 @pytest.fixture
 async def places(redis_server: EmbeddedRedis) -> AsyncIterator[ShardMap]:
-    """The home, and a Redis beside it that has the model m."""
+    """Return the main Redis, and a shard that holds the model m."""
     clients = [connect(f"{redis_server.url.removesuffix('/0')}/{number}") for number in (0, 1)]
     await clients[0].flushall()
     made = ShardMap([shard(client, RedisQueue(client)) for client in clients])
@@ -84,7 +84,7 @@ async def test_a_home_that_is_away_leaves_no_job_elsewhere(places: ShardMap) -> 
 
 
 async def test_a_wrong_count_of_waiting_bytes_refuses_nothing(client: Redis) -> None:
-    """A release that does not count bytes has claimed jobs that were counted."""
+    """A release that does not count bytes has claimed jobs that another release counted."""
     queue, bounds = RedisQueue(client), Bounds(jobs_max=10, bytes_max=10_000)
     await queue.enqueue(make_job(), bounds=bounds)
     await client.hset(keys.load("m"), "bytes", 1_000_000)

@@ -1,4 +1,4 @@
-"""What an API makes of a Redis that changes while it runs."""
+"""An API notices changes of its Redis while it runs."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""A Redis whose machine died in the middle of a write must not apply the half of it at its next start."""
+"""A Redis whose machine died during a write must not apply half of the write at its next start."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ TWO_PUSHES = "redis.call('RPUSH', 'log', 'half', 'of it') redis.call('RPUSH', 'l
 
 
 def cut_inside(folder: Path, word: bytes) -> None:
-    """The file ends in the middle of this word."""
+    """Cut the file in the middle of this word."""
     newest = max(folder.rglob("*.aof*"), key=lambda path: (path.suffix != ".manifest", path.stat().st_mtime))
     os.truncate(newest, newest.read_bytes().rindex(word) + 2)
 

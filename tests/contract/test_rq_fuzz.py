@@ -26,8 +26,8 @@ REPLAYED = "again-"  # jobs of no key
 
 
 class Fuzz:
-    """`queue` and RQ act on the same model; `ran` counts how often each job was settled, `allowed` how often it may.
-    `took`: the tokens that the key is charged for."""
+    """Lets `queue` and RQ act on the same model. `ran` counts how often each job was settled, `allowed` how often it
+    may be. `took` counts the tokens charged to the key."""
 
     def __init__(self, seed: int, client: Redis, sync: SyncRedis) -> None:
         self.rng = random.Random(seed)
@@ -91,7 +91,7 @@ class Fuzz:
             RqJob.fetch(self.rng.choice(waiting).decode(), connection=self.sync).cancel()
 
     async def rq_abandon(self) -> None:
-        """What `rq info` does to running jobs whose heartbeat it thinks is ten minutes old."""
+        """Clean up as `rq info` does for started jobs whose heartbeat seems ten minutes old."""
         running: Any = self.sync.zrange(keys.registry("started", "m"), 0, -1)
         for member in running:
             if self.rng.random() < 0.5:
@@ -102,7 +102,7 @@ class Fuzz:
         Queue("m", connection=self.sync).empty()
 
     async def drain(self) -> None:
-        """One honest worker finishes all that can be finished."""
+        """Let one correct worker finish all jobs that can be finished."""
         for held in self.held.values():
             held.clear()
         idle = 0

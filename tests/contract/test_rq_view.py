@@ -1,4 +1,4 @@
-"""A worker's record, as RQ's tools read it."""
+"""RQ's tools can read a worker's record."""
 
 import ipaddress
 import socket

@@ -1,4 +1,4 @@
-"""Several Redis are one: each model is found in one of them, and all are listened to until one is heard no more."""
+"""Several Redis servers act as one: each model is found in one of them, and all are heard until one fails."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -24,7 +24,7 @@ from tests.factories import delta, make_job, started, write
 
 
 class Mistaken(MemoryQueue):
-    """A channel with a programming error, which shows when something is published."""
+    """A channel with a programming error that appears at the first event."""
 
     async def listen(self, subscriber: str) -> AsyncIterator[list[tuple[str, Sequence[Event]]]]:
         async for batch in super().listen(subscriber):
@@ -83,7 +83,7 @@ class Clock:
 
 
 async def announce(shard: Shard, workers: int) -> None:
-    """The model m, which has so many workers in this Redis."""
+    """Announce the model m with this many workers."""
     await shard.model_registry.announce(ModelInfo(name="m", engine="scripted", context_length=9, created_s=0))
     await shard.client.delete(keys.workers_of("m"))
     for number in range(workers):
@@ -102,7 +102,7 @@ async def shards(redis_server: EmbeddedRedis) -> AsyncIterator[list[Shard]]:
 
 
 class Switched(ModelRegistry):
-    """A directory whose Redis can be away."""
+    """A model registry whose Redis can be switched off."""
 
     away = False
 

@@ -1,4 +1,4 @@
-"""Records stored with jobs, and bytes that wait: what a tenant and a queue may hold, on memory and on every Redis."""
+"""Limits on stored records and on queued bytes, of a tenant and of a queue, in memory and on every kind of Redis."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""One running stack for each engine and process of pytest; tests that kill things build their own."""
+"""One running stack per engine and process of pytest; tests that kill processes start their own."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +15,8 @@ BUILTIN = "penstock-tiny"
 
 @pytest.fixture(scope="session", autouse=True)
 def one_authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """httpx reads the certificates of all authorities for each client that it makes, which takes longer than most
-    requests. No test speaks TLS to a stranger: one of them is enough."""
+    """Give httpx a single certificate authority: it reads all of them for each client, which takes longer than most
+    requests, and no test speaks TLS to a stranger."""
     first, end, _ = Path(certifi.where()).read_text(encoding="utf-8").partition("-----END CERTIFICATE-----\n")
     file = tmp_path_factory.mktemp("tls") / "authority.pem"
     file.write_text(first + end)
@@ -27,7 +27,7 @@ def one_authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
-    """A server that the test may kill."""
+    """Start a server that the test may kill."""
     server = EmbeddedRedis(tmp_path_factory.mktemp("own"), binary=find_binary(), port=free_port())
     server.start()
     yield server

@@ -1,4 +1,4 @@
-"""A chat stream with numbered events, as a client reads and picks it up."""
+"""Reads and resumes a chat stream with numbered events, as a client does."""
 
 import json
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import httpx
 
 
 class Frames:
-    """What came of a stream: texts by event number, and how it ended."""
+    """A stream's texts by event number, and its end."""
 
     def __init__(self) -> None:
         self.text = ""
@@ -21,7 +21,7 @@ class Frames:
         self.job_id = ""
 
     def read(self, response: httpx.Response, *, until: int | None = None) -> "Frames":
-        """To the end, or until so many events have come."""
+        """Read to the end, or until that many events have come."""
         self.job_id = response.headers.get("x-penstock-job-id", "")
         with suppress(httpx.RemoteProtocolError):  # what fails never ends cleanly
             self._read(response, until)

@@ -1,4 +1,4 @@
-"""Real processes for end-to-end tests: Redis, the API and workers, each on a free port, each killable."""
+"""Starts real processes for end-to-end tests: Redis, the API and workers, each on a free port, each killable."""
 
 import os
 import re
@@ -24,7 +24,7 @@ READY_S = 60.0
 
 
 def eventually(what: str, truth: Callable[[], Any], *, seconds: float = 10.0) -> Any:
-    """The first true answer. Processes give no event to wait for, so this looks every 10 ms."""
+    """Wait for the first true result and return it. Processes give no event to wait for, so this polls every 10 ms."""
     wait, deadline = threading.Event(), time.monotonic() + seconds
     while time.monotonic() < deadline:
         if answer := truth():
@@ -34,7 +34,7 @@ def eventually(what: str, truth: Callable[[], Any], *, seconds: float = 10.0) ->
 
 
 class Process:
-    """`penstock ARGUMENTS` with its log in a file."""
+    """A process `penstock ARGUMENTS` with its log in a file."""
 
     def __init__(self, arguments: list[str], *, environment: dict[str, str], log: Path) -> None:
         self.log = log
@@ -55,7 +55,7 @@ class Process:
         self.popen.terminate()
 
     def stop(self) -> int:
-        """SIGTERM, then the exit status."""
+        """Send SIGTERM, wait, and return the exit status."""
         if self.popen.poll() is None:
             self.popen.terminate()
         try:
@@ -65,7 +65,7 @@ class Process:
 
 
 class Stack:
-    """A whole Penstock. Settings are PENSTOCK_ variables without their prefix."""
+    """A whole Penstock. The settings are PENSTOCK_ variables without their prefix."""
 
     def __init__(
         self, folder: Path, server: EmbeddedRedis, *, adapters: Sequence[str] = (), **settings: object
@@ -95,7 +95,7 @@ class Stack:
         self.wait_ready(workers)
 
     def start_api(self, port: int = 0) -> tuple[Process, str]:
-        """Another API, and its URL."""
+        """Start another API; return it and its URL."""
         port = port or free_port()
         api = self._launch_api(port)
         return api, _wait_ready(api, port)
@@ -126,7 +126,7 @@ class Stack:
         self.redis.close()
 
     def client(self, **options: Any) -> openai.OpenAI:
-        """Closed with the stack."""
+        """Return an openai client that is closed with the stack."""
         usual: dict[str, Any] = {"base_url": f"{self.base}/v1", "api_key": "none", "max_retries": 0, "timeout": 60}
         client = openai.OpenAI(**(usual | options))
         self._clients.append(client)
@@ -140,25 +140,25 @@ class Stack:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of its processes."""
+        """Return the environment of the stack's processes."""
         return {**os.environ, **self._environment}
 
     def served(self) -> int:
-        """Workers of the first model, as the API lists them; 0 before there is one."""
+        """Count the workers of the first model that the API lists; 0 before there is a model."""
         listed = httpx.get(f"{self.base}/v1/models").json()["data"]
         return int(listed[0]["workers"]) if listed else 0
 
     def running(self) -> int:
-        """Sequences in all engines, as the workers' own metrics count them."""
+        """Count the sequences in all engines by the workers' metrics."""
         return int(sum(metric(url, "penstock_running_sequences") for url in self.worker_urls()))
 
     def worker_running(self, process: Process) -> bool:
-        """Whether this worker holds a job."""
+        """Return True if this worker runs a job."""
         name = self._name_of(process)
         return bool(name and self.redis.hget(f"rq:worker:{name}", "state") == b"busy")
 
     def restart_redis(self, *, down_s: float) -> None:
-        """kill -9, then the same data again on the same port."""
+        """Kill Redis, then start it again with the same data on the same port."""
         self.server.kill()
         threading.Event().wait(down_s)
         self.server.start()
@@ -183,7 +183,7 @@ class Stack:
 
 
 def _wait_ready(api: Process, port: int) -> str:
-    """Its URL, once it serves."""
+    """Wait until the process serves; return its URL."""
     base = f"http://127.0.0.1:{port}"
 
     def ready() -> bool:
@@ -198,13 +198,13 @@ def _wait_ready(api: Process, port: int) -> str:
 
 
 def _listens(port: int) -> bool:
-    """A look that costs the process that still starts next to nothing."""
+    """Return True if the port accepts connections; this costs a starting process next to nothing."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def metric(base: str, name: str) -> float:
-    """The sum over all labels; a process that is gone counts nothing."""
+    """Sum a process's metric over all labels; a dead process counts as 0."""
     try:
         page = httpx.get(f"{base}/metrics", timeout=5).text
     except httpx.TransportError:
@@ -235,7 +235,7 @@ def running_stack(
 
 @contextmanager
 def standalone_stack(folder: Path, *models: str, workers: int = 1, **settings: Any) -> Iterator[Stack]:
-    """With a Redis of its own: stacks that share one would serve each other's jobs."""
+    """Start a stack with a Redis of its own: stacks that share one would serve each other's jobs."""
     server = EmbeddedRedis(folder / "redis", binary=find_binary(), port=free_port())
     server.start()
     try:
@@ -246,5 +246,5 @@ def standalone_stack(folder: Path, *models: str, workers: int = 1, **settings: A
 
 
 def text_of(stream: Any) -> str:
-    """All text of a chat stream of one choice."""
+    """Join the text of a chat stream with one choice."""
     return "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)

@@ -49,7 +49,7 @@ async def crowd(port: int, count: int, seed: int) -> None:
 
 
 def quiet(stack: Stack, measure: Callable[[], int], at_most: float, what: str) -> int:
-    """Once nobody is served any more and what ends has ended."""
+    """Wait until no request is served and every task has ended."""
     eventually("no job is left", lambda: not stack.redis.exists("penstock:leases:scripted"), seconds=60)
     return int(eventually(what, lambda: (now := measure()) <= at_most and (now or 1), seconds=60))
 
@@ -60,7 +60,7 @@ def test_ten_thousand_who_leave_cost_nothing_that_stays(tmp_path: Path) -> None:
         processes = [psutil.Process(each.popen.pid) for each in (stack.api, *stack.workers) if each]
 
         def descriptors() -> int:
-            """Without those of Redis: its pools grow to what they may, whenever many happen to ask at once."""
+            """Count open descriptors without those to Redis, whose pools may grow to their limit at any time."""
             return sum(process.num_fds() - len(to_redis(process)) for process in processes)
 
         def to_redis(process: psutil.Process) -> list[object]:

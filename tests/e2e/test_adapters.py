@@ -17,7 +17,7 @@ QUESTION: list[Any] = [{"role": "user", "content": "Tell me a story about a fox.
 
 
 def make_adapter(folder: Path, seed: int) -> Path:
-    """Noise on the values of every layer of the built-in model."""
+    """Make an adapter that adds noise to the values of every layer of the built-in model."""
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for name, tensor in load_file(FOLDER / "model.safetensors").items():

@@ -1,4 +1,4 @@
-"""What may happen to a batch while it runs: its file, its key or its process goes, or there are too many."""
+"""Batches that lose their file, their key or their process while they run, and too many batches at once."""
 
 import json
 import os
@@ -29,13 +29,13 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 def made_key(stack: Stack, **limits: Any) -> tuple[str, openai.OpenAI]:
-    """The id of a new key, and a client that has it."""
+    """Create a key; return its id and a client that uses it."""
     made = httpx.post(f"{stack.base}/admin/keys", json={"name": "of a test"} | limits, headers=ADMIN).json()
     return made["id"], stack.client(api_key=made["secret"])
 
 
 def record(stack: Stack, batch_id: str) -> dict[str, Any]:
-    """Of a batch that nobody's key can ask for."""
+    """Read a batch's record from Redis, since no client's key can request it."""
     found: Any = stack.redis.get(keys.batch(batch_id))
     return dict(json.loads(found))
 
@@ -164,7 +164,7 @@ def test_batches_of_a_key_wait_for_each_other_and_too_many_are_refused(stack: St
 
 
 def test_a_lease_is_renewed_while_a_slow_disk_is_read(stack: Stack) -> None:
-    """A pipe in the place of the file makes its first reader wait for as long as the test likes."""
+    """A pipe in place of the file makes its first reader wait as long as the test needs."""
     client = stack.client(api_key="slow disk")
     first = start(client, [chat(0, tokens=LONG)])
     eventually("the first runs", lambda: client.batches.retrieve(first.id).status == "in_progress")
@@ -187,7 +187,7 @@ def test_a_lease_is_renewed_while_a_slow_disk_is_read(stack: Stack) -> None:
 
 
 def test_a_process_that_was_frozen_writes_nothing_of_a_batch_that_others_ended(stack: Stack) -> None:
-    """SIGSTOP until the lease has run out: what another process made of the batch stays as it is."""
+    """The process is stopped until its lease has run out; another process's result must stay as it is."""
     assert stack.api
     client = stack.client(api_key="frozen")
     batch_id = start(client, [chat(0), chat(1), *[chat(n, tokens=2000) for n in range(2, 8)]]).id

@@ -1,4 +1,4 @@
-"""Files and batches by the real client: many requests in a file, done whatever dies meanwhile."""
+"""Files and batches by the real client: every request in a file is answered, whichever process dies meanwhile."""
 
 import io
 import json
@@ -177,13 +177,13 @@ def test_a_file_with_a_wrong_line_fails_before_anything_runs(stack: Stack, row: 
 
 @pytest.fixture
 def mortal(tmp_path: Path) -> Iterator[Stack]:
-    """A stack whose processes the test may kill."""
+    """Start a stack whose processes the test may kill."""
     with standalone_stack(tmp_path, "scripted", **SETTINGS) as stack:
         yield stack
 
 
 def test_a_batch_survives_the_death_of_its_api_and_its_worker(mortal: Stack) -> None:
-    """kill -9 of both in the middle: every line is answered once, and nothing that was done is done again."""
+    """Both are killed in the middle: every line is answered once, and no finished line runs again."""
     _, other = mortal.start_api()
     elsewhere = mortal.client(base_url=f"{other}/v1")
     batch_id = start(mortal.client(), [chat(n, tokens=40) for n in range(60)]).id

@@ -1,4 +1,4 @@
-"""Bodies of 4 MB that are made to be expensive: they stop nobody else, take no memory, and cost their key requests."""
+"""Expensive bodies of 4 MB: they delay no other client, take no memory, and count against their key's requests."""
 
 import json
 import logging
@@ -25,8 +25,8 @@ MEMORY_MB = 200
 
 
 def filled(before: str, item: str, after: str) -> list[bytes]:
-    """`before`, items, `after`: as many items as fit, and as many as pass the count of values, so that the schemas have
-    to refuse them."""
+    """Fill a body between `before` and `after` with as many items as fit and as pass the count of values, so that the
+    schema has to refuse it."""
     fitting = (BYTES - len(before) - len(after)) // (len(item) + 1)
     strings, containers = item.count('"') // 2, item.count("[") + item.count("{")
     bounds = [(VALUES_MAX, item.count(",") + 1), (STRINGS_MAX, strings), (CONTAINERS_MAX, containers)]
@@ -76,7 +76,7 @@ HOSTILE: dict[str, tuple[str, list[bytes]]] = {
 
 
 class Watch:
-    """The longest time that /health/live took, and the memory that the API process took more than before."""
+    """Measures the slowest answer of /health/live and the growth of the API process."""
 
     def __init__(self, stack: Stack) -> None:
         assert stack.api

@@ -1,4 +1,4 @@
-"""What a client may do to us: bombs, slow readers, half-open connections, crowds. Memory stays bounded."""
+"""Hostile clients: compression bombs, slow readers, half-open connections, crowds. Memory stays bounded."""
 
 import asyncio
 import json

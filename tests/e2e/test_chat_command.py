@@ -29,7 +29,7 @@ ROWS = 24
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A model that is served, and before it in the list one whose workers are gone, and one that cannot chat."""
+    """Start a served model, listed after one without workers and one that cannot chat."""
     with standalone_stack(tmp_path_factory.mktemp("chat"), "scripted", scripted_tokens=40) as stack:
         _leave_behind(stack.redis, DEAD, "chat completions")
         _leave_behind(stack.redis, "an-embedder", "embeddings")
@@ -89,7 +89,7 @@ def test_a_terminal_shows_the_model_that_is_served(stack: Stack, tmp_path: Path)
 
 
 def asked(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`penstock chat` with a question on its input. OPENAI_API_KEY is what `environment` says."""
+    """Run `penstock chat` with a question on standard input. `environment` sets OPENAI_API_KEY."""
     usual = {name: value for name, value in os.environ.items() if name != "OPENAI_API_KEY"}
     chat = [sys.executable, "-m", "cli", "chat", *arguments]
     done = subprocess.run(
@@ -127,7 +127,7 @@ def test_a_url_that_cannot_be_one_is_said_to_be_so(url: str, said: str) -> None:
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An API that requires keys, and none exists."""
+    """Start an API that requires keys, without any key."""
     with standalone_stack(tmp_path_factory.mktemp("guarded"), "scripted", workers=0, keys="required") as stack:
         yield f"{stack.base}/v1"
 
@@ -159,7 +159,7 @@ SPELLED = "\\x1b[2J\\x1b]0;owned\\x07\\x9b31m\\u202e"
 
 
 class Elsewhere(BaseHTTPRequestHandler):
-    """Some OpenAI-compatible server: an endless answer that begins with a list longer than the screen, or an error."""
+    """Another OpenAI-compatible server: its answer is an error, or endless with a list longer than the screen first."""
 
     going_on: ClassVar[threading.Event] = threading.Event()
 
@@ -196,7 +196,7 @@ class Elsewhere(BaseHTTPRequestHandler):
 
 
 class Page(BaseHTTPRequestHandler):
-    """A server that has one page for every address."""
+    """A server that returns the same page for every path."""
 
     def do_GET(self) -> None:
         page = b"<html>Welcome</html>"
@@ -273,7 +273,7 @@ class Terminal:
         os.write(self._descriptor, text.encode())
 
     def raw(self) -> str:
-        """All that came."""
+        """Return everything that the terminal got."""
         with suppress(OSError):  # nothing there, or the other end is closed
             while read := os.read(self._descriptor, 65536):
                 self._seen += read

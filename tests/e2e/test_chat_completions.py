@@ -1,4 +1,4 @@
-"""What the openai client gets, streaming and not, from the built-in model and the scripted engine."""
+"""Chat completions by the openai client, streaming and not, of the built-in model and the scripted engine."""
 
 import asyncio
 import re

@@ -1,4 +1,4 @@
-"""Chat requests that are refused or fail: each error by name, and never a clean end."""
+"""Chat requests that are refused or fail: each has its error code, and none ends cleanly."""
 
 from typing import Any
 

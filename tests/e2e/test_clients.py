@@ -1,4 +1,4 @@
-"""The clients that people use, each the real package against real processes. What they do is in tests/clients."""
+"""Popular clients, each as the real package against real processes. Their programs are in tests/clients."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def surroundings() -> dict[str, str]:
 
 
 def run(command: list[object], more: dict[str, str] | None = None, cwd: Path | None = None) -> str:
-    """Its output. It sees of the environment what it needs and `more`, so that no setting of this machine's helps."""
+    """Run a program and return its output. It gets a minimal environment and `more`, so no local setting helps it."""
     require(Path(str(command[0])))
     done = subprocess.run(
         [str(part) for part in command],
@@ -74,7 +74,7 @@ def test_libraries(builtin: Stack, name: str) -> None:
 
 @pytest.fixture
 def litellm_proxy(builtin: Stack, tmp_path: Path) -> Iterator[str]:
-    """LiteLLM's proxy in front of Penstock."""
+    """Start LiteLLM's proxy in front of Penstock."""
     require(MANY / "litellm")
     port, log = free_port(), tmp_path / "litellm.log"
     served = {"model": "openai/penstock-tiny", "api_base": f"{builtin.base}/v1", "api_key": "none"}
@@ -122,7 +122,7 @@ def test_lm_evaluation_harness(builtin: Stack, tmp_path: Path) -> None:
 
 @pytest.mark.timeout(300)
 def test_aiperf(builtin: Stack, tmp_path: Path) -> None:
-    """It streams, and it reads the usage that it asks for."""
+    """AIPerf streams and reads the usage that it asks for."""
     load = ["--request-count", 12, "--concurrency", 4, "--synthetic-input-tokens-mean", 20, "--output-tokens-mean", 16]
     where = ["--model", "penstock-tiny", "--url", builtin.base, "--tokenizer", BUILTIN, "--endpoint-type", "chat"]
     told = ["--streaming", "--artifact-dir", tmp_path / "out", "--ui", "none"]

@@ -28,7 +28,7 @@ COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 @pytest.fixture(scope="module")
 def greedy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The built-in model, greedy where a request names no sampling: of its sampled stories 1 in 500 has no end."""
+    """Start the built-in model with greedy sampling by default, since 1 in 500 of its sampled stories never ends."""
     model = tmp_path_factory.mktemp("greedy") / "model"
     shutil.copytree(FOLDER, model)
     config = model / "generation_config.json"
@@ -39,7 +39,7 @@ def greedy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @contextmanager
 def chatting(stack: Stack, home: Path) -> Iterator[tuple["Screen", subprocess.Popen[bytes]]]:
-    """`penstock chat` in a terminal of its own."""
+    """Run `penstock chat` in a terminal of its own."""
     terminal, theirs = pty.openpty()
     chat = subprocess.Popen(
         [sys.executable, "-m", "cli", "chat", "--url", f"{stack.base}/v1"],
@@ -61,7 +61,7 @@ def chatting(stack: Stack, home: Path) -> Iterator[tuple["Screen", subprocess.Po
 
 
 def _own_terminal(terminal: int) -> None:
-    """So that Ctrl-C typed there is a signal here."""
+    """Make the terminal the controlling one, so that Ctrl-C typed in it is a signal."""
     os.setsid()
     fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
 
@@ -132,7 +132,7 @@ def test_all_python_of_the_documents_is_run() -> None:
 
 
 class Screen:
-    """Our end of a terminal."""
+    """The test's end of a terminal."""
 
     def __init__(self, terminal: int) -> None:
         self._terminal = terminal

@@ -48,7 +48,7 @@ def test_a_stream_says_what_the_whole_says(builtin: Stack) -> None:
 
 
 def test_echo_scores_the_prompt(builtin: Stack) -> None:
-    """As lm-evaluation-harness asks for log likelihoods: token ids, echo, one token more that is cut off."""
+    """lm-evaluation-harness asks for log-likelihoods with token ids, echo, and one more token, which it drops."""
     [choice] = complete(builtin, "Once upon a time", echo=True, logprobs=1, max_tokens=1).choices
 
     logprobs = choice.logprobs

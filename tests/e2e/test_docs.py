@@ -1,4 +1,4 @@
-"""The pages that describe the API are true, and whole without the internet."""
+"""The pages that describe the API are correct, and work without the internet."""
 
 import re
 from typing import Any
@@ -23,7 +23,7 @@ def test_the_pages_load_nothing_from_elsewhere(builtin: Stack, path: str) -> Non
 
 
 def test_answers_are_what_the_document_says(builtin: Stack) -> None:
-    """Beside those of the examples."""
+    """This checks answers besides those of the examples."""
     stored = builtin.post(EXAMPLES["ChatCompletionRequest"] | {"store": True, "logprobs": True}).json()["id"]
     ask = EXAMPLES["ResponseRequest"]
     response = httpx.post(f"{builtin.base}/v1/responses", json=ask, timeout=60).json()["id"]

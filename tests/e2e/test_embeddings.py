@@ -1,4 +1,4 @@
-"""Embeddings as the openai client sees them, and what becomes of them when a worker dies."""
+"""Embeddings by the openai client, also across the death of a worker."""
 
 import math
 import threading

@@ -1,4 +1,4 @@
-"""Nothing is lost: workers killed, stopped and frozen, clients that leave, Redis that goes away."""
+"""Nothing is lost when workers are killed, stopped or frozen, clients leave, or Redis goes away."""
 
 import asyncio
 import json
@@ -80,7 +80,7 @@ def expect_whole(readers: list[Reader], expected: list[str]) -> None:
 def pair(
     request: pytest.FixtureRequest, tmp_path: Path, own_redis: EmbeddedRedis
 ) -> Iterator[tuple[Stack, str, list[str]]]:
-    """A stack with two workers, its model, and prompts."""
+    """Start a stack with two workers; return it with its model and prompts."""
     if request.param == "scripted":
         prompts = [f"question {n}" for n in range(STREAMS)]
         with running_stack(tmp_path, own_redis, "scripted", workers=2, scripted_step_ms=10, **DEFAULT_LEASE) as stack:
@@ -178,7 +178,7 @@ async def _leave_while_waiting(stack: Stack, body: Any) -> None:
 
 
 def test_clients_that_leave_before_their_stream_begins_leave_nothing_behind(scripted: Stack) -> None:
-    """At once, and a little later: while the job waits for room, before the answer's headers, or right after them."""
+    """They leave while the job waits for room, before the answer's headers, or right after them."""
     body = json.dumps({"model": "scripted", "messages": ask("leave"), "max_tokens": 1_000_000, "stream": True})
     answered = metric(scripted.base, "penstock_http_requests_total")
     request = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n"

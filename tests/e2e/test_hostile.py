@@ -1,4 +1,4 @@
-"""Whatever a client sends, it gets an answer that says what is wrong, and the next client is served."""
+"""Every hostile request gets an answer that names its fault, and the next client is served."""
 
 import json
 import socket

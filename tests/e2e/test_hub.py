@@ -1,4 +1,4 @@
-"""A model by hub id, from a stand-in of the hub on loopback that speaks the few routes which loading needs."""
+"""A model by its Hugging Face id, from a stand-in of the hub with the few routes that loading needs."""
 
 import hashlib
 import json
@@ -20,7 +20,8 @@ COMMIT = "c" * 40
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Serves the built-in model's folder as `penstock/tiny` at one commit. Both hubs: their routes do not overlap."""
+    """Serves the built-in model's folder as `penstock/tiny` at one commit. It stands in for both hubs, whose routes do
+    not overlap."""
 
     asked: list[str]
 

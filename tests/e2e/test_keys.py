@@ -1,4 +1,4 @@
-"""Keys as clients and operators meet them: nothing without one, nothing of anybody else's, and limits that say so."""
+"""API keys for clients and operators: no access without a key, none to another key's data, and clear limits."""
 
 import subprocess
 import sys
@@ -30,7 +30,7 @@ def keys(stack: Stack, *arguments: str, **options: Any) -> str:
 
 
 def client(stack: Stack, *limits: str) -> openai.OpenAI:
-    """Of a new key."""
+    """Return a client with a new key."""
     return stack.client(api_key=keys(stack, "create", "of a test", *limits))
 
 

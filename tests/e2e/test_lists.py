@@ -1,4 +1,4 @@
-"""Lists of what is kept: no page is short or empty before the end of the list, and none costs more than it holds."""
+"""Lists of stored objects: only the last page may be short, and a page's cost follows its size."""
 
 import io
 import time
@@ -38,7 +38,7 @@ def test_a_page_of_stored_chats_is_full_and_costs_what_it_holds(stack: Stack) ->
 
 
 def copied(stack: Stack, chat_id: str, count: int) -> list[str]:
-    """Ids of later chats like this one, of which one is of another run, and the last three have not been done."""
+    """Copy a chat; return the ids of the copies. One copy is of another run, and the last three are unfinished."""
     (index,) = [key for key in stack.redis.scan_iter("penstock:chats:*") if stack.redis.zscore(key, chat_id)]
     record: Any = stack.redis.get(f"penstock:chat:{chat_id}")
     ids = [f"chatcmpl-copy{at}" for at in range(count)]

@@ -1,4 +1,4 @@
-"""What Prometheus, Grafana's dashboard and an autoscaler see of a running Penstock."""
+"""Prometheus, Grafana's dashboard and an autoscaler can read a running Penstock."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`penstock jobs`, `models`, `keys`, `doctor` and `top` as an operator types them, on data that others wrote."""
+"""Runs `penstock jobs`, `models`, `keys`, `doctor` and `top` on hostile data."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 def run(stack: Stack, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The URL goes behind the sub-command."""
+    """Run a command, with the URL after the sub-command."""
     command = [sys.executable, "-m", "cli", *arguments, "--redis-url", stack.server.url]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert "Traceback" not in done.stderr
@@ -45,7 +45,7 @@ def run(stack: Stack, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def failed_job(stack: Stack) -> str:
-    """With a hostile model's words, reason and worker."""
+    """Make a failed job with hostile output, reason and worker."""
     stack.post({"model": "scripted", "messages": [{"role": "user", "content": "fault:raise@2"}], "max_tokens": 5})
     job_ids: Any = stack.redis.zrange(keys.registry("failed", "scripted"), 0, -1)
     job_id: str = job_ids[-1].decode()
@@ -148,7 +148,7 @@ def test_what_cannot_be_done_is_one_clear_sentence(
 
 
 def announce(stack: Stack, name: str) -> None:
-    """A model whose workers are gone."""
+    """Announce a model without workers."""
     about = {"engine": "batched", "context_length": 100, "created_s": 1, "capabilities": "chat"}
     stack.redis.hset(keys.model(name), mapping=about)  # type: ignore[arg-type]
     stack.redis.sadd(keys.MODELS, name)

@@ -1,4 +1,4 @@
-"""A model split over two ranks under torchrun is one worker: it answers, it stops whole, it dies whole."""
+"""A model split over two ranks under torchrun is one worker: its ranks answer, stop and die together."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 @contextmanager
 def split_worker(stack: Stack, log: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Ready when it is yielded; gone with all its ranks afterwards."""
+    """Run a worker of two ranks: it is ready when yielded, and all ranks are gone afterwards."""
     with log.open("wb") as out:
         launcher = subprocess.Popen(
             [*TORCHRUN, "worker", *arguments], env=stack.environment, stdout=out, stderr=out, start_new_session=True
@@ -38,7 +38,7 @@ def split_worker(stack: Stack, log: Path, *arguments: str) -> Iterator[subproces
 
 
 def ranks(launcher: subprocess.Popen[bytes]) -> list[int]:
-    """Their pids, that of the worker first."""
+    """Return the ranks' pids, the worker's first."""
     listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(launcher.pid)], capture_output=True, check=False)
     pids = [int(pid) for pid in listed.stdout.split()]
     return sorted(pids, key=lambda pid: int(_environment(pid)["RANK"]))

@@ -1,4 +1,4 @@
-"""Streams that are picked up, requests that come twice, deadlines and classes: what clients ask for in headers."""
+"""Options in headers: resumed streams, repeated requests, deadlines and classes."""
 
 import json
 import signal
@@ -41,12 +41,12 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture(scope="module")
 def other(stack: Stack) -> str:
-    """The URL of a second API."""
+    """Return the URL of a second API."""
     return stack.start_api()[1]
 
 
 def halted(pid: int) -> bool:
-    """Signals take a moment to arrive, and who leaves before is a client that leaves."""
+    """Return True if the API's signal has arrived: a client that disconnects earlier counts as one that left."""
     return psutil.Process(pid).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_STOPPED)
 
 

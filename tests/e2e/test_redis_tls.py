@@ -1,4 +1,4 @@
-"""Redis over TLS, alone and behind a Sentinel: the same as in plain, and not with somebody else's certificate."""
+"""Redis over TLS, alone and behind a Sentinel: it works as without TLS, and refuses a foreign certificate."""
 
 import subprocess
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from tests.ports import free_port
 
 
 def certificate(folder: Path, name: str) -> tuple[Path, Path]:
-    """Of 127.0.0.1, signed by itself; and its key."""
+    """Make a self-signed certificate of 127.0.0.1 and its key."""
     made = folder / f"{name}.crt", folder / f"{name}.key"
     names = ["-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "1"]
     kind = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
@@ -29,7 +29,7 @@ def certificate(folder: Path, name: str) -> tuple[Path, Path]:
 
 
 class Secured:
-    """A Redis that also listens with TLS, and a Sentinel that knows it by that port only."""
+    """A Redis that also listens with TLS, and a Sentinel that knows only its TLS port."""
 
     def __init__(self, folder: Path) -> None:
         binary = binary_of("system")

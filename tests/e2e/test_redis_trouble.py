@@ -1,4 +1,4 @@
-"""Redis fails over, refuses, fills up, stalls, drops connections: nothing is lost, and nobody waits in silence."""
+"""Redis fails over, refuses, fills up, stalls or drops connections: no job is lost, and no client waits in silence."""
 
 import subprocess
 import sys
@@ -30,7 +30,7 @@ def expect_all(readers: list[Any], tokens: int, *, pause_s: float) -> list[str]:
 
 
 class Sentinels:
-    """A primary, a replica and three sentinels of the system's redis-server."""
+    """Runs a primary, a replica and three sentinels of the system's redis-server."""
 
     def __init__(self, folder: Path) -> None:
         self.binary = binary_of("system")
@@ -195,7 +195,7 @@ def test_an_operators_knife_in_the_stream_loses_no_job(tmp_path: Path, own_redis
 
 
 def _two_run_two_wait(stack: Stack) -> bool:
-    """All four have come: two that wait while none runs are only the first two."""
+    """Return True if all four jobs have arrived: two queued jobs without a started one are only the first two."""
     return stack.running() == 2 and stack.redis.llen("rq:queue:scripted") == 2
 
 

@@ -1,4 +1,4 @@
-"""Responses by the real client: whole, streamed, in the background, picked up, gone on with, cancelled, forgotten."""
+"""Responses by the real client: whole, streamed, in the background, resumed, continued, cancelled, deleted."""
 
 import json
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ class Weather(BaseModel):
 
 @pytest.fixture(scope="module")
 def caller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The scripted engine, and a model of random weights that calls tools."""
+    """Start the scripted engine and a model of random weights that calls tools."""
     folder = tmp_path_factory.mktemp("responses")
     calling_model(folder / MODEL, HERMES.sign, HERMES.marks)
     settings: dict[str, Any] = {"scripted_step_ms": 10, "scripted_tokens": 100_000}

@@ -1,4 +1,4 @@
-"""RQ's own command line, and ours, on a real queue."""
+"""RQ's command line and ours agree on a real queue."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ BIN = Path(sys.executable).parent
 
 
 def rq(stack: Stack, *arguments: str) -> str:
-    """`rq` with no option but the URL."""
+    """Run `rq` with no option but the URL."""
     done = subprocess.run(
         [str(BIN / "rq"), *arguments, "-u", stack.server.url], capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""`service_tier`: an answer names the class in which it was served, in OpenAI's words, wherever it is read."""
+"""`service_tier` names the class in which a request was served, in OpenAI's words, in every kind of answer."""
 
 import json
 from typing import Any

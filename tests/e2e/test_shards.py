@@ -1,4 +1,4 @@
-"""Models in two Redis behind one API: the same as one, and each fails alone."""
+"""Models in two Redis servers behind one API behave as in one, and each server fails alone."""
 
 from collections.abc import Iterator
 from pathlib import Path

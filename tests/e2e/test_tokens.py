@@ -1,4 +1,4 @@
-"""What a text is in tokens, what tokens are as text, and which document is nearest, as a worker of the model says."""
+"""Tokenizing, detokenizing and reranking by a worker of the model."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Tools by the real client, with a model of random weights that is held to its form."""
+"""Tools by the real client, with a random model under a grammar."""
 
 import json
 from collections.abc import Iterator

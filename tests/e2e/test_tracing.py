@@ -1,4 +1,4 @@
-"""What a collector of OpenTelemetry traces gets to see of a job."""
+"""A collector of OpenTelemetry traces gets the spans of a job."""
 
 import gzip
 import json
@@ -22,7 +22,7 @@ ASK = {"model": "scripted", "messages": [{"role": "user", "content": SECRET}], "
 
 
 class Collector:
-    """Every span that was sent, by OTLP over HTTP."""
+    """Collects every span that is sent by OTLP over HTTP."""
 
     def __init__(self) -> None:
         self.spans: list[dict[str, Any]] = []
@@ -111,7 +111,7 @@ def test_one_trace_tells_a_job_from_its_request_to_its_end_across_a_killed_worke
 
 
 def _ask_and_kill(stack: Stack, collector: Collector) -> int:
-    """The tokens of a stream whose first worker is killed once its first spans have been sent."""
+    """Stream an answer and kill its first worker after its first spans; return the tokens."""
     stack.add_worker("scripted")
     stack.wait_ready(2)
     completions: Any = stack.client().chat.completions

@@ -1,4 +1,4 @@
-"""`penstock up`: one command that serves, keeps what it started running, and never harms the data of another one."""
+"""`penstock up` serves, keeps its processes running, and never harms the data of another one."""
 
 import os
 import re
@@ -28,7 +28,7 @@ BODY = {"model": "scripted", "messages": ask("hi"), "max_tokens": 3}
 
 
 class Up:
-    """`penstock up` in a folder of its own. `program`: what starts `penstock`."""
+    """A `penstock up` in a folder of its own. `program` is the command that starts `penstock`."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Up:
         return redis.Redis.from_url((self.folder / data / "redis.url").read_text().strip())
 
     def shell(self, line: str) -> str:
-        """The output of a command that it printed, in its folder. `penstock` is where its Python is."""
+        """Run a command that `penstock up` printed, in its folder; return the output."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         line = re.sub(r"\S*\bpenstock (?=keys|worker|jobs|chat)", f"{sys.executable} -m cli ", line)
         done = subprocess.run(
@@ -78,12 +78,12 @@ class Up:
         return done.stdout
 
     def printed(self, words: str) -> str:
-        """The line that holds these words."""
+        """Return the line with these words."""
         (line,) = [line.strip() for line in self.said.splitlines() if words in line]
         return line
 
     def pids(self, words: str) -> list[int]:
-        """Its processes with these words in their command lines."""
+        """Return the pids of its processes with these words in their command lines."""
         children = psutil.Process(self.popen.pid).children()
         return [child.pid for child in children if words in " ".join(child.cmdline())]
 
@@ -104,7 +104,7 @@ def up(folder: Path, *arguments: str, ready_s: float = UP_S, **options: Any) -> 
 
 
 def processes_of(folder: Path) -> list[str]:
-    """Command lines of processes that run in `folder` or below it."""
+    """Return the command lines of processes that run in `folder` or below it."""
     found = []
     for process in psutil.process_iter(["cwd", "cmdline"]):
         cwd = process.info["cwd"]
@@ -114,7 +114,7 @@ def processes_of(folder: Path) -> list[str]:
 
 
 def refused(folder: Path, *arguments: str, **environment: str) -> str:
-    """What `penstock up` says, in one line, when it cannot start."""
+    """Run a `penstock up` that cannot start; return its one line of error."""
     done = subprocess.run(
         [sys.executable, "-m", "cli", "up", *arguments],
         cwd=folder,
@@ -132,7 +132,7 @@ def refused(folder: Path, *arguments: str, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    """One for the tests that leave it as it is."""
+    """Start one for the tests that change nothing."""
     with up(tmp_path_factory.mktemp("running"), "--model", "scripted") as started:
         yield started
 
@@ -270,7 +270,7 @@ def test_without_workers_it_says_how_to_start_one(tmp_path: Path) -> None:
 
 @pytest.fixture
 def guarded(own_redis: EmbeddedRedis) -> Iterator[str]:
-    """The URL of a Redis that asks for a password."""
+    """Return the URL of a Redis that requires a password."""
     with redis.Redis.from_url(own_redis.url) as client:
         client.config_set("requirepass", PASSWORD)
         yield f"redis://:{PASSWORD}@127.0.0.1:{own_redis.port}/0"

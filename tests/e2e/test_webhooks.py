@@ -1,4 +1,4 @@
-"""Who asked for it is told that something has ended: signed, again if need be, and never inside this network."""
+"""Webhooks tell of ended responses and batches: signed, retried, and never sent inside this network."""
 
 import io
 import json
@@ -17,7 +17,7 @@ from tests.e2e.harness import Stack, standalone_stack
 
 
 class Receiver:
-    """A server that keeps what it is told, and answers as it is told to: 200 after the given statuses."""
+    """A server that keeps each webhook, and answers with the given statuses, then with 200."""
 
     def __init__(self, *statuses: int) -> None:
         told: queue.Queue[tuple[dict[str, str], str]] = queue.Queue()
@@ -33,7 +33,7 @@ class Receiver:
                 self.end_headers()
 
             def log_message(self, format: str, *args: Any) -> None:
-                """Not on the terminal."""
+                """Log nothing on the terminal."""
 
         self.told = told
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -141,7 +141,7 @@ def test_who_fails_is_told_again_with_the_same_id(stack: Stack) -> None:
 
 
 def test_a_receiver_that_is_never_done_holds_up_nobody_else(stack: Stack, receiver: Receiver) -> None:
-    """It sends a byte of a header now and then, for ever; a time-out for each read would never see it."""
+    """The receiver sends a byte of a header now and then, for ever; a timeout per read would never fire."""
     with socket.create_server(("127.0.0.1", 0)) as dripping:
         subscribe(stack, "dripping", f"http://127.0.0.1:{dripping.getsockname()[1]}/")
         subscribe(stack, "quick", receiver.url)

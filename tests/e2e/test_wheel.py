@@ -1,4 +1,4 @@
-"""The wheel serves where there is no checkout: built from the sdist, in an environment of its own, in any folder."""
+"""The wheel, built from the sdist, serves without a checkout, in an environment of its own and in any folder."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ CLEAN = {name: value for name, value in os.environ.items() if name != "PYTHONPAT
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the files as they are here, committed or not; what is built from them stays out of the checkout."""
+    """Build the wheel from the files here, committed or not; the build stays out of the checkout."""
     source, dist = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
@@ -44,7 +44,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its bin: the wheel, and the packages that it needs from the environment of the tests, so that none is fetched."""
+    """Make an environment with the wheel and the packages of the tests' environment, so that none is downloaded.
+    Return its bin folder."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, symlinks=True)
     pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "install", "-q"]

@@ -1,4 +1,4 @@
-"""The batched engine on a CUDA device says what it says on the CPU, and reads the cache where it lies."""
+"""The batched engine on a CUDA device answers as on the CPU, and reads the KV cache in place."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
-"""`python -m tests.simulation FIRST [LAST]`: what is wrong with the histories of these seeds. Exit status 1 when
-anything is."""
+"""`python -m tests.simulation FIRST [LAST]` runs the histories of these seeds and prints their faults. The exit status
+is 1 if there are any."""
 
 import logging
 import sys

@@ -1,4 +1,4 @@
-"""What must be true at the end of every history."""
+"""Checks the invariants at the end of every history."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ GREEDY = SamplingParams(seed=0, temperature=0, top_p=1, top_k=0)
 
 
 def run(seed: int) -> list[str]:
-    """What is wrong with the history of this seed."""
+    """Run the history of a seed; return its faults."""
     return simulated(functools.partial(_one_history, seed))  # type: ignore[no-any-return]
 
 
@@ -49,7 +49,7 @@ def _wrongs(world: World) -> Iterator[str]:
 
 
 def _misread(world: World, client: Client) -> Iterator[str]:
-    """Every event once, in order, and the last one is the only end, in the log and for the client."""
+    """Check that the log and the client have every event once, in order, and one end, which is last."""
     log = world.queue._records[client.job.id].log
     for whose, events in (("the log", log), ("the client", client.events)):
         if [event.seq for event in events] != list(range(len(events))):
@@ -64,7 +64,7 @@ def _misread(world: World, client: Client) -> Iterator[str]:
 
 
 def _expired_by_relay(world: World, client: Client) -> bool:
-    """An API process says itself that a deadline has passed, when no worker does, and cancels the job."""
+    """Recognise a deadline that passed without a worker: the API process reports it and cancels the job."""
     log = world.queue._records[client.job.id].log
     said = client.events[:-1]
     return isinstance(client.outcome, Expired) and log[: len(said)] == said
@@ -108,7 +108,7 @@ def _misanswered(client: Client) -> Iterator[str]:
 
 
 def _shared(world: World, client: Client) -> Iterator[str]:
-    """Nobody learns from the cache what another tenant has asked."""
+    """Check that no tenant finds another tenant's prompt in the prefix cache."""
     if not isinstance(client.outcome, Completed):
         return
     own = _prompt(client.job)
@@ -121,8 +121,8 @@ def _shared(world: World, client: Client) -> Iterator[str]:
 
 
 def _alike(one: list[int], other: list[int]) -> int:
-    """How many tokens at their beginnings are the same, in whole blocks; all where all are, since their answers go on
-    alike."""
+    """Count the equal tokens at the beginnings, in whole blocks; if all are equal, count all, since the answers are
+    equal as well."""
     if one == other:
         return len(one)
     same = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

@@ -1,5 +1,5 @@
-"""Time that passes only when everybody waits, so that a run depends on nothing but its seed. A thread is a callback
-that lets the event loop go on in the middle of itself."""
+"""An event loop in simulated time: the clock moves only while every task waits, so a run depends on nothing but its
+seed. A thread is a callback that lets the event loop run in its middle."""
 
 import asyncio
 import heapq
@@ -12,7 +12,7 @@ IDLE_S = 0.025  # between the calls of a thread that has nothing to compute
 
 
 class SimulatedLoop(asyncio.SelectorEventLoop):
-    """`threaded`: what runs now stands for another thread's work."""
+    """`threaded` is true while the running callback stands for another thread."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -25,7 +25,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         return self.now
 
     def in_thread(self, call: Callable[[], bool]) -> bool:
-        """From a plain callback only: a task cannot be entered while another one is."""
+        """Run a thread's work. Only a plain callback may call this, since a task cannot run inside another one."""
         self.threaded = True
         try:
             return call()
@@ -33,7 +33,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
             self.threaded = False
 
     def meanwhile(self, seconds: float) -> None:
-        """The thread that runs now is busy, and everybody else goes on."""
+        """Let everything else run while the current thread is busy."""
         over = self.create_future()
         self.call_later(seconds, over.set_result, None)
         self.threaded = False
@@ -42,14 +42,14 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         self.threaded = True
 
     def call_soon_threadsafe(self, callback: Callable[..., Any], *args: Any, context: Any = None) -> asyncio.Handle:  # type: ignore[override]
-        """The loop may well be there before the thread that calls it does anything more."""
+        """Schedule a callback; the loop may run it before the calling thread does anything more."""
         handle = self.call_soon(callback, *args, context=context)
         if self.threaded:
             self.meanwhile(0)
         return handle
 
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override]
-        """Done at once: there are no threads here."""
+        """Run the call at once: there are no threads here."""
         future = self.create_future()
         try:
             future.set_result(func(*args))
@@ -58,7 +58,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         return future
 
     def _run_once(self) -> None:
-        """One callback, since it may run others in its midst. Waiting for nothing else is what moves the clock."""
+        """Run one callback only, since it may run others in its middle. The clock moves when nothing else is ready."""
         scheduled = self._scheduled
         if not self._ready:
             if not scheduled:
@@ -73,15 +73,14 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
             handle._run()
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """It stays where it is until its time has come."""
+        """Leave a cancelled timer in place until its time has come."""
 
     def _write_to_self(self) -> None:
-        """Nobody sleeps."""
+        """Wake nothing: the loop never sleeps."""
 
 
 class SimulatedThread:
-    """A CallThread whose calls take simulated time. `pause` is for what is called in it: it takes a while, in which the
-    event loop goes on."""
+    """A thread whose calls take simulated time. A call may `pause` for a while, in which the event loop runs."""
 
     may_wait = False
 
@@ -119,8 +118,8 @@ class SimulatedThread:
 
 
 class Process:
-    """What can be killed or frozen: everything that it does passes its gate, except that its threads end the step that
-    they are in. `asked_at`: when it last asked the queue for work."""
+    """A process that can be killed or frozen: all its actions pass its gate, but its threads finish their current step.
+    `asked_at` is the time of its last claim."""
 
     def __init__(self) -> None:
         self.tasks: list[asyncio.Future[Any]] = []
@@ -148,7 +147,7 @@ class Process:
         self._open.clear()
 
     def thaw(self) -> None:
-        """A killed one stays dead."""
+        """Wake the process; a killed one stays dead."""
         if self.killed:
             return
         self._open.set()

@@ -1,4 +1,4 @@
-"""Two thousand histories. A failure names its seed, and `python -m tests.simulation SEED` is the same again."""
+"""Runs two thousand histories. A failure names its seed; `python -m tests.simulation SEED` repeats it."""
 
 from typing import Any
 

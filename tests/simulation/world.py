@@ -1,6 +1,6 @@
-"""Real workers and relays over the queue in memory, on a network that loses, delays and repeats, in processes that die,
-freeze and wake, with too little memory, answers that cannot be computed or read, and deadlines that pass. One seed is
-one history."""
+"""Runs real workers and relays over the queue in memory. The network loses, delays and repeats calls; processes die,
+freeze and wake; memory is short; some answers cannot be computed or read, and some deadlines pass. One seed is one
+history."""
 
 import asyncio
 import random
@@ -45,8 +45,8 @@ LOOK_S = 0.1
 
 
 class SimulatedEngine(ScriptedEngine):
-    """Its steps take their time, in which the event loop goes on: what is asked of the engine then comes after them. It
-    remembers each sequence that it computes, until it is freed; some engines have no memory for all that may run."""
+    """A step takes simulated time, during which the event loop runs; calls of the engine come after the step. The
+    engine remembers each sequence until it is freed, and some engines have too little memory for a full batch."""
 
     def __init__(self, thread: SimulatedThread, rng: random.Random) -> None:
         super().__init__(limits=LIMITS, step_ms=0, tokens=100)
@@ -69,9 +69,9 @@ class SimulatedEngine(ScriptedEngine):
         self._remembered.discard(sequence)
 
 
-class Line:
-    """One process's way to the queue. A call may fail before or after it was done, and takes time both ways; a message
-    may be lost. A frozen or dead process neither sends nor hears."""
+class Connection:
+    """One process's connection to the queue. A call may fail before or after its effect, and takes time both ways; a
+    message may be lost. A frozen or dead process neither sends nor receives."""
 
     def __init__(self, world: "World", process: Process) -> None:
         self._world = world
@@ -115,7 +115,7 @@ class Line:
 
 
 class Client:
-    """Reads one job through a relay, and through another one when that dies, by the number of the last event."""
+    """Reads one job through a relay, and resumes on another relay after the last event if the first one dies."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -153,8 +153,8 @@ class World:
         return self.rng.random() < self._odds
 
     async def live(self, *, jobs: int = 6, faults: int = 6) -> None:
-        """A history: jobs come, things break, all is well again, everybody gets an answer, and every worker that lives
-        asks for more."""
+        """Play a history: jobs arrive, faults strike and end, every client gets an answer, and every live worker claims
+        again."""
         for _ in range(2):
             self.add_worker()
             self.add_relay()
@@ -181,12 +181,12 @@ class World:
     def add_worker(self) -> None:
         process = Process()
         thread: Any = SimulatedThread(process)
-        line: Any = Line(self, process)
+        connection: Any = Connection(self, process)
         worker = Worker(
             f"w{len(self.workers)}",
             [Loaded([INFO], SimulatedEngine(thread, self.rng), thread)],
-            queue=line,
-            channel=line,
+            queue=connection,
+            channel=connection,
             announce=process.gate,
             settings=SETTINGS,
             metrics=WorkerMetrics(),
@@ -196,15 +196,20 @@ class World:
 
     def add_relay(self) -> None:
         process = Process()
-        line: Any = Line(self, process)
+        connection: Any = Connection(self, process)
         relay = Relay(
-            f"api{next(self._names)}", queue=line, channel=line, silence_ms=200, buffer_max=8, metrics=ApiMetrics()
+            f"api{next(self._names)}",
+            queue=connection,
+            channel=connection,
+            silence_ms=200,
+            buffer_max=8,
+            metrics=ApiMetrics(),
         )
         process.tasks.append(asyncio.ensure_future(relay.run()))
         self.relays.append((relay, process))
 
     def _job(self) -> Job:
-        """Several may begin alike, for one tenant or for several; some cannot be answered, or not in time."""
+        """Make a job. Jobs may share a beginning, in one tenant or in several; some fail or pass their deadline."""
         rng = self.rng
         tokens = rng.choice([rng.randint(1, 25), rng.randint(1, 60)])
         content = f"{rng.choice(BEGINNINGS)} question {rng.randrange(100)}"
@@ -260,18 +265,18 @@ class World:
         await self.queue.cancel(client.job.id)
 
     def _living(self) -> list[tuple[Worker, Process]]:
-        """Workers that are awake and shall go on."""
+        """List the workers that are awake and not stopping."""
         return [(w, p) for w, p in self.workers if not p.frozen and w.name not in self._stopped]
 
     def _has_room(self, worker: Worker) -> bool:
-        """As the queue and the engine see it, whatever the worker itself remembers."""
+        """Return True if the queue and the engine see free room, whatever the worker itself remembers."""
         held = [record.job for record in self.queue._running.values() if record.worker == worker.name]
         (scheduler,) = (engine_loop._scheduler for engine_loop in worker._engine_loops)
         return not scheduler.waiting and sum(job.sequences for job in held) < scheduler.places
 
     async def _watch(self) -> None:
-        """A worker that lives, has room and says that it accepts asks for work; one that stops comes to its end. The
-        time counts anew while the network or the process is disturbed."""
+        """Check that a live worker with room claims jobs and that a stopping one ends in time. A disturbance of the
+        network or the process restarts the count."""
         idle_since = dict[str, float]()
         while not self.wrongs:
             await asyncio.sleep(LOOK_S)
@@ -304,10 +309,10 @@ class World:
                 await asyncio.sleep(0.1)
 
     async def _read(self, client: Client, relay: Relay, process: Process) -> None:
-        line: Any = Line(self, process)
+        connection: Any = Connection(self, process)
         with relay.open(client.job) as stream:
             async with asyncio.timeout(1):
-                await self._enter(client, relay, line)
+                await self._enter(client, relay, connection)
             relay.accept(stream, logged=True)
             seen = 0
             while not client.ended:
@@ -324,6 +329,6 @@ class World:
                     seen += 1
 
     @staticmethod
-    async def _enter(client: Client, relay: Relay, line: Any) -> None:
-        await line.enqueue(client.job, bounds=BOUNDS, subscriber=relay.name)
-        await line.attach(client.job.id, subscriber=relay.name)
+    async def _enter(client: Client, relay: Relay, connection: Any) -> None:
+        await connection.enqueue(client.job, bounds=BOUNDS, subscriber=relay.name)
+        await connection.attach(client.job.id, subscriber=relay.name)

@@ -1,4 +1,4 @@
-"""The queue in memory, by a clock that a test moves."""
+"""The queue in memory, with a clock that a test moves."""
 
 import pytest
 

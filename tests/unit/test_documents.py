@@ -1,4 +1,4 @@
-"""What the documents say of the code is so: derived pages, links, and lists that must be whole."""
+"""The documents agree with the code: derived pages, links, and lists that must be complete."""
 
 import ast
 import re
@@ -84,7 +84,7 @@ def test_every_direct_dependency_is_justified() -> None:
 
 
 def defines(path: Path, names: list[str]) -> bool:
-    """Whether a file has this function, or this class and in it this method."""
+    """Return True if a file defines this function, or this class with this method."""
     source = path.read_text(encoding="utf-8")
     if path.suffix == ".lua":
         return bool(re.search(rf"^(?:local )?function {re.escape('.'.join(names))}\(", source, re.MULTILINE))
@@ -99,7 +99,7 @@ def defines(path: Path, names: list[str]) -> bool:
 
 
 def anchors(path: Path) -> set[str]:
-    """The names by which GitHub links to headings."""
+    """Return the names by which GitHub links to headings."""
     headings = HEADING.findall(
         re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     )

@@ -1,4 +1,4 @@
-"""Dialogues for the built-in model: every one is generated here from a seed, nothing is downloaded.
+"""Dialogues for the built-in model. Each is generated from a seed; nothing is downloaded.
 
 `dialogues(seed)` yields conversations as lists of `{"role", "content"}` messages for ever.
 """
@@ -300,7 +300,7 @@ def unknown(rng: Random) -> Pair:
 
 
 def _topic(rng: Random) -> str:
-    """Something the model does not know: a word, two, or one that does not exist."""
+    """Draw a topic that the model does not know: one word, two words, or a word that does not exist."""
     kind = rng.randrange(4)
     if kind == 0:
         return "".join(rng.choices(words.SYLLABLES, k=rng.randint(2, 4))).title()
@@ -323,7 +323,7 @@ TOPICS: list[tuple[Callable[[Random], Pair], int]] = [
 
 
 def dialogues(seed: int) -> Iterator[list[Message]]:
-    """Conversations of one to four turns, a third of them opened by a system prompt."""
+    """Generate conversations of one to four turns; a third of them begin with a system prompt."""
     rng = Random(seed)
     topics, weights = zip(*TOPICS, strict=True)
     while True:

@@ -1,4 +1,4 @@
-"""How often the built-in model answers questions of each topic exactly as its dialogues would: the card's table.
+"""Measures how often the built-in model answers each topic exactly as its dialogues do: the model card's table.
 `python -m tools.tiny_model.evaluate [QUESTIONS_PER_TOPIC]`"""
 
 import json
@@ -18,12 +18,12 @@ from workers.runs.detokenizer import IncrementalDetokenizer
 from workers.scheduling.sequence import Sampled, SamplingParams, Sequence
 
 SEED = 99
-FREE = ("story", "unknown")  # many right answers: the end, or the refusal, is what counts
-Question = tuple[dict[str, Any], str]  # a chat's request, and the answer that was taught
+FREE = ("story", "unknown")  # many answers are right, so only the end or the refusal counts
+Question = tuple[dict[str, Any], str]  # a chat's request and the answer that was trained
 
 
 def answers(engine: Engine, requests: list[dict[str, Any]]) -> list[str]:
-    """Greedy, all in one batch."""
+    """Answer all questions greedily in one batch."""
     greedy = SamplingParams(seed=0, temperature=0, top_p=1, top_k=0)
     tokenizer = engine.tokenizer
     texts: dict[Sequence, str] = {}
@@ -54,7 +54,7 @@ def asked(ask: Callable[[Random], Pair], rng: Random) -> Question:
 
 
 def last_of(talk: Callable[[Random], Talk], rng: Random, *, results: bool) -> Question:
-    """Of talks that end with what a tool said, or of those that do not."""
+    """Draw questions from talks that end with a tool's result, or from those that do not."""
     while True:
         messages, tools = talk(rng)
         if results == any(message["role"] == "tool" for message in messages):
@@ -65,7 +65,7 @@ def last_of(talk: Callable[[Random], Talk], rng: Random, *, results: bool) -> Qu
 
 
 def _sent(message: dict[str, Any]) -> dict[str, Any]:
-    """As clients send it."""
+    """Convert a message to the form that clients send."""
     calls = [
         {"id": "call", "function": {**call["function"], "arguments": json.dumps(call["function"]["arguments"])}}
         for call in message.get("tool_calls", ())

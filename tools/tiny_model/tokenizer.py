@@ -34,7 +34,7 @@ CHAT_TEMPLATE = (
 
 
 def make_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train on `texts`; any character that is not in them still encodes, as its UTF-8 bytes."""
+    """Train on `texts`. A character outside them still encodes, as its UTF-8 bytes."""
     byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(SPECIAL) - 256, show_progress=False, special_tokens=["\n"]

@@ -1,5 +1,5 @@
-"""Dialogues in which the built-in model calls tools and answers in JSON. Names of tools, of their parameters and most
-values are drawn or invented anew each time, so that it learns to copy them."""
+"""Dialogues in which the built-in model calls tools and answers in JSON. Names of tools and parameters and most values
+are drawn or invented anew each time, so that the model learns to copy them."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -50,8 +50,8 @@ def _language(rng: Random) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One thing that tools do. `keys`: for each value its possible names, its JSON type and how it is drawn. The `asks`
-    name the values in this order."""
+    """A family of tools for one purpose. `keys` holds each value's possible names, its JSON type and its generator; the
+    `asks` name the values in this order."""
 
     names: Sequence[str]
     about: Sequence[str]
@@ -139,7 +139,7 @@ FAMILIES = [
 
 
 def tool_of(rng: Random, family: Family, name: str) -> tuple[dict[str, Any], list[str]]:
-    """And the names of its parameters, in the order of the family's."""
+    """Make a tool of the family; return it with its parameters' names, in the family's order."""
     keys = [rng.choice(names) for names, _, _ in family.keys]
     if len(set(keys)) < len(keys):
         keys = [names[0] for names, _, _ in family.keys]
@@ -166,7 +166,7 @@ def _result(rng: Random) -> str:
 
 
 def _name(rng: Random, family: Family) -> str:
-    """Mostly as people call such a tool, sometimes nothing but a name."""
+    """Pick a tool's name: mostly a usual one, sometimes an invented one."""
     return rng.choice(family.names) if rng.random() < 0.8 else "_".join([_word(rng), _invented(rng).lower()])
 
 
@@ -177,7 +177,7 @@ def tool_talk(rng: Random) -> Talk:
     messages: list[dict[str, Any]] = []
     if rng.random() < 0.3:
         messages.append({"role": "system", "content": "You are a helpful assistant."})
-    if rng.random() < 0.2:  # nothing that they are for
+    if rng.random() < 0.2:  # a question that no tool answers
         topics, weights = zip(*TOPICS, strict=True)
         asked, answered = rng.choices(topics, weights)[0](rng)
         return [*messages, _said("user", asked), _said("assistant", answered)], tools
@@ -199,7 +199,7 @@ def tool_talk(rng: Random) -> Talk:
 
 
 def json_talk(rng: Random) -> Talk:
-    """Asked for JSON, answered in JSON."""
+    """Make a talk that asks for JSON and is answered in JSON."""
     kind = rng.randrange(4)
     if kind == 0:
         asked, answered = arithmetic(rng)
@@ -219,7 +219,7 @@ def json_talk(rng: Random) -> Talk:
 
 
 def talks(seed: int) -> Iterator[Talk]:
-    """What it knows already, half of the time, so that it does not forget it."""
+    """Mix in plain dialogues half of the time, so that the model does not forget them."""
     rng, known = Random(seed), dialogues(seed)
     while True:
         kind = rng.random()

@@ -1,5 +1,5 @@
-"""Train the built-in model: `python -m tools.tiny_model.train OUTPUT_FOLDER` makes it from nothing, and
-`python -m tools.tiny_model.train OUTPUT_FOLDER --tools` goes on from there, to tools and JSON.
+"""Trains the built-in model: `python -m tools.tiny_model.train OUTPUT_FOLDER` trains it from random weights, and
+`python -m tools.tiny_model.train OUTPUT_FOLDER --tools` continues with tools and JSON.
 
 A Llama of about 3.5 million parameters learns the answers of `dialogues` (never the questions), then of `talks`. The
 first takes about an hour on two CPU cores, the second half of that; the seed fixes data, initial weights and order.
@@ -28,7 +28,7 @@ IGNORED = -100
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, talk: Talk) -> tuple[list[int], list[int]]:
-    """Token ids and labels; only what the assistant says, and its end mark, is learned."""
+    """Encode a talk as token ids and labels; only the assistant's words and their end mark are learned."""
     messages, tools = talk
     ids: list[int] = []
     labels: list[int] = []
@@ -52,7 +52,7 @@ def _written(tokenizer: PreTrainedTokenizerFast, messages: list[Any], tools: lis
 
 
 class Windows:
-    """Batches of `ROWS` windows; every row starts with a fresh dialogue and is filled with more of them."""
+    """Yield batches of `ROWS` windows; every row begins with a new dialogue and is filled with further ones."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, source: Iterator[Talk]) -> None:
         self._tokenizer = tokenizer
@@ -132,7 +132,7 @@ def train(folder: Path, steps: int, *, tools: bool) -> None:
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """A plain Hugging Face model folder, weights in half precision."""
+    """Save a plain Hugging Face model folder, with weights in half precision."""
     model.generation_config = GenerationConfig(
         pad_token_id=0, bos_token_id=1, eos_token_id=3, do_sample=True, temperature=0.6, top_p=0.9
     )
@@ -143,9 +143,10 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--tools", is_flag=True, help="Go on with the model that is in FOLDER.")
-@click.option("--steps", type=int, help="2,600 at first, 1,300 then.")
+@click.option("--tools", is_flag=True, help="Continue with the model in FOLDER, on tools and JSON.")
+@click.option("--steps", type=int, help="Number of steps. The default is 2,600, or 1,300 with --tools.")
 def main(folder: Path, tools: bool, steps: int | None) -> None:
+    """Train the built-in model and save it in FOLDER."""
     train(folder, steps or (1300 if tools else 2600), tools=tools)
 
 

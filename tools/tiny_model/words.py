@@ -1,4 +1,4 @@
-"""The word lists that the built-in model's dialogues are made from, in English and Chinese."""
+"""The word lists of the built-in model's dialogues, in English and Chinese."""
 
 CAPITALS = [
     ("France", "Paris", "法国", "巴黎"),
@@ -114,7 +114,7 @@ ANIMALS_ZH = ["小猫", "小狗", "小兔子", "小鸟", "小熊"]
 PLACES_ZH = ["森林", "花园", "村庄", "河边", "山上"]
 THINGS_ZH = ["一把金钥匙", "一张旧地图", "一只小船", "一个红风筝"]
 
-# Things the model does not know, so that it learns to say so.
+# Topics that the model does not know, so that it learns to say so.
 TOPICS = """
 quantum gravity economy politics football history war chemistry philosophy blockchain stocks weather climate virus
 cooking photography religion law medicine kubernetes javascript rust compiler database network security cryptography

@@ -1,4 +1,4 @@
-"""What the documentation says of parameters is what the code does, and what the client can send is in it."""
+"""The documentation of parameters matches the code, and covers all that the client can send."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The files of a batch: what is wrong with a line, and what is left when its process dies or is frozen."""
+"""The files of a batch: errors of lines, and the state after a process dies or is frozen."""
 
 import json
 import tracemalloc
@@ -80,7 +80,7 @@ PartsOf = Callable[[str], PartialResults]
 
 @pytest.fixture
 def parts(tmp_path: Path) -> Iterator[PartsOf]:
-    """Those of a lease of the one batch here."""
+    """Return the partial results of one lease of the batch."""
     made: list[PartialResults] = []
 
     def of(tenure: str) -> PartialResults:

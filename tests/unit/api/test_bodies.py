@@ -1,4 +1,4 @@
-"""How a body's values are counted before it is parsed."""
+"""A body's values are counted before it is parsed."""
 
 import pytest
 
@@ -44,7 +44,7 @@ def test_what_texts_hold_counts_for_nothing(body: bytes) -> None:
     "tail", [b"", b',"user":5', b',"messages":[{"role":"user","content":[{"type":"text","text":5}]}]']
 )
 def test_only_one_error_is_told(tail: bytes) -> None:
-    """Also of a request with many wrong fields, each of another kind."""
+    """This also holds for a request with many wrong fields of different kinds."""
     with pytest.raises((Refused, InvalidRequest)) as told:
         read(b'{"model":"m","temperature":"x","top_p":7,"stop":[1,2,3]' + tail + b"}", ChatCompletionRequest)
 

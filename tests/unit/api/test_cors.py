@@ -1,4 +1,4 @@
-"""What a page of another origin may do, as the operator says; without keys, hardly anything."""
+"""Pages of other origins may do what the operator allows; without keys, hardly anything."""
 
 from typing import Any
 
@@ -61,7 +61,7 @@ async def test_without_keys_pages_of_this_machine_may_read_answers(origin: str) 
 @pytest.mark.parametrize("origin", FOREIGN)
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses/resp_1", "/admin/keys", "/health/live"])
 async def test_without_keys_a_foreign_page_is_not_served(origin: str, path: str) -> None:
-    """Also what needs no preflight, as a form or a text."""
+    """This includes requests without a preflight, such as a form or a text."""
     for verb in ("GET", "POST", "DELETE", "OPTIONS"):
         told = await ask(None, verb, path, origin=origin, **{"content-type": "text/plain"})
 
@@ -80,7 +80,7 @@ async def test_named_pages_and_those_of_this_machine_may_ask_without_keys() -> N
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "localhost.evil.example", "a b", "[::1"])
 async def test_without_keys_a_rebound_name_is_not_served(host: str) -> None:
-    """The page of such a name is of the API's own origin, as its browser sees it."""
+    """To the browser, the page of a rebound name has the API's own origin."""
     told = await ask(None, "GET", "/health/live", host=host, origin=f"http://{host}")
 
     assert told.status_code == 403

@@ -1,4 +1,4 @@
-"""What a client gets of an answer's events, as frames and whole."""
+"""The events of an answer are formatted as stream frames and as whole answers."""
 
 import json
 from typing import Any
@@ -27,7 +27,7 @@ def said(seq: int, choice: int, text: str, logprob: float = -1.0) -> Delta:
 
 
 def bodies(chunks: StreamFormatter, *events: Event) -> list[dict[str, Any]]:
-    """What is in the `data` of each frame that is JSON."""
+    """Parse the `data` of each frame that is JSON."""
     frames = [chunks.opening(), *[frame for event in events for frame in chunks.frames(event)]]
     lines = [line for frame in frames for line in frame.split(b"\n") if line.startswith(b"data: {")]
     return [orjson.loads(line.removeprefix(b"data: ")) for line in lines]

@@ -1,4 +1,4 @@
-"""What of the API is shown, and what of a request is logged."""
+"""The API's pages and metrics can be turned off, and its log lines stay short."""
 
 import logging
 

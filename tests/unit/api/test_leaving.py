@@ -1,4 +1,4 @@
-"""Jobs that nobody reads any more are let go of, and only those."""
+"""Only jobs without a reader are left."""
 
 import asyncio
 import logging
@@ -14,7 +14,7 @@ from shared.process.tasks import end
 
 
 class Queue:
-    """Notes which jobs are left; each fails so many times before."""
+    """Records the jobs that are left; each call fails a given number of times first."""
 
     def __init__(self) -> None:
         self.left: asyncio.Queue[str] = asyncio.Queue()

@@ -1,4 +1,4 @@
-"""The description of the API leaves nothing out."""
+"""The OpenAPI document is complete."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -41,7 +41,7 @@ def references(node: Any) -> Iterator[str]:
 
 
 def within(document: dict[str, Any], node: Any) -> set[str]:
-    """Names of all schemas that are reached from here."""
+    """Return the names of all schemas that are reachable from here."""
     found, open_ = set[str](), [*references(node)]
     while open_:
         name = open_.pop()

@@ -1,4 +1,4 @@
-"""Where a webhook may be sent."""
+"""Webhooks go to public addresses only."""
 
 import pytest
 

@@ -108,7 +108,7 @@ def test_an_event_of_strange_data_is_passed_on() -> None:
 
 
 @pytest.fixture
-async def services() -> AsyncIterator[tuple[Relay, MemoryQueue]]:
+async def relay_and_queue() -> AsyncIterator[tuple[Relay, MemoryQueue]]:
     queue = MemoryQueue(lambda: 0)
     relay = Relay("api", queue=queue, channel=queue, silence_ms=60, buffer_max=10, metrics=ApiMetrics())
     running = asyncio.create_task(relay.run())
@@ -139,8 +139,8 @@ async def test_a_relay_ends_that_is_cancelled_just_as_a_client_leaves(steps: int
     assert ended
 
 
-async def test_a_silent_stream_is_filled_from_its_log(services: tuple[Relay, MemoryQueue]) -> None:
-    relay, queue = services
+async def test_a_silent_stream_is_filled_from_its_log(relay_and_queue: tuple[Relay, MemoryQueue]) -> None:
+    relay, queue = relay_and_queue
     job = make_job()
     with relay.open(job) as opened:
         await queue.enqueue(job, subscriber="", bounds=Bounds(jobs_max=1))  # nobody publishes to us
@@ -151,8 +151,8 @@ async def test_a_silent_stream_is_filled_from_its_log(services: tuple[Relay, Mem
         assert await asyncio.wait_for(relay.take(opened), 3) == EVENTS[:4]
 
 
-async def test_a_job_that_no_worker_ever_takes_expires(services: tuple[Relay, MemoryQueue]) -> None:
-    relay, queue = services
+async def test_a_job_that_no_worker_ever_takes_expires(relay_and_queue: tuple[Relay, MemoryQueue]) -> None:
+    relay, queue = relay_and_queue
     job = make_job(queue_deadline_ms=-2000)
     with relay.open(job) as opened:
         await queue.enqueue(job, subscriber="api", bounds=Bounds(jobs_max=1))
@@ -165,8 +165,10 @@ async def test_a_job_that_no_worker_ever_takes_expires(services: tuple[Relay, Me
     assert found.state is State.CANCELED
 
 
-async def test_leaving_early_cancels_and_leaving_at_the_end_does_not(services: tuple[Relay, MemoryQueue]) -> None:
-    relay, queue = services
+async def test_leaving_early_cancels_and_leaving_at_the_end_does_not(
+    relay_and_queue: tuple[Relay, MemoryQueue],
+) -> None:
+    relay, queue = relay_and_queue
     left, ended = make_job(), make_job()
     for job in (left, ended):
         with relay.open(job) as opened:
@@ -183,8 +185,8 @@ async def test_leaving_early_cancels_and_leaving_at_the_end_does_not(services: t
     assert states == [State.CANCELED, State.FINISHED]
 
 
-async def test_a_job_outlives_its_last_reader_by_its_grace_only(services: tuple[Relay, MemoryQueue]) -> None:
-    relay, queue = services
+async def test_a_job_outlives_its_last_reader_by_its_grace_only(relay_and_queue: tuple[Relay, MemoryQueue]) -> None:
+    relay, queue = relay_and_queue
     jobs = {grace_ms: make_job(grace_ms=grace_ms) for grace_ms in (0, 60_000, None)}
     for job in jobs.values():
         with relay.open(job) as opened:

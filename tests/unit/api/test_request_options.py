@@ -1,4 +1,4 @@
-"""What a person writes: shares of tenants, ages, rates."""
+"""Values that a person writes are parsed: shares of tenants, ages, rates."""
 
 from typing import get_args
 

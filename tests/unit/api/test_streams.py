@@ -1,4 +1,4 @@
-"""A stream that is cut behind any of its frames goes on with the next one, byte by byte."""
+"""A stream that is cut after any frame resumes with the next one, byte by byte."""
 
 from collections.abc import Callable, Sequence
 
@@ -61,7 +61,7 @@ def frames_of(chunks: StreamFormatter, events: Sequence[Event]) -> list[bytes]:
 
 
 def last_id(frames: Sequence[bytes]) -> str | None:
-    """What a client sends that has read these."""
+    """Return the Last-Event-ID of a client that has read these frames."""
     ids = [line[4:].decode() for frame in frames for line in frame.split(b"\n") if line.startswith(b"id: ")]
     return ids[-1] if ids else None
 

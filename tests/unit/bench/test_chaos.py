@@ -1,4 +1,4 @@
-"""The campaign's own eyes: it sees what is wrong, and its planted bugs still fit the code."""
+"""The campaign detects violations, and its planted bugs still fit the code."""
 
 import asyncio
 from pathlib import Path
@@ -96,7 +96,7 @@ def test_a_pause_across_two_faults_is_none_of_the_first() -> None:
 
 async def test_a_worker_that_claims_none_of_many_jobs_is_seen() -> None:
     class Site:
-        """Of two workers, where one gets everything."""
+        """A site of two workers, of which one gets every job."""
 
         places, workers_max = 4, 2
         client = SimpleNamespace(hget=lambda key, field: "busy")

@@ -1,4 +1,4 @@
-"""An answer in a terminal of 24 rows: each of its lines once, whatever had to be drawn again meanwhile."""
+"""An answer in a terminal of 24 rows: each of its lines appears once, however often blocks were redrawn."""
 
 import io
 import re
@@ -13,7 +13,7 @@ from tests.unit.cli.test_terminal import COMMANDS, HOSTILE
 
 
 def answered(text: str, *, chunk: int = 7, rows: int = 24) -> list[str]:
-    """All lines that a terminal of so many rows has shown in the end, those above its top too."""
+    """Return all lines that a terminal of that many rows has in the end, those above its top included."""
     screen = io.StringIO()
     with Answer(Console(file=screen, force_terminal=True, width=80, height=rows, color_system=None)) as answer:
         for at in range(0, len(text), chunk):

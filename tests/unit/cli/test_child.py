@@ -1,4 +1,4 @@
-"""A process that `penstock up` keeps running."""
+"""`penstock up` keeps a child process running."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ from shared.domain.errors import SettingsError
 
 
 def running(code: str, log: Path) -> Callable[[], subprocess.Popen[bytes]]:
-    """What starts a Python that runs this code, and appends to the log."""
+    """Return a function that starts a Python with this code and appends to the log."""
 
     def launch() -> subprocess.Popen[bytes]:
         with log.open("ab") as out:
@@ -24,7 +24,7 @@ def running(code: str, log: Path) -> Callable[[], subprocess.Popen[bytes]]:
 
 
 def checked(watched: Child) -> list[str]:
-    """All that is told until it gives up, and that."""
+    """Check the child until it gives up; return its reports and the final error."""
     said = list[str]()
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:

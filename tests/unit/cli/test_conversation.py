@@ -1,4 +1,4 @@
-"""What `/undo`, `/regen`, `/save` and `/load` do to a conversation."""
+"""`/undo`, `/regen`, `/save` and `/load` change a conversation as they say."""
 
 from pathlib import Path
 

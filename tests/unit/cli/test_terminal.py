@@ -1,4 +1,4 @@
-"""What reaches a terminal of data that others wrote."""
+"""Data that others wrote reaches a terminal only as plain text."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""The chart renders what Kubernetes takes, for every way to use it; its files agree with the code."""
+"""The chart renders valid objects for every way to use it, and its files agree with the code."""
 
 import json
 import os
@@ -104,7 +104,7 @@ def test_a_mistake_in_a_custom_object_is_found(
 
 
 def checked_by_their_types(made: list[dict[str, Any]], folder: Path) -> str:
-    """What TypeScript and the patterns of the CRDs find wrong: unknown fields, types, values."""
+    """Return the unknown fields, wrong types and wrong values that TypeScript and the CRDs' patterns find."""
     if not (PACKAGES / "typescript").exists():
         assert not os.environ.get("CI"), "CI must have `make clients`"
         pytest.skip("make clients")

@@ -1,4 +1,4 @@
-"""What `docker compose` can be told, and what `.env.example` says of it."""
+"""`docker compose` runs private, durable containers, and `.env.example` lists its variables."""
 
 import re
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a release is made of agrees with itself: one version, one lock, one torch; the same files twice."""
+"""The parts of a release agree: one version, one lock, one torch; and the same files give the same archive."""
 
 import re
 import tarfile

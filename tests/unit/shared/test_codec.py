@@ -1,4 +1,4 @@
-"""Bytes in Redis, as this release and the one before write and read them."""
+"""This release and the one before read each other's bytes in Redis."""
 
 import json
 import subprocess

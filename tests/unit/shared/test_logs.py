@@ -1,4 +1,4 @@
-"""Whatever a server says is JSON, one object a line."""
+"""A server's log is JSON, one object per line."""
 
 import json
 import subprocess

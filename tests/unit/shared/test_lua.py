@@ -1,4 +1,4 @@
-"""The Lua inside Redis: its headers say what it uses, nothing undefined is reached, and arguments go by name."""
+"""The Lua inside Redis: its headers list its uses, no name is undefined, and arguments go by name."""
 
 import ast
 import inspect
@@ -35,7 +35,7 @@ local function echo(args) return upper(args.text) end
 
 
 def fields_in_lua(commands: set[str]) -> dict[str, set[str]]:
-    """The fields of a job's hash that these commands name, each with the files where."""
+    """Map the fields of a job's hash that these commands name to the files that name them."""
     found: dict[str, set[str]] = {}
     for part in PARTS:
         for call in redis_calls(part.text):
@@ -90,7 +90,7 @@ def test_every_field_of_a_table_that_is_read_is_given_to_one() -> None:
 
 @pytest.mark.parametrize("mutant", [each for each in MUTANTS if each.file.endswith(".lua")], ids=lambda each: each.name)
 def test_a_bug_that_is_planted_in_lua_still_links(mutant: Mutant, tmp_path: Path) -> None:
-    """Else it would be found for a wrong reason."""
+    """A bug that does not link would be found for the wrong reason."""
     code = planted(mutant, tmp_path)
     paths = [code / path.relative_to(ROOT) for path in lua.files()]
 

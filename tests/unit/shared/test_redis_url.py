@@ -1,4 +1,4 @@
-"""The URL of a Redis as people and logs may see it."""
+"""The URL of a Redis is masked before people and logs see it."""
 
 import pytest
 

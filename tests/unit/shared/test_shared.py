@@ -1,4 +1,4 @@
-"""The state table, settings, Retry-After, and promises between files."""
+"""The state table, the settings, Retry-After, and agreements between files."""
 
 import ast
 import re
@@ -115,7 +115,7 @@ def test_every_outcome_but_completed_is_a_problem() -> None:
 
 
 def test_rqs_data_field_names_the_stub_and_holds_nothing_else() -> None:
-    """RQ shows it with the pickle serializer that its tools use when they are given no option."""
+    """RQ's tools read it with the pickle serializer, their default."""
     call = DefaultSerializer.loads(zlib.decompress(rq_view.DATA))
 
     assert call == ("shared.rq_view.served_by_penstock_workers", None, (), {})
@@ -135,7 +135,7 @@ def test_every_key_of_the_lua_library_is_in_the_table() -> None:
 
 @pytest.mark.parametrize(("folders", "extras"), [(("shared", "api"), ()), (("workers",), ("torch",))])
 def test_an_image_has_whatever_its_code_imports(folders: tuple[str, ...], extras: tuple[str, ...]) -> None:
-    """What is imported inside of functions only may be optional."""
+    """Only imports inside functions may be of optional packages."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     listed = [*project["dependencies"], *[each for name in extras for each in project["optional-dependencies"][name]]]
     named = {canonical(re.split(r"[\[<>=;! ]", each)[0]) for each in listed}

@@ -1,4 +1,4 @@
-"""Tasks end, even those that lose a cancellation."""
+"""Tasks end, even if a cancellation gets lost."""
 
 import asyncio
 

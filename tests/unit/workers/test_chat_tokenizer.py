@@ -1,4 +1,4 @@
-"""The bytes of a token, in vocabularies that split characters in different ways."""
+"""A token's bytes are exact in vocabularies that split characters in different ways."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ TEXT = "Ein Fuchs läuft: 你好, 🦊!  Two  spaces\n\tand a tab."
 
 
 def byte_level() -> Any:
-    """As GPT-2, Qwen and Llama 3 have it: every byte has a character of its own."""
+    """Make a byte-level tokenizer, as of GPT-2, Qwen and Llama 3: every byte has a character of its own."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -25,7 +25,7 @@ def byte_level() -> Any:
 
 
 def byte_fallback() -> Any:
-    """As SentencePiece has it: a character that is no token comes as tokens named after its bytes."""
+    """Load a tokenizer with SentencePiece's byte fallback: unknown characters become tokens named after their bytes."""
     return AutoTokenizer.from_pretrained(BUILTIN)
 
 

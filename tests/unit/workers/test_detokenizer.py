@@ -1,4 +1,4 @@
-"""Text leaves only when it is certain: whole characters, no stop string, nothing past one."""
+"""Text is emitted only once it is final: whole characters, no stop string, and nothing after one."""
 
 import random
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ END = 256
 
 
 def decode(ids: Sequence[int]) -> str:
-    """Each id is a byte."""
+    """Decode ids that are bytes."""
     return bytes(ids).decode("utf-8", errors="replace")
 
 

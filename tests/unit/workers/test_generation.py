@@ -1,4 +1,4 @@
-"""A run numbers its events from the log on, and a resumed one ends like an undisturbed one."""
+"""A run numbers its events after its log, and a resumed run ends like an undisturbed one."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def deliver(log: list[Event], **sampling: Any) -> Delivery:
 
 
 def play(run: Generation, using: ScriptedEngine) -> list[Event]:
-    """All events of a run, without any worker."""
+    """Play a run without a worker; return all events."""
     events = run.opening()
 
     def ended(sequence: Sequence, new: Sampled) -> bool:
@@ -38,7 +38,7 @@ def play(run: Generation, using: ScriptedEngine) -> list[Event]:
 
 
 def by_choice(events: list[Event]) -> dict[int, list[tuple[object, ...]]]:
-    """What each choice says; how choices interleave is no promise."""
+    """Group the deltas by choice; the order between choices is not promised."""
     said: dict[int, list[tuple[object, ...]]] = {}
     for event in events:
         if isinstance(event, Delta):
@@ -99,7 +99,7 @@ def complete(prompts: list[Any], *, echo: bool = False, scores: int | None = Non
 
 
 def texts(events: list[Event]) -> list[str]:
-    """Of all choices, their prompts first."""
+    """Join the text of all choices, prompts first."""
     said = by_choice(events)
     return ["".join(str(text) for text, _, _ in said[choice]) for choice in sorted(said)]
 

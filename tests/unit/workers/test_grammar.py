@@ -1,4 +1,4 @@
-"""Answers keep their form, whatever the model would rather say, and go on in it after a resume."""
+"""Answers match their grammar, whatever the model prefers, and still do after a resume."""
 
 import json
 import re
@@ -77,7 +77,7 @@ def run_of(engine: Engine, log: list[Event] | None = None, **sampling: Any) -> G
 
 
 def play(engine: Engine, log: list[Event] | None = None, n: int = 1, **sampling: Any) -> list[Event]:
-    """The whole log of a job that had `log` when it was claimed."""
+    """Play a job that had `log` when it was claimed; return its whole log."""
     known = list(log or [])
     run = run_of(engine, known, n=n, **sampling)
     events = [*known, *run.opening()]

@@ -1,4 +1,4 @@
-"""The way from the engine's thread to the event loop: merged, bounded, closed."""
+"""Events from the engine's thread reach the event loop merged, in a bounded outbox that closes."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""What models write in the common forms is read as it comes, whatever pieces it comes in."""
+"""The common output formats are parsed as they stream, in whatever pieces they come."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""How much more a worker claims beside what it has."""
+"""A worker claims as many jobs as it has room for."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Who computes what: decode rows first, prompts in chunks under a budget, newcomers at the next step."""
+"""The scheduler: decode rows first, prompts in chunks under a budget, new sequences at the next step."""
 
 import random
 from collections import Counter
@@ -19,13 +19,13 @@ def make(**given: Any) -> Scheduler:
 
 
 def sequence(prompt: int, output: int = 0, *, first: int = 0, salt: bytes = b"", job: str = "j") -> Sequence:
-    """Of numbers that count up from `first`."""
+    """Make a sequence whose prompt counts up from `first`."""
     ids = list(range(first, first + prompt))
     return Sequence(job_id=job, choice=0, prompt=ids, sampling=GREEDY, output=list(range(output)), salt=salt)
 
 
 def run(scheduler: Scheduler) -> list[tuple[int, int]]:
-    """One step with token 9 for everyone; returns (start, count) of each row."""
+    """Run one step with token 9 for every row; return (start, count) of each row."""
     batch = scheduler.next_batch()
     scheduler.apply(batch, [NINE] * len(batch.sampling))
     return [(row.start, row.count) for row in batch.rows]
@@ -291,7 +291,7 @@ def test_what_is_cached_is_forgotten_least_recently_used_and_last_blocks_first()
 
 
 def test_no_block_is_lost_and_none_is_given_twice_whatever_comes() -> None:
-    """10,000 random sequences of few beginnings, in jobs of many widths, through a pool that is always too small."""
+    """10,000 random sequences with few beginnings, in jobs of many widths, pass through a pool that is too small."""
     rng = random.Random(7)
     scheduler = make(sequences_max=8, blocks=40, context_length=400, batch_tokens_max=64)
     alive: list[Sequence] = []

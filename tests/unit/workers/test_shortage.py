@@ -1,4 +1,4 @@
-"""Steps that find no memory: whose fault it is comes out in a bounded number of them, and everybody else gets on."""
+"""Steps that run out of memory: the sequence at fault is found in a bounded number of steps, and all others go on."""
 
 import asyncio
 import math
@@ -22,7 +22,7 @@ from workers.scheduling.sequence import Sampled, Sequence
 
 
 class SmallEngine(ScriptedEngine):
-    """Remembers each sequence that it has computed until it is freed, and finds no memory for more than `fits`."""
+    """An engine that remembers each sequence until it is freed, and has memory for `fits` of them."""
 
     def __init__(self, limits: EngineLimits, fits: int) -> None:
         super().__init__(limits=limits, step_ms=0, tokens=10**6)
@@ -46,7 +46,7 @@ class SmallEngine(ScriptedEngine):
 
 
 class Stack:
-    """A engine_loop whose thread is the test's, and how many steps each job has waited for a token."""
+    """An engine loop in the test's own thread, with the number of steps that each job has waited for a token."""
 
     def __init__(self, *, fits: int = 10**6, **limits: Any) -> None:
         given = {"batch_tokens_max": 512, "context_length": 2000, "vocabulary": 50_000} | limits
@@ -102,7 +102,7 @@ def failed(run: Generation) -> bool:
 
 
 def bound(sequences: int) -> int:
-    """Steps until one of so many is found that has no memory alone, the first one that failed among them."""
+    """Return the greatest number of steps in which the sequence without memory is found among this many."""
     return 2 * math.ceil(math.log2(sequences)) + 1
 
 
@@ -110,142 +110,142 @@ def bound(sequences: int) -> int:
 @pytest.mark.parametrize("jobs", [1, 2, 3, 7, 16, 64])
 async def test_one_that_has_no_memory_even_alone_is_found_in_logarithmically_many_steps(jobs: int, token: int) -> None:
     for guilty in {0, jobs // 3, jobs // 2, jobs - 1}:
-        services = Stack(sequences_max=jobs, batch_tokens_max=2048)
+        stack = Stack(sequences_max=jobs, batch_tokens_max=2048)
         for number in range(jobs):
-            services.add(f"question {number}" + (f" fault:oom@{token}" if number == guilty else ""))
-        services.until(lambda services=services: services.engine.failed[-1:] == [True], steps=20)  # type: ignore[misc]
-        before = len(services.engine.rows)
-        services.until(lambda run=services.jobs[guilty]: failed(run), steps=bound(jobs) - 1)  # type: ignore[misc]
-        assert sum(services.engine.failed[before - 1 :]) <= math.ceil(math.log2(jobs)) + 1
-        services.end()
+            stack.add(f"question {number}" + (f" fault:oom@{token}" if number == guilty else ""))
+        stack.until(lambda stack=stack: stack.engine.failed[-1:] == [True], steps=20)  # type: ignore[misc]
+        before = len(stack.engine.rows)
+        stack.until(lambda run=stack.jobs[guilty]: failed(run), steps=bound(jobs) - 1)  # type: ignore[misc]
+        assert sum(stack.engine.failed[before - 1 :]) <= math.ceil(math.log2(jobs)) + 1
+        stack.end()
 
-        assert [failed(run) for run in services.jobs] == [number == guilty for number in range(jobs)]
-        assert max(services.waits) <= bound(jobs)
-        assert sum(services.engine.failed) <= math.ceil(math.log2(jobs)) + 1
+        assert [failed(run) for run in stack.jobs] == [number == guilty for number in range(jobs)]
+        assert max(stack.waits) <= bound(jobs)
+        assert sum(stack.engine.failed) <= math.ceil(math.log2(jobs)) + 1
 
 
 @pytest.mark.parametrize("first", range(8))
 @pytest.mark.parametrize("second", range(8))
 async def test_two_of_them_are_found_one_after_the_other_while_all_others_get_on(first: int, second: int) -> None:
-    services = Stack(sequences_max=8)
+    stack = Stack(sequences_max=8)
     for number in range(8):
-        services.add(f"question {number}" + (" fault:oom@5" if number in (first, second) else ""))
+        stack.add(f"question {number}" + (" fault:oom@5" if number in (first, second) else ""))
     guilty = {first, second}
-    services.end()
+    stack.end()
 
-    assert [failed(run) for run in services.jobs] == [number in guilty for number in range(8)]
-    assert max(services.waits) <= len(guilty) * bound(8)
+    assert [failed(run) for run in stack.jobs] == [number in guilty for number in range(8)]
+    assert max(stack.waits) <= len(guilty) * bound(8)
 
 
 async def test_more_jobs_than_places_and_many_choices_hide_none_of_them() -> None:
-    """Twelve jobs of one to four choices for eight places; three jobs have no memory, at several tokens."""
-    services = Stack(sequences_max=8)
+    """Twelve jobs of one to four choices share eight places; three jobs run out of memory, at several tokens."""
+    stack = Stack(sequences_max=8)
     faults = {2: " fault:oom@3", 5: " fault:oom@0", 9: " fault:oom@8"}
     for number in range(12):
-        services.add(f"question {number}{faults.get(number, '')}", n=1 + number % 4, tokens=40)
-    services.end()
+        stack.add(f"question {number}{faults.get(number, '')}", n=1 + number % 4, tokens=40)
+    stack.end()
 
-    assert [failed(run) for run in services.jobs] == [number in faults for number in range(12)]
-    assert sum(services.engine.failed) <= len(faults) * (math.ceil(math.log2(8)) + 1)
+    assert [failed(run) for run in stack.jobs] == [number in faults for number in range(12)]
+    assert sum(stack.engine.failed) <= len(faults) * (math.ceil(math.log2(8)) + 1)
 
 
 async def test_newcomers_that_all_have_no_memory_do_not_silence_those_who_run() -> None:
-    services = Stack(sequences_max=8)
+    stack = Stack(sequences_max=8)
     for number in range(7):
-        services.add(f"question {number}", tokens=60)
-    services.until(lambda: all(run.next_seq > 2 for run in services.jobs), steps=10)
+        stack.add(f"question {number}", tokens=60)
+    stack.until(lambda: all(run.next_seq > 2 for run in stack.jobs), steps=10)
     for number in range(20):
-        guilty = services.add(f"newcomer {number} fault:oom@{number % 3}")
-        services.until(lambda run=guilty: failed(run), steps=bound(8) + 3)  # type: ignore[misc]
-    services.end()
+        guilty = stack.add(f"newcomer {number} fault:oom@{number % 3}")
+        stack.until(lambda run=guilty: failed(run), steps=bound(8) + 3)  # type: ignore[misc]
+    stack.end()
 
-    assert max(services.waits) <= bound(8)
-    assert not any(failed(run) for run in services.jobs[:7])
+    assert max(stack.waits) <= bound(8)
+    assert not any(failed(run) for run in stack.jobs[:7])
 
 
 @pytest.mark.parametrize("fits", [1, 2, 3, 5, 8])
 async def test_where_memory_is_short_for_a_full_batch_all_take_turns_and_none_fails(fits: int) -> None:
-    """Each gets a token in a number of steps that does not grow with the answers of others."""
+    """Each job gets a token in a number of steps that does not grow with the answers of others."""
     longest = {}
     for tokens in (40, 120):
-        services = Stack(sequences_max=12, fits=fits)
+        stack = Stack(sequences_max=12, fits=fits)
         for number in range(12):
-            services.add(f"question {number}", n=1 + number % 3, tokens=tokens)
-        services.end()
-        assert not any(failed(run) for run in services.jobs)
-        longest[tokens] = max(services.waits)
+            stack.add(f"question {number}", n=1 + number % 3, tokens=tokens)
+        stack.end()
+        assert not any(failed(run) for run in stack.jobs)
+        longest[tokens] = max(stack.waits)
 
     assert longest[40] <= 12 * 24 // fits
     assert longest[120] <= 12 * 24 // fits
 
 
 async def test_a_step_that_was_too_large_is_followed_by_half_of_it_which_grows_again() -> None:
-    services = Stack(sequences_max=16, fits=10)
+    stack = Stack(sequences_max=16, fits=10)
     for number in range(16):
-        services.add(f"question {number}", tokens=200)
+        stack.add(f"question {number}", tokens=200)
     for _ in range(40):
-        services.step()
-    first = services.engine.rows.index(16)
-    assert services.engine.rows[first : first + 6] == [16, 8, 8, 8, 9, 10]
-    assert services.engine.rows[first + 6] == 11
-    assert services.engine.failed[first : first + 7] == [True, False, False, False, False, False, True]
+        stack.step()
+    first = stack.engine.rows.index(16)
+    assert stack.engine.rows[first : first + 6] == [16, 8, 8, 8, 9, 10]
+    assert stack.engine.rows[first + 6] == 11
+    assert stack.engine.failed[first : first + 7] == [True, False, False, False, False, False, True]
 
-    services.engine.fits = 16
-    services.until(lambda: services.engine.rows[-1] == 16, steps=20)
-    assert services.engine_loop.places == 16
+    stack.engine.fits = 16
+    stack.until(lambda: stack.engine.rows[-1] == 16, steps=20)
+    assert stack.engine_loop.places == 16
 
 
 async def test_steps_have_their_size_again_as_soon_as_the_guilty_one_is_found() -> None:
-    services = Stack(sequences_max=16)
+    stack = Stack(sequences_max=16)
     for number in range(16):
-        services.add(f"question {number}" + (" fault:oom@4" if number == 11 else ""))
-    services.until(lambda: failed(services.jobs[11]), steps=20)
-    services.step()
+        stack.add(f"question {number}" + (" fault:oom@4" if number == 11 else ""))
+    stack.until(lambda: failed(stack.jobs[11]), steps=20)
+    stack.step()
 
-    assert services.engine.rows[-1] == 15
-    assert services.engine_loop.places == 16
+    assert stack.engine.rows[-1] == 15
+    assert stack.engine_loop.places == 16
 
 
 @pytest.mark.parametrize("words", [980, 992, 1025])
 async def test_a_long_prompt_that_nothing_is_remembered_of_is_given_up_as_well(words: int) -> None:
-    """Each failed attempt begins at its first token again, and smaller parts do not help."""
-    services = Stack(sequences_max=4, batch_tokens_max=256, prefix_cache=False)
-    beside = [services.add(f"question {number}", tokens=20) for number in range(3)]
-    guilty = services.add("word " * words + "fault:oom@0")
+    """Each failed attempt begins again at the first token, and smaller chunks do not help."""
+    stack = Stack(sequences_max=4, batch_tokens_max=256, prefix_cache=False)
+    beside = [stack.add(f"question {number}", tokens=20) for number in range(3)]
+    guilty = stack.add("word " * words + "fault:oom@0")
 
-    services.until(lambda: failed(guilty), steps=2 * words // 16 + 20)
-    services.end()
+    stack.until(lambda: failed(guilty), steps=2 * words // 16 + 20)
+    stack.end()
 
     assert not any(map(failed, beside))
 
 
 async def test_who_is_to_be_alone_fails_only_where_nobody_else_has_memory() -> None:
-    services = Stack(sequences_max=4, fits=2)
+    stack = Stack(sequences_max=4, fits=2)
     for number in range(2):
-        services.add(f"question {number}")
-    services.until(lambda: all(run.next_seq > 2 for run in services.jobs), steps=10)
+        stack.add(f"question {number}")
+    stack.until(lambda: all(run.next_seq > 2 for run in stack.jobs), steps=10)
     job = make_job(prompt="suspect", max_tokens=5)
-    alone = Generation(Delivery(job=job, claim_token="e", attempt=3, isolated=True), services.engine)
-    services.engine_loop.add(alone)
+    alone = Generation(Delivery(job=job, claim_token="e", attempt=3, isolated=True), stack.engine)
+    stack.engine_loop.add(alone)
 
-    services.until(lambda: alone.ended, steps=100)
-    services.end()
+    stack.until(lambda: alone.ended, steps=100)
+    stack.end()
 
     assert alone.done
-    assert not any(map(failed, services.jobs))
+    assert not any(map(failed, stack.jobs))
 
 
 async def test_places_that_memory_has_taken_are_not_offered_and_come_back_with_word_of_it() -> None:
-    services = Stack(sequences_max=8, fits=4)
+    stack = Stack(sequences_max=8, fits=4)
     for number in range(8):
-        services.add(f"question {number}", tokens=12)
-    services.until(lambda: True in services.engine.failed, steps=5)
-    services.step()
-    assert services.engine_loop.places < 8
-    assert services.engine_loop.waiting
+        stack.add(f"question {number}", tokens=12)
+    stack.until(lambda: True in stack.engine.failed, steps=5)
+    stack.step()
+    assert stack.engine_loop.places < 8
+    assert stack.engine_loop.waiting
 
-    services.engine.fits = 8
-    woken = services.wakes
-    services.end()
-    assert services.engine_loop.places == 8
-    assert services.wakes > woken
+    stack.engine.fits = 8
+    woken = stack.wakes
+    stack.end()
+    assert stack.engine_loop.places == 8
+    assert stack.wakes > woken

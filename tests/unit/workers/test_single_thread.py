@@ -1,4 +1,4 @@
-"""Calls run one after the other in one thread, and what they raise is their caller's."""
+"""Calls run one after another in one thread, and their exceptions reach their callers."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""A bound on the time of code that is not ours."""
+"""Code that is not ours runs under a time limit."""
 
 import threading
 from contextlib import suppress

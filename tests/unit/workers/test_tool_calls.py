@@ -1,4 +1,4 @@
-"""Tools in the prompt, calls in the answer: models with random weights are held to every form that templates teach."""
+"""Tools in the prompt and calls in the answer: grammars hold random models to every format of the chat templates."""
 
 import json
 from pathlib import Path
@@ -51,7 +51,7 @@ Call = tuple[str, dict[str, Any]]
 
 
 def model(folder: Path, tool_format: ToolFormat | None, *, tokens: bool, thinking: bool = False) -> Engine:
-    """`tokens`: the marks are tokens of the vocabulary."""
+    """Make a random model. With `tokens`, the marks are tokens of the vocabulary."""
     marks = [*(tool_format.marks if tool_format and tokens else ()), *(["<think>", "</think>"] if thinking else [])]
     calling_model(folder, (tool_format.sign if tool_format else "") + THINKING * thinking, marks)
     return load_engine(parse_specs([str(folder)])[0], load_settings(dtype="float32"))
@@ -59,7 +59,7 @@ def model(folder: Path, tool_format: ToolFormat | None, *, tokens: bool, thinkin
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Each model is made once."""
+    """Make each model once."""
     engines: dict[Any, Engine] = {}
 
     def get(tool_format: ToolFormat | None, *, tokens: bool = True, thinking: bool = False) -> Engine:
@@ -137,7 +137,7 @@ def test_the_tool_that_is_named_is_the_one_that_is_called(made: Any, tool_format
 @pytest.mark.parametrize("tokens", [True, False], ids=["marks are tokens", "marks are text"])
 @pytest.mark.parametrize("tool_format", TOOL_FORMATS, ids=lambda tool_format: tool_format.sign)
 def test_strict_tools_leave_the_text_free_and_hold_the_calls(made: Any, tool_format: ToolFormat, tokens: bool) -> None:
-    """What a random model says has no calls, unless its first words are a call's beginning."""
+    """A random model makes no calls unless its first words begin one."""
     engine = made(tool_format, tokens=tokens)
 
     events = play(engine, job(max_tokens=60))
@@ -148,7 +148,7 @@ def test_strict_tools_leave_the_text_free_and_hold_the_calls(made: Any, tool_for
 
 
 def test_a_strict_call_after_text_keeps_to_its_schema(made: Any) -> None:
-    """The model is made to begin one by a bias that makes the mark likely."""
+    """A bias that makes the mark likely lets the model begin a call."""
     engine = made(HERMES)
     mark = AutoTokenizer.from_pretrained(BUILTIN).vocab_size
     seen = 0

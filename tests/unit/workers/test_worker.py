@@ -1,4 +1,4 @@
-"""A worker on the queue in memory: what it refuses, what it resumes, what it hands over."""
+"""A worker on the queue in memory refuses, resumes and hands over jobs."""
 
 import asyncio
 from typing import Any, ClassVar
@@ -271,7 +271,7 @@ async def test_who_is_alone_is_computed_alone_until_it_has_a_token(queue: Memory
 
 
 async def test_what_has_not_happened_yet_is_counted_as_zero(queue: MemoryQueue) -> None:
-    """Prometheus sees no increase in a counter that begins with its first event."""
+    """Prometheus sees no increase in a counter that appears with its first event."""
     metrics = WorkerMetrics()
     make_worker(queue, metrics=metrics)
     of_model = {"model": INFO.name}
@@ -285,7 +285,7 @@ async def test_what_has_not_happened_yet_is_counted_as_zero(queue: MemoryQueue) 
 
 
 async def test_a_worker_that_gets_its_own_job_again_goes_on_as_anybody_would(queue: MemoryQueue) -> None:
-    """Redis lost its heartbeats, and the end of the log with them; later it loses more."""
+    """Redis lost its heartbeats and the end of the log; later it loses more."""
     undisturbed = await submit(queue, make_job(max_tokens=15))
     job = make_job(max_tokens=15)
     async with working(make_worker(queue, step_ms=10, heartbeat_ms=10_000, lease_ms=20_000)):

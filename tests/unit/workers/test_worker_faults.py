@@ -1,4 +1,4 @@
-"""What fails in a worker, and whose jobs it costs: a step, the engine, an answer that cannot be read, a lost log."""
+"""Faults in a worker cost only the jobs concerned: a failed step, a failed engine, an unreadable answer, a lost log."""
 
 import asyncio
 import threading
@@ -74,7 +74,7 @@ async def test_steps_that_get_nowhere_end_the_worker(queue: MemoryQueue, monkeyp
 
 
 class Unreadable(ScriptedEngine):
-    """Reading the third token of a prompt that says so raises; nothing is wrong with its step."""
+    """An engine whose tokenizer raises at the third token of certain prompts; their steps are fine."""
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
@@ -116,7 +116,7 @@ async def test_an_answer_that_cannot_be_read_fails_its_own_job_and_no_other(queu
 
 
 async def test_an_answer_that_cannot_be_read_behind_its_echo_fails_all_the_same(queue: MemoryQueue) -> None:
-    """The echo has a number then, but is not written."""
+    """The echo then has an event number, but is not written."""
 
     class BadFirst(ScriptedTokenizer):
         def decode(self, ids: Sequence[int]) -> str:
@@ -173,7 +173,7 @@ async def test_an_answer_that_takes_for_ever_to_read_fails_its_own_job(
 
 
 async def test_a_job_that_fails_while_its_deadline_passes_ends_once(queue: MemoryQueue) -> None:
-    """Nothing is written meanwhile, so that both ends would be on their way together."""
+    """Nothing is written meanwhile, so both ends would be in flight together."""
     answers = asyncio.Event()
     append, settle = queue.append, queue.settle
 

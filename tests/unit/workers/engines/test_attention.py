@@ -1,4 +1,4 @@
-"""The kernel that reads blocks in place computes what plain attention over the gathered blocks computes."""
+"""The kernel that reads blocks in place agrees with plain attention over the gathered blocks."""
 
 import os
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ NUMBA = kernels(torch.device("cpu"), torch.float32)[0]
 
 
 def make_step(cache: KVCache, lengths: list[int], blocks: int) -> Step:
-    """One decoding token at the end of each sequence; blocks in any order."""
+    """Make a step with one decoding token at the end of each sequence, and blocks in any order."""
     order = np.random.default_rng(1).permutation(blocks).astype(np.int32)
     tables = np.zeros((len(lengths), max(map(blocks_for, lengths))), np.int32)
     for row, length in enumerate(lengths):
@@ -40,7 +40,7 @@ def make_step(cache: KVCache, lengths: list[int], blocks: int) -> Step:
 
 @pytest.fixture(autouse=True)
 def several_threads() -> Iterator[None]:
-    """They share the rows, also where processes of pytest have one core each."""
+    """Let several threads share the rows, even if each process of pytest has one core."""
     usual = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -49,7 +49,7 @@ def several_threads() -> Iterator[None]:
 
 @pytest.fixture(params=["numba", pytest.param("triton", marks=pytest.mark.slow)])
 def kernel(request: pytest.FixtureRequest) -> Kernel:
-    """Triton's is interpreted, where no device is."""
+    """Return the kernel; without a device, Triton's is interpreted."""
     if request.param == "numba":
         return NUMBA
     if not os.environ.get("CI"):  # there it is installed, and must be

@@ -1,4 +1,4 @@
-"""Vectors of real model code: what the model's own code and pooling give, whatever is in the batch."""
+"""Vectors agree with the model's own code and pooling, whatever else is in the batch."""
 
 import json
 from pathlib import Path
@@ -46,7 +46,7 @@ def make_folder(folder: Path, config: str, more: dict[str, Any]) -> Any:
 
 
 def add_modules(folder: Path, pooling: dict[str, Any], dense: torch.Tensor | None = None) -> None:
-    """What sentence-transformers writes beside a model."""
+    """Write the files that sentence-transformers adds to a model."""
     names = ["Transformer", "Pooling", *(["Dense"] if dense is not None else []), "Normalize"]
     modules = [{"idx": i, "path": f"{i}_{name}" if i else "", "type": f"st.{name}"} for i, name in enumerate(names)]
     (folder / "modules.json").write_text(json.dumps(modules))
@@ -68,7 +68,7 @@ def vectors(engine: Engine, passages: list[list[int]]) -> torch.Tensor:
 
 @torch.inference_mode()
 def hidden(model: Any, passage: list[int]) -> torch.Tensor:
-    """By the model's own code, alone."""
+    """Compute hidden states with the model's own code, one text at a time."""
     states: torch.Tensor = model(input_ids=torch.tensor([passage])).last_hidden_state[0]
     return states
 

@@ -1,4 +1,4 @@
-"""From a name to an engine: what loads, what is refused in one sentence, and what memory it takes."""
+"""A model's name leads to an engine, or to a refusal in one sentence; loading takes bounded memory."""
 
 from pathlib import Path
 from typing import Any

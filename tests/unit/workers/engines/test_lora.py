@@ -1,4 +1,4 @@
-"""Adapters compute what peft computes with them, beside others and their base in one batch."""
+"""Adapters agree with peft, beside others and their base in one batch."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ BASES: dict[str, tuple[str, dict[str, Any], list[str], str]] = {
 
 
 def add_adapter(folder: Path, model: Path, seed: int, targets: list[str], **more: Any) -> Any:
-    """An adapter with random weights in its folder; returns the model with it, as peft sees it."""
+    """Write an adapter with random weights to its folder; return peft's model with it."""
     torch.manual_seed(seed)
     config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets, init_lora_weights=False, **more)
     config.fan_in_fan_out = "c_attn" in targets  # GPT-2 keeps its weights the other way round

@@ -1,4 +1,4 @@
-"""Every family of models computes what transformers computes: alone, in a batch, in chunks, and after a resume."""
+"""Every family of models agrees with transformers: alone, in a batch, in chunks, and after a resume."""
 
 import copy
 from dataclasses import dataclass, field, replace
@@ -35,7 +35,7 @@ EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 
 
 @dataclass(frozen=True)
 class Family:
-    """A configuration class of transformers, small, and the engine that its models should get."""
+    """A small configuration of transformers, and the engine that its models must get."""
 
     config: str
     more: dict[str, Any] = field(default_factory=dict)
@@ -83,7 +83,7 @@ class Case:
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=list(FAMILIES))
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """A random model, saved and loaded as any other one."""
+    """Make a random model, save it, and load it like any other."""
     family, folder = FAMILIES[request.param], tmp_path_factory.mktemp("model")
     reference = random_model(folder, family.config, family.more)
     return Case(reference, load_torch_engine(str(folder), load_settings(sequences_max=8, batch_tokens_max=24)), family)
@@ -175,7 +175,7 @@ def expect_equal_bits(case: Case) -> None:
 def logits_of(
     engine: Any, asked: list[list[int]], answers: list[list[int]], *, chunk: int, resumed: int = 0
 ) -> list[torch.Tensor]:
-    """Of the token after each whole answer, `resumed` of whose tokens count as known from the start."""
+    """Compute the logits after each whole answer, of which the first `resumed` tokens are known from the start."""
     scheduler = Scheduler(replace(engine.limits, batch_tokens_max=chunk))
     sequences = [sequence(prompt, output=said[:resumed]) for prompt, said in zip(asked, answers, strict=True)]
     for each in sequences:

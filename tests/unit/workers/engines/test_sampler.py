@@ -1,4 +1,4 @@
-"""Tokens are drawn as transformers' own processors say, each row as if it were alone."""
+"""Tokens are sampled with the probabilities of transformers' processors, each row as if alone."""
 
 import math
 import random
@@ -34,7 +34,7 @@ def random_logits(rows: int, vocabulary: int, seed: int = 3, spread: float = 2.0
 
 
 def frequencies(logits: torch.Tensor, **given: Any) -> torch.Tensor:
-    """How often each token comes, over many seeds."""
+    """Count how often each token is sampled, over many seeds."""
     rows = logits.expand(DRAWS, -1)
     drawn = choose(rows, [sequence(how(seed=seed, **given)) for seed in range(DRAWS)])
     return torch.bincount(torch.tensor([each.token for each in drawn]), minlength=logits.shape[-1]) / DRAWS
