@@ -106,7 +106,7 @@ def _events(start: int, rows: Sequence[bytes]) -> Iterator[Event]:
 
 
 def _state(status: bytes | None) -> State | None:
-    """Return the job's state, None if there is no job. Another tool may have ended it in a state that we do not have."""
+    """Return the job's state, None if there is no job. Another tool may have set a state that Penstock does not use."""
     if status is None:
         return None
     name = status.decode(errors="replace")

@@ -1,5 +1,5 @@
-"""The scripts inside Redis: one for each verb, linked from the parts of the Lua files that it needs. Redis creates every
-function of a script anew at each call, so a script with all of them would cost more than most verbs do.
+"""The scripts inside Redis: one for each verb, linked from the parts of the Lua files that it needs. Redis creates each
+function of a script anew at every call, so a script with all of them would cost more than most verbs do.
 
 A Lua file is a row of parts. Each begins with a header of comments and ends where the next one begins:
 

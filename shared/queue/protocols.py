@@ -80,12 +80,12 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """A job in a worker's hands. `exec` is the token of this claim: without it nothing is written for the job.
+    """A job that a worker has claimed. Nothing is written for the job without its `claim_token`.
 
-    `attempt` counts claims from 1, and from 2 again once the job has got on; `log` holds the events that earlier ones
-    have written; `late` names a deadline that has passed already; `left_ms` is what remains of the run deadline.
-    `alone`: workers died of this job or beside it, so it must be computed by itself until it gets on. `waited_ms`:
-    since it was queued, or handed over. `trace`: the W3C trace context it came with.
+    `attempt` counts claims from 1, and from 2 again once the job has progressed; `log` holds the events of earlier
+    attempts; `late` names a deadline that has passed already; `left_ms` is what remains of the run deadline.
+    `isolated` is set when workers died running this job or beside it: it must run alone until it progresses.
+    `waited_ms` counts from the time at which it was queued or handed over. `trace` is its W3C trace context.
     """
 
     job: Job
@@ -199,8 +199,8 @@ class QueueProducer(Protocol):
         """Cancel the job unless somebody else still reads it."""
 
     async def replay(self, job_id: str, *, as_id: str) -> tuple[State | None, str]:
-        """Run a failed job once more as another job, with the same request and seed, linked to it. Return the state
-        it was in, None when there is none, and the job that replays it, '' when none does. A job is replayed only once."""
+        """Run a failed job once more, and only once, as another job with the same request and seed, linked to it. Return
+        the state it was in, None when there is none, and the job that replays it, '' when none does."""
 
     async def pause(self, model: str, *, paused: bool) -> None:
         """Stop claims of the model's waiting jobs, or allow them again; running jobs go on."""
