@@ -1,4 +1,4 @@
-"""What RQ's own tools read: job hashes, worker records, tracebacks. Nothing here is ever unpickled by us."""
+"""The records that RQ's own tools read: job hashes, worker records, tracebacks. Penstock never unpickles them."""
 
 import base64
 import os
@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from shared.domain.job import Job
 from shared.redis import keys
 
-# RQ pickles (function, instance, args, kwargs) into `data` and shows it. This is that pickle of
+# RQ pickles (function, instance, args, kwargs) into `data` and shows it. This is the pickle of
 # ("shared.rq_view.served_by_penstock_workers", None, (), {}): constant, so nothing a user sends is ever unpickled.
 DATA = zlib.compress(
     b"\x80\x04\x954\x00\x00\x00\x00\x00\x00\x00(\x8c)shared.rq_view.served_by_penstock_workers\x94N)}\x94t\x94."
@@ -23,12 +23,12 @@ ELSEWHERE = ("192.0.2.1", 9)  # an address that nobody has (RFC 5737)
 
 
 def served_by_penstock_workers() -> None:
-    """What a plain `rq worker` finds when it is pointed at a model's queue by mistake."""
+    """Tell a plain `rq worker` that was pointed at a model's queue by mistake. Raises RuntimeError."""
     raise RuntimeError("This job is served by `penstock worker`, not by `rq worker`. Requeue it when one runs.")
 
 
 def job_fields(job: Job, iso: str, failed_ttl_s: int) -> dict[str, Any]:
-    """RQ's fields of a job, without those that it does not miss. The description carries no word of the prompt."""
+    """Return the fields of a job that RQ needs. The description carries no word of the prompt."""
     return {
         "created_at": iso,
         "enqueued_at": iso,
@@ -42,15 +42,15 @@ def job_fields(job: Job, iso: str, failed_ttl_s: int) -> dict[str, Any]:
 
 
 def traceback_field(text: str) -> str:
-    """RQ's `exc_string`: base64 of the zlib-compressed text."""
+    """Encode RQ's `exc_string`: base64 of the zlib-compressed text."""
     return base64.b64encode(zlib.compress(text.encode())).decode()
 
 
 async def register_worker(
     client: Redis, name: str, models: Sequence[str], *, born: str, ttl_s: int, url: str = ""
 ) -> None:
-    """Make the worker visible to `rq info` for `ttl_s`; repeated with every heartbeat, so that even a flushed Redis
-    shows it again. `url` is where its health and metrics are."""
+    """Make the worker visible to `rq info` for `ttl_s`. Every heartbeat repeats this, so that even a flushed Redis
+    shows the worker again. `url` leads to its health and metrics."""
     key = keys.worker(name)
     record: dict[Any, Any] = {
         "birth": born,
@@ -86,8 +86,8 @@ async def unregister_worker(client: Redis, name: str, models: Sequence[str]) -> 
 
 
 def _address() -> str:
-    """The address from which this machine talks to others. Connecting a datagram socket sends nothing and asks no name
-    server, which may be long in answering, while leases wait to be renewed."""
+    """Return the address from which this machine talks to others. Connecting a datagram socket sends nothing and asks
+    no name server, whose answer could take long while leases wait to be renewed."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
         try:
             datagrams.connect(ELSEWHERE)

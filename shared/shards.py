@@ -1,8 +1,8 @@
-"""Several Redis as one queue. All keys of a model are in the Redis that its workers connect to, so every verb stays one
-script in one Redis; here is only looked up which one.
+"""Several Redis as one queue. All keys of a model are in the Redis that its workers connect to, so every verb remains
+one script in one Redis; this module only looks up which one.
 
-The first Redis is the home of what belongs to no model: API keys, files, batches, responses, webhooks. One Redis that
-is away, or answers nothing, takes its own models with it and no others.
+The first Redis, the home, holds all keys that belong to no model: API keys, files, batches, responses, webhooks. A
+Redis that is away, or does not answer, makes only its own models unavailable.
 """
 
 import asyncio
@@ -33,16 +33,16 @@ Answer = TypeVar("Answer")
 Known = TypeVar("Known", ModelInfo, Demand)
 Heard = list[tuple[str, Sequence[Event]]]  # jobs and their events, as they were published together
 PLACED_FOR_S = 10.0
-ANSWER_S = 3.0  # one of several that has not answered by then counts as away,
-SILENT_FOR_S = 5.0  # and is not asked again for so long
+ANSWER_S = 3.0  # one of several Redis that has not answered by then counts as away,
+SILENT_FOR_S = 5.0  # and is not asked again for this long
 JOBS_PLACED_MAX = 100_000
-HEARD_MAX = 1000  # batches from all, before those who are heard have to wait
-NO_NEWS = LogSlice(state=State.STARTED, events=())  # of a job whose Redis is away
+HEARD_MAX = 1000  # batches from all Redis that wait here before the listeners pause
+NO_NEWS = LogSlice(state=State.STARTED, events=())  # stands for a job whose Redis is away
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Shard:
-    """One Redis, and what reads and writes it."""
+    """One Redis, and the objects that read and write it."""
 
     client: Redis
     queue: QueueProducer
@@ -64,10 +64,10 @@ def shard(client: Redis, queue: QueueProducer) -> Shard:
 
 
 class ShardMap:
-    """Which Redis has a model, or a job."""
+    """Looks up which Redis has a model or a job."""
 
     def __init__(self, shards: Sequence[Shard], *, clock: Callable[[], float] = time.monotonic) -> None:
-        """`shards`: the home first."""
+        """The first of `shards` is the home."""
         self.shards = list(shards)
         self.home = self.shards[0]
         self._clock = clock
@@ -76,15 +76,15 @@ class ShardMap:
         self._silent: dict[Shard, float] = {}
 
     async def of_model(self, model: str) -> Shard:
-        """The one that has workers for it, or had; home for a model that nobody knows. Raise QueueUnavailable when one
-        that might have it is away."""
+        """Return the shard that has workers for the model, or had; the home for an unknown model. Raises
+        QueueUnavailable when a shard that might have it is away."""
         if len(self.shards) == 1:
             return self.home
         place, until = self._models.get(model, (None, 0.0))
         if place and self._clock() < until:
             return place
         try:
-            # As a rule the model is where it was, and then none of the others needs to answer.
+            # The model is usually where it was, and then none of the other shards needs to answer.
             found = place if place and await self._serves(place, model) else await self._find(model)
         except QueueUnavailable:
             if place is None:
@@ -100,8 +100,8 @@ class ShardMap:
         return any(info and info.workers for _, info in answers)
 
     async def _find(self, model: str) -> Shard | None:
-        """Return the one that has most workers for it, None when it is nowhere known. Raise QueueUnavailable when one
-        that might know it is away."""
+        """Return the shard that has the most workers for the model, None when none knows it. Raises QueueUnavailable
+        when a shard that might know it is away."""
         answers, error = await self.ask(lambda shard: _known(shard, model))
         known = [(shard, info.workers) for shard, info in answers if info]
         if error and not known:
@@ -109,7 +109,8 @@ class ShardMap:
         return max(known, key=lambda each: each[1], default=(None, 0))[0]
 
     async def of_job(self, job_id: str) -> Shard:
-        """Home for a job that there is not. Raise QueueUnavailable when a Redis that might have it is away."""
+        """Return the job's shard, the home if there is no such job. Raises QueueUnavailable when a shard that might
+        have it is away."""
         if len(self.shards) == 1:
             return self.home
         if place := self._jobs.get(job_id):
@@ -132,7 +133,8 @@ class ShardMap:
     async def ask(
         self, question: Callable[[Shard], Awaitable[Answer]], *, among: Iterable[Shard] | None = None
     ) -> tuple[list[tuple[Shard, Answer]], QueueUnavailable | None]:
-        """What each (of all, or `among` some) answers that is there, and the error of one that is not."""
+        """Ask all shards, or those `among`. Return the answers of those that are there, and the error of one that is
+        not."""
         asked = self.shards if among is None else list(among)
         answers = await asyncio.gather(*[self._answer(shard, question) for shard in asked], return_exceptions=True)
         found, unavailable = [], None
@@ -158,7 +160,7 @@ class ShardMap:
             raise QueueUnavailable(f"a Redis has not answered within {ANSWER_S:.0f} s") from error
 
     async def gather(self, question: Callable[[Shard], Awaitable[list[Answer]]]) -> list[Answer]:
-        """All that is said by those that are there. Raise QueueUnavailable when none is."""
+        """Return all items from the shards that answer. Raises QueueUnavailable when none does."""
         answers, error = await self.ask(question)
         if error and not answers:
             raise error
@@ -180,7 +182,7 @@ async def _exists(shard: Shard, job_id: str) -> bool:
 
 
 class ShardedQueue:
-    """The verbs of QueueProducer and EventChannel, each in the Redis that it is about."""
+    """The verbs of QueueProducer and EventChannel, each passed on to the Redis of its model or job."""
 
     def __init__(self, shard_map: ShardMap) -> None:
         self._shard_map = shard_map
@@ -196,9 +198,9 @@ class ShardedQueue:
         return accepted
 
     async def _enqueue_away(self, place: Shard, job: Job, record: StoredRecord, **options: Any) -> Accepted:
-        """The record belongs to the home, and no script reaches two Redis. So the job is accepted first, and its record
-        is written before anybody is told: a refusal by either leaves no record, and no job that goes on. The other
-        order would leave a record behind whenever this process dies between the two."""
+        """Accept the job in its shard, then write its record to the home, since no script reaches two Redis. The client
+        gets its answer after both: a refusal by either leaves no record, and no job that goes on. The other order would
+        leave a record behind whenever this process dies between the two."""
         accepted = await place.queue.enqueue(job, **options)
         if accepted.attached:
             return accepted
@@ -242,8 +244,8 @@ class ShardedQueue:
         return await (await self._shard_map.of_model(model)).queue.forget(model)
 
     async def listen(self, subscriber: str) -> AsyncIterator[Heard]:
-        """Raises what ends the listening to any of them: a process that hears only some must not look alive. One that
-        is away is no such thing, its channel connects again."""
+        """Yield the events of all shards. Raises the error that ends the listening to any of them: a process that hears
+        only some must not look alive. A shard that is away ends nothing, since its channel connects again."""
         if len(self._shard_map.shards) == 1:
             async for batch in self._shard_map.home.channel.listen(subscriber):
                 yield batch
@@ -274,7 +276,7 @@ class ShardedQueue:
 
 
 async def _hear(shard: Shard, subscriber: str, heard: "asyncio.Queue[Heard | Exception]") -> None:
-    """Pass on what is published in one Redis, and at last why no more comes."""
+    """Pass on the events that are published in one Redis, and at last the error that ends them."""
     try:
         async for batch in shard.channel.listen(subscriber):
             await heard.put(batch)
@@ -329,6 +331,6 @@ class ShardedDemand(DemandReader):
 
 
 def _best(found: list[Known], model: Callable[[Known], str]) -> list[Known]:
-    """Of several about one model that with the most workers; in the order of the models' names."""
+    """Keep for each model the entry with the most workers, in the order of the models' names."""
     by_model = {model(each): each for each in sorted(found, key=lambda each: each.workers)}
     return [by_model[name] for name in sorted(by_model)]

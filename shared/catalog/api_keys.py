@@ -1,4 +1,4 @@
-"""Keys that clients send: made, found, changed and revoked. Only salted digests are stored."""
+"""API keys that clients send: created, looked up, changed and revoked. Only salted digests are stored."""
 
 import hashlib
 import hmac
@@ -15,14 +15,14 @@ from shared.domain.job import Priority
 from shared.redis import keys
 from shared.redis.client import translated
 
-PREFIX = "sk-penstock-"  # of the keys that we make
+PREFIX = "sk-penstock-"  # begins every key that Penstock generates
 ID_LENGTH = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKey:
-    """Limits are 0 for none; `models` empty for all. `priority` is the class of its jobs unless they ask for less.
-    `weight`: its share of a busy fleet beside other keys. `expires_s` 0 for never."""
+    """A limit of 0 is no limit; empty `models` allow all. `priority` is the class of the key's jobs unless they ask for
+    a lower one. `weight` is the key's share of a busy fleet beside other keys. `expires_s` is 0 for never."""
 
     id: str
     name: str
@@ -44,14 +44,14 @@ class ApiKeyStore:
     def __init__(
         self, client: Redis, *, counting: Sequence[Redis] = (), clock: Callable[[], float] = time.time
     ) -> None:
-        """`counting`: where jobs are, and what they used is counted, if that is not only here."""
+        """Keys are in `client`; `counting` lists each Redis that has jobs and counts their usage, if not only that."""
         self._redis = client
         self._counting = counting or [client]
         self._clock = clock
 
     async def create(self, name: str, *, secret: str = "", **limits: Any) -> tuple[ApiKey, str]:
-        """The key and its secret, which nobody can be told again. `secret`: one that clients have already. Raises
-        InvalidRequest for one that is known."""
+        """Return the new key and its secret, which is shown only this once. `secret` takes over a secret that clients
+        have already. Raises InvalidRequest if another key has that secret."""
         secret = secret or PREFIX + secrets.token_urlsafe(32)
         key = ApiKey(id=await self._id(secret), name=name, created_s=int(self._clock()), **limits)
         if await self._fields(key.id):
@@ -66,7 +66,7 @@ class ApiKeyStore:
         return key, secret
 
     async def authenticate(self, secret: str) -> ApiKey | None:
-        """The key of this secret; None for an unknown, revoked or expired one, in the same time."""
+        """Return the key of this secret; None, in the same time, for an unknown, revoked or expired one."""
         fields_found = await self._fields(await self._id(secret))
         salt = bytes.fromhex(fields_found.get("salt", "00"))
         known = bytes.fromhex(fields_found.get("digest", "00" * 32))
@@ -96,7 +96,7 @@ class ApiKeyStore:
         return key
 
     async def revoke(self, key_id: str) -> None:
-        """From now on it is unknown. What it has enqueued runs on. Raises NotFound."""
+        """Make the key unknown from now on. Jobs that it has enqueued run on. Raises NotFound."""
         await self.get(key_id)
         with translated():
             async with self._redis.pipeline(transaction=True) as pipe:
@@ -105,7 +105,7 @@ class ApiKeyStore:
                 await pipe.execute()
 
     async def used(self, key_id: str) -> int:
-        """Tokens in this month."""
+        """Return how many tokens the key has used this month."""
         with translated():
             return sum([int(await client.get(keys.usage(key_id, self.month())) or 0) for client in self._counting])
 
@@ -113,7 +113,7 @@ class ApiKeyStore:
         return time.strftime("%Y-%m", time.gmtime(self._clock()))
 
     async def _id(self, secret: str) -> str:
-        """The same for the same secret, and with the deployment's salt, so that a digest is of use nowhere else. The
+        """Derive the key's id from its secret and the deployment's salt, so that a digest is of no use elsewhere. The
         salt is read each time: a process that remembered it would disagree with others once Redis was emptied."""
         with translated():
             salt: Any = await self._redis.get(keys.API_KEY_SALT)

@@ -1,5 +1,5 @@
-"""How many workers a model wants: what autoscalers go by. All of it is in Redis, so that it is known while no worker
-runs. Nothing here reads a consumer group's `lag`, which Redis itself loses track of."""
+"""How many workers a model wants, for autoscalers. All figures are in Redis, so they are known while no worker runs.
+Nothing here reads a consumer group's `lag`, which Redis itself loses track of."""
 
 import math
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ from shared.redis.client import translated
 
 RATE_FRESH_S = 60
 PACE_TTL_S = 7 * 86400
-WORKER_TOKENS_S = 500.0  # until it was measured once
+WORKER_TOKENS_S = 500.0  # assumed until a worker's throughput is measured
 WORKER_JOBS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
-    """`waiting_tokens`: of prompts and, as far as can be told, of answers. `oldest_s`: how long the oldest waiting job
-    has waited. `worker_tokens_s`: what one worker gets done while others wait; `worker_jobs`: how many it runs at a
-    time."""
+    """A model's load. `waiting_tokens` counts prompts and an estimate of their answers; `oldest_s` is how long the
+    oldest waiting job has waited. `worker_tokens_s` is one worker's throughput while jobs wait; `worker_jobs` is how
+    many it runs at a time."""
 
     model: str
     waiting_jobs: dict[Priority, int]
@@ -41,8 +41,8 @@ class Demand:
         return sum(self.waiting_jobs.values())
 
     def workers_wanted(self, target_wait_s: float) -> int:
-        """As many as get what waits done in `target_wait_s`, but enough for what runs, and one more than there are when
-        the oldest has waited for longer than that all the same. None for nothing."""
+        """Return how many workers finish the waiting tokens in `target_wait_s`: at least enough for the running jobs,
+        and one more than there are if the oldest job has waited longer all the same. 0 if there is nothing to do."""
         for_running = math.ceil(self.running_jobs / self.worker_jobs)
         for_waiting = math.ceil(self.waiting_tokens / (self.worker_tokens_s * target_wait_s)) if self.waiting else 0
         late = self.workers + 1 if self.waiting and self.oldest_s > target_wait_s else 0
@@ -50,7 +50,7 @@ class Demand:
 
 
 def together(demands: Sequence[Demand]) -> Demand:
-    """Of several names of the same workers."""
+    """Combine the demands of several models that the same workers serve."""
     return replace(
         demands[0],
         waiting_jobs={each: sum(demand.waiting_jobs[each] for demand in demands) for each in Priority},
@@ -68,13 +68,13 @@ class DemandReader:
         self._script = client.register_script(self._recount.script)
 
     async def all(self) -> list[Demand]:
-        """Of every model that is known. Raise QueueUnavailable."""
+        """Return the demand of every known model. Raises QueueUnavailable."""
         with translated():
             names: Any = await self._redis.smembers(keys.MODELS)
         return [await self.read(name.decode()) for name in sorted(names)]
 
     async def read(self, model: str) -> Demand:
-        """Remembers what a worker gets done, for when none runs. Raise QueueUnavailable."""
+        """Return the model's demand, and remember a worker's throughput for when none runs. Raises QueueUnavailable."""
         with translated():
             with suppress(ResponseError):  # a Redis without room for a stream entry can be read all the same
                 await self._script(args=self._recount.arguments({"model": model}))
@@ -107,14 +107,14 @@ class DemandReader:
 
 
 def _measured(rate: dict[bytes, bytes], workers: int, now_ms: int) -> float | None:
-    """Tokens a second that one of them gets done, if it was measured of late."""
+    """Return one worker's tokens a second; None if that was not measured recently."""
     if not workers or b"gap_ms" not in rate or now_ms - int(rate[b"last_ms"]) > RATE_FRESH_S * 1000:
         return None
     return float(rate[b"tokens"]) / max(float(rate[b"gap_ms"]), 1.0) * 1000 / workers
 
 
 def demand_object(demand: Demand, target_wait_s: float) -> dict[str, Any]:
-    """As JSON, for KEDA's metrics-api and for people."""
+    """Write the demand as JSON, for KEDA's metrics-api and for people."""
     return {
         "object": "demand",
         "model": demand.model,

@@ -1,4 +1,6 @@
-"""Jobs as an operator looks at them: lists by state, one in full. Reads only; all changes go through the queue."""
+"""Jobs as an operator sees them: lists by state, and one in full. This module only reads; all changes go through the
+queue.
+"""
 
 import base64
 import zlib
@@ -37,17 +39,17 @@ class JobRecord:
 
     @property
     def reason(self) -> str:
-        """Why it failed, or why its request was refused, in one line."""
+        """Say in one line why the job failed, or why its request was refused."""
         return self.traceback.strip().rpartition("\n")[2]
 
     @property
     def queued_s(self) -> float:
-        """When it was queued, by the clock of whoever queued it."""
+        """Return when the job was queued, in Unix seconds, by the clock of the process that queued it."""
         return _seconds(self.enqueued_at)
 
     @property
     def ended_s(self) -> float:
-        """When it ended, by the clock of whoever ended it; 0 if it has not."""
+        """Return when the job ended, in Unix seconds, by the clock of the process that ended it; 0 if it has not."""
         return _seconds(self.ended_at)
 
 
@@ -62,7 +64,7 @@ class JobRecords:
         return sorted(name.decode().removeprefix(prefix) for name in members)
 
     async def ids(self, model: str, state: State, *, limit: int = 100) -> list[str]:
-        """Of those that wait or run the oldest first, of those that have ended the newest."""
+        """List waiting and running jobs oldest first, ended jobs newest first."""
         with translated():
             if state is State.QUEUED:
                 waiting: Any = await self._redis.lrange(keys.queue(model), 0, limit - 1)
@@ -77,7 +79,7 @@ class JobRecords:
                 yield member.decode()
 
     async def records(self, model: str, state: State, *, limit: int) -> list[JobRecord]:
-        """As `ids`; without those that expired meanwhile."""
+        """Return the records of `ids`, without those that have expired meanwhile."""
         found = [await self.record_or_none(job_id) for job_id in await self.ids(model, state, limit=limit)]
         return [record for record in found if record]
 
@@ -88,7 +90,7 @@ class JobRecords:
             return None
 
     async def record(self, job_id: str) -> JobRecord:
-        """Raise NotFound when there is no such job."""
+        """Return the job's record. Raises NotFound when there is no such job."""
         with translated():
             fields: Any = await self._redis.hgetall(keys.job(job_id))
             results: Any = await self._redis.xrevrange(keys.results(job_id), count=1)

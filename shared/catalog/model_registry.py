@@ -1,5 +1,4 @@
-"""Which models there are, as their workers announce them. A model stays listed while no worker runs, so that its
-requests can wait for one."""
+"""The models that workers announce. A model stays listed while no worker runs, so that requests can wait for one."""
 
 from typing import Any
 
@@ -18,7 +17,7 @@ class ModelRegistry:
         self._redis = client
 
     async def announce(self, info: ModelInfo) -> None:
-        """Called by every worker at its start and with each heartbeat."""
+        """List the model and its properties. Every worker does this at its start and with each heartbeat."""
         key = keys.model(info.name)
         with translated():
             async with self._redis.pipeline(transaction=True) as pipe:
@@ -36,7 +35,7 @@ class ModelRegistry:
         return [info for info in found if info]
 
     async def model(self, name: str) -> ModelInfo:
-        """Raise NotFound for a model that no worker has ever served here."""
+        """Return what is known of the model. Raises NotFound for a model that no worker has ever served here."""
         info = await self._look(name)
         if info is None:
             raise NotFound(f"The model '{name}' does not exist here.", code="model_not_found", param="model")

@@ -1,4 +1,4 @@
-"""Failed jobs, found and run once more."""
+"""The replay of failed jobs: find them, and run each once more."""
 
 import asyncio
 import secrets
@@ -16,8 +16,8 @@ EVERY_MODEL = "*"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """Failed jobs of a model, or of every one (`*`): those that failed within `since_s` seconds, whose failure holds
-    the words `error`, that are of `tenant`. None asks for nothing."""
+    """Selects failed jobs of a model, or of every model (`*`): jobs that failed within `since_s` seconds, whose failure
+    contains the text `error`, and that belong to `tenant`. A filter that is None selects all."""
 
     model: str
     since_s: float | None = None
@@ -32,7 +32,9 @@ class Filter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replayed:
-    """`before`: the state the job was in, None when there was none; `job_id`: the job that replays it, if any."""
+    """A replayed job. `before` is its state until then, None when there is no such job; `job_id` is the new job's id,
+    empty when there is none.
+    """
 
     origin: str
     before: State | None
@@ -56,7 +58,7 @@ class Replayer:
                     yield record
 
     async def replay(self, job_ids: Iterable[str], *, rate_per_s: float) -> AsyncIterator[Replayed]:
-        """Each once, at most so many a second; 0 for no limit."""
+        """Replay each job once, at most `rate_per_s` a second; 0 is no limit."""
         for number, job_id in enumerate(job_ids):
             if number and rate_per_s:
                 await asyncio.sleep(1 / rate_per_s)

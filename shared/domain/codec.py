@@ -1,16 +1,14 @@
-"""Bytes to and from jobs and events: the only place that knows how they look in Redis. JSON, never pickle.
+"""Encodes and decodes jobs and events: the only module that knows their bytes in Redis. They are JSON, never pickle.
 
-Version rule: two releases run side by side while a fleet is upgraded, or taken back. So a release reads what the one
-before writes, and writes what the one before reads. Within a format only such things are added as a reader who does
-not know them may ignore: a field of a job that has a default and is left out of the bytes while it has it, an element
-at the end of an event. Anything else is a new format, and is read one release before it is written. A job in a format
-that is not known fails and keeps its bytes, to be replayed. tests/unit/shared/test_codec.py holds what each release
-wrote.
+Version rule: two releases run side by side while a fleet is upgraded or rolled back. A release therefore reads what the
+previous one writes, and writes what the previous one reads. Within a format, an addition must be one that an older
+reader can ignore: a field of a job that has a default and is left out of the bytes at that default, or an element at
+the end of an event. Anything else is a new format, which is read one release before it is written. A job in an unknown
+format fails and keeps its bytes for a replay. tests/unit/shared/test_codec.py holds the bytes of each release.
 
 Events are compact arrays, because one is written for every token: `["d", choice, text, [ids]]`, then the finish
-reason, the logprobs, the reasoning and the tool calls, as far as there are any.
-A token's bytes travel as a string of as many characters, a vector as base64 of its little-endian single precision
-numbers.
+reason, the logprobs, the reasoning and the tool calls, up to the last that the event has. A token's bytes travel as a
+string of one character per byte, a vector as base64 of little-endian single-precision numbers.
 """
 
 import sys
@@ -47,9 +45,9 @@ from shared.domain.events import (
 from shared.domain.job import Grammar, GrammarKind, Job, Kind, Priority, Sampling
 
 VERSION = 1
-# Names that the bytes keep, since neighbouring releases read them.
+# The bytes keep these names, since neighbouring releases read them.
 WIRE_NAMES = {"queue_deadline_ms": "patience_ms", "run_deadline_ms": "run_ms"}
-NEEDED = frozenset({"priority", "stop", "stop_token_ids", "logit_bias", "grammar"})  # by the readers of 0.1
+NEEDED = frozenset({"priority", "stop", "stop_token_ids", "logit_bias", "grammar"})  # readers of release 0.1 need these
 
 
 def encode_job(job: Job) -> bytes:
@@ -79,20 +77,20 @@ def decode_job(data: bytes) -> Job:
 
 
 def _given(thing: Job | Sampling) -> dict[str, Any]:
-    """Its fields without those that say nothing."""
+    """Return the fields whose values are not their defaults."""
     values = ((field, getattr(thing, field.name)) for field in fields_of(thing))
     given = {field.name: value for field, value in values if field.name in NEEDED or value != field.default}
     return {WIRE_NAMES.get(name, name): value for name, value in given.items()}
 
 
 def _known(kind: type[Any], fields: dict[str, Any]) -> dict[str, Any]:
-    """Without what a later release added."""
+    """Drop the fields that a later release added."""
     names = {field.name for field in fields_of(kind)}
     return {name: value for name, value in fields.items() if name in names}
 
 
 def encode_event(event: Event) -> bytes:
-    """The event without its number, which is its place in the log."""
+    """Encode the event without its number, which is its place in the log."""
     match event:
         case Delta():
             return orjson.dumps(["d", event.choice, event.text, event.token_ids, *_rest_to_wire(event)])
@@ -150,7 +148,7 @@ def event_from_wire(seq: int, wire: list[Any]) -> Event:
 
 
 def vector_to_base64(vector: Sequence[float]) -> str:
-    """As OpenAI writes vectors, too."""
+    """Encode little-endian single-precision numbers as base64, which is also OpenAI's `encoding_format`."""
     return b64encode(_little(array("f", vector)).tobytes()).decode()
 
 
@@ -165,7 +163,7 @@ def _little(numbers: "array[float]") -> "array[float]":
 
 
 def _rest_to_wire(event: Delta) -> list[Any]:
-    """What most tokens have nothing of, up to the last that this one has."""
+    """Return the optional elements of a delta, up to the last that this one has; most tokens have none."""
     if event.calls or event.reasoning or event.logprobs:
         rows = [_row_to_wire(each) for each in event.logprobs]
         rest = [event.finish_reason, rows, event.reasoning, [tuple(part) for part in event.calls]]

@@ -9,9 +9,9 @@
     ├── QueueFull                the model's queue has no room; says why and when to try again
     ├── StorageFull              a tenant has stored as many bytes as it may
     │   └── FilesFull            the same for its files
-    ├── LimitReached             an API key has used what it may; says which limit, and when to try again
+    ├── LimitReached             an API key is at a limit; says which, and when to try again
     ├── Forbidden                the key may not do this
-    ├── IdempotencyKeyReused     the key came before, with another body
+    ├── IdempotencyKeyReused     the key was used before, with another body
     ├── QueueUnavailable         Redis does not answer, or refuses writes
     ├── DecodeError              bytes from Redis are not what this version writes
     └── EngineError              the engine could not do its part of a job
@@ -52,8 +52,8 @@ class NotFound(PenstockError):
 
 
 class QueueFull(PenstockError):
-    """`reason` is a slug. `position`: where the job would have stood. `wait_s`: how long it would have waited, by the
-    measured throughput; 0 when nothing was measured. `retry_after_s`: the same within 1 to 120 seconds."""
+    """The model's queue has no room. `reason` is a slug. `position` is where the job would have stood. `wait_s` is how
+    long it would have waited by the measured throughput, or 0; `retry_after_s` is the same within 1 to 120 seconds."""
 
     def __init__(self, message: str, *, reason: str, position: int, wait_s: float, retry_after_s: int) -> None:
         super().__init__(message)
@@ -64,7 +64,9 @@ class QueueFull(PenstockError):
 
 
 class LimitReached(PenstockError):
-    """`limit`: limit_requests, limit_tokens or limit_jobs, which pass, or quota, which holds for the month."""
+    """An API key is at a limit: limit_requests, limit_tokens or limit_jobs, which pass, or quota, which lasts the
+    month.
+    """
 
     def __init__(self, message: str, *, limit: str, retry_after_s: int) -> None:
         super().__init__(message)
@@ -73,7 +75,7 @@ class LimitReached(PenstockError):
 
 
 class StorageFull(PenstockError):
-    """`used`: the bytes that the tenant has stored, of the `bytes_max` that it may."""
+    """A tenant has stored `used` of its `bytes_max` bytes, and the new record does not fit."""
 
     param = "store"
 
@@ -115,7 +117,7 @@ class QueueUnavailable(PenstockError):
 
 
 class Stopping(QueueUnavailable):
-    """This process is about to end; the job runs on, and another process has its events."""
+    """The process is about to end; the job runs on, and another process can read its events."""
 
 
 class DecodeError(PenstockError):

@@ -1,4 +1,4 @@
-"""What happens to a job, as an append-only log of numbered events. `seq` is the event's place in the job's log."""
+"""The events of a job, which its append-only log numbers. `seq` is the event's place in the job's log."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -12,22 +12,22 @@ class FinishReason(StrEnum):
 
 
 class Likelihood(NamedTuple):
-    """A token as bytes, which need not be whole characters, and the natural logarithm of its probability."""
+    """A token as bytes, which may end within a character, and the natural logarithm of its probability."""
 
     token: bytes
     logprob: float
 
 
 class Logprobs(NamedTuple):
-    """Of one token that was chosen, and of the likeliest ones in its place, best first."""
+    """The log probabilities of one chosen token and of the likeliest tokens in its place, best first."""
 
     chosen: Likelihood
     top: tuple[Likelihood, ...]
 
 
 class CallPart(NamedTuple):
-    """More of a tool call of a choice, by its place among the choice's calls: first its id and name, then the text of
-    its arguments, which is JSON when all of it has come."""
+    """The next part of a choice's tool call number `index`: first its id and name, then the text of its arguments,
+    which is JSON once it is complete."""
 
     call: int
     id: str
@@ -37,8 +37,8 @@ class CallPart(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Token counts over all choices; the prompt is counted once. `cached_tokens` of it needed no computing;
-    `reasoning_tokens` of the completion were spent before the answer."""
+    """Token counts over all choices; the prompt counts once. Its `cached_tokens` came from the prefix cache, and the
+    `reasoning_tokens` of the completion precede the answer."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -48,7 +48,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
-    """The worker has tokenised and accepted the job; always event 0, written once, whatever the attempt."""
+    """The worker has tokenised and accepted the job. It is always event 0, written once over all attempts."""
 
     seq: int
     prompt_tokens: int
@@ -56,8 +56,8 @@ class Started:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Echoed:
-    """A prompt, by its index in the request, as it comes back before its choices. `logprobs`: where the job asks for
-    them, one for each of its tokens; nothing comes before the first, whose number means nothing."""
+    """A prompt, by its index in the request, echoed before its choices. `logprobs` has one entry per prompt token if
+    the job asks for them; the first token follows nothing, so its number carries no meaning."""
 
     seq: int
     prompt: int
@@ -69,8 +69,8 @@ class Echoed:
 class Delta:
     """New tokens of one choice and the text they release, which may be empty (half a character, a possible stop).
 
-    `choice` counts all choices of all prompts. `logprobs`: where the job asks for them, one for each token; in a chat
-    not for the one that ends the answer. `reasoning` and `calls`: what a chat's answer has beside its text.
+    `choice` counts all choices of all prompts. `logprobs` has one entry per token if the job asks for them; in a chat
+    the token that ends the answer has none. `reasoning` and `calls` are the parts of a chat's answer beside its text.
     """
 
     seq: int
@@ -85,7 +85,7 @@ class Delta:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Embedded:
-    """The vector of one input, by its index in the request; numbers of single precision."""
+    """The vector of one input, by its index in the request, in single precision."""
 
     seq: int
     index: int
@@ -94,7 +94,7 @@ class Embedded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokenized:
-    """The tokens of a text, with the text of each where that was asked for; or the text of tokens, and no ids."""
+    """The tokens of a text, with the text of each if the request asks for it; or the text of tokens, without ids."""
 
     seq: int
     token_ids: tuple[int, ...]
@@ -106,7 +106,7 @@ class Completed:
     usage: Usage
 
 
-# The codes of a failure that lies in the request itself. The same request would end alike on every worker.
+# The codes of a failure that the request itself causes. The same request would fail on every worker.
 REQUEST_FAULTS = frozenset(
     {"invalid_request", "context_length_exceeded", "model_not_found", "request_too_large", "file_in_use"}
 )
@@ -114,7 +114,7 @@ REQUEST_FAULTS = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """`code`: a slug of `api.http.problems`. `detail`: a traceback, which no client sees."""
+    """The job failed. `code` is a slug of `api.http.problems`; `detail` is a traceback, which no client sees."""
 
     code: str
     message: str
@@ -123,7 +123,7 @@ class Failed:
 
     @property
     def by_request(self) -> bool:
-        """Whether the request was wrong, and neither the engine nor a worker."""
+        """Whether the request was at fault, rather than the engine or a worker."""
         return self.code in REQUEST_FAULTS
 
 
@@ -133,7 +133,7 @@ class Cancelled:
 
 
 class Deadline(StrEnum):
-    """`QUEUE`: to be taken by a worker. `RUN`: to end, once taken."""
+    """The deadline that passed: `QUEUE` for the claim by a worker, `RUN` from the first claim to the end."""
 
     QUEUE = "queue"
     RUN = "run"

@@ -1,11 +1,11 @@
-"""What a client asked for, in the words both sides speak. Plain frozen data: no HTTP, no Redis, no torch."""
+"""The request of a client, as the API and the workers exchange it. Plain frozen data: no HTTP, no Redis, no torch."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 JOB_ID = r"[A-Za-z0-9_-]{1,128}"
-SPLIT_SHARE = 16  # splitting a text into tokens costs this part of computing them
+SPLIT_SHARE = 16  # tokenising a prompt costs 1/16 of computing it
 
 
 class Kind(StrEnum):
@@ -28,7 +28,7 @@ class Priority(StrEnum):
 
     @property
     def weight(self) -> int:
-        """Its share of the tokens while all classes wait: none starves, and the first hardly waits."""
+        """Return the class's share of the tokens while all classes wait: none starves, and the first hardly waits."""
         return {Priority.INTERACTIVE: 16, Priority.STANDARD: 4, Priority.BATCH: 1}[self]
 
 
@@ -40,7 +40,7 @@ class GrammarKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grammar:
-    """The form an answer must have. `param`: the parameter of the request that asked for it."""
+    """The form an answer must have. `param` is the request's parameter that asks for it."""
 
     kind: GrammarKind
     text: str
@@ -49,10 +49,10 @@ class Grammar:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How to choose tokens. None means the model's own default; `logprobs` None asks for none, 0 for those of the
-    chosen tokens, more for so many of the likeliest beside.
+    """The sampling parameters. None means the model's own default. `logprobs` None asks for none, 0 for those of the
+    chosen tokens, and n for those of the n likeliest tokens as well.
 
-    `seed` is always set (drawn at admission when the client sends none), so that a resumed job can go on alike.
+    `seed` is always set (drawn at admission when the client sends none), so that a resumed job continues identically.
     """
 
     seed: int
@@ -76,18 +76,20 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One accepted request. `request` is what the worker encodes. A chat's holds its messages, the tools that may be
-    called, which of them (`tool_choice`: auto, required or a tool's name), whether several at once (`parallel`), how
-    much to reason (`effort`) and what else its template gets (`template`), as far as the client gave them. A
-    completion's holds its prompts (texts or token ids), whether to echo them, and with which log probabilities. An
-    embedding's holds its inputs, dimensions and truncation. A question about tokens holds the `prompt` or `messages` to
-    split (`special`: with the tokens that belong around it; `texts`: each token's too), or the `tokens` to write out.
+    """One accepted request.
 
-    `queue_deadline_ms`: how long the job may wait, from each time it is queued; `run_deadline_ms`: how long it may take
-    from its first claim to its end. `tenant`: who it is for, and `weight`: the tenant's share beside others.
-    `grace_ms`: how long it goes on after its last reader has left; None for ever. `keep_s`: how long it is kept after
-    its end, if that is longer than usual. `notify`: its end is sent to webhooks. `cache_salt`: prompts share computed
-    blocks only with prompts of the same salt, which names the tenant.
+    `request` is the input that the worker tokenises. A chat has its messages and, if the client gave them, its tools,
+    which of them to call (`tool_choice`: auto, required or a tool's name), whether several at once (`parallel`), how
+    much to reason (`effort`) and further variables of the chat template (`template`). A completion has its prompts
+    (texts or token ids), whether to echo them, and with which log probabilities. An embedding has its inputs,
+    dimensions and truncation. A tokenization has the `prompt` or `messages` to split (`special` adds the special
+    tokens, `texts` each token's text), or the `tokens` to turn into text.
+
+    `queue_deadline_ms` bounds each wait in the queue, `run_deadline_ms` the time from the first claim to the end.
+    `tenant` owns the job, and `weight` is the tenant's share beside others. `grace_ms` is how long the job goes on
+    after its last reader has left; None is for ever. `keep_s` is its lifetime after its end, if longer than usual.
+    `notify` sends its end to webhooks. `cache_salt` names the tenant: prompts share blocks of the KV cache only with
+    prompts of the same salt.
     """
 
     id: str
@@ -109,12 +111,12 @@ class Job:
 
     @property
     def sequences(self) -> int:
-        """How many sequences an engine makes of it."""
+        """Return how many sequences the job occupies in an engine."""
         return self.sampling.n * len(self.request.get("prompts", [None]))
 
     @property
     def prompt_tokens_estimate(self) -> int:
-        """Before a tokenizer has seen it: four characters a token, as texts in English have."""
+        """Estimate the prompt's tokens before it is tokenised: four characters a token, as in English text."""
         request = self.request
         texts = request.get("prompts") or request.get("inputs")
         if texts is None:
@@ -125,7 +127,7 @@ class Job:
 
     @property
     def output_tokens_max(self) -> int | None:
-        """Of all its sequences; None when it sets no limit."""
+        """Return the most tokens that all its sequences may have; None when it sets no limit."""
         if self.kind not in (Kind.CHAT, Kind.COMPLETION):
             return 0
         return None if self.sampling.max_tokens is None else self.sampling.max_tokens * self.sequences
@@ -133,9 +135,9 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """What a worker says of a model it serves. `engine` is batched, stepwise, embedding or scripted. `parent`: of an
-    adapter, the model that it adapts. `capabilities`: what may be asked of it. `slots`: how many jobs a worker runs at
-    a time. `prompt_chars_max`: a prompt of more characters cannot fit, however it is split; 0 when nobody knows."""
+    """A model as its worker describes it. `engine` is batched, stepwise, embedding or scripted. `parent` is the model
+    that an adapter adapts. `capabilities` lists the requests it serves, `slots` is how many jobs a worker runs at a
+    time, and no prompt of more than `prompt_chars_max` characters can fit, however it is tokenised; 0 if unknown."""
 
     name: str
     engine: str

@@ -1,7 +1,7 @@
 """The life of a job as a table. An illegal move raises and changes nothing.
 
-State names are RQ's, so that its tools tell the truth. The Lua makes the same moves inside Redis; the contract
-suite runs both against each other.
+State names are RQ's, so that RQ's tools show the true state. The Lua scripts make the same moves inside Redis; the
+contract suite compares the two.
 """
 
 from enum import StrEnum
@@ -52,10 +52,10 @@ def after(state: State, move: Move) -> State:
 
 
 def settling(outcome: Outcome) -> Move:
-    """The move that an outcome makes. An expired job counts as failed, so that it can be replayed. A job whose request
-    was wrong counts as cancelled: nobody needs to look at it, and no requeue would help it. Its client still reads the
-    error in the log. A worker of release 0.2 settles such a job as failed; every reader goes by the log's last event,
-    so it takes both."""
+    """Return the move that an outcome makes. An expired job counts as failed, so that it can be replayed. A job whose
+    request was wrong counts as cancelled: nobody needs to look at it, and no requeue would help it. Its client still
+    reads the error in the log. A worker of release 0.2 settles such a job as failed; every reader goes by the log's
+    last event and so accepts both."""
     match outcome:
         case Completed():
             return Move.COMPLETE

@@ -1,5 +1,5 @@
-"""Logs: one JSON object a line, whoever speaks: our code, libraries, warnings, uncaught exceptions, and what is written
-to the standard error. No prompt, no answer and no key ever goes into one."""
+"""Logs: one JSON object a line, from our code, libraries, warnings, uncaught exceptions and anything written to the
+standard error. No prompt, answer or key is ever logged."""
 
 import io
 import json
@@ -16,12 +16,12 @@ import orjson
 from shared.observability.tracing import trace_id
 
 REFUSES = "penstock"  # the logger of a process that says why it cannot run
-WRITTEN_MAX = 10_000  # characters of a line that somebody writes to the standard error
+WRITTEN_MAX = 10_000  # characters of a line written to the standard error
 _PLAIN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "color_message"}
 
 
 class JsonLines(logging.Formatter):
-    """A fixed message, the trace it belongs to, and the fields given as `extra`."""
+    """Formats a record as a fixed message, its trace id, and the fields given as `extra`."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, Any] = {
@@ -44,7 +44,7 @@ class JsonLines(logging.Formatter):
 
 
 def _message(record: logging.LogRecord) -> str:
-    """A library's record whose arguments do not fit is said as it is, not lost."""
+    """Return the message; if a library's arguments do not fit its format string, return both unformatted."""
     try:
         return record.getMessage()
     except (TypeError, ValueError, KeyError):
@@ -53,11 +53,11 @@ def _message(record: logging.LogRecord) -> str:
 
 class _Handler(logging.StreamHandler[TextIO]):
     def handleError(self, record: logging.LogRecord) -> None:
-        """A standard error that is closed or full leaves no place where that could be said."""
+        """Ignore the error: with the standard error closed or full, no place is left to report it."""
 
 
 class _Written(io.TextIOBase):
-    """The standard error of code that does not log: a record for each line of it."""
+    """A standard error for code that does not log: it turns each line into a record."""
 
     def __init__(self) -> None:
         self._begun = ""
@@ -78,7 +78,7 @@ class _Written(io.TextIOBase):
 
 
 def configure_logging(level: str) -> None:
-    """For a server, at its start: nothing but JSON leaves it from now on, as far as Python writes it."""
+    """Log JSON only from now on, whatever Python code writes. A server calls this at its start."""
     handler = _Handler(sys.__stderr__)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=level, handlers=[handler], force=True)
@@ -96,7 +96,7 @@ def _uncaught(kind: type[BaseException], error: BaseException | None, at: Traceb
 
 
 def refusal(line: str) -> str:
-    """What this line of a process's output says of why it refuses to run; "" when it is about something else."""
+    """Return why a process refuses to run, if this line of its output says so; else ""."""
     if line.startswith("penstock: "):
         return line.removeprefix("penstock: ")
     try:

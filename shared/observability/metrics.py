@@ -1,4 +1,4 @@
-"""Metrics for Prometheus, with their units in their names."""
+"""Prometheus metrics, with their units in their names."""
 
 import asyncio
 from collections.abc import Iterable
@@ -29,7 +29,7 @@ def _loop_lag(registry: CollectorRegistry) -> Histogram:
 
 
 async def watch_loop(lag: Histogram) -> None:
-    """Measure, for ever, how late this event loop is."""
+    """Measure for ever how late this event loop runs, in seconds."""
     loop = asyncio.get_running_loop()
     while True:
         due = loop.time() + LOOP_WATCH_S
@@ -98,7 +98,7 @@ class WorkerMetrics:
         self.loop_lag = _loop_lag(registry)
 
     def begin(self, model: str) -> None:
-        """Show zero for what may happen to its jobs: a counter that appears with its first event hides that event from
+        """Create the model's counters at zero: a counter that appears with its first event hides that event from
         Prometheus's `rate` and `increase`."""
         for counter in (self.redelivered, self.fenced, self.wasted):
             counter.labels(model)
@@ -167,7 +167,7 @@ class ApiMetrics:
 
 
 class QueueMetrics:
-    """What Redis holds, the same from whichever API process it is asked: take the maximum of them, not the sum."""
+    """Figures of the queue in Redis. Every API process reports the same ones, so take their maximum, not their sum."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.jobs = Gauge("penstock_queue_jobs", "jobs that wait", ["model", "priority"], registry=registry)
@@ -180,7 +180,7 @@ class QueueMetrics:
         self.wanted = Gauge("penstock_workers_wanted", "workers that the queue wants", ["model"], registry=registry)
 
     def show(self, demands: Iterable[Demand], target_wait_s: float) -> None:
-        """These and no others: what is not known any more is better absent than old."""
+        """Report these demands only: a model that is no longer known is better absent than stale."""
         for gauge in (self.jobs, self.tokens, self.oldest, self.running, self.workers, self.wanted):
             gauge.clear()
         for demand in demands:

@@ -1,8 +1,7 @@
 """OpenTelemetry: one trace for each job, from the client's request through the queue to the engine and back.
 
-The queue carries the W3C trace context with the job, so that whoever takes the job over goes on with its trace. Without
-PENSTOCK_OTLP_ENDPOINT nothing is recorded, and a context that a client sends is not taken up. No prompt and no answer
-goes into a span.
+The queue carries the W3C trace context with the job, so a worker that takes the job over continues its trace. Without
+PENSTOCK_OTLP_ENDPOINT nothing is recorded, and a client's trace context is ignored. No span holds a prompt or answer.
 """
 
 from opentelemetry import trace
@@ -17,8 +16,8 @@ _PROPAGATOR = TraceContextTextMapPropagator()
 
 
 def start_tracing(settings: Settings, *, service: str) -> None:
-    """Send spans to the collector of the settings, if any; OTEL_* variables of the SDK say the rest. Raises
-    SettingsError when the packages for it are not installed."""
+    """Send spans to the collector of the settings, if any; the SDK's OTEL_* variables configure the rest. Raises
+    SettingsError when the OpenTelemetry packages are not installed."""
     if not settings.otlp_endpoint:
         return
     try:
@@ -35,18 +34,18 @@ def start_tracing(settings: Settings, *, service: str) -> None:
 
 
 def trace_id(context: Context | None = None) -> str:
-    """32 hexadecimal digits; empty outside of a recorded trace."""
+    """Return the trace id as 32 hexadecimal digits; empty outside a recorded trace."""
     found = trace.get_current_span(context).get_span_context()
     return format(found.trace_id, "032x") if found.is_valid else ""
 
 
 def to_carry() -> str:
-    """The current span as a W3C `traceparent`; empty outside of a recorded trace."""
+    """Return the current span as a W3C `traceparent`; empty outside a recorded trace."""
     carrier: dict[str, str] = {}
     _PROPAGATOR.inject(carrier)
     return carrier.get("traceparent", "")
 
 
 def carried(traceparent: str) -> Context:
-    """The span that the context came from, as a parent."""
+    """Return a context whose parent is the span that the `traceparent` names."""
     return _PROPAGATOR.extract({"traceparent": traceparent}, Context())

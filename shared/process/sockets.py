@@ -1,4 +1,4 @@
-"""Listening sockets, bound before a server starts, so that a taken port is one clear sentence."""
+"""Listening sockets, bound before a server starts, so that a port in use is reported in one clear sentence."""
 
 import socket
 
@@ -6,7 +6,7 @@ from shared.domain.errors import SettingsError
 
 
 def listen(host: str, port: int, *, setting: str) -> socket.socket:
-    """A bound socket; port 0 picks a free one. Raises SettingsError naming `setting`."""
+    """Return a bound socket; port 0 picks a free port. Raises SettingsError, which names `setting`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=2048)

@@ -1,4 +1,4 @@
-"""Ending tasks for certain."""
+"""Helpers that end asyncio tasks reliably."""
 
 import asyncio
 from collections.abc import Collection, Coroutine
@@ -9,8 +9,8 @@ Result = TypeVar("Result")
 
 
 async def first_of(*work: Coroutine[Any, Any, Result]) -> Result:
-    """Return what the first one to end returns, or raise what it raises; of several that end at once the first one that
-    is named. The others are cancelled and have ended by then."""
+    """Return the result of the first coroutine to end, or raise its error; if several end at once, the first argument
+    among them counts. The others are cancelled and have ended by then."""
     tasks = [asyncio.ensure_future(each) for each in work]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -20,8 +20,8 @@ async def first_of(*work: Coroutine[Any, Any, Result]) -> Result:
 
 
 async def end(tasks: Collection[asyncio.Future[Any]]) -> None:
-    """Cancel the tasks until all have ended. Once is not enough: before Python 3.12 `asyncio.wait_for`, which a library
-    may use, loses a cancellation that arrives together with its result."""
+    """Cancel the tasks until all have ended. One cancellation is not enough: before Python 3.12 `asyncio.wait_for`,
+    which a library may use, loses a cancellation that arrives together with its result."""
     waiting = {task for task in tasks if not task.done()}
     while waiting:
         for task in waiting:

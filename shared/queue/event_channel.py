@@ -40,7 +40,7 @@ class RedisChannel:
             yield message.decode()
 
     async def previous(self, job_id: str) -> tuple[Event, ...]:
-        """What the job had written before `rq requeue` ran it again."""
+        """Return the events that the job had written before `rq requeue` ran it again."""
         with translated():
             rows: Any = await self._redis.lrange(keys.previous(job_id), 0, -1)
         return tuple(_events(0, rows))
@@ -59,7 +59,7 @@ class RedisChannel:
         ]
 
     async def _messages(self, channel: str) -> AsyncIterator[bytes]:
-        """Messages for ever. A lost connection is made again; what was published meanwhile is not heard."""
+        """Yield messages for ever. A lost connection is opened again; messages published meanwhile are missed."""
         lost = False
         while True:
             subscription = self._redis.pubsub(ignore_subscribe_messages=True)
@@ -71,17 +71,19 @@ class RedisChannel:
                 async for message in subscription.listen():
                     yield message["data"]
             except (redis.exceptions.RedisError, OSError) as error:
-                if not lost:  # said once, however long Redis is away
+                if not lost:  # logged once, however long Redis is away
                     log.warning("subscription lost, reconnecting", extra={"channel": channel, "error": str(error)})
                 lost = True
                 await asyncio.sleep(RECONNECT_S)
             finally:
-                with suppress(redis.exceptions.RedisError, OSError):  # of a connection that is lost as it is
+                with suppress(redis.exceptions.RedisError, OSError):  # the connection is lost anyway
                     await subscription.aclose()  # type: ignore[no-untyped-call]
 
 
 def _heard(published: Sequence[Any]) -> Iterator[tuple[str, Sequence[Event]]]:
-    """The jobs of a published batch. One that cannot be read is left to its log, and holds up no other."""
+    """Yield the jobs and events of a published batch. A job whose events cannot be decoded is skipped: its reader finds
+    them in the log.
+    """
     for each in published:
         try:
             job_id, first, events = each
@@ -91,8 +93,8 @@ def _heard(published: Sequence[Any]) -> Iterator[tuple[str, Sequence[Event]]]:
 
 
 def _events(start: int, rows: Sequence[bytes]) -> Iterator[Event]:
-    """The events of a log. At the first one that cannot be decoded the job has failed, for whoever reads it here; its
-    bytes stay where they are."""
+    """Yield the events of a log. An event that cannot be decoded is yielded as a failure of the job, and ends them; the
+    bytes stay in the log."""
     for seq, row in enumerate(rows, start):
         try:
             yield decode_event(seq, row)
@@ -104,7 +106,7 @@ def _events(start: int, rows: Sequence[bytes]) -> Iterator[Event]:
 
 
 def _state(status: bytes | None) -> State | None:
-    """None for no job. Another tool may have ended a job in a way that is not among ours."""
+    """Return the job's state, None if there is no job. Another tool may have set a state that Penstock does not use."""
     if status is None:
         return None
     name = status.decode(errors="replace")

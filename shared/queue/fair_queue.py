@@ -1,7 +1,7 @@
-"""Who is served next, as `fair_queue.lua` decides it in Redis. Pure.
+"""The order in which jobs are served, as `fair_queue.lua` decides it in Redis. Pure.
 
-Whoever has been served least comes first, by tokens divided by weight; who comes back after a pause begins where those
-who waited on are now. (Sheng et al., Fairness in Serving Large Language Models, OSDI 2024.)
+The least-served class and tenant come first, by tokens divided by weight. A tenant returning from idle starts at the
+current minimum: idling earns no credit. (Sheng et al., Fairness in Serving Large Language Models, OSDI 2024.)
 """
 
 from collections import deque
@@ -37,7 +37,7 @@ class TokenCounters:
             self._idle[member] = max(self._idle.get(member, self._least) + amount, 0.0)
 
     def by_least(self) -> list[str]:
-        """Whoever was served least comes first."""
+        """List the members, the least-served one first."""
         return sorted(self.active, key=lambda member: (self.active[member], member))
 
 
@@ -60,8 +60,8 @@ class FairQueue:
         self._leave_if_empty(*_place(job))
 
     def pop(self, cost: Callable[[Job], float], fits: Callable[[Job], bool]) -> Job | None:
-        """The next job that fits, paid for with `cost` tokens; None when none waits. One that does not keeps its own
-        tenant waiting and nobody else."""
+        """Take out the next job that fits, and charge `cost` tokens for it; None when none does. A job that does not
+        fit holds up its own tenant only."""
         places = [(rank, tenant) for rank in self._classes.by_least() for tenant in self._tenants[rank].by_least()]
         for place in places:
             if fits(self._lanes[place][0]):
@@ -77,7 +77,7 @@ class FairQueue:
         self._classes.charge(rank, tokens / job.priority.weight)
 
     def waiting(self, job: Job) -> int:
-        """How many jobs of the job's class and above wait."""
+        """Count the waiting jobs of the job's class and above."""
         return sum(len(lane) for (rank, _), lane in self._lanes.items() if int(rank) <= job.priority.rank)
 
     def of_tenant(self, job: Job) -> int:

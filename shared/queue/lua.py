@@ -1,5 +1,5 @@
-"""The scripts inside Redis: one for each verb, linked from those parts of the Lua files that it needs. Redis makes
-every function of a script anew at each call, so a script with all of them would cost more than most verbs do.
+"""The scripts inside Redis: one for each verb, linked from the parts of the Lua files that it needs. Redis creates each
+function of a script anew at every call, so a script with all of them would cost more than most verbs do.
 
 A Lua file is a row of parts. Each begins with a header of comments and ends where the next one begins:
 
@@ -7,12 +7,12 @@ A Lua file is a row of parts. Each begins with a header of comments and ends whe
     -- needs: close, log       the parts whose names it uses itself
     -- takes: id, number ttl_s, list events, list held (model, id)          the arguments of a verb, by name
 
-A line that is full goes on in a second one of its kind. Names of keys (`JOB .. id`, see keys.py) and class weights
-need no header. A verb's function has the verb's name and takes one table, `args`, with the names of the header:
-strings, numbers, lists of strings, and at last perhaps a list of rows, which is read once: `for row in args.held do`.
-`row` is one table, filled anew each time, since a table for each row would cost a tenth of the verb. Python gives the
-same names to `Verb.arguments`. Both ends of the wire follow the header, so no caller and no verb counts positions.
-tests/unit/shared/test_lua.py holds the headers to what the Lua uses.
+A full line continues in a second one of the same kind. Names of keys (`JOB .. id`, see keys.py) and class weights need
+no header. A verb's function has the verb's name and takes one table, `args`, with the names of the header: strings,
+numbers, lists of strings, and perhaps a last list of rows, which is read once: `for row in args.held do`. `row` is one
+table, filled anew each time, since a table for each row would cost a tenth of the verb. Python gives the same names to
+`Verb.arguments`. Both ends of the wire follow the header, so no caller and no verb counts positions.
+tests/unit/shared/test_lua.py compares the headers with what the Lua uses.
 """
 
 import re
@@ -54,8 +54,8 @@ class Takes:
         self._get = itemgetter(*self._order) if len(self._order) > 1 else self._few
 
     def put(self, where: str, rows: Iterable[Mapping[str, Any]], into: list[Any]) -> None:
-        """Append each row's values in this order, and its lists behind their lengths. Done for every job of every step,
-        so the names are not compared while their number is right and none is missed."""
+        """Append each row's values in this order, and its lists behind their lengths. This runs for every job of every
+        step, so the names are not compared while their number is right and none is missing."""
         get, width, lists = self._get, len(self.names), self.lists
         row: Mapping[str, Any] = {}
         try:
@@ -80,7 +80,7 @@ class Takes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """`text` is without comments."""
+    """A part of a Lua file. Its `text` has no comments."""
 
     kind: str
     name: str
@@ -97,8 +97,8 @@ class Verb:
     script: str
 
     def arguments(self, named: Mapping[str, Any]) -> list[Any]:
-        """ARGV of the script: the verb, which monitors show, and the values. Raises TypeError with the names that are
-        missing or unknown."""
+        """Return the script's ARGV: the verb, which monitors show, and the values. Raises TypeError with the names that
+        are missing or unknown."""
         flat: list[Any] = [self.name]
         self.takes.put(self.name, [named], flat)
         return flat
@@ -133,8 +133,8 @@ def parts(file: str, text: str) -> Iterator[Part]:
 
 
 def linked(pieces: Iterable[Part]) -> dict[str, Verb]:
-    """The verbs among the parts. Raises KeyError for a part that is needed and missing, CycleError for parts that need
-    each other."""
+    """Link the verbs among the parts. Raises KeyError for a part that is needed and missing, CycleError for parts that
+    need each other."""
     pieces = list(pieces)
     shared = {part.name: part for part in pieces if part.kind == "part"}
     order = list(TopologicalSorter({name: part.needs for name, part in shared.items()}).static_order())
@@ -150,7 +150,7 @@ def linked(pieces: Iterable[Part]) -> dict[str, Verb]:
 
 
 def given() -> dict[str, str]:
-    """What every part may use without a header: names, and their definitions."""
+    """Return the names that every part may use without a header, with their definitions."""
     weights = ", ".join(f"[{priority.rank}] = {priority.weight}" for priority in Priority)
     return {"CLASS_WEIGHT": f"local CLASS_WEIGHT = {{ {weights} }}", **keys.lua_names()}
 
@@ -179,7 +179,7 @@ def _declared(text: str) -> Takes:
 
 
 def _received(takes: Takes) -> Iterator[str]:
-    """Lua that makes `args` of ARGV. `at` is the last index that was read."""
+    """Yield the Lua that builds `args` from ARGV. Its `at` is the last index that was read."""
     yield f"local argv, tonumber, at = ARGV, tonumber, {1 + len(takes.values)}"
     yield from _read_lists(takes, "local ")
     pairs = [f"{name} = {value}" for name, value in _read_values(takes, "", 2)]
@@ -194,7 +194,7 @@ def _read_values(takes: Takes, base: str, first: int) -> Iterator[tuple[str, str
 
 
 def _read_lists(takes: Takes, target: str) -> Iterator[str]:
-    """Lua that makes a variable of each list, or, of a list of rows, a function that returns the next row."""
+    """Yield the Lua that reads each list into a variable, or a list of rows into a function that returns the next."""
     for name, columns in takes.lists:
         if columns:
             names, values = zip(*_read_values(columns, "at + ", 1), strict=True)

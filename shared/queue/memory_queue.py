@@ -1,4 +1,6 @@
-"""The queue and its channel in memory, for tests and for engines measured without Redis. Same contract, one process."""
+"""The queue and its channels in memory, for tests and for engines measured without Redis: the same contract, within one
+process.
+"""
 
 import asyncio
 import itertools
@@ -56,7 +58,9 @@ class _Record:
 
 
 class MemoryQueue:
-    """`clock_ms` is passed in, so that a test can let leases run out without waiting. Allowances are Redis's alone."""
+    """The queue in memory. `clock_ms` is passed in, so that a test can let leases run out without waiting. Only Redis
+    enforces rate limits.
+    """
 
     def __init__(self, clock_ms: Callable[[], float], *, lease_ms: int = 3000, attempts_max: int = 3) -> None:
         self._clock_ms = clock_ms
@@ -260,7 +264,7 @@ class MemoryQueue:
         self._arrived.set()
 
     def _earlier(self, idempotency: Idempotency) -> _Record | None:
-        """The job that this key made, if it is still worth anything."""
+        """Return the job that this idempotency key created, if it can still be used."""
         job_id, fingerprint = self._keys.get(idempotency.key, ("", idempotency.fingerprint))
         if fingerprint != idempotency.fingerprint:
             raise IdempotencyKeyReused("This Idempotency-Key came before with another body.")

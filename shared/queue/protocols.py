@@ -1,4 +1,4 @@
-"""The queue as the API and the workers see it. Two implementations: `redis_queue` and `memory`."""
+"""The queue as the API and the workers see it. It has two implementations: `redis_queue` and `memory_queue`."""
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from shared.domain.lifecycle import State
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """What may wait for one model: jobs, tokens as far as they can be told beforehand, and bytes of requests."""
+    """The most that may wait for one model: jobs, estimated tokens, and bytes of requests."""
 
     jobs_max: int
     tokens_max: int = 10**12
@@ -20,9 +20,9 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredRecord:
-    """What is stored beside the job of the same `id`, for its client to read again. `key` is its name in the store, and
-    `index` names the list that holds it by `created_ms`, '' for none. All records of a tenant together have at most
-    `tenant_bytes_max` bytes."""
+    """A record stored beside the job of the same `id`, for its client to read again. `key` is its name in the store,
+    and `index` names the list that holds it by `created_ms`, '' for none. All records of a tenant together have at
+    most `tenant_bytes_max` bytes."""
 
     key: str
     id: str
@@ -36,7 +36,7 @@ class StoredRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Idempotency:
-    """A key of the client's, made unique among tenants, and a digest of what it asked for."""
+    """The client's idempotency key, made unique among tenants, and a digest of its request."""
 
     key: str
     fingerprint: str
@@ -44,8 +44,8 @@ class Idempotency:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateLimits:
-    """What the job's tenant may use, 0 for no limit: requests and tokens a minute, jobs at a time, and
-    `month_tokens` in `month`."""
+    """The limits of the job's tenant, 0 for none: requests and tokens a minute, jobs at a time, and `month_tokens` in
+    `month`."""
 
     requests: int = 0
     tokens: int = 0
@@ -56,7 +56,7 @@ class RateLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateLimitsLeft:
-    """What is left of rate limits: requests and tokens, and the seconds until all of them are there again."""
+    """The requests and tokens left within rate limits, and the seconds until each is back at its limit."""
 
     requests: int
     tokens: int
@@ -66,9 +66,9 @@ class RateLimitsLeft:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accepted:
-    """`job_id` and `created_ms` are those of an earlier job if the request came before (`attached`). `ahead`: jobs of
-    its class and above that wait; `wait_s`: for how long, as far as can be estimated, or 0. `limits_left`: what remains
-    of the tenant's rate limits."""
+    """An accepted job. If the request came before (`attached`), `job_id` and `created_ms` are the earlier job's.
+    `ahead` counts the waiting jobs of its class and above; `wait_s` estimates its wait, 0 without an estimate.
+    `limits_left` is what remains of the tenant's rate limits."""
 
     job_id: str
     created_ms: int
@@ -80,12 +80,12 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """A job in a worker's hands. `exec` is the token of this claim: without it nothing is written for the job.
+    """A job that a worker has claimed. Nothing is written for the job without its `claim_token`.
 
-    `attempt` counts claims from 1, and from 2 again once the job has got on; `log` holds the events that earlier ones
-    have written; `late` names a deadline that has passed already; `left_ms` is what remains of the run deadline.
-    `alone`: workers died of this job or beside it, so it must be computed by itself until it gets on. `waited_ms`:
-    since it was queued, or handed over. `trace`: the W3C trace context it came with.
+    `attempt` counts claims from 1, and from 2 again once the job has progressed; `log` holds the events of earlier
+    attempts; `late` names a deadline that has passed already; `left_ms` is what remains of the run deadline.
+    `isolated` is set when workers died running this job or beside it: it must run alone until it progresses.
+    `waited_ms` counts from the time at which it was queued or handed over. `trace` is its W3C trace context.
     """
 
     job: Job
@@ -104,8 +104,8 @@ ANY_WIDTH = 10**9
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """How much more a worker takes: so many `sequences`; of `tenants`, who have a wide job there, none of more than
-    `widest`."""
+    """The room that a worker has left: `sequences` in all. Each of `tenants` already runs a wide job there, so a job of
+    theirs may have at most `widest` sequences."""
 
     sequences: int = ANY_WIDTH
     widest: int = ANY_WIDTH
@@ -128,7 +128,7 @@ class Write:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InUse:
-    """What keeps a model from being forgotten: jobs that wait or run, and workers that are alive."""
+    """The reasons not to forget a model: jobs that wait or run, and workers that are alive."""
 
     jobs: int
     workers: int
@@ -137,7 +137,7 @@ class InUse:
         return self.jobs > 0 or self.workers > 0
 
     def __str__(self) -> str:
-        """Only what is the case, each with what to do about it."""
+        """Name each reason, with what to do about it."""
         workers = _counted(self.workers, "1 worker serves it (stop it first)", "{} workers serve it (stop them first)")
         jobs = _counted(self.jobs, "1 job waits or runs (cancel it first)", "{} jobs wait or run (cancel them first)")
         return " and ".join([*workers, *jobs])
@@ -149,7 +149,7 @@ def _counted(count: int, one: str, many: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogSlice:
-    """What is known of a job from one event on. `state` is None when the job is gone."""
+    """A job's events from a number on, and its state. `state` is None when the job is gone."""
 
     state: State | None
     events: tuple[Event, ...]
@@ -160,8 +160,8 @@ LOST = -1
 
 
 class QueueProducer(Protocol):
-    """The side of those who ask. Every verb is atomic and may be repeated. All raise QueueUnavailable when the queue
-    cannot be reached. The API has a `Fleet` behind it, which passes each verb on to the `RedisQueue` of one Redis."""
+    """The API's side of the queue. Every verb is atomic and may be repeated. All raise QueueUnavailable when the queue
+    cannot be reached. The API uses a `ShardedQueue`, which passes each verb on to the `RedisQueue` of one Redis."""
 
     async def enqueue(
         self,
@@ -175,13 +175,13 @@ class QueueProducer(Protocol):
         trace: str = "",
         record: StoredRecord | None = None,
     ) -> Accepted:
-        """Accept the job, or find the one that the idempotency key made before; its events go to `subscriber`, too.
+        """Accept the job, or find the one that the idempotency key created before; its events go to `subscriber`, too.
         `render_options` are kept with the job. `record` is stored when the job is accepted, and only then. Raises
         QueueFull, LimitReached, StorageFull or IdempotencyKeyReused."""
 
     async def charge(self, tenant: str, rate_limits: RateLimits) -> float:
-        """Take one of the tenant's requests a minute for a request that was refused for its own fault; return the
-        seconds until it has another, 0 when it has."""
+        """Count a request that was refused for its own fault against the tenant's requests a minute; return the seconds
+        until it has another, 0 when it has one."""
 
     async def store(self, record: StoredRecord) -> None:
         """Write the record, or replace the one of the same key. Raises StorageFull."""
@@ -199,14 +199,14 @@ class QueueProducer(Protocol):
         """Cancel the job unless somebody else still reads it."""
 
     async def replay(self, job_id: str, *, as_id: str) -> tuple[State | None, str]:
-        """Run a failed job once more as another one, with the same request and seed, linked to it. Return the state
-        it was in, None when there is none, and the job that replays it, '' when none does. Replayed once only."""
+        """Run a failed job once more, and only once, as another job with the same request and seed, linked to it. Return
+        the state it was in, None when there is none, and the job that replays it, '' when none does."""
 
     async def pause(self, model: str, *, paused: bool) -> None:
-        """Claim no more of the model's waiting jobs, or do again; what runs goes on."""
+        """Stop claims of the model's waiting jobs, or allow them again; running jobs go on."""
 
     async def forget(self, model: str) -> InUse:
-        """Know the model no longer, and whether it was paused, unless something still uses it; return what does."""
+        """Forget the model, and whether it was paused, unless it is still in use; return what uses it."""
 
 
 class QueueConsumer(Protocol):
@@ -216,40 +216,40 @@ class QueueConsumer(Protocol):
         self, model: str, *, worker: str, limit: int, room: Room = ANY_ROOM, wait_ms: int = 0
     ) -> list[Delivery]:
         """Claim up to `limit` jobs, until they fill the room: lapsed leases first, then the least-served class and
-        tenant; wait that long for one; `[]` when there is none. A lapsed one that has no room here is left to other
-        workers for a moment; waiting ones that are too wide are passed over."""
+        tenant. Wait up to `wait_ms` for one; return `[]` when there is none. A lapsed job that has no room here is left
+        to other workers for a moment; waiting jobs that are too wide are passed over."""
 
     async def renew(self, held: Sequence[Delivery], *, worker: str) -> list[str]:
         """Extend the leases; return the ids of jobs that are no longer the worker's."""
 
     async def append(self, writes: Sequence[Write]) -> dict[str, int]:
-        """Log the events, then publish them. Return what was refused, by job: LOST when it is no longer the worker's,
-        else the length of its log, when that is shorter than the write assumes: the queue's memory has lost its end."""
+        """Log the events, then publish them. Return the refused writes by job: LOST if the job is no longer the
+        worker's, else the length of its log, which is shorter than the write assumes: Redis has lost the log's end."""
 
     async def settle(self, write: Write, *, worker: str) -> int:
-        """End the job with its last events, the last one Finished; return SETTLED, or why not, as `append` does."""
+        """End the job with its last events, the last one Finished. Return SETTLED, or the refusal as `append` does."""
 
     async def release(self, held: Sequence[Delivery], *, worker: str) -> None:
-        """Hand the jobs back, with their logs, for the next claim; costs them no attempt."""
+        """Hand the jobs back, with their logs, for the next claim. This costs them no attempt."""
 
 
 class EventChannel(Protocol):
-    """How a job's events reach whoever reads them. What is heard may repeat or skip; the log never does. The API has a
-    `Fleet` behind it, which listens to the `RedisChannel` of every Redis."""
+    """The way of a job's events to its readers. Published events may repeat or skip; the log never does. The API uses a
+    `ShardedQueue`, which listens to the `RedisChannel` of every Redis."""
 
     def listen(self, subscriber: str) -> AsyncIterator[list[tuple[str, Sequence[Event]]]]:
-        """Batches of (job id, events in order) as they are published, until closed."""
+        """Yield batches of (job id, events in order) as they are published, until closed."""
 
     async def read(self, cursors: Sequence[tuple[str, int]]) -> list[LogSlice]:
-        """The log of each job from the given event number on. An event that cannot be decoded is a failure of its job,
-        which ends the page."""
+        """Read the log of each job from the given event number on. An event that cannot be decoded becomes a failure of
+        its job, which ends the slice."""
 
 
 class CancelChannel(Protocol):
-    """How a worker hears of what it must let go of."""
+    """Announces to a worker the jobs that it must drop."""
 
     def dropped(self, worker: str) -> AsyncIterator[str]:
-        """The ids of jobs that were cancelled while this worker ran them."""
+        """Yield the ids of jobs that were cancelled while this worker ran them."""
 
 
 def finished(write: Write) -> Finished:

@@ -1,4 +1,4 @@
-"""The queue in Redis: encodes the arguments of the Lua verbs and decodes what they answer. It decides nothing."""
+"""The queue in Redis: it encodes the arguments of the Lua verbs and decodes their answers. It decides nothing."""
 
 import math
 import random
@@ -45,7 +45,7 @@ from shared.redis import keys
 from shared.redis.client import translated
 
 RETRY_AFTER_S = (1, 120)
-JITTER = 0.25  # so that those refused together do not come back together
+JITTER = 0.25  # spreads the retries of clients that were refused together
 VECTORS_TTL_S = 60
 REFUSALS = {
     "queue_full": "{ahead} jobs are waiting for model {model}, which is as many as may.",
@@ -62,8 +62,8 @@ LIMITS = {
 
 
 class RedisQueue:
-    """`lease_ms`: silence after which a job may be taken over, the last time after `attempts_max` claims.
-    `job_ttl_s`, `failed_ttl_s`: lifetimes after the end.
+    """The queue in one Redis. A job may be taken over after `lease_ms` of silence, up to `attempts_max` claims without
+    progress. `job_ttl_s` and `failed_ttl_s` are lifetimes after the end.
 
     `blocking` is a second client whose reads wait; they are never re-sent.
     """
@@ -80,8 +80,8 @@ class RedisQueue:
         worker_ttl_s: int = 10,
         confirm: Callable[[], Awaitable[tuple[Any, ...]]] | None = None,
     ) -> None:
-        """`confirm` says, once, what is asked after a job is written and before it is accepted, on the same connection:
-        a command that answers how many hold it, or ()."""
+        """`confirm` returns, once, the command that is sent on the same connection after a job is written and before it
+        is accepted. The command answers how many Redis hold the job; () is none."""
         self._redis = client
         self._blocking = blocking or client
         self.scripts = {name: client.register_script(verb.script) for name, verb in lua.verbs().items()}
@@ -247,7 +247,7 @@ class RedisQueue:
         return InUse(jobs=jobs, workers=workers)
 
     def fields(self, job: Job) -> dict[str, Any]:
-        """Of a job's hash, as `enqueue` writes them where they say something."""
+        """Return the fields of a job's hash; `enqueue` writes those that are not empty."""
         return rq_view.job_fields(job, iso_now(), self._failed_ttl_s) | {
             "payload": encode_job(job),
             "created_ms": job.created_ms,
@@ -268,7 +268,7 @@ class RedisQueue:
         if move is Move.FAIL:
             return self._failed_ttl_s
         if move is Move.COMPLETE and job.kind in (Kind.EMBEDDING, Kind.TOKENS):
-            return min(self._job_ttl_s, VECTORS_TTL_S)  # large, and asked for once
+            return min(self._job_ttl_s, VECTORS_TTL_S)  # vectors are large, and read once
         return self._job_ttl_s
 
     async def _claim(self, model: str, worker: str, limit: int, room: Room) -> list[Delivery]:
@@ -290,7 +290,7 @@ class RedisQueue:
         return [delivery for delivery in claimed if delivery]
 
     async def _delivery(self, model: str, worker: str, token: str, row: list[Any]) -> Delivery | None:
-        """What a claim answered; a job that cannot be read fails at once and keeps its raw bytes."""
+        """Decode a claimed job; one that cannot be decoded fails at once and keeps its raw bytes."""
         job_id, attempt, payload, log, late, left_ms, alone, waited_ms, trace = row
         try:
             return Delivery(
@@ -315,7 +315,9 @@ class RedisQueue:
         return {"id": job_id, "iso": iso_now(), "ttl_s": self._job_ttl_s, "event": CANCELLED}
 
     async def _call_confirmed(self, verb: str, **named: Any) -> Any:
-        """Raises QueueUnavailable when nobody confirms; what was written stays until it is cancelled."""
+        """Call the verb and await the confirmation. Raises QueueUnavailable without one; the job stays until it is
+        cancelled.
+        """
         if self._confirm and self._confirmation is None:
             self._confirmation = await self._confirm()
         if not self._confirmation:
@@ -343,7 +345,7 @@ def _content(record: StoredRecord) -> dict[str, Any]:
 
 
 def flat(fields: dict[str, Any]) -> list[Any]:
-    """Names and values in turn, without those that say nothing: each would take 60 bytes of Redis's memory."""
+    """List names and values in turn, without empty ones: each would take 60 bytes of Redis's memory."""
     return [part for name, value in fields.items() if value != "" for part in (name, value)]
 
 
@@ -355,7 +357,7 @@ def _limits(rate_limits: RateLimits | None) -> dict[str, str]:
 
 
 def _left(answer: list[int]) -> RateLimitsLeft | None:
-    """None for a job that was there before."""
+    """Decode what is left of the rate limits; None for a job that was there before."""
     if not answer:
         return None
     requests, tokens, requests_ms, tokens_ms = answer
@@ -364,7 +366,7 @@ def _left(answer: list[int]) -> RateLimitsLeft | None:
 
 
 def retry_after_s(wait_s: float) -> int:
-    """When the jobs that wait now will have been served, in whole seconds within `RETRY_AFTER_S`."""
+    """Estimate when the jobs that wait now are served, in whole seconds within `RETRY_AFTER_S`."""
     low, high = RETRY_AFTER_S
     return min(high, max(low, round(wait_s * random.uniform(1, 1 + JITTER))))
 
@@ -378,9 +380,9 @@ def _state(answer: bytes) -> State | None:
 
 
 def _tokens(job: Job, outcome: Outcome, events: int) -> tuple[int, int]:
-    """What a job took, in all and as output; about one token an event where nobody counted."""
+    """Return how many tokens a job took, in all and as output; without a count, one token an event is assumed."""
     if isinstance(outcome, Completed) and job.kind is Kind.TOKENS:
-        return job.prompt_tokens_estimate, 0  # it used none of the model's, but the worker's time
+        return job.prompt_tokens_estimate, 0  # it took a worker's time, but no tokens of a model
     if isinstance(outcome, Completed):
         usage = outcome.usage
         return usage.prompt_tokens + usage.completion_tokens, usage.completion_tokens

@@ -1,4 +1,4 @@
-"""Connections to Redis, and its errors in our words."""
+"""Connections to Redis, and the translation of its errors."""
 
 import asyncio
 import re
@@ -17,9 +17,9 @@ from redis.backoff import ExponentialBackoff
 from shared.domain.errors import QueueUnavailable, SettingsError
 
 CONNECTIONS_MAX = 32  # a burst of requests waits for one of these rather than open a thousand
-POOL_WAIT_S = 15  # a full house is no broken Redis, whose connections fail sooner
-Command = tuple[str | int | float, ...]  # the words of one
-# A function for scripts that write what their callers say, after a check of their own.
+POOL_WAIT_S = 15  # a saturated pool is not an outage; those fail sooner
+Command = tuple[str | int | float, ...]  # the words of one command
+# A function for scripts that run their callers' commands after a check of their own.
 RUN_COMMANDS = """
 local function run_commands(at)
   while at <= #ARGV do
@@ -37,12 +37,12 @@ PASSWORD_OPTION = re.compile(r"(\b\w*password=)[^&]*")
 
 
 def connect(url: str, *, retries: int = 2) -> Redis:
-    """A client whose calls fail within about a second when Redis is away. Only repeatable scripts write, so a
+    """Return a client whose calls fail within about a second when Redis is away. Only repeatable scripts write, so a
     re-sent command is safe. `retries=0` is for blocking reads, which must not be sent twice.
 
     `redis+sentinel://[user:password@]host:26379,host:26379/service/db` asks those Sentinels for the primary, at every
-    new connection. `rediss://` and `rediss+sentinel://` are the same by TLS; `?ssl_ca_certs=FILE` and redis-py's other
-    ssl_ options say how. Raises SettingsError for a URL that cannot be read.
+    new connection. `rediss://` and `rediss+sentinel://` do the same over TLS, which `?ssl_ca_certs=FILE` and redis-py's
+    other ssl_ options configure. Raises SettingsError for a URL that cannot be parsed.
     """
     options: dict[str, Any] = {
         "max_connections": CONNECTIONS_MAX,
@@ -62,14 +62,14 @@ def connect(url: str, *, retries: int = 2) -> Redis:
 
 
 def masked(url: str) -> str:
-    """The URL for people and logs: without its password. A password with characters that a URL does not allow is not
-    shown either."""
+    """Return the URL without its password, for people and logs. A password with characters that a URL does not allow is
+    masked, too."""
     place, mark, options = url.partition("?")
     if "@" in options:  # an unencoded ? belongs to the password
         place, mark, options = url, "", ""
     scheme, colons, rest = place.partition("://")
     login, at, address = rest.rpartition("@")
-    if at and not rest.startswith("/"):  # what begins so is the path of a socket
+    if at and not rest.startswith("/"):  # a leading / begins the path of a socket
         user, colon, _ = login.partition(":")
         rest = f"{user}{colon}{HIDDEN if colon else ''}@{address}"
     options = PASSWORD_OPTION.sub(lambda found: found[1] + HIDDEN, options)
@@ -78,11 +78,11 @@ def masked(url: str) -> str:
 
 class _Cancellable(AbstractConnection):
     """A connection whose calls end when they are cancelled. redis-py sends through `asyncio.wait_for`, which before
-    Python 3.12 loses a cancellation that arrives together with its result: the call would go on to wait for the answer,
-    for up to three time-outs, and keep its connection meanwhile."""
+    Python 3.12 loses a cancellation that arrives together with its result: the call would go on waiting for the answer,
+    for up to three timeouts, and keep its connection meanwhile."""
 
     async def connect(self) -> None:
-        # It may ask a Sentinel, by a connection of the library's own.
+        # Connecting may ask a Sentinel, over a connection of the library's own.
         await self._or_cancelled(super().connect())  # type: ignore[no-untyped-call]
 
     async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
@@ -99,8 +99,8 @@ class _Cancellable(AbstractConnection):
 
 
 class _FairPool(ConnectionPool):
-    """So many connections at most; who came first gets the next one that is free. In the library's own blocking pool
-    whoever comes just then takes it, and in a long burst somebody waits until the time is up."""
+    """A bounded pool that serves waiting calls in order. In the library's own blocking pool a call that arrives at the
+    right moment takes a free connection, so in a long burst another call waits until its time is up."""
 
     def __init__(
         self,
@@ -141,7 +141,7 @@ class _FairPool(ConnectionPool):
 
 
 class _PrimaryPool(SentinelConnectionPool, _FairPool):
-    """Connections to whatever is the primary now; with them end those to the Sentinels."""
+    """Connections to the current primary. Closing the pool also closes the connections to the Sentinels."""
 
     async def disconnect(self, inuse_connections: bool = True) -> None:
         await super().disconnect(inuse_connections)
@@ -180,7 +180,7 @@ def _security(query: str) -> dict[str, Any]:
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Raise QueueUnavailable for whatever keeps Redis from doing its part."""
+    """Translate every error that keeps Redis from its work into QueueUnavailable."""
     try:
         yield
     except (redis.exceptions.RedisError, OSError) as error:
@@ -188,11 +188,11 @@ def translated() -> Iterator[None]:
 
 
 def words_of(commands: Iterable[Command]) -> list[str | int | float]:
-    """The commands as `run_commands` reads them from a script's arguments: the number of words comes before each."""
+    """List the commands as `run_commands` reads them from a script's arguments: each follows its number of words."""
     return [word for command in commands for word in (len(command), *command)]
 
 
 def memory_share(memory: Mapping[str, Any]) -> float:
-    """The part that is used of what Redis may use, or of what its machine has, from `INFO memory`."""
+    """Return the used share of Redis's memory limit, or of its machine's memory, from `INFO memory`."""
     limit = memory.get("maxmemory") or memory.get("total_system_memory") or 0
     return memory["used_memory"] / limit if limit else 0.0

@@ -1,4 +1,4 @@
-"""Whether a Redis can be trusted with jobs: what a process looks at before it starts, and `penstock doctor` prints."""
+"""Checks that a Redis can be trusted with jobs. A process runs them at its start, and `penstock doctor` prints them."""
 
 import asyncio
 import logging
@@ -34,21 +34,21 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`text`: one sentence for a person, with what to do where something is to be done."""
+    """The result of a check. `text` is one sentence for a person, with the remedy if one is needed."""
 
     level: Level
     text: str
 
 
 async def examine(client: Redis, settings: Settings) -> list[Finding]:
-    """Raises QueueUnavailable when no Redis answers, SettingsError when one refuses the URL's password."""
+    """Check a Redis. Raises QueueUnavailable when none answers, SettingsError when it refuses the URL's password."""
     info = await _info(client, settings)
     return [*_server(info), *_memory(info, settings), *_persistence(info), *_durability(info, settings)]
 
 
 async def require_healthy(client: Redis, settings: Settings) -> list[str]:
-    """Refuse a Redis that loses jobs: raises SettingsError, or QueueUnavailable when none answers. The warnings, if it
-    does not."""
+    """Refuse a Redis that loses jobs, else return the warnings about it. Raises SettingsError to refuse, and
+    QueueUnavailable when none answers."""
     found = await examine(client, settings)
     for finding in found:
         if finding.level is Level.BAD:
@@ -59,8 +59,8 @@ async def require_healthy(client: Redis, settings: Settings) -> list[str]:
 async def patiently(
     ask: Callable[[], Awaitable[Answer]], settings: Settings, *, say: Callable[[str], None] = log.warning
 ) -> Answer:
-    """What `ask` answers, asked again while it raises QueueUnavailable, for `redis_wait_s`; then raises that. Says so
-    at once, and again from time to time."""
+    """Return what `ask` returns, and repeat it for `redis_wait_s` while it raises QueueUnavailable; then raise that.
+    The wait is reported at once, and again from time to time."""
     began, said = time.monotonic(), float("-inf")
     while True:
         try:
@@ -76,8 +76,8 @@ async def patiently(
 
 
 async def durability_command(client: Redis, settings: Settings) -> tuple[Any, ...]:
-    """What to ask of Redis after a job is written and before it is accepted: a command that answers how many hold it,
-    or () for nothing. Raises QueueUnavailable."""
+    """Return the command to send after a job is written and before it is accepted, which answers how many disks or
+    replicas hold the job; () for none. Raises QueueUnavailable."""
     if settings.durability == "durable":
         return ("WAIT", 1, CONFIRM_MS)
     if settings.durability == "safe" and (await _info(client, settings))["appendfsync"] != "always":
@@ -86,19 +86,18 @@ async def durability_command(client: Redis, settings: Settings) -> tuple[Any, ..
 
 
 async def rewrite_aof_once(client: Redis, info: dict[str, Any]) -> None:
-    """Have Redis write its append-only file anew, once for each of its starts; call it after each. Raises
-    QueueUnavailable.
+    """Have Redis rewrite its append-only file, once for each of its starts. Raises QueueUnavailable.
 
-    When its machine dies in the middle of writing a transaction, Redis (6.2 and 7.0 were seen to) leaves the beginning
-    of it in the file, does not apply it, and writes on: the next start applies that half before what follows. A job's
-    log would then hold a token twice."""
+    When its machine dies in the middle of writing a transaction, Redis (seen with 6.2 and 7.0) leaves the transaction's
+    beginning in the file, does not apply it, and goes on writing: the next start applies that half before the rest. A
+    job's log would then hold a token twice."""
     if not info.get("aof_enabled"):
         return
     with translated():
         if await client.set(keys.mended(info["run_id"]), 1, nx=True, ex=MENDED_S):
             try:
                 await client.bgrewriteaof()
-            except redis.exceptions.ResponseError as error:  # it does so already, or a managed server does not let us
+            except redis.exceptions.ResponseError as error:  # a rewrite is running, or a managed server forbids it
                 log.info("redis does not rewrite its file", extra={"error": str(error)})
 
 
@@ -118,7 +117,7 @@ async def _info(client: Redis, settings: Settings) -> dict[str, Any]:
         raise QueueUnavailable(
             f"PENSTOCK_REDIS_URL: no Redis answers at {masked(settings.redis_url)} ({error})"
         ) from error
-    fsync = "unknown"  # managed servers keep CONFIG to themselves
+    fsync = "unknown"  # managed servers forbid CONFIG
     if not isinstance(config, Exception) and config:
         fsync = (next(iter(config.values())) if isinstance(config, dict) else config[1]) or fsync
     found: dict[str, Any] = info | {"appendfsync": fsync.decode() if isinstance(fsync, bytes) else fsync}
@@ -187,6 +186,6 @@ def _name(info: dict[str, Any]) -> str:
 
 
 def _version(info: dict[str, Any]) -> tuple[int, ...]:
-    """Valkey says which Redis it is like, but has what the Redis of its own number has."""
+    """Return the server's version. Valkey reports a compatible Redis version, but its features follow its own."""
     number = str(info.get("valkey_version") or info["redis_version"])
     return tuple(int(part) for part in number.split(".")[:2])

@@ -1,10 +1,11 @@
 """Every name in Redis, in one table. The scripts get the same names through `lua_names`.
 
-`line`: a model, or a model and a class of it. `lane`: a model, a class and a tenant.
+`line` is a fair queue: a model, whose members are its classes, or a model and a class, whose members are tenants.
+`lane` is a model, a class and a tenant.
 
 | key                        | type    | written by        | holds                                        | lifetime |
 |----------------------------|---------|-------------------|----------------------------------------------|----------|
-| rq:job:{job}               | hash    | see below         | RQ's fields of a job and ours               | while waiting or running; then the job's lifetime |
+| rq:job:{job}               | hash    | see below         | RQ's fields of a job and ours                | while waiting or running; then the job's lifetime |
 | rq:queue:{model}           | list    | intake.lua, rq    | ids of waiting jobs, oldest first            | while it has entries |
 | rq:queues                  | set     | intake.lua, end.lua | keys of all queues, what `rq info` lists     | the deployment's |
 | rq:wip:{model}             | zset    | ownership.lua, end.lua | `job:exec` of running jobs                   | while it has members |
@@ -17,47 +18,47 @@
 | rq:workers:{model}         | set     | rq_view           | keys of the model's workers                  | cleaned by every reader |
 | rq:suspended               | string  | rq                | set by `rq suspend`: nothing new is claimed  | the operator's |
 | penstock:stream:{model}    | stream  | intake.lua, ownership.lua, job.lua | one entry `j`=job id per waiting or running job | while it has entries |
-| penstock:wake:{model}      | list    | job.lua, ownership.lua | one element for a worker to be woken by      | 1 h; none while nobody waits |
+| penstock:wake:{model}      | list    | job.lua, ownership.lua | one element, which wakes one idle worker     | 1 h; none while no job waits |
 | penstock:lane:{lane}       | list    | fair_queue.lua    | `entry job cost` of a tenant's waiting jobs  | while it has entries |
-| penstock:line:{line}       | zset    | fair_queue.lua    | who has jobs waiting, by tokens served       | while it has members |
-| penstock:served:{line}     | zset    | fair_queue.lua    | tokens served of those who have none waiting | 1 day |
+| penstock:line:{line}       | zset    | fair_queue.lua    | members with waiting jobs, by tokens served  | while it has members |
+| penstock:served:{line}     | zset    | fair_queue.lua    | idle members, by tokens served               | 1 day |
 | penstock:load:{model}      | hash    | fair_queue.lua    | jobs and tokens waiting, of each class; bytes | while jobs wait |
 | penstock:rate:{model}      | hash    | fair_queue.lua    | how fast jobs and tokens were served         | 1 day after the last job |
-| penstock:pace:{model}      | string  | demand            | tokens a second that one worker gets done    | 7 days |
+| penstock:pace:{model}      | string  | demand            | tokens a second of one worker                | 7 days |
 | penstock:leases:{model}    | zset    | ownership.lua, end.lua | running jobs by the time their lease ends    | while it has members |
-| penstock:claim:{exec}      | string  | ownership.lua     | ids that a claim got, should it be repeated  | 30 s |
-| penstock:suspect:{worker}  | string  | ownership.lua, end.lua | the job that this worker now runs alone      | until it gets on; 1 h at most |
+| penstock:claim:{exec}      | string  | ownership.lua     | ids that a claim got, for a repeated claim   | 30 s |
+| penstock:suspect:{worker}  | string  | ownership.lua, end.lua | the job that this worker now runs isolated   | until it progresses; 1 h at most |
 | penstock:idempotency:{key} | string  | intake.lua        | `job fingerprint created_ms`                 | 24 h |
 | penstock:paused:{model}    | string  | redis_queue       | nothing new is claimed of this model         | the operator's |
-| penstock:key:{key}         | hash    | api_key           | an API key: its limits and its salted digest | until revoked |
-| penstock:keys              | set     | api_key           | ids of API keys                              | the deployment's |
-| penstock:keys:salt         | string  | api_key           | what ids of keys are made with               | the deployment's |
-| penstock:bucket:{key}      | hash    | key_limits.lua    | requests and tokens that are left a minute   | 10 minutes |
-| penstock:holding:{key}     | zset    | key_limits.lua    | the key's jobs, by when they are over at last | the longest job's |
+| penstock:key:{key}         | hash    | api_keys          | an API key: its limits and its salted digest | until revoked |
+| penstock:keys              | set     | api_keys          | ids of API keys                              | the deployment's |
+| penstock:keys:salt         | string  | api_keys          | the salt of key ids and digests              | the deployment's |
+| penstock:bucket:{key}      | hash    | key_limits.lua    | requests and tokens left of a minute's       | 10 minutes |
+| penstock:holding:{key}     | zset    | key_limits.lua    | the key's jobs, by their last deadline       | the longest job's |
 | penstock:usage:{key}:{month} | string | key_limits.lua    | tokens used                                  | 70 days |
-| penstock:chat:{job}        | string  | records.lua       | what was asked of a stored chat, as JSON     | as long as a response |
+| penstock:chat:{job}        | string  | records.lua       | the request of a stored chat, as JSON        | as long as a response |
 | penstock:chats:{tenant}    | zset    | records.lua       | ids of stored chats by when they came        | as long as the last of them |
 | penstock:stored:{tenant}   | zset    | records.lua       | `bytes key` of chats and responses by when they expire | as long as the last of them |
 | penstock:stored-bytes:{tenant} | string | records.lua    | how many bytes those are together            | as long as the last of them |
 | penstock:webhooks:{tenant} | hash    | api.stores.webhooks      | endpoints by id, as JSON                     | until removed |
-| penstock:notices           | list    | end.lua           | `job tenant` that ended and is to be told    | while it has entries |
-| penstock:delivery:{delivery} | string | api.stores.webhook_deliveries   | what is told to an endpoint, as JSON         | 2 days |
+| penstock:notices           | list    | end.lua           | `job tenant` of ended jobs to report         | while it has entries |
+| penstock:delivery:{delivery} | string | api.stores.webhook_deliveries   | a webhook delivery, as JSON                  | 2 days |
 | penstock:deliveries        | zset    | api.stores.webhook_deliveries    | deliveries by when they are tried next       | while it has members |
-| penstock:response:{response} | string | records.lua     | what was asked of a response, as JSON        | the response's lifetime |
-| penstock:file:{file}       | hash    | api.stores.files         | what is known of an uploaded or written file | until deleted or expired |
+| penstock:response:{response} | string | records.lua     | the request of a response, as JSON           | the response's lifetime |
+| penstock:file:{file}       | hash    | api.stores.files         | the metadata of an uploaded or written file  | until deleted or expired |
 | penstock:files:{tenant}    | zset    | api.stores.files         | ids of files by when they came               | while it has members |
 | penstock:files-expiring    | zset    | api.stores.files         | `tenant file` by when it expires             | while it has members |
 | penstock:files-bytes:{tenant} | hash | api.stores.files         | bytes of the tenant's files, and when they were counted | 1 h after the last change |
 | penstock:batch:{batch}     | string  | api.stores.batches         | a batch, as JSON                             | 30 days after its end |
 | penstock:batches:{tenant}  | zset    | api.stores.batches         | ids of batches by when they came             | 90 days after the last |
 | penstock:batches           | set     | api.stores.batches         | ids of batches that have not ended           | while it has members |
-| penstock:batch-lease:{batch} | string | api.stores.batches        | whose lease of it holds: `process.token`     | 10 s |
-| penstock:batch-cancel:{batch} | string | api.stores.batches       | it is to be cancelled                        | 30 days |
-| penstock:mended:{start}    | string  | checkup           | since this start Redis's file was rewritten  | 1 day |
+| penstock:batch-lease:{batch} | string | api.stores.batches        | the owner of its lease: `process.token`      | 10 s |
+| penstock:batch-cancel:{batch} | string | api.stores.batches       | marks a batch to be cancelled                | 30 days |
+| penstock:mended:{start}    | string  | health            | Redis's file was rewritten since this start  | 1 day |
 | penstock:log:{job}         | list    | job.lua           | the job's events, by number                  | 7 days at most; then the job's lifetime |
 | penstock:previous:{job}    | list    | intake.lua        | the log before `rq requeue`                  | 7 days |
-| penstock:models            | set     | directory         | names of models ever served                  | cleaned by every reader |
-| penstock:model:{model}     | hash    | directory         | what its workers say of it                   | 7 days after the last worker |
+| penstock:models            | set     | model_registry    | names of models ever served                  | cleaned by every reader |
+| penstock:model:{model}     | hash    | model_registry    | the model as its workers describe it         | 7 days after the last worker |
 | penstock:events:{api}      | channel | job.lua           | the events of the jobs an API process reads  | - |
 | penstock:control:{worker}  | channel | end.lua           | ids of jobs this worker must drop            | - |
 
@@ -73,7 +74,7 @@ enqueue and replay; a field that says nothing is not sent. "the hash" has the li
 | timeout        | enqueue                   | rq                                         | a number that RQ wants                                 | the hash |
 | failure_ttl    | enqueue                   | rq                                         | lifetime of a failed job, in seconds                   | the hash |
 | origin         | enqueue                   | intake.lua, end.lua, job_records, rq            | the model                                              | the hash |
-| status         | enqueue, ownership.lua, end.lua, rq | job.lua, intake.lua, ownership.lua, end.lua, redis_queue, redis_channel, job_records, rq | the state, see lifecycle | the hash |
+| status         | enqueue, ownership.lua, end.lua, rq | job.lua, intake.lua, ownership.lua, end.lua, redis_queue, event_channel, job_records, rq | the state, see lifecycle | the hash |
 | started_at     | ownership.lua             | job_records, rq                                 | when it was claimed last, ISO 8601                     | the hash |
 | ended_at       | end.lua, rq               | job_records, rq                                 | when it ended, ISO 8601                                | a requeue |
 | last_heartbeat | ownership.lua             | rq                                         | when its lease was renewed, ISO 8601                   | the hash |
@@ -265,7 +266,7 @@ def mended(run_id: str) -> str:
 
 
 def registry(state: str, model: str) -> str:
-    """`state` is started, finished, failed or canceled."""
+    """Return the key of RQ's registry. `state` is started, finished, failed or canceled."""
     return _BY_NAME[state] + model
 
 
@@ -290,8 +291,8 @@ def control_channel(worker_name: str) -> str:
 
 
 def lua_names() -> dict[str, str]:
-    """The names of the Lua's keys, and their definitions, so that none is written twice: whole keys (`QUEUES`), and what
-    keys begin with (`JOB .. id`, `QUEUE .. model`)."""
+    """Return the key names that the Lua uses, with their definitions, so that none is written twice: complete keys
+    (`QUEUES`) and prefixes (`JOB .. id`, `QUEUE .. model`)."""
     whole = {"QUEUES": QUEUES, "SUSPENDED": SUSPENDED, "NOTICES": NOTICES, "MODELS": MODELS}
     begun = {name.upper(): prefix for name, prefix in _BY_NAME.items()}
     return {name: f"local {name} = '{key}'" for name, key in (whole | begun).items()}
