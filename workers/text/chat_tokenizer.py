@@ -1,10 +1,12 @@
 """A tokenizer of transformers as our engines' tokenizer."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from functools import partial
 from typing import Any
+
+from transformers import PreTrainedTokenizerFast
 
 from shared.domain.errors import InvalidRequest
 from shared.domain.job import Grammar
@@ -27,6 +29,7 @@ class ChatTokenizer:
         self.eos_ids = eos_ids
         self._grammars = Grammars(tokenizer, vocabulary=vocabulary, eos_ids=eos_ids)
         self._tokenizer = tokenizer
+        self._decode = _decoder(tokenizer)
         self.token_chars_max = max(map(len, tokenizer.get_vocab()), default=1)
         self._bytes: dict[int, bytes] = {}
         self._before = tokenizer.encode("a", add_special_tokens=False)  # tokenizers may strip what begins a text
@@ -65,7 +68,7 @@ class ChatTokenizer:
 
         return Chat(
             ids=ids,
-            decode=lambda answer: self._decode([id_ for id_ in answer if id_ not in hidden]),
+            decode=lambda answer: self._decode([id_ for id_ in answer if id_ not in hidden], skip_special_tokens=False),
             make_parser=make_parser,
             constraint=lambda: self._grammars.constraint(grammar, self._reasoning(begun)) if grammar else None,
         )
@@ -79,8 +82,7 @@ class ChatTokenizer:
     def token_bytes(self, token: int) -> bytes:
         if token not in self._bytes:
             before, both = (
-                self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-                for ids in (self._before, [*self._before, token])
+                self._decode(ids, skip_special_tokens=False) for ids in (self._before, [*self._before, token])
             )
             text = both.removeprefix(before)
             raw = str(self._tokenizer.convert_ids_to_tokens(token))
@@ -91,12 +93,7 @@ class ChatTokenizer:
         return self._grammars.constraint(grammar)
 
     def decode(self, ids: Seq[int]) -> str:
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
-
-    def _decode(self, ids: list[int]) -> str:
-        text: str = self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-        return text
+        return self._decode(ids, skip_special_tokens=True)
 
     @property
     def _calls_tools(self) -> bool:
@@ -125,6 +122,16 @@ class ChatTokenizer:
         """Of a mark that is one token of its own."""
         token = self._tokenizer.get_added_vocab().get(mark)
         return None if token is None else int(token)
+
+
+def _decoder(tokenizer: Any) -> Callable[..., str]:
+    """Decode ids with `skip_special_tokens`, without cleaning spaces up. The library below does it in half the time
+    that transformers' own method takes around it, unless the tokenizer's class has a way of its own."""
+    own, usual = type(tokenizer), PreTrainedTokenizerFast
+    if getattr(own, "_decode", None) is usual._decode and own.decode is usual.decode:
+        direct: Callable[..., str] = tokenizer.backend_tokenizer.decode
+        return direct
+    return partial(tokenizer.decode, clean_up_tokenization_spaces=False)
 
 
 def _part_of_a_character(raw: str) -> bytes:
