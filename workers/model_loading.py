@@ -127,18 +127,19 @@ async def load(spec: ModelSpec, settings: Settings) -> Loaded:
 
 
 def _prompt_chars_max(engine: Engine) -> int:
-    """Of a model that writes; one that makes vectors may cut its texts, or take a long word for one token."""
-    return 0 if engine.kind == "embedding" else engine.limits.context_length * engine.tokenizer.token_chars_max
+    """The most characters of a prompt; 0, unknown, for a model that only makes vectors: it may cut its texts, or take a
+    long word for one token."""
+    return engine.limits.context_length * engine.tokenizer.token_chars_max if engine.writes else 0
 
 
 def _capabilities(engine: Engine) -> tuple[str, ...]:
-    writes = engine.kind != "embedding"
+    written = engine.tokenizer.abilities if engine.writes else frozenset()
     able = {
-        "chat": writes,
-        "completions": writes,
-        "tools": writes and "tools" in engine.tokenizer.abilities,
-        "reasoning": writes and "reasoning" in engine.tokenizer.abilities,
-        "structured_outputs": engine.kind in ("batched", "stepwise"),
+        "chat": engine.writes,
+        "completions": engine.writes,
+        "tools": "tools" in written,
+        "reasoning": "reasoning" in written,
+        "structured_outputs": "structured_outputs" in written,
         "embeddings": engine.embedder is not None and engine.embedder.pair is None,
         "rerank": engine.embedder is not None,
     }

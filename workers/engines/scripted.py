@@ -114,6 +114,7 @@ class ScriptedEmbedder:
 
 class ScriptedEngine:
     kind = "scripted"
+    writes = True
 
     def __init__(self, *, limits: EngineLimits, step_ms: float, tokens: int) -> None:
         """`step_ms`: how long a step takes; `tokens`: length of an answer that max_tokens does not end sooner."""

@@ -42,7 +42,7 @@ class Generation(JobRun):
     def __init__(self, delivery: Delivery, engine: Engine) -> None:
         """Raises InvalidRequest when a prompt cannot be encoded or does not fit the model."""
         job = delivery.job
-        if engine.kind == "embedding":
+        if not engine.writes:
             message = f"The model '{job.model}' writes no text: ask /v1/embeddings or /v1/rerank."
             raise InvalidRequest(message, param="model")
         self._prompts = _prompts(job, engine)

@@ -36,7 +36,7 @@ def _answer(delivery: Delivery, engine: Engine) -> tuple[tuple[int, ...], tuple[
     if (given := request.get("tokens")) is not None:
         return (), (tokenizer.decode(known(given, engine.limits.vocabulary, param="tokens")),)
     if request.get("messages"):
-        if engine.kind == "embedding":
+        if not engine.writes:
             raise InvalidRequest("A model for embeddings knows no messages: send 'prompt'.", param="messages")
         ids = tokenizer.chat(request).ids
     else:

@@ -37,7 +37,7 @@ class ChatTokenizer:
         self._tool_format = tool_format_of(self._template.text)
         self._thinking = thinking_of(self._template.text, self._token_of)
         self._own = getattr(tokenizer, "response_template", None) if self._tool_format is None else None
-        taught = {"tools": self._calls_tools, "reasoning": self._thinking is not None}
+        taught = {"tools": self._calls_tools, "reasoning": self._thinking is not None, "structured_outputs": True}
         self.abilities = frozenset(name for name, can in taught.items() if can)
 
     def chat(self, request: Mapping[str, Any], wanted: Grammar | None = None, *, tokens_max: int | None = None) -> Chat:

@@ -24,8 +24,8 @@ class Chat:
 
 
 class Tokenizer(Protocol):
-    """`abilities`: what the model was taught beside writing: tools, reasoning. `token_chars_max`: no token stands for
-    more characters, so that a text of more than n times as many has more than n tokens."""
+    """`abilities` of the model beside plain text: tools, reasoning, structured_outputs. No token stands for more than
+    `token_chars_max` characters, so a text of more than n times as many has more than n tokens."""
 
     eos_ids: frozenset[int]
     abilities: frozenset[str]

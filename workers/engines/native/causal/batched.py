@@ -21,6 +21,7 @@ from workers.text.tokenizer import Tokenizer
 
 class BatchedEngine:
     kind = "batched"
+    writes = True
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ CACHES = ("past_key_values", "cache_params", "state")  # what models call what t
 
 class StepwiseEngine:
     kind = "stepwise"
+    writes = True
 
     def __init__(
         self, model: Any, tokenizer: Tokenizer, *, limits: EngineLimits, defaults: Defaults, cached: bool = True
