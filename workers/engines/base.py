@@ -27,13 +27,13 @@ class OutOfMemory(EngineError):
 
 
 class EngineBroken(EngineError):
-    """Only a new process recovers from the state of the device or library."""
+    """The device or the library is in a state from which only a new process recovers."""
 
 
 class Embedder(Protocol):
-    """A vector has `size` numbers, a passage at most `tokens_max` tokens. `pair` makes one passage of a query and a
-    text cut to a number of tokens (None: uncut); its vector is one score from 0 to 1. `pair` is None for an embedder
-    whose inputs are passages."""
+    """A vector has `size` numbers, a passage at most `tokens_max` tokens. `pair` joins a query and a text, cut so that
+    both have at most that many tokens (None: uncut), to a passage whose vector is one score from 0 to 1. `pair` is None
+    for an embedder whose inputs are passages."""
 
     size: int
     tokens_max: int

@@ -1,6 +1,4 @@
-"""The detokenizer turns token ids into the text that a client sees: whole characters, and nothing of a stop or after
-it.
-"""
+"""The detokenizer turns token ids into the text a client sees: whole characters, and nothing of a stop or after it."""
 
 from collections.abc import Callable, Sequence
 

@@ -19,11 +19,11 @@ from workers.text.grammar import Grammars, Reasoning
 from workers.text.tokenizer import Chat, plain_chat, require_room
 
 HALF = "\ufffd"
-BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # how SentencePiece writes a byte
+BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # a byte token of SentencePiece
 
 
 class ChatTokenizer:
-    """Prompts by the model's own chat template; a model without one gets `role: content` lines."""
+    """Prompts are made by the model's own chat template; a model without one gets `role: content` lines."""
 
     def __init__(self, tokenizer: Any, eos_ids: frozenset[int], *, vocabulary: int) -> None:
         self.eos_ids = eos_ids
@@ -32,7 +32,9 @@ class ChatTokenizer:
         self._decode = _decoder(tokenizer)
         self.token_chars_max = max(map(len, tokenizer.get_vocab()), default=1)
         self._bytes: dict[int, bytes] = {}
-        self._before = tokenizer.encode("a", add_special_tokens=False)  # tokenizers may strip what begins a text
+        self._before = tokenizer.encode(
+            "a", add_special_tokens=False
+        )  # tokenizers may strip the space at the beginning of a text
         self._template = ChatTemplate(tokenizer)
         self._tool_format = tool_format_of(self._template.text)
         self._thinking = thinking_of(self._template.text, self._token_of)
@@ -106,7 +108,7 @@ class ChatTokenizer:
             raise InvalidRequest("This model cannot be made to call a tool: 'auto' only.", param="tool_choice")
 
     def _shown(self, tools: Tools | None) -> frozenset[int]:
-        """Special tokens that are read, not hidden."""
+        """The special tokens that the parser must read; the others are hidden."""
         if self._own:
             return frozenset(self._tokenizer.all_special_ids)
         marks = (self._thinking or ()) + (self._tool_format.marks if tools and self._tool_format else ())
@@ -119,7 +121,7 @@ class ChatTokenizer:
         return Reasoning(added[self._thinking.opening], added[self._thinking.closing], begun)
 
     def _token_of(self, mark: str) -> int | None:
-        """Of a mark that is one token of its own."""
+        """The id of a mark that is one token of its own; None for any other."""
         token = self._tokenizer.get_added_vocab().get(mark)
         return None if token is None else int(token)
 
@@ -142,7 +144,8 @@ def _part_of_a_character(raw: str) -> bytes:
 
 
 def _byte_level() -> dict[str, int]:
-    """How byte-level vocabularies, GPT-2's first, write bytes: printable ones as they are, the rest from U+0100 on."""
+    """The bytes behind the characters of byte-level vocabularies, GPT-2's first: printable bytes stand for themselves,
+    the others begin at U+0100."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("\u00a1"), ord("\u00ac") + 1), *range(ord("\u00ae"), 256)]
     rest = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + at): byte for at, byte in enumerate(rest)}

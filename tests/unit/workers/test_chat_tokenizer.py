@@ -1,4 +1,4 @@
-"""The bytes of a token, in vocabularies that split characters in different ways."""
+"""Tokenizers that split characters in different ways: the bytes of a token, and text token by token."""
 
 import random
 from typing import Any
@@ -16,7 +16,7 @@ TEXT = "Ein Fuchs läuft: 你好, 🦊!  Two  spaces\n\tand a tab."
 
 
 def byte_level() -> Any:
-    """As GPT-2, Qwen and Llama 3 have it: every byte has a character of its own."""
+    """A vocabulary like that of GPT-2, Qwen and Llama 3: every byte has a character of its own."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -27,7 +27,7 @@ def byte_level() -> Any:
 
 
 def byte_fallback() -> Any:
-    """As SentencePiece has it: a character that is no token comes as tokens named after its bytes."""
+    """A vocabulary like SentencePiece's: a character without a token is split into tokens named after its bytes."""
     return AutoTokenizer.from_pretrained(BUILTIN)
 
 
@@ -67,7 +67,7 @@ def test_text_is_what_transformers_says(make: Any) -> None:
 
 
 def test_a_tokenizer_that_decodes_in_its_own_way_is_asked_itself() -> None:
-    class Own(PreTrainedTokenizerFast):  # type: ignore[misc]
+    class Own(PreTrainedTokenizerFast):
         def _decode(self, token_ids: list[int], **kwargs: Any) -> str:
             return f"{len(token_ids)} tokens"
 

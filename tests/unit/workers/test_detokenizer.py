@@ -18,7 +18,7 @@ def decode(ids: Sequence[int]) -> str:
 
 
 def decode_with_fallback(ids: Sequence[int]) -> str:
-    """The same as SentencePiece decodes bytes: if one in a row fits nowhere, all of them are marks."""
+    """Decode bytes like SentencePiece: if one byte of a run fits nowhere, all of them become marks."""
     try:
         return bytes(ids).decode()
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""What models write in the common forms is read as it comes, whatever pieces it comes in."""
+"""Parsers read the common forms that models write, whatever the pieces in which they come."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""How much more a worker claims beside what it has."""
+"""The room rule: how many sequences a worker may claim beside those it has."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Who computes what: decode rows first, prompts in chunks under a budget, newcomers at the next step."""
+"""The scheduler takes decode rows first, prompts in chunks under a budget, and newcomers at the next step."""
 
 import random
 from collections import Counter
@@ -19,13 +19,13 @@ def make(**given: Any) -> Scheduler:
 
 
 def sequence(prompt: int, output: int = 0, *, first: int = 0, salt: bytes = b"", job: str = "j") -> Sequence:
-    """Of numbers that count up from `first`."""
+    """A sequence of numbers that count up from `first`."""
     ids = list(range(first, first + prompt))
     return Sequence(job_id=job, choice=0, prompt=ids, sampling=GREEDY, output=list(range(output)), salt=salt)
 
 
 def run(scheduler: Scheduler) -> list[tuple[int, int]]:
-    """One step with token 9 for everyone; returns (start, count) of each row."""
+    """Run one step with token 9 for every row; return (start, count) of each row."""
     batch = scheduler.next_batch()
     scheduler.apply(batch, [NINE] * len(batch.sampling))
     return [(row.start, row.count) for row in batch.rows]

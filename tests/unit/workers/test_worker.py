@@ -91,13 +91,13 @@ async def working(worker: Worker) -> AsyncIterator[Worker]:
 
 
 async def submit(queue: MemoryQueue, job: Job) -> Job:
-    """Enqueued so that its events can be awaited."""
+    """Enqueue a job so that its events can be awaited."""
     await queue.enqueue(job, subscriber=job.id, bounds=Bounds(jobs_max=100))
     return job
 
 
 async def heard(queue: MemoryQueue, job: Job, *, seq: int | None = None) -> None:
-    """Until the job has written its event `seq`, or its last one."""
+    """Wait until the job has written its event `seq`, or its last one."""
     async for batch in queue.listen(job.id):
         last = batch[-1][1][-1]
         if isinstance(last, Finished) or (seq is not None and last.seq >= seq):
@@ -105,7 +105,7 @@ async def heard(queue: MemoryQueue, job: Job, *, seq: int | None = None) -> None
 
 
 async def eventually(truth: Callable[[], Any]) -> None:
-    """For what gives no event to wait for."""
+    """Poll for a condition that no event announces."""
     async with asyncio.timeout(10):
         while not truth():  # noqa: ASYNC110
             await asyncio.sleep(0.002)
@@ -289,7 +289,7 @@ async def test_a_job_that_leaves_while_it_waits_for_a_place_makes_room_for_the_n
         assert await queue.cancel(leaving.id) is State.STARTED
         after = await submit(queue, make_job(max_tokens=1))
 
-        async with asyncio.timeout(ROOM_S / 2):  # it is told: it need not look again by itself
+        async with asyncio.timeout(ROOM_S / 2):  # it is woken: it need not look again by itself
             assert isinstance(await outcome_of(queue, after), Completed)
 
 
@@ -308,7 +308,7 @@ async def test_who_waits_for_room_is_cancelled_also_when_room_comes_just_then(qu
 
 
 class Unreadable(ScriptedEngine):
-    """Reading the third token of a prompt that says so raises; nothing is wrong with its step."""
+    """An engine whose prompts can ask that reading their third token raises; the step itself succeeds."""
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
@@ -407,7 +407,7 @@ async def test_an_answer_that_takes_for_ever_to_read_fails_its_own_job(
 
 
 async def test_a_job_that_fails_while_its_deadline_passes_ends_once(queue: MemoryQueue) -> None:
-    """Nothing is written meanwhile, so that both ends would be on their way together."""
+    """No write succeeds meanwhile, so that both ends would be under way together."""
     answers = asyncio.Event()
     append, settle = queue.append, queue.settle
 

@@ -95,7 +95,7 @@ class _Candidates:
         return trial, reason
 
     def try_stepwise(self, expected: torch.Tensor) -> StepwiseEngine:
-        """With the model's own cache, unless that forgets what it should remember."""
+        """A stepwise engine with the model's own cache, or without it if the logits then disagree."""
         if self.deterministic:
             return self._stepwise(cached=False)
         engine = self._stepwise(cached=True)

@@ -42,7 +42,7 @@ CONTEXT_UNKNOWN = 4096
 
 
 class Use(enum.Enum):
-    """What a model is loaded for; the value is the class of transformers that loads it."""
+    """The use of a model; the value is the class of transformers that loads it."""
 
     RANKS = AutoModelForSequenceClassification
     EMBEDS = AutoModel

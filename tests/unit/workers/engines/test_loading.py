@@ -1,4 +1,4 @@
-"""From a name to an engine: what loads, what is refused in one sentence, and what memory it takes."""
+"""Loading: the sources that load, the one-sentence refusals of others, and the memory that models take."""
 
 from pathlib import Path
 from typing import Any

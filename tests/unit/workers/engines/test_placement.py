@@ -24,7 +24,7 @@ PROMPTS = prompts(3)
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
-    """bitsandbytes logs a line for each multiplication of single precision."""
+    """Silence bitsandbytes, which logs a line for each multiplication in single precision."""
     logger = logging.getLogger("bitsandbytes")
     logger.setLevel(logging.ERROR)
     yield
