@@ -1,4 +1,4 @@
-"""A worker process from its settings: check Redis, load the models, serve, leave."""
+"""A worker process: read the settings, check Redis, load the models, serve, leave."""
 
 import asyncio
 import logging
@@ -31,11 +31,11 @@ from workers.process.ranks import rank, world
 
 log = logging.getLogger(__name__)
 WORKER_TTL_S = 10
-BROKEN = 70  # exit status: the engine is lost, a new process may do better
+BROKEN = 70  # exit status: the engine is lost; a new process may serve
 
 
 def run(specs: Sequence[ModelSpec], settings: Settings) -> None:
-    """Until SIGTERM or SIGINT; under torchrun, as one rank of several. Raises SettingsError when it cannot start."""
+    """Serve until SIGTERM or SIGINT; under torchrun, as one of its ranks. Raises SettingsError if it cannot start."""
     if world() > 1 and (len(specs) > 1 or specs[0].source == "scripted"):
         raise SettingsError("MODEL: under torchrun a worker serves one model, and not the scripted engine")
     if rank() == 0:
@@ -46,7 +46,7 @@ def run(specs: Sequence[ModelSpec], settings: Settings) -> None:
 
 
 def _follow(spec: ModelSpec, settings: Settings) -> None:
-    """Compute along. Only rank 0 decides when that ends, or it is gone."""
+    """Compute the steps that rank 0 sends, until it ends them or is gone."""
     from workers.engines.native.weights.parallel import follow
 
     for sign in (signal.SIGTERM, signal.SIGINT):
@@ -61,7 +61,7 @@ def _follow(spec: ModelSpec, settings: Settings) -> None:
 
 
 async def serve(specs: Sequence[ModelSpec], settings: Settings) -> None:
-    """Run until SIGTERM or SIGINT. Raises SettingsError when it cannot start."""
+    """Run until SIGTERM or SIGINT. Raises SettingsError if it cannot start."""
     client, blocking = connect(settings.redis_url), connect(settings.redis_url, retries=0)
     for warning in await patiently(partial(require_healthy, client, settings), settings):
         log.warning(warning)
@@ -80,7 +80,7 @@ async def serve(specs: Sequence[ModelSpec], settings: Settings) -> None:
     except* EngineBroken:
         log.critical("giving up; the supervisor starts a new worker", exc_info=True)
         logging.shutdown()
-        os._exit(BROKEN)  # a hung thread of the engine would keep any gentler end waiting
+        os._exit(BROKEN)  # an orderly exit would wait for a hung engine thread
     finally:
         server.should_exit = True
         await serving
@@ -98,7 +98,7 @@ def _dismiss() -> None:
 
 
 class _Presence:
-    """This worker in RQ's records and in the directory of models."""
+    """This worker's entries in RQ's records and in the model registry."""
 
     def __init__(self, client: Redis, infos: Sequence[ModelInfo], url: str) -> None:
         self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"

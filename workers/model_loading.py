@@ -1,4 +1,4 @@
-"""From the name of a model to a loaded engine: `SOURCE`, `NAME=SOURCE` or `NAME,NAME=SOURCE`, where a source is
+"""Model loading makes an engine of a model's name: `SOURCE`, `NAME=SOURCE` or `NAME,NAME=SOURCE`, where a source is
 `builtin`, `scripted`, a local folder or a hub id."""
 
 import asyncio
@@ -24,7 +24,7 @@ HUB_PAGE = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co|modelscope\
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """`adapters`: name and source of each. `aliases`: further names of the same."""
+    """`adapters`: name and source of each. `aliases`: further names of the model."""
 
     name: str
     source: str
@@ -33,8 +33,8 @@ class ModelSpec:
 
 
 def parse_specs(models: Seq[str], adapters: Seq[str] = ()) -> list[ModelSpec]:
-    """`adapters`: `NAME=SOURCE`, or `NAME=SOURCE@MODEL` where there are several models. Raises SettingsError for a name
-    that cannot be a queue's or comes twice, and for a folder that is not what it should be."""
+    """Parse the names of models. `adapters`: `NAME=SOURCE`, or `NAME=SOURCE@MODEL` if there are several models. Raises
+    SettingsError for a name that no queue can have or that comes twice, and for a folder that holds no model."""
     specs = {spec.name: spec for spec in map(_model, models)}
     for text in adapters:
         name, source, base = _adapter(text, list(specs))
@@ -46,7 +46,7 @@ def parse_specs(models: Seq[str], adapters: Seq[str] = ()) -> list[ModelSpec]:
 
 
 def _adapter(text: str, models: list[str]) -> tuple[str, str, str]:
-    """Its name, its source, and the model it belongs to."""
+    """The adapter's name, its source, and the model it belongs to."""
     _require_no_url("ADAPTER", text)
     before, _, base = text.rpartition("@")
     if base not in models:
@@ -73,7 +73,7 @@ def _model(text: str) -> ModelSpec:
 
 
 def _folder(what: str, source: str) -> str:
-    """The source; a local one must be there, and be a folder."""
+    """The source, if it can be one. Raises SettingsError for a local one that is missing, or no folder."""
     path = Path(source).expanduser()
     if source and path.is_dir():
         return str(path)
@@ -100,8 +100,8 @@ def _require_name(what: str, name: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model that is ready, and the thread that computes it. `infos`: what it is called, alone and with each of its
-    adapters."""
+    """A model that is ready, and the thread that computes it. `infos` describes it under each of its names, alone and
+    with each of its adapters."""
 
     infos: list[ModelInfo]
     engine: Engine
@@ -109,7 +109,7 @@ class Loaded:
 
 
 async def load(spec: ModelSpec, settings: Settings) -> Loaded:
-    """Raises SettingsError, in one sentence, for a model that cannot be loaded."""
+    """Load a model in a thread of its own. Raises SettingsError, in one sentence, for one that cannot be loaded."""
     thread = SingleThread(f"engine {spec.name}")
     engine = await asyncio.wrap_future(thread.submit(lambda: load_engine(spec, settings)))
     info = ModelInfo(
@@ -127,18 +127,19 @@ async def load(spec: ModelSpec, settings: Settings) -> Loaded:
 
 
 def _prompt_chars_max(engine: Engine) -> int:
-    """Of a model that writes; one that makes vectors may cut its texts, or take a long word for one token."""
-    return 0 if engine.kind == "embedding" else engine.limits.context_length * engine.tokenizer.token_chars_max
+    """The most characters of a prompt; 0, unknown, for a model that only makes vectors: it may cut its texts, or take a
+    long word for one token."""
+    return engine.limits.context_length * engine.tokenizer.token_chars_max if engine.writes else 0
 
 
 def _capabilities(engine: Engine) -> tuple[str, ...]:
-    writes = engine.kind != "embedding"
+    written = engine.tokenizer.abilities if engine.writes else frozenset()
     able = {
-        "chat": writes,
-        "completions": writes,
-        "tools": writes and "tools" in engine.tokenizer.abilities,
-        "reasoning": writes and "reasoning" in engine.tokenizer.abilities,
-        "structured_outputs": engine.kind in ("batched", "stepwise"),
+        "chat": engine.writes,
+        "completions": engine.writes,
+        "tools": "tools" in written,
+        "reasoning": "reasoning" in written,
+        "structured_outputs": "structured_outputs" in written,
         "embeddings": engine.embedder is not None and engine.embedder.pair is None,
         "rerank": engine.embedder is not None,
     }

@@ -1,4 +1,4 @@
-"""What every engine is. An engine computes steps; it knows nothing of jobs, text, Redis or HTTP."""
+"""The protocol of engines. An engine computes steps; it knows nothing of jobs, text, Redis or HTTP."""
 
 from collections.abc import Callable, Container
 from collections.abc import Sequence as Seq
@@ -14,7 +14,7 @@ from workers.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Defaults:
-    """The model's own choice where a request says nothing."""
+    """The model's own sampling parameters, for what a request leaves open."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -23,7 +23,7 @@ class Defaults:
 
 
 class OutOfMemory(EngineError):
-    """The device had no room for this step."""
+    """The device has no memory for this step."""
 
 
 class EngineBroken(EngineError):
@@ -31,8 +31,9 @@ class EngineBroken(EngineError):
 
 
 class Embedder(Protocol):
-    """`size`: how many numbers a vector has. `tokens_max`: of one passage. `pair`: how a query and a text, of which it
-    keeps so many tokens, become one passage whose vector is one score from 0 to 1; None where each is a passage."""
+    """A vector has `size` numbers, a passage at most `tokens_max` tokens. `pair` joins a query and a text, cut so that
+    both have at most that many tokens (None: uncut), to a passage whose vector is one score from 0 to 1. `pair` is None
+    for an embedder whose inputs are passages."""
 
     size: int
     tokens_max: int
@@ -41,34 +42,36 @@ class Embedder(Protocol):
     def pair(self) -> Callable[[str, str, int | None], list[int]] | None: ...
 
     def embed(self, passages: Seq[Seq[int]]) -> Seq[Seq[float]]:
-        """A vector of unit length for each passage of token ids, the same whatever passages are beside it. Blocks;
+        """Compute a vector of unit length for each passage of token ids, whatever passages are beside it. Blocks;
         called from the engine's thread. Raises as `Engine.step` does."""
 
 
 class Engine(Protocol):
-    """`kind` is what `/v1/models` calls it: batched, stepwise, embedding or scripted."""
+    """`kind` is its name in `/v1/models`: batched, stepwise, embedding or scripted. Nothing is decided by it: `writes`
+    is true if it generates text, `embedder` says whether it makes vectors, and `Tokenizer.abilities` names the rest."""
 
     kind: str
+    writes: bool
     limits: EngineLimits
     defaults: Defaults
 
     @property
     def adapters(self) -> Container[str]:
-        """Names of models that are this one with a LoRA adapter."""
+        """The names of models that are this one with a LoRA adapter."""
 
     @property
     def tokenizer(self) -> Tokenizer: ...
 
     @property
     def embedder(self) -> Embedder | None:
-        """None for a model that makes no vectors."""
+        """The embedder; None for a model that makes no vectors."""
 
     def step(self, batch: Batch) -> list[Sampled]:
         """Compute the batch; return one token for each sampling row, in order. Blocks; called from one thread.
 
-        Raises OutOfMemory when a smaller batch may succeed, EngineBroken when nothing will. After any other error the
-        engine goes on, once the sequences of the batch are freed.
+        Raises OutOfMemory if a smaller batch may succeed, EngineBroken if no batch will. After any other error the
+        engine can continue once the sequences of the batch are freed.
         """
 
     def free(self, sequence: Sequence) -> None:
-        """Forget what was computed for the sequence; one that the engine does not know is no error."""
+        """Free what was computed for the sequence; an unknown one is no error."""

@@ -1,4 +1,4 @@
-"""An engine driven without a queue, as fast as it goes: for measurements, tools and tests."""
+"""Run an engine without a queue, as fast as it goes: for measurements, tools and tests."""
 
 from collections.abc import Callable, Iterable
 
@@ -8,7 +8,7 @@ from workers.scheduling.sequence import Sampled, Sequence
 
 
 def compute_all(engine: Engine, sequences: Iterable[Sequence], ended: Callable[[Sequence, Sampled], bool]) -> Scheduler:
-    """Until all have ended, by what `ended` says to each new token; returns the scheduler, empty."""
+    """Step until all sequences have ended, as `ended` says of each new token; return the scheduler, empty."""
     scheduler = Scheduler(engine.limits)
     for sequence in sequences:
         scheduler.add(sequence)

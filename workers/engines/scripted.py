@@ -1,9 +1,10 @@
-"""An engine without a model: the answer is known beforehand. For tests, demonstrations and load on the pipeline.
+"""The scripted engine has no model: its answers are known beforehand. It is for tests, demonstrations and load on the
+pipeline.
 
 Token i of an answer is a hash of the prompt and i (and of seed and choice, unless the temperature is 0). A prompt may
 ask for a fault: `fault:raise@5` raises at token 5, `fault:exit@5` kills the process, `fault:hang@5` never returns,
-`fault:oom@5` finds no memory. In a chat the engine may also do its part while the answer cannot be read:
-`fault:read@5` is a parser that raises at token 5, `fault:decode@5` a detokeniser, `fault:grammar@5` a grammar.
+`fault:oom@5` runs out of memory. In a chat the engine may also do its part while the answer cannot be read:
+`fault:read@5` is a parser that raises at token 5, `fault:decode@5` a detokenizer, `fault:grammar@5` a grammar.
 """
 
 import hashlib
@@ -47,7 +48,7 @@ class ScriptedTokenizer:
         return _unreadable(plain_chat(self.encode_text(lines), self, wanted))
 
     def encode_text(self, text: str, tokens_max: int | None = None, *, special: bool = True) -> list[int]:
-        """A word is a token."""
+        """One token for each word."""
         return [self._token(word) for word in text.split()[:tokens_max]]
 
     def decode(self, ids: Seq[int]) -> str:
@@ -65,7 +66,7 @@ class ScriptedTokenizer:
 
 
 class UnreadableReply(PlainParser):
-    """Its parser raises at the token of this number, as one that recurses too deeply does."""
+    """A parser that raises at the token of this number, like one that recurses too deeply."""
 
     def __init__(self, position: int, seed: str) -> None:
         self._left = position
@@ -78,7 +79,7 @@ class UnreadableReply(PlainParser):
 
 
 class UnreadableGrammar:
-    """It refuses the token of this number."""
+    """A constraint that refuses the token of this number."""
 
     ended = False
 
@@ -92,7 +93,7 @@ class UnreadableGrammar:
 
 
 class ScriptedEmbedder:
-    """A direction in space for each passage, by its hash. A fault at token 0 happens here, too."""
+    """An embedder whose vector is a direction in space by the passage's hash. A fault at token 0 happens here, too."""
 
     size = 16
     pair = None
@@ -114,9 +115,10 @@ class ScriptedEmbedder:
 
 class ScriptedEngine:
     kind = "scripted"
+    writes = True
 
     def __init__(self, *, limits: EngineLimits, step_ms: float, tokens: int) -> None:
-        """`step_ms`: how long a step takes; `tokens`: length of an answer that max_tokens does not end sooner."""
+        """A step takes `step_ms`. An answer has `tokens` tokens unless max_tokens ends it sooner."""
         self.limits = limits
         self.defaults = Defaults()
         self.adapters: frozenset[str] = frozenset()
@@ -162,12 +164,12 @@ def _obey(prompt: Iterable[int], *, position: int) -> None:
 
 
 def _faults(prompt: Iterable[int]) -> Iterator[tuple[str, int]]:
-    """What the prompt asks to go wrong, and at which token of the answer."""
+    """The faults that the prompt asks for, each with its token's number in the answer."""
     return ((FAULTS[token // FAULT_IDS - 1], token % FAULT_IDS) for token in prompt if token >= FAULT_IDS)
 
 
 def _unreadable(chat: Chat) -> Chat:
-    """The same, with what the prompt asks to go wrong when its answer is read."""
+    """The chat with the faults that its prompt asks for when its answer is read."""
     for fault, at in _faults(chat.ids):
         match fault:
             case "read":
@@ -180,7 +182,7 @@ def _unreadable(chat: Chat) -> Chat:
 
 
 def _undecodable(chat: Chat, position: int) -> Callable[[Seq[int]], str]:
-    """It raises at the greedy answer's token of this number: a detokeniser knows nothing but ids."""
+    """A `decode` that raises at the greedy answer's token of this number: a detokenizer knows nothing but ids."""
     bad, decode = _answered(chat.ids, (), position), chat.decode
 
     def decoded(ids: Seq[int]) -> str:

@@ -1,4 +1,4 @@
-"""One attempt at a job, as its trace shows it: the wait before it, what was read, what was written, how it ended."""
+"""The trace of one attempt at a job: the wait before it, what was read and written, and how it ended."""
 
 import time
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ SYSTEM = "penstock"
 
 
 class AttemptTrace:
-    """Spans under the job's trace. An attempt whose worker dies leaves what it had sent before; the next one is a
-    sibling of it, since the context comes with the job."""
+    """Spans under the job's trace. An attempt whose worker dies leaves the spans that it had sent. The next attempt is
+    their sibling, since the context comes with the job."""
 
     def __init__(self, delivery: Delivery, *, worker: str) -> None:
         job, now = delivery.job, time.time_ns()
@@ -47,7 +47,8 @@ class AttemptTrace:
             self._enter(None)
 
     def ended(self, outcome: str, last: Event | None = None) -> None:
-        """`outcome`: as the metrics name it. `last`: what it ended with, if that was here."""
+        """Close the spans. `outcome` is named like in the metrics; `last` is the event that ended the attempt, if it
+        ended here."""
         self._enter(None)
         self._span.set_attribute("penstock.outcome", outcome)
         match last:

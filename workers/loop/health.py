@@ -1,4 +1,4 @@
-"""A worker's own small HTTP server: health and metrics. Live is not ready: a draining worker lives."""
+"""A worker's own small HTTP server for health and metrics. Live is not ready: a draining worker is live."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from workers.loop.worker import Worker
 
 
 class HealthServer(uvicorn.Server):
-    """Leaves SIGTERM to the worker, which ends this server last."""
+    """A server that leaves SIGTERM to the worker, which ends it last."""
 
     def __init__(self, worker: Worker, metrics: WorkerMetrics) -> None:
         async def live(_: Request) -> Response:

@@ -1,4 +1,4 @@
-"""One job in a worker's hands, from its claim until it ends here: all that the worker knows of it, in one place."""
+"""A job that a worker holds, from its claim until it ends here, with all that the worker knows of it."""
 
 import asyncio
 import time
@@ -11,7 +11,8 @@ from workers.runs.run import JobRun
 
 
 class HeldJob:
-    """`run`: once the engine has it. `log`: what is written of it or about to be, should Redis lose the log's end."""
+    """`run` is set once the engine has the job. `log` holds the events that are written or about to be, in case Redis
+    loses the end of the log."""
 
     def __init__(self, delivery: Delivery, *, worker: str) -> None:
         self.delivery = delivery
@@ -26,7 +27,7 @@ class HeldJob:
         return self.delivery.attempt > 1 or bool(self.delivery.log)
 
     def start(self, run: JobRun, overdue: Callable[[], None]) -> None:
-        """`overdue` is called when the run deadline passes, unless the job is let go of before."""
+        """Start the run deadline; `overdue` is called when it passes, unless the job is let go before."""
         self.run = run
         if self.delivery.left_ms is not None:
             left_s = self.delivery.left_ms / 1000 - (time.monotonic() - self._began)
@@ -37,13 +38,14 @@ class HeldJob:
         self._attempt.wrote(events)
 
     def let_go(self, outcome: str, last: Event | None = None) -> None:
-        """It is over here. `outcome`: as the metrics name it; `last`: the event that ended it, if that was here."""
+        """Note that the job is over here. `outcome` is named like in the metrics; `last` is the event that ended it, if
+        it ended here."""
         self._attempt.ended(outcome, last)
         if self._deadline:
             self._deadline.cancel()
 
     def account(self, outcome: str, last: Finished) -> dict[str, object]:
-        """The fields of its log line."""
+        """The fields of the job's log line."""
         job, usage = self.delivery.job, last.outcome.usage if isinstance(last.outcome, Completed) else None
         return {
             "job_id": job.id,

@@ -1,7 +1,7 @@
-"""One process that serves models: it claims jobs, lets engines compute them, and writes what comes out.
+"""A worker is one process that serves models: it claims jobs, engines compute them, and it writes their events.
 
 Stopping has three stages under one deadline: quiet (claim nothing more), drain (let running jobs end), release (hand
-the rest back with what they have, for another worker to go on with).
+the rest back with their logs, for another worker to continue).
 """
 
 import asyncio
@@ -33,11 +33,11 @@ from workers.runs.tokenization import Tokenization
 log = logging.getLogger(__name__)
 RETRY_S = 0.2
 ROOM_S = 1.0  # longest wait for room without looking again
-CLAIMED_AT_ONCE = 8  # so that of many jobs that arrive together each idle worker gets some
+CLAIMED_AT_ONCE = 8  # so that each idle worker gets some of many jobs that arrive together
 ENCODE_S_MAX = 30.0
-REPLAY_S_MAX = 0.01  # for each event that earlier attempts have written
-LARGE_TOKENS = 8192  # a prompt of more, as far as can be told, is large
-STOP_S = 1.0  # for the step that runs when stopping; a hung one is left behind
+REPLAY_S_MAX = 0.01  # for each event that earlier attempts wrote
+LARGE_TOKENS = 8192  # a prompt that is estimated to have more is large
+STOP_S = 1.0  # for the last step to end when stopping; a hung one is abandoned
 FLUSH_S = 2.0  # for the last events to reach Redis when stopping
 RUNS: dict[Kind, Callable[[Delivery, Engine], JobRun]] = {
     Kind.CHAT: Generation,
@@ -49,7 +49,7 @@ RUNS: dict[Kind, Callable[[Delivery, Engine], JobRun]] = {
 
 @dataclass(slots=True)
 class Served:
-    """One model of this worker; an adapter has engine and engine_loop of its base."""
+    """One model of this worker. An adapter shares the engine and engine loop of its base."""
 
     info: ModelInfo
     engine: Engine
@@ -78,9 +78,9 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._outbox = Outbox(self._loop, steps_max=settings.outbox_steps_max)
         self._served = {served.info.name: served for model in models for served in self._serve(model)}
-        self._held: dict[str, HeldJob] = {}  # every job that is ours, from its claim on
-        self._accepting: set[asyncio.Task[None]] = set()  # bounded as what is held
-        self._large = asyncio.Semaphore(1)  # one large prompt is encoded at a time, beside the small ones
+        self._held: dict[str, HeldJob] = {}  # every job of this worker, from its claim on
+        self._accepting: set[asyncio.Task[None]] = set()  # bounded by the jobs held
+        self._large = asyncio.Semaphore(1)  # large prompts are encoded one at a time, beside small ones
         self._room = asyncio.Event()
         self._quiet = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -104,7 +104,7 @@ class Worker:
             await end([*forever, *self._accepting])
 
     def stop(self) -> None:
-        """Begin to stop; called again, drain no longer."""
+        """Begin to stop. A second call ends the draining."""
         if self._quiet.is_set():
             self._hurry.set()
         self._quiet.set()
@@ -116,7 +116,7 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        """Every engine's thread steps."""
+        """True while every engine's thread steps."""
         timeout = self._settings.step_timeout_s
         return all(engine_loop.alive(step_timeout_s=timeout) for engine_loop in self._engine_loops)
 
@@ -131,9 +131,9 @@ class Worker:
                 await self._until_room(ROOM_S)
                 continue
             claimed = await self._claim(served, room)
-            # A job that comes again was lost before we heard of it: what was made of it here no longer counts.
+            # A job that is claimed again was lost before the worker heard of it: its run here no longer counts.
             self._drop([known.delivery for d in claimed if (known := self._held.get(d.job.id))], found="claim")
-            # Held before any is encoded: encoding may take longer than a lease, and nobody waits for another's.
+            # All are held before any is encoded: encoding one may take longer than the leases of the others.
             for delivery in claimed:
                 self._hold(delivery)
                 accepting = tasks.create_task(self._accept(served, delivery))
@@ -141,14 +141,14 @@ class Worker:
                 accepting.add_done_callback(self._accepting.discard)
 
     async def _until_room(self, longest_s: float) -> None:
-        """Until something may have made room, which whoever makes it says; but look again after `longest_s`."""
+        """Wait until there may be room, but at most `longest_s`."""
         self._room.clear()
         with suppress(TimeoutError):
-            async with asyncio.timeout(longest_s):  # wait_for would overlook a cancel that comes together with room
+            async with asyncio.timeout(longest_s):  # wait_for would lose a cancellation that comes together with room
                 await self._room.wait()
 
     def _serve(self, model: Loaded) -> list[Served]:
-        """Its names share what computes them."""
+        """Claim jobs for one model; all its names share the engine loop."""
         engine_loop = EngineLoop(
             model.infos[0].name,
             model.engine,
@@ -162,12 +162,12 @@ class Worker:
         return [Served(info, model.engine, engine_loop) for info in model.infos]
 
     def _wake_intakes(self) -> None:
-        """From an engine's thread."""
+        """Wake the intakes; called from an engine's thread."""
         self._loop.call_soon_threadsafe(self._room.set)
 
     def _room_of(self, served: Served) -> Room:
-        """None while jobs that are here already wait for a place, and no more than there are places just now: another
-        worker may have what waits in the queue."""
+        """The room for further claims; none while jobs that are here already wait for a place, and no more than there
+        are places just now: another worker may have room for the rest."""
         if served.engine_loop.waiting:
             return Room(0)
         jobs = [held.delivery.job for held in self._held.values()]
@@ -176,7 +176,7 @@ class Worker:
 
     async def _claim(self, served: Served, room: Room) -> list[Delivery]:
         if not self._lease_is_fresh():
-            # Claiming now could hand us our own jobs, whose leases we are late to renew.
+            # A claim could return this worker's own jobs, whose leases it is late to renew.
             await asyncio.sleep(RETRY_S)
             return []
         try:
@@ -267,7 +267,7 @@ class Worker:
         self._drop([write.delivery], found="write")
 
     def _from(self, length: int, write: Write) -> Write | None:
-        """The same and what was written before it, from the end of its log on; None when that is not known here."""
+        """The write after the events before it that Redis lost; None if they are not known here."""
         log.warning("redis has lost the end of a log", extra={"job_id": write.delivery.job.id, "length": length})
         held = self._holding(write.delivery)
         before = held.log[length : write.events[0].seq] if held else []
@@ -275,7 +275,7 @@ class Worker:
         return replace(write, events=events) if events[0].seq == length else None
 
     async def _give_up(self, delivery: Delivery, length: int) -> None:
-        """End a job whose log has a gap that nobody can fill."""
+        """End a job whose log has a gap that no worker can fill."""
         if (held := self._holding(delivery)) and held.run:
             self._served[delivery.job.model].engine_loop.drop(held.run)
         await self._settle(_gap(delivery, length))
@@ -308,14 +308,14 @@ class Worker:
         self._forget(write.delivery)
 
     async def _heartbeat(self) -> None:
-        """Renew every lease, as long as the engines step. Raises EngineBroken when one does not: the process must end,
-        and its jobs move on when their leases run out."""
+        """Renew every lease while the engines step. Raises EngineBroken if one does not: the process must end, and its
+        jobs move on when their leases run out."""
         while True:
             await asyncio.sleep(self._settings.heartbeat_ms / 1000)
             if not self.alive and self._quiet.is_set():
-                continue  # stopping: what is held is about to be handed over
+                continue  # stopping: the jobs held are about to be handed over
             if not self.alive:
-                self.stop()  # whoever overlooks that it is cancelled ends by this
+                self.stop()  # a task that swallowed its cancellation ends by this
                 raise EngineBroken("an engine hangs or has ended; only a new process helps")
             try:
                 held = [each.delivery for each in self._held.values()]
@@ -336,12 +336,12 @@ class Worker:
                 self._drop([held.delivery], found="cancelled")
 
     def _holding(self, delivery: Delivery) -> HeldJob | None:
-        """None when the job is no longer ours, or ours by another claim."""
+        """The held job; None if this worker has it no longer, or by another claim."""
         held = self._held.get(delivery.job.id)
         return held if held and held.delivery is delivery else None
 
     def _drop(self, deliveries: Sequence[Delivery], *, found: str) -> None:
-        """Give up what is no longer ours; its slots are free before the next step. `found`: how that was noticed."""
+        """Give up jobs that this worker lost, before the next step. `found` says how the loss was noticed."""
         for held in filter(None, map(self._holding, deliveries)):
             delivery = held.delivery
             if held.run:
@@ -376,7 +376,7 @@ class Worker:
 
     async def _redis_is_away(self, verb: str, error: QueueUnavailable) -> None:
         self._metrics.redis_errors.inc()
-        if not self._redis_lost:  # said once, until a lease is renewed
+        if not self._redis_lost:  # logged once, until a lease is renewed
             log.warning("redis does not serve", extra={"verb": verb, "error": str(error)})
         self._redis_lost = True
         await asyncio.sleep(RETRY_S)
@@ -392,7 +392,7 @@ def _gap(delivery: Delivery, length: int) -> Write:
 
 
 def _begin(delivery: Delivery, engine: Engine) -> JobRun:
-    """In a thread. Raises InvalidRequest for what cannot be encoded, or not in time; a long log gets longer."""
+    """Make the job's run, in a thread. Raises InvalidRequest for a prompt that cannot be encoded in time."""
     try:
         with time_limit(ENCODE_S_MAX + REPLAY_S_MAX * len(delivery.log)):
             return RUNS[delivery.job.kind](delivery, engine)

@@ -5,13 +5,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-WHITESPACE = {"whitespace_pattern": r"[\x20\x0A\x09]{0,40}"}  # room to indent, but not to go on for ever
+WHITESPACE = {"whitespace_pattern": r"[\x20\x0A\x09]{0,40}"}  # enough to indent, but bounded
 ANY = "(.|\\n)*"
 TEXT = f"TEXT: /{ANY}/"
 
 
 class Lark:
-    """`marks` that are tokens of their own in the model's vocabulary, as `token_of` knows, are written as such."""
+    """A grammar under construction. `marks` are written as tokens if the vocabulary has them as tokens of their own,
+    which `token_of` says."""
 
     def __init__(self, marks: Sequence[str], token_of: Callable[[str], int | None]) -> None:
         self._tokens = {mark: token for mark in marks if (token := token_of(mark)) is not None}
@@ -22,7 +23,7 @@ class Lark:
         return "\n".join([f"start: {start}", *self._rules])
 
     def literal(self, text: str) -> str:
-        """Exactly this; marks in it as tokens."""
+        """An expression for exactly this text, with the marks in it as tokens."""
         parts, at = [], 0
         for found in self._marks.finditer(text):
             parts += [_quoted(text[at : found.start()]), f"<[{self._tokens[found[0]]}]>"]
@@ -30,7 +31,7 @@ class Lark:
         return " ".join(filter(None, [*parts, _quoted(text[at:])]))
 
     def until(self, ending: str, schema: Mapping[str, Any] | None = None) -> str:
-        """Any text, as far as a string's schema says, and what ends it."""
+        """An expression for any text that a string's schema allows, followed by `ending`."""
         text = _regex(schema or {})
         if ending in self._tokens:
             return f"{text} {self.literal(ending)}"
@@ -40,14 +41,15 @@ class Lark:
         return "%json " + json.dumps({**schema, "x-guidance": WHITESPACE})
 
     def rule(self, body: str, *, lazy: bool = False) -> str:
-        """Define it; its name."""
+        """Define a rule; return its name."""
         name = f"rule_{len(self._rules)}"
         self._rules.append(f"{name}{'[lazy]' if lazy else ''}: {body}")
         return name
 
 
 def _regex(schema: Mapping[str, Any]) -> str:
-    """For the keywords of a string. A pattern holds anywhere in it, unless it says otherwise."""
+    """A regular expression for the keywords of a string's schema. JSON Schema's pattern may match anywhere in the
+    string, unless it is anchored."""
     if pattern := schema.get("pattern"):
         before, after = "" if pattern.startswith("^") else ANY, "" if pattern.endswith("$") else ANY
         inner = pattern.removeprefix("^").removesuffix("$").replace("\\/", "/").replace("/", "\\/")

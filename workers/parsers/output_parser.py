@@ -1,4 +1,5 @@
-"""What more there is of a chat's answer than text, and the answer that is nothing but text."""
+"""Output parsers split an answer's text into text, reasoning and tool calls; `PlainParser` is for answers of text
+alone."""
 
 from typing import NamedTuple, Protocol
 
@@ -6,7 +7,7 @@ from shared.domain.events import CallPart, FinishReason
 
 
 class ParsedDelta(NamedTuple):
-    """What more there is of an answer."""
+    """The parts that a piece of an answer adds."""
 
     text: str = ""
     reasoning: str = ""
@@ -14,8 +15,8 @@ class ParsedDelta(NamedTuple):
 
 
 class OutputParser(Protocol):
-    """One choice's answer. `reasoning`: it has not begun to say anything. `called`: it calls tools. `enough`: it has
-    called all that it may, so nothing need follow."""
+    """A parser of one choice's answer. `reasoning`: the model reasons, and has not begun to answer. `called`: it has
+    called tools. `enough`: it has made all calls that it may, so nothing need follow."""
 
     @property
     def reasoning(self) -> bool: ...
@@ -27,11 +28,11 @@ class OutputParser(Protocol):
     def enough(self) -> bool: ...
 
     def push(self, text: str, reason: FinishReason | None = None) -> ParsedDelta:
-        """The next piece; `reason` when none follows."""
+        """Parse the next piece; `reason` is given with the last one."""
 
 
 class PlainParser:
-    """All of it is text."""
+    """A parser that takes all of an answer as text."""
 
     reasoning = False
     called = False

@@ -1,7 +1,7 @@
-"""From an answer's text to what it says: text, reasoning and tool calls, each as soon as it is certain.
+"""The template parser splits an answer's text into text, reasoning and tool calls, each as soon as it is certain.
 
-transformers' response parser finds the regions; what is in a call is read by its tool_format. A model that brings a
-response template of its own is read by that.
+transformers' response parser finds the regions; the reader of the model's tool format reads the calls in them. A model
+that brings a response template of its own is parsed by that alone.
 """
 
 import hashlib
@@ -17,14 +17,14 @@ from workers.parsers.output_parser import ParsedDelta
 from workers.parsers.tool_calls import ArgumentsDelta, CallReader, CallStarted, Found, PlainText
 from workers.parsers.tool_formats import Thinking, ToolFormat
 
-REASONING = ("reasoning", "reasoning_content", "thinking")  # what templates call it
+REASONING = ("reasoning", "reasoning_content", "thinking")  # the names that templates give it
 CALLS = ("calls", "tool_calls")
 
 
 class TemplateParser:
-    """`template`: in the form of transformers. `prompt`: how the prompt ends, for a template that looks at it;
-    `opened`: what of the answer it has said already. `seed` makes the calls' ids, so that they are the same when the
-    job goes on elsewhere."""
+    """`template` is a response template of transformers. `prompt` is the end of the prompt, for templates that look at
+    it; `opened` is the part of the answer that the prompt already holds. The ids of calls derive from `seed`, so that
+    they stay the same when another worker continues the job."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class TemplateParser:
         self._count = 0
         self._begun = False  # some text has been shown
         self._space = ""  # white space that counts only if text follows it
-        self._region = ""  # what the open region holds, should it turn out not to be what its mark says
+        self._region = ""  # the text of the open region, in case it is not what its mark says
         self._broken = False
         self.reasoning = any(event["field"] in REASONING for event in self._parser.initial_events[-1:])
         self.enough = False
@@ -76,7 +76,7 @@ class TemplateParser:
         return ParsedDelta(self._spaced("".join(shown), last=reason is not None), "".join(thought), tuple(self._calls))
 
     def _events(self, text: str, *, last: bool) -> list[dict[str, Any]]:
-        """A region that is not what its mark says is text, as is all that follows."""
+        """The regions of the text. A region that is not what its mark says is text, and so is all that follows."""
         self._region += text
         if self._broken:
             return [_shown(text)]
@@ -92,7 +92,7 @@ class TemplateParser:
         return events
 
     def _call(self, event: dict[str, Any]) -> Iterable[str]:
-        """What of a region of calls turns out to be text."""
+        """Read a region of calls; return the parts that turn out to be text."""
         match event:
             case {"type": "region_open"}:
                 self._reader = self._make_reader() if self._make_reader else None
@@ -130,7 +130,7 @@ class TemplateParser:
         return "call_" + hashlib.blake2b(f"{self._seed} {self._count}".encode(), digest_size=12).hexdigest()
 
     def _spaced(self, text: str, *, last: bool) -> str:
-        """Without space before the first word, and without space that only separates calls."""
+        """The text without white space before the first word, and without white space that only separates calls."""
         text = self._space + text
         if not self._begun:
             text = text.lstrip()
@@ -143,7 +143,7 @@ class TemplateParser:
 
 
 def response_template(thinking: Thinking | None, tool_format: ToolFormat | None) -> dict[str, Any]:
-    """In the form of transformers."""
+    """A response template in the form of transformers."""
     fields: dict[str, Any] = {"content": {"content": "text"}}
     if thinking:
         opening, closing = map(re.escape, thinking)
@@ -151,11 +151,11 @@ def response_template(thinking: Thinking | None, tool_format: ToolFormat | None)
     if tool_format:
         ends = {"close_pattern": tool_format.closing} if tool_format.closing else {}
         fields["calls"] = {"open_pattern": tool_format.opening, "repeats": True, **ends}
-    return {"start_anchor": "\0", "fields": fields}  # it never sees a prompt, so any anchor does
+    return {"start_anchor": "\0", "fields": fields}  # it never sees a prompt, so the anchor does not matter
 
 
 def _parsed(value: Any) -> Iterable[Found]:
-    """A call, or a list of them, as response templates shape them."""
+    """Read a call, or a list of them, in the shape that response templates give them."""
     for call in value if isinstance(value, list) else [value]:
         function = call["function"]
         arguments = function["arguments"]

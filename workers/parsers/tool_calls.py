@@ -21,7 +21,7 @@ class CallStarted(NamedTuple):
 
 
 class ArgumentsDelta(NamedTuple):
-    """More of the JSON of the call's arguments."""
+    """The next piece of the JSON of the call's arguments."""
 
     text: str
 
@@ -53,8 +53,9 @@ BARE = re.compile(r"([\w.:-]+)\s*(?:\[CALL_ID\]\s*\w+\s*)?(?:\[ARGS\]\s*)?(?=\{)
 
 
 class JsonCalls:
-    """Calls written as `{"name": ..., "arguments": {...}}`, one or several, listed or not; with `bare`, also as
-    `name{...}`, which newer Mistral models write. With `known_only`, everything but a call of a known tool is text."""
+    """A reader of calls written as `{"name": ..., "arguments": {...}}`, one or several, listed or not; with `bare`,
+    also as `name{...}`, which newer Mistral models write. With `known_only`, everything but a call of a known tool is
+    text."""
 
     def __init__(self, schemas: Schemas, *, bare: bool = False, known_only: bool = False) -> None:
         self._schemas = schemas
@@ -167,7 +168,7 @@ class Tags(NamedTuple):
 
 
 class TaggedCalls:
-    """One call in tags. Each argument becomes JSON of the type that the tool's schema gives it."""
+    """A reader of one call in tags. Each argument becomes JSON of the type that the tool's schema gives it."""
 
     def __init__(self, schemas: Schemas, tags: Tags) -> None:
         self._schemas = schemas
@@ -204,7 +205,7 @@ class TaggedCalls:
 
 
 def _typed(text: str, schema: Any) -> str:
-    """The value as JSON."""
+    """The value as JSON, of the schema's type if it can be read so."""
     wanted = schema.get("type") if isinstance(schema, dict) else None
     if wanted != "string":
         try:
@@ -244,14 +245,15 @@ class _Nesting:
 
 @dataclass(slots=True)
 class _Head:
-    """Before a call or between two: the held text may begin one. `probed` characters of it hold no end of an object."""
+    """The state before a call or between two: the held text may begin one. `probed` characters of it hold no end of an
+    object."""
 
     nesting: _Nesting = field(default_factory=_Nesting)
     probed: int = 0
 
 
 class _Arguments:
-    """In a call's arguments, which end when the depth is `base` again."""
+    """The state in a call's arguments, which end when the depth is `base` again."""
 
     def __init__(self, *, base: int) -> None:
         self.base = base
@@ -259,13 +261,13 @@ class _Arguments:
 
 
 class _Tail(NamedTuple):
-    """Behind the arguments: the rest of the call's object is skipped."""
+    """The state behind the arguments: the rest of the call's object is skipped."""
 
     nesting: _Nesting
 
 
 class _TextOnly:
-    """Everything that follows is text."""
+    """The state after text if `known_only`: everything that follows is text."""
 
 
 _State = _Head | _Arguments | _Tail | _TextOnly

@@ -1,5 +1,5 @@
-"""How models write tool calls and reasoning, in the common forms. A model's own chat template says which it was
-taught."""
+"""Tool formats: the common forms in which models write tool calls and reasoning. A model's own chat template shows
+which it was taught."""
 
 import json
 import re
@@ -27,10 +27,10 @@ THINKING = (Thinking("<think>", "</think>"), Thinking("[THINK]", "[/THINK]"))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolFormat:
-    """`sign`: what a template that teaches it holds. `opening`, `closing`: patterns around a region of calls, which
-    without a closing one goes on to the end. `marks` are tokens of their own in most vocabularies; the first is what
-    calls begin with. `write` makes a grammar's rule for a call of this name and schema, less what has `begun` it
-    already; `frame` is what stands before, between and after several."""
+    """`sign` is a text that only templates of this form hold. `opening` and `closing` are patterns around a region of
+    calls, which goes on to the end without a closing one. `marks` are tokens of their own in most vocabularies; calls
+    begin with the first. `write` makes a grammar's rule for a call of this name and schema, without the part that
+    `begun` holds already; `frame` is written before, between and after several calls."""
 
     sign: str
     opening: str
@@ -42,12 +42,12 @@ class ToolFormat:
 
 
 def tool_format_of(template: str) -> ToolFormat | None:
-    """None for a template that teaches no form of calls that is known here."""
+    """The form that a template teaches; None if it teaches none known here."""
     return next((tool_format for tool_format in TOOL_FORMATS if tool_format.sign in template), None)
 
 
 def thinking_of(template: str, token_of: Callable[[str], int | None]) -> Thinking | None:
-    """None for a model that does not reason, as far as its template and its vocabulary say."""
+    """The marks of a model's reasoning; None if its template or vocabulary has none."""
     for thinking in THINKING:
         if thinking.closing in template and all(token_of(mark) is not None for mark in thinking):
             return thinking
@@ -67,7 +67,7 @@ def _bare_call(lark: Lark, name: str, schema: Schema, begun: str) -> str:
 
 
 def _tagged_call(opening: str, argument: str, ending: str, closing: str) -> WriteCall:
-    """`opening` holds `{}` for the name, `argument` for the key."""
+    """A grammar rule for a call in tags. `opening` holds `{}` for the name, `argument` for the key."""
 
     def write(lark: Lark, name: str, schema: Schema, begun: str) -> str:
         parts = [lark.literal(opening.format(name).removeprefix(begun))]
@@ -80,7 +80,7 @@ def _tagged_call(opening: str, argument: str, ending: str, closing: str) -> Writ
 
 
 def _value(lark: Lark, wanted: Any, ending: str) -> str:
-    """A value between tags: strings without quotes, everything else as JSON."""
+    """A value between tags: a string without quotes, everything else as JSON."""
     schema = wanted if isinstance(wanted, dict) else {}
     options = schema.get("enum", ())
     if options and all(isinstance(option, str) for option in options):

@@ -1,4 +1,4 @@
-"""The tools that a chat may call, and the grammars that its answer keeps to because of them."""
+"""The tools that a chat may call, and the grammars that its answer must keep to because of them."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ ANY_OBJECT = {"type": "object"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tools:
-    """`choice`: auto, required, or the name of the one to call. `parallel`: several calls in one answer."""
+    """`choice` is auto, required, or the name of the tool to call. `parallel` allows several calls in one answer."""
 
     schemas: Mapping[str, Mapping[str, Any]]
     strict: frozenset[str]
@@ -29,7 +29,7 @@ class Tools:
 
 
 def tools_of(request: Mapping[str, Any]) -> Tools | None:
-    """None for a chat that calls none."""
+    """The tools of a chat; None if it may call none."""
     if not request.get("tools"):
         return None
     functions = [tool["function"] for tool in request["tools"]]
@@ -44,9 +44,9 @@ def tools_of(request: Mapping[str, Any]) -> Tools | None:
 def grammar_for(
     tools: Tools, tool_format: ToolFormat, wanted: Grammar | None, token_of: Callable[[str], int | None]
 ) -> Grammar | None:
-    """What the answer must look like: calls, if one must be made; else, calls or what was `wanted` of the text; else
-    any text, and calls that keep to the schemas which are strict. Raises InvalidRequest for a form that does not go
-    with tools."""
+    """The grammar of the answer. If a call is required: calls. If the request `wanted` a form for its text: calls or
+    that. Otherwise: any text, and calls that keep to the strict schemas. Raises InvalidRequest for a form that cannot
+    be combined with tools."""
     lark = Lark(tool_format.marks, token_of)
     if tools.forced:
         start = _calls(lark, tools, tool_format)
@@ -64,7 +64,7 @@ def grammar_for(
 
 
 def _calls(lark: Lark, tools: Tools, tool_format: ToolFormat, *, after_text: bool = False) -> str:
-    """One or more. After text, the first one's mark is what ends the text."""
+    """A rule for one or more calls. After text, the mark of the first call ends the text."""
     before, between, after = tool_format.frame
     begun = tool_format.marks[0] if after_text else ""
     several = f"({lark.literal(between)} {_call(lark, tools, tool_format, '')})*" if tools.parallel else ""
@@ -78,7 +78,7 @@ def _calls(lark: Lark, tools: Tools, tool_format: ToolFormat, *, after_text: boo
 
 
 def _call(lark: Lark, tools: Tools, tool_format: ToolFormat, begun: str) -> str:
-    """Any of those that may be called."""
+    """A rule for a call of any tool that may be called."""
     rules = []
     for name, schema in tools.schemas.items():
         if tools.choice in (AUTO, REQUIRED, name):

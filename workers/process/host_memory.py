@@ -1,4 +1,4 @@
-"""Main memory: how much there is to take, and how to take it so that a step does not wait for the kernel."""
+"""Main memory: how much is available, and how to allocate it so that no step waits for the kernel."""
 
 import ctypes
 import mmap
@@ -13,17 +13,17 @@ import torch
 
 from workers.process.single_thread import SingleThread
 
-CGROUP = Path("/sys/fs/cgroup")  # version 2, which container engines use now
+CGROUP = Path("/sys/fs/cgroup")  # cgroups version 2, as container engines use them
 
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 KEPT = 2**30
-MADV_POPULATE_WRITE = 23  # of Linux 5.14, not in Python's mmap yet
+MADV_POPULATE_WRITE = 23  # since Linux 5.14; Python's mmap lacks it
 FETCHED = 2**22
 
 
 def memory_available(cgroup: Path = CGROUP) -> int:
-    """Bytes: what the machine has free, within the container's limit."""
+    """The bytes that are free on the machine, within the container's limit."""
     free: int = psutil.virtual_memory().available
     try:
         limit, used = ((cgroup / name).read_text().strip() for name in ("memory.max", "memory.current"))
@@ -33,8 +33,8 @@ def memory_available(cgroup: Path = CGROUP) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Let malloc keep what a step frees for the next one; it would give large tensors back to the kernel and get them
-    again page by page. Where the C library is another one, nothing changes."""
+    """Let malloc keep what a step frees for the next step; by default it returns large tensors to the kernel and gets
+    them again page by page. Does nothing with a C library other than glibc."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
         mallopt(M_MMAP_THRESHOLD, KEPT)
@@ -42,8 +42,8 @@ def keep_freed_memory() -> None:
 
 
 def zeros(shape: list[int], dtype: torch.dtype) -> torch.Tensor:
-    """On the CPU, in large pages where the kernel has them. They are fetched in the background: a step that met them
-    first would wait for each."""
+    """A tensor of zeros on the CPU, in large pages if the kernel has them. A background thread touches the pages: a
+    step that touched them first would wait for each."""
     size = int(np.prod(shape)) * dtype.itemsize
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.from_numpy(np.zeros(size, dtype=np.uint8)).view(dtype).view(shape)
@@ -54,22 +54,22 @@ def zeros(shape: list[int], dtype: torch.dtype) -> torch.Tensor:
 
 
 def wait_until_fetched() -> None:
-    """For measurements: until then steps share the cores with what fetches."""
+    """Wait until all pages are touched, for measurements: until then steps share the cores with that thread."""
     _background().submit(lambda: None).result()
 
 
 @cache
 def _background() -> SingleThread:
-    """With the lowest priority: it takes what time the cores have to spare."""
+    """Run with the lowest priority, in the time that the cores have to spare."""
     thread = SingleThread("memory")
     thread.submit(lambda: os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19))
     return thread
 
 
 def _fetch(memory: mmap.mmap) -> None:
-    """Part by part, so that a step which needs a page meanwhile waits for one part at most."""
+    """Touch the pages part by part, so that a step that needs one meanwhile waits for one part at most."""
     libc, start = ctypes.CDLL(None), ctypes.addressof(ctypes.c_char.from_buffer(memory))
     for begin in range(0, len(memory), FETCHED):
         count = min(FETCHED, len(memory) - begin)
         if libc.madvise(ctypes.c_void_p(start + begin), ctypes.c_size_t(count), MADV_POPULATE_WRITE):
-            return  # an older kernel: pages come when they are met
+            return  # an older kernel: pages are fetched when they are touched

@@ -1,6 +1,6 @@
-"""A thread that does one call after the other.
+"""A thread that runs one call after the other.
 
-A model has one for all that it computes, its loading included: the libraries below give each thread that multiplies
+Each model has one for all its computing, including its loading: torch's libraries give each thread that multiplies
 matrices a pool of helpers, and the pools of two threads, even idle ones, make every step take half as long again.
 """
 
@@ -14,7 +14,8 @@ Result = TypeVar("Result")
 
 
 class SingleThread:
-    """A daemon: a call that never returns does not keep the process from ending. `may_wait`: so its calls may block."""
+    """A daemon thread, so that a call that never returns does not keep the process from ending. If `may_wait`, calls
+    may block."""
 
     may_wait = True
 
@@ -23,13 +24,13 @@ class SingleThread:
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def submit(self, call: Callable[[], Result]) -> "Future[Result]":
-        """Calls run one after the other, in order."""
+        """Queue a call; calls run one after the other, in order."""
         future: Future[Result] = Future()
         self._calls.put((future, call))
         return future
 
     def repeat(self, call: Callable[[], bool]) -> "Future[None]":
-        """Until it answers False."""
+        """Run the call again and again until it returns False."""
 
         def calls() -> None:
             while call():
@@ -42,5 +43,5 @@ class SingleThread:
             future, call = self._calls.get()
             try:
                 future.set_result(call())
-            except BaseException as error:  # the caller's, whatever it is
+            except BaseException as error:  # it belongs to the caller, whatever it is
                 future.set_exception(error)

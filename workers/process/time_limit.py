@@ -1,5 +1,5 @@
-"""A bound on how long Python code may run in the thread that calls it: code that we did not write, like a template, or
-code that reads what a model wrote."""
+"""A time limit for Python code in the thread that calls it: code that we did not write, like a template, or code that
+reads what a model wrote."""
 
 import ctypes
 import threading
@@ -18,8 +18,8 @@ class TimeLimitExceeded(Exception):
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raises TimeLimitExceeded in the body when it takes longer, at most TICK_S late. A call into C is not interrupted
-    before it ends. Cheap enough for every token: one thread watches all boxes of the process."""
+    """Raise TimeLimitExceeded in the body if it takes longer, at most TICK_S late. A call into C is not interrupted
+    before it returns. Cheap enough for every token: one thread watches all limits of the process."""
     box = _Box(threading.get_ident(), time.monotonic() + seconds)
     _WATCH.open(box)
     try:
@@ -41,7 +41,8 @@ class _Box:
 
 
 class _Watch:
-    """There is no lock, which the exception could leave taken: whoever takes a box out of the dictionary has it."""
+    """There is no lock, which the exception could leave taken: the thread that takes a box out of the dictionary owns
+    it."""
 
     def __init__(self) -> None:
         self._boxes: dict[_Box, object] = {}
@@ -57,14 +58,14 @@ class _Watch:
             self._start()
 
     def withdraw(self, box: _Box) -> bool:
-        """Whether it was still open; then nothing is raised for it any more."""
+        """Remove the box, so that nothing is raised for it any more; False if its time was up before."""
         return self._boxes.pop(box, MISSING) is not MISSING
 
     def close(self, box: _Box) -> None:
         """End the box. Raises TimeLimitExceeded if its time was up before: in the body, or here if that missed it."""
         if not self.withdraw(box):
             while not box.raised:
-                time.sleep(0.001)  # the exception is on its way
+                time.sleep(0.001)  # the exception is about to be raised here
             raise TimeLimitExceeded
 
     def _start(self) -> None:
@@ -84,7 +85,7 @@ class _Watch:
                     box.raised = True
             if not self._boxes:
                 self._some.clear()
-                if self._boxes:  # opened just then
+                if self._boxes:  # one was opened just then
                     self._some.set()
 
 

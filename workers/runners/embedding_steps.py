@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 class EmbeddingSteps:
-    """When a batch fails, its passages are computed one by one, and only a job that fails alone is failed."""
+    """A failed batch is computed again, passage by passage, and only a job that fails alone is failed."""
 
     def __init__(self, embedder: Embedder | None, *, tokens_max: int, watch: StepWatch, metrics: StepMetrics) -> None:
         """`embedder` is None for a model that makes no vectors; no run may be added then."""

@@ -1,4 +1,5 @@
-"""What the engine's thread has for Redis, handed to the event loop. Bounded: when Redis is away the engine waits."""
+"""The outbox hands events from the engine's thread to the event loop. It is bounded: while Redis is away the engine
+waits."""
 
 import asyncio
 import threading
@@ -22,27 +23,27 @@ class Outbox:
         self._loop = loop
         self._arrived = asyncio.Event()
         self._room = threading.Semaphore(steps_max)
-        self._steps: deque[tuple[list[Update], bool]] = deque()  # and whether they take room
+        self._steps: deque[tuple[list[Update], bool]] = deque()  # each with whether it takes room
         self._closed = False
 
     def put(self, updates: list[Update]) -> None:
-        """From the engine's thread; waits while `steps_max` steps are not yet taken."""
+        """Put the events of a step, from the engine's thread. Waits while `steps_max` steps are not taken yet."""
         self._room.acquire()
         self._steps.append((updates, True))
         self._loop.call_soon_threadsafe(self._arrived.set)
 
     def put_now(self, update: Update) -> None:
-        """From the event loop, which must not wait; a run's first events, so bounded by the runs."""
+        """Put a run's first events; called from the event loop, which must not wait. The number of runs bounds them."""
         self._steps.append(([update], False))
         self._arrived.set()
 
     def close(self) -> None:
-        """Nothing more will be put: once empty, `take` returns `[]`."""
+        """Take no more: once empty, `take` returns `[]`."""
         self._closed = True
         self._arrived.set()
 
     async def take(self) -> list[Update]:
-        """Everything that is there, merged to one update for each run; waits for the first."""
+        """Wait for events, then take all of them, merged to one update for each run."""
         while not self._steps and not self._closed:
             self._arrived.clear()
             await self._arrived.wait()

@@ -8,7 +8,7 @@ from prometheus_client import Histogram
 
 
 class StepWatch:
-    """Only the engine's thread changes it; `alive` is for the other threads."""
+    """The engine's thread changes it; the other threads only call `alive`."""
 
     def __init__(self, durations: Histogram) -> None:
         self._durations = durations

@@ -1,15 +1,18 @@
-"""From token ids to the text a client sees: whole characters only, nothing past a stop, nothing of a stop."""
+"""The detokenizer turns token ids into the text a client sees: whole characters, and nothing of a stop or after it."""
 
 from collections.abc import Callable, Sequence
 
 from shared.domain.events import FinishReason
 
 HALF = "\ufffd"
-WINDOW = 6  # ids decoded together with new ones, since a token's text depends on its neighbours
 
 
 class IncrementalDetokenizer:
-    """The text of one choice. `push` takes ids one by one and returns the text that is now certain."""
+    """The text of one choice. `push` takes ids one by one and returns the text that is now certain.
+
+    A token's text depends on the token before it, so new ids are decoded after the last ones that gave text. These
+    begin and end between characters: bytes in a row decode only as a whole.
+    """
 
     def __init__(
         self, decode: Callable[[Sequence[int]], str], *, eos_ids: frozenset[int], stop: Sequence[str], tokens_max: int
@@ -19,8 +22,9 @@ class IncrementalDetokenizer:
         self._stop = stop
         self._tokens_max = tokens_max
         self._count = 0
-        self._ids: list[int] = []
-        self._shown = 0  # how many of _ids have their text in _held or beyond
+        self._ids: list[int] = []  # the last that gave text, and those after them
+        self._before = 0  # how many of them gave it
+        self._before_text = ""
         self._held = ""
 
     def push(self, token: int) -> tuple[str, FinishReason | None]:
@@ -36,33 +40,33 @@ class IncrementalDetokenizer:
         return self._release(), None
 
     def end(self) -> str:
-        """What is left to show when the answer ends without a token that ends it."""
+        """The rest of the text, when the answer ends without a token that ends it."""
         text, _ = self._last(self._held + self._tail(), FinishReason.STOP)
         return text
 
     def _fresh(self) -> str:
         """Text of the ids not shown yet, unless it ends inside a character."""
-        start = max(self._shown - WINDOW, 0)
-        before = self._decode(self._ids[start : self._shown])
-        text = self._decode(self._ids[start:])
-        if text.endswith(HALF) or len(text) <= len(before):
+        text = self._tail()
+        if not text or text.endswith(HALF):
             return ""
-        del self._ids[:start]
-        self._shown = len(self._ids)
-        return text[len(before) :]
+        del self._ids[: self._before]
+        self._before = len(self._ids)
+        self._before_text = self._decode(self._ids)
+        return text
 
     def _tail(self) -> str:
-        """What is left when no token follows: half a character shows as a replacement mark."""
-        start = max(self._shown - WINDOW, 0)
-        before = self._decode(self._ids[start : self._shown])
-        return self._decode(self._ids[start:])[len(before) :]
+        """Text of the ids not shown yet; half a character is a replacement mark."""
+        text = self._decode(self._ids)
+        if text.startswith(self._before_text):
+            return text[len(self._before_text) :]
+        return self._decode(self._ids[self._before :])  # a byte that is no character spoils those beside it
 
     def _first_stop(self) -> tuple[int, str] | None:
         found = [(at, stop) for stop in self._stop if (at := self._held.find(stop)) >= 0]
         return min(found) if found else None
 
     def _release(self) -> str:
-        """All of the held text but an ending that may become a stop."""
+        """The held text, except an ending that may become a stop."""
         keep = max((_overlap(self._held, stop) for stop in self._stop), default=0)
         cut = len(self._held) - keep
         text, self._held = self._held[:cut], self._held[cut:]
@@ -74,7 +78,7 @@ class IncrementalDetokenizer:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest proper beginning of `stop` that `text` ends with."""
+    """The length of the longest proper prefix of `stop` that `text` ends with."""
     for size in range(min(len(stop) - 1, len(text)), 0, -1):
         if text.endswith(stop[:size]):
             return size

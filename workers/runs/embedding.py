@@ -1,4 +1,4 @@
-"""A delivery that asks for vectors, and which of its passages are computed next."""
+"""A run that makes vectors, and the order in which waiting passages are computed."""
 
 from collections import deque
 from collections.abc import Sequence as Seq
@@ -11,11 +11,11 @@ from workers.runs.run import JobRun, known
 
 
 class Embedding(JobRun):
-    """One vector for each input; those in the log are not computed again. Where pairs are scored, none for the first,
-    the query, which is in all others."""
+    """One vector for each input; those in the log are not computed again. For a cross-encoder, input 0 is the query: it
+    gets no vector and is paired with every other input."""
 
     def __init__(self, delivery: Delivery, engine: Engine) -> None:
-        """Raises InvalidRequest when the model makes no such vectors, or an input does not fit it."""
+        """Raises InvalidRequest if the model makes no such vectors, or an input does not fit it."""
         embedder, request = engine.embedder, delivery.job.request
         if embedder is None or delivery.job.model in engine.adapters:
             raise InvalidRequest(f"The model '{delivery.job.model}' makes no embeddings.", param="model")
@@ -38,7 +38,7 @@ class Embedding(JobRun):
         return Completed(usage=Usage(prompt_tokens=self.prompt_tokens, completion_tokens=0))
 
     def advance(self, index: int, vector: Seq[float]) -> list[Event]:
-        """The events of one more vector, of unit length."""
+        """The events of one more vector, which must have unit length."""
         self._open.discard(index)
         return [Embedded(seq=self.number(), index=index, vector=shortened(vector, self._dimensions)), *self.closing()]
 
@@ -47,7 +47,7 @@ Passage = tuple[Embedding, int]
 
 
 class Passages:
-    """Those that wait, of all jobs in run: one with many inputs does not keep the others waiting."""
+    """The waiting passages of all runs, taken in turn, so that a run of many inputs delays no other."""
 
     def __init__(self, *, tokens_max: int) -> None:
         self._tokens_max = tokens_max
@@ -61,12 +61,12 @@ class Passages:
             self._runs.append(run)
 
     def drop(self, run: Embedding) -> None:
-        """One that is not here is no error."""
+        """Forget a run; an unknown one is no error."""
         if run in self._runs:
             self._runs.remove(run)
 
     def next_batch(self) -> list[Passage]:
-        """As many as `tokens_max` tokens hold, but at least one; of a job that must be alone just the one."""
+        """Take as many passages as `tokens_max` tokens hold, but at least one; of an isolated job only that one."""
         batch: list[Passage] = []
         if lonely := next((run for run in self._runs if run.delivery.isolated), None):
             self._runs.remove(lonely)
@@ -86,7 +86,7 @@ class Passages:
 
 
 def shortened(vector: Seq[float], dimensions: int | None) -> tuple[float, ...]:
-    """Its first `dimensions` numbers, of unit length again."""
+    """The first `dimensions` numbers of the vector, scaled to unit length again."""
     kept = tuple(map(float, vector[:dimensions]))
     if dimensions is None or dimensions == len(vector):
         return kept

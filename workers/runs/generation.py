@@ -1,4 +1,4 @@
-"""A delivery that asks for text: its sequences and their text so far. Pure decisions."""
+"""A run that generates text: its sequences, and their text so far. Pure decisions."""
 
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
@@ -19,8 +19,8 @@ Number = TypeVar("Number", int, float)
 
 
 class Prompt(NamedTuple):
-    """`tokens_max`: of each answer to it. `chat`: how one is read. `echo`: what comes back of the prompt before them,
-    if anything."""
+    """`tokens_max` bounds each answer to it, in tokens. `chat` says how an answer is read. `echo` is the text of the
+    prompt that comes back before them, if asked for."""
 
     ids: list[int]
     tokens_max: int
@@ -29,20 +29,20 @@ class Prompt(NamedTuple):
 
 
 class Said(NamedTuple):
-    """What a token adds to an answer."""
+    """The parts that a token adds to an answer, and the reason if it is the last."""
 
     delta: ParsedDelta
     reason: FinishReason | None
 
 
 class Generation(JobRun):
-    """Output that earlier attempts logged comes back as output, never as prompt, so that stops, budgets and usage count
-    on as if nothing had happened. Choices are counted over all prompts: `n` for the first, then `n` for the next."""
+    """Output that earlier attempts logged counts as output, never as prompt, so that stops, budgets and usage continue
+    where they were. Choices are numbered over all prompts: `n` for the first, then `n` for the next."""
 
     def __init__(self, delivery: Delivery, engine: Engine) -> None:
         """Raises InvalidRequest when a prompt cannot be encoded or does not fit the model."""
         job = delivery.job
-        if engine.kind == "embedding":
+        if not engine.writes:
             message = f"The model '{job.model}' writes no text: ask /v1/embeddings or /v1/rerank."
             raise InvalidRequest(message, param="model")
         self._prompts = _prompts(job, engine)
@@ -94,7 +94,7 @@ class Generation(JobRun):
         return [sequence for sequence in self.sequences if sequence.choice in self._open]
 
     def opening(self) -> list[Event]:
-        """Prompts that come back without anything that has to be computed come first, too."""
+        """The opening events, and the prompts that come back without anything that must be computed."""
         events = super().opening()
         for index, prompt in enumerate(self._prompts):
             if prompt.echo is not None and self.sequences[index * self._n].sampling.prompt_logprobs is None:
@@ -119,8 +119,8 @@ class Generation(JobRun):
         return Completed(usage=usage)
 
     def advance(self, sequence: Sequence, new: Sampled) -> list[Event]:
-        """The events of one new token: a Delta, and Finished when it was the last of the last choice. Raises whatever
-        reading the answer raises; InvalidRequest where the request itself is at fault."""
+        """The events of one new token: a Delta, and Finished if it was the last of the last choice. Raises any error of
+        reading the answer; InvalidRequest if the request itself is at fault."""
         if new.token == NOTHING:
             raise InvalidRequest("'min_tokens' and the grammar together leave no token to choose.", param="min_tokens")
         events = self._echo(sequence.choice // self._n) if sequence.sampling.prompt_logprobs is not None else []
@@ -129,7 +129,7 @@ class Generation(JobRun):
             ids: tuple[int, ...] = (new.token,)
             logprobs = self._logprobs(sequence, new)
         else:
-            parts, reason, ids, logprobs = ParsedDelta(), FinishReason.LENGTH, (), ()  # only the prompt was wanted
+            parts, reason, ids, logprobs = ParsedDelta(), FinishReason.LENGTH, (), ()  # only the prompt is wanted
         if reason is not None:
             self._open.discard(sequence.choice)
         delta = Delta(
@@ -145,7 +145,7 @@ class Generation(JobRun):
         return [*events, delta, *self.closing()]
 
     def _echo(self, index: int) -> list[Event]:
-        """The prompt, unless it has come back already."""
+        """The event of a prompt that comes back, unless it was sent already."""
         if index in self._echoed:
             return []
         self._echoed.add(index)
@@ -194,7 +194,7 @@ class Generation(JobRun):
 
 
 def _prompts(job: Job, engine: Engine) -> list[Prompt]:
-    """A chat is one prompt; a completion may have several, each a text or token ids."""
+    """The prompts of a job: a chat has one; a completion may have several, each a text or token ids."""
     context, max_tokens, grammar = engine.limits.context_length, job.sampling.max_tokens, job.sampling.grammar
     if job.kind is Kind.CHAT:
         chat = engine.tokenizer.chat(job.request, grammar, tokens_max=context)
@@ -217,7 +217,7 @@ def _prompts(job: Job, engine: Engine) -> list[Prompt]:
 
 
 def budget(prompt_tokens: int, max_tokens: int | None, context_length: int, *, param: str) -> int:
-    """Tokens the answer may have. Raises ContextLengthExceeded, as OpenAI words it."""
+    """The most tokens that the answer may have. Raises ContextLengthExceeded, as OpenAI words it."""
     if max_tokens is None:
         max_tokens = max(context_length - prompt_tokens, 1)
     if prompt_tokens + max_tokens > context_length:
@@ -231,7 +231,7 @@ def budget(prompt_tokens: int, max_tokens: int | None, context_length: int, *, p
 
 
 def _sampling_params(sampling: Sampling, defaults: Defaults, eos_ids: frozenset[int]) -> SamplingParams:
-    """What was asked for, and the model's own choice where nothing was."""
+    """The request's sampling parameters, and the model's own for those it leaves open."""
     return SamplingParams(
         seed=sampling.seed,
         temperature=_or(sampling.temperature, defaults.temperature),

@@ -1,4 +1,4 @@
-"""A delivery that asks what a text is in tokens, or tokens in text. Nothing of it is for the engine."""
+"""A run that turns a text into tokens, or tokens into text. It gives the engine nothing to compute."""
 
 from shared.domain.errors import InvalidRequest
 from shared.domain.events import Completed, Event, Tokenized, Usage
@@ -8,10 +8,10 @@ from workers.runs.run import JobRun, known
 
 
 class Tokenization(JobRun):
-    """Done when it is made."""
+    """A run that is done when it is made."""
 
     def __init__(self, delivery: Delivery, engine: Engine) -> None:
-        """Raises InvalidRequest for what the model's template or vocabulary does not know."""
+        """Raises InvalidRequest for a request that the model's template or vocabulary refuses."""
         self._answer = _answer(delivery, engine)
         super().__init__(delivery, prompt_tokens=0)
 
@@ -20,7 +20,7 @@ class Tokenization(JobRun):
         return True
 
     def completed(self) -> Completed:
-        """It costs nobody a token."""
+        """The outcome; it counts no tokens."""
         return Completed(usage=Usage(prompt_tokens=0, completion_tokens=0))
 
     def closing(self) -> list[Event]:
@@ -31,12 +31,12 @@ class Tokenization(JobRun):
 
 
 def _answer(delivery: Delivery, engine: Engine) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """The ids, and the text of each if it is asked for; or no ids, and the text of those that were given."""
+    """The ids, and the text of each if the request asks for it; for given ids, no ids and their text."""
     request, tokenizer = delivery.job.request, engine.tokenizer
     if (given := request.get("tokens")) is not None:
         return (), (tokenizer.decode(known(given, engine.limits.vocabulary, param="tokens")),)
     if request.get("messages"):
-        if engine.kind == "embedding":
+        if not engine.writes:
             raise InvalidRequest("A model for embeddings knows no messages: send 'prompt'.", param="messages")
         ids = tokenizer.chat(request).ids
     else:

@@ -19,7 +19,7 @@ class PrefixSharing:
 
     @property
     def idle(self) -> bool:
-        """Nothing is being computed for others, and nobody waits."""
+        """True if no block is being computed, and no sequence waits."""
         return not self._computing and not self._waiting
 
     def shareable(self, sequence: Sequence) -> list[bytes]:
@@ -40,7 +40,7 @@ class PrefixSharing:
         return last is not None
 
     def start(self, sequence: Sequence, digests: Seq[bytes]) -> None:
-        """It computes these blocks now, save those that another sequence is computing already."""
+        """Record that it computes these blocks now, except those that another sequence computes already."""
         for name in digests:
             self._computing.setdefault(name, sequence)
 
@@ -56,7 +56,7 @@ class PrefixSharing:
         return released
 
     def stop(self, sequence: Sequence) -> list[Sequence]:
-        """It computes nothing any more; return the sequences that waited for it."""
+        """Record that it computes nothing any more; return the sequences that waited for it."""
         return [waiting for name in sequence.digests for waiting in self._release(name, sequence)]
 
     def _release(self, name: bytes, sequence: Sequence) -> Seq[Sequence]:

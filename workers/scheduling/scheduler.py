@@ -94,7 +94,7 @@ class Scheduler:
 
     @property
     def places(self) -> int:
-        """How many sequences may run now: fewer than the limit after a step that ran out of memory."""
+        """The number of sequences that may run now: fewer than the limit after a step that ran out of memory."""
         return self._sequences_max
 
     @property
@@ -328,7 +328,7 @@ class Scheduler:
                 self._queue(sequence)
 
     def _clear(self, sequence: Sequence) -> None:
-        """It need not be computed apart any more."""
+        """Allow it to be computed together with others again."""
         self._alone.pop(sequence, None)
         self._suspects.pop(sequence, None)
 

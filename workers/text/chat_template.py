@@ -1,5 +1,5 @@
-"""A model's own chat template, which transformers runs in its sandbox: from messages to the prompt. What a client wrote
-stays text, even where it looks like one of the model's special tokens."""
+"""A model's own chat template makes the prompt of messages; transformers runs it in its sandbox. Text that a client
+wrote stays text, even if it looks like one of the model's special tokens."""
 
 import hashlib
 import inspect
@@ -15,15 +15,15 @@ from shared.domain.errors import InvalidRequest
 from workers.process.time_limit import TimeLimitExceeded, time_limit
 
 RENDER_S_MAX = 10.0
-NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # what no text holds, by Unicode's promise
-MISTRAL_IDS = "[TOOL_CALLS]"  # templates with this want ids of nine letters or digits
+NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # Unicode promises that no text holds them
+MISTRAL_IDS = "[TOOL_CALLS]"  # templates that hold this require ids of nine letters or digits
 ID_LENGTH = 9
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """`text` as the model gets it. `broken`: the same, where `wedge` stands inside of what only looks like a special
-    token."""
+    """`text` is the prompt as the model gets it. `broken` is the same with `wedge` inside everything that only looks
+    like a special token."""
 
     text: str
     broken: str
@@ -38,7 +38,7 @@ class ChatTemplate:
         self._reserved = {"messages", *inspect.signature(tokenizer.apply_chat_template).parameters}
 
     def render(self, request: Mapping[str, Any], *, reasons: bool) -> Rendered:
-        """Raises InvalidRequest for what the template refuses, or does not know."""
+        """The prompt of a request. Raises InvalidRequest if the template refuses it or fails."""
         try:
             return self._rendered(request, reasons=reasons)
         except RecursionError as error:
@@ -61,7 +61,7 @@ class ChatTemplate:
         looks = "|".join(
             re.escape(token[0] + prompt.wedge + token[1:]) for token in filter(None, self._tokenizer.all_special_tokens)
         )
-        parts = re.split(f"({looks})", prompt.broken)  # each second one only looks like a special token
+        parts = re.split(f"({looks})", prompt.broken)  # every second part only looks like a special token
         texts = [text for text in dict.fromkeys(parts[::2]) if text]
         between = self._tokenizer(texts, add_special_tokens=False, verbose=False).input_ids if texts else []
         known = dict(zip(texts, between, strict=True))
@@ -94,7 +94,7 @@ class ChatTemplate:
         return text
 
     def _effort(self, effort: str | None, reasons: bool) -> dict[str, Any]:
-        """How the template calls it."""
+        """The template's variable for the reasoning effort. Raises InvalidRequest if the model has none."""
         if effort is None:
             return {}
         if "reasoning_effort" in self.text:
@@ -107,7 +107,7 @@ class ChatTemplate:
         raise InvalidRequest(f"'reasoning_effort' cannot be set: this model {about}.", param="reasoning_effort")
 
     def _message(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """As templates expect it: arguments as objects."""
+        """The message as templates expect it: arguments as objects."""
         made = dict(message)
         if calls := message.get("tool_calls"):
             made["tool_calls"] = [
@@ -131,7 +131,7 @@ class ChatTemplate:
         return found
 
     def _wedged(self, value: Any, wedge: str) -> Any:
-        """The same with a wedge in everything that looks like a special token."""
+        """The value with a wedge in everything that looks like a special token."""
         match value:
             case str():
                 return self._specials.sub(lambda found: found[0][0] + wedge + found[0][1:], value)

@@ -1,8 +1,9 @@
-"""Answers of a given form: which tokens may come next, by llguidance, which compiles as it goes.
+"""Grammars constrain an answer to a given form: llguidance computes which tokens may come next, and compiles as it
+goes.
 
-A grammar is compiled, and its first mask computed, in the thread that encodes the job, never between steps. What a
-hostile one may cost is bounded by the parser's own limits, counted in work and not in time, so that they are the same
-everywhere. A grammar that passes them in the middle of an answer fails that answer, not the step it is part of.
+A grammar is compiled, and its first mask computed, in the thread that encodes the job, never between steps. The
+parser's own limits bound the cost of a hostile grammar; they count work, not time, so that they are the same
+everywhere. A grammar that exceeds them in the middle of an answer fails that answer, not the step.
 """
 
 import functools
@@ -22,13 +23,13 @@ from shared.domain.job import Grammar, GrammarKind
 from workers.parsers.lark_grammar import WHITESPACE
 
 COMPILED_MAX = 64
-OUTSIDE = "doesn't satisfy the grammar"  # the parser's words for a token that its mask forbids
-REASON = "error: "  # begins the line in which the parser of regular expressions says what is wrong
+OUTSIDE = "doesn't satisfy the grammar"  # llguidance's error for a token that its mask forbids
+REASON = "error: "  # the line of a regular expression's error that names the reason begins so
 GRAMMAR_BYTES_MAX = 200_000
 
 
 class Reasoning(NamedTuple):
-    """The tokens around it, and whether it has begun before the first token."""
+    """The tokens around the reasoning, and whether it has begun before the first token."""
 
     opening: int
     closing: int
@@ -36,8 +37,8 @@ class Reasoning(NamedTuple):
 
 
 class GrammarState:
-    """A `Constraint`. Its state is what has been said: accepting the logged tokens again restores it. Reasoning keeps
-    to no grammar; what follows does. `param`: which of the request's parameters holds the grammar."""
+    """A `Constraint`. The accepted tokens are its state, so accepting the logged tokens again restores it. Reasoning is
+    free; the answer after it keeps to the grammar. `param` names the request's parameter that holds the grammar."""
 
     def __init__(self, matcher: llguidance.LLMatcher, reasoning: Reasoning | None = None, *, param: str) -> None:
         self.matcher = matcher
@@ -48,12 +49,12 @@ class GrammarState:
 
     @property
     def ended(self) -> bool:
-        """Nothing but the end may follow."""
+        """True if nothing but the end may follow."""
         return not self.free and bool(self.matcher.is_stopped())
 
     @property
     def opening(self) -> int | None:
-        """The token that may begin reasoning now, though no grammar has it."""
+        """The token that may begin reasoning now, though no grammar has it; None if there is none."""
         return self._reasoning.opening if self._reasoning and self._first else None
 
     def accept(self, token: int) -> None:
@@ -80,7 +81,8 @@ class Grammars:
         self._compiled: OrderedDict[Grammar, llguidance.LLMatcher] = OrderedDict()
 
     def constraint(self, grammar: Grammar, reasoning: Reasoning | None = None) -> GrammarState:
-        """Raises InvalidRequest, in the compiler's words, for a grammar that cannot be used."""
+        """A constraint for a new answer. Raises InvalidRequest, in the compiler's words, for a grammar that cannot be
+        used."""
         matcher = self._compiled.get(grammar) or self._compile(grammar)
         self._compiled[grammar] = matcher
         self._compiled.move_to_end(grammar)
@@ -98,7 +100,7 @@ class Grammars:
         except ValueError as error:
             raise InvalidRequest(f"'{grammar.param}' cannot be used: {error}", param=grammar.param) from error
         if not matcher.is_error():
-            matcher.compute_bitmask()  # some grammars, like a reference to itself, fail at their first mask only
+            matcher.compute_bitmask()  # some grammars fail only at their first mask, for example a reference to itself
         if matcher.is_error():
             raise InvalidRequest(f"'{grammar.param}' cannot be used: {_first_error(matcher)}", param=grammar.param)
         return matcher
@@ -112,7 +114,7 @@ class Grammars:
 
 
 def forbid(constraints: Seq[GrammarState], vocabulary: int) -> torch.Tensor:
-    """Bool [constraints, vocabulary]: tokens that may not come next. Computed on all cores. Where the grammar costs too
+    """Bool [constraints, vocabulary]: tokens that may not come next, computed on all cores. If a grammar costs too
     much, nothing is forbidden: accepting the token then raises, for that answer alone."""
     bits = llguidance.numpy.allocate_token_bitmask(len(constraints), vocabulary)
     rows = [(constraint.matcher, row) for row, constraint in enumerate(constraints) if not constraint.free]
@@ -133,7 +135,7 @@ def _executor() -> llguidance.LLExecutor:
 
 
 def _first_error(matcher: llguidance.LLMatcher) -> str:
-    """The parser's own words, without the state that it adds. For a regular expression it names the reason last, below
+    """The parser's own words, without the state that it adds. A regular expression's error names the reason last, below
     a drawing of the place."""
     text: str = matcher.get_error()
     first, *more = text.strip().splitlines()

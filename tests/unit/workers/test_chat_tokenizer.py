@@ -1,5 +1,6 @@
-"""A token's bytes are exact in vocabularies that split characters in different ways."""
+"""Tokenizers that split characters in different ways: the bytes of a token, and text token by token."""
 
+import random
 from typing import Any
 
 import pytest
@@ -8,13 +9,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from shared.domain.errors import ContextLengthExceeded
 from workers.model_loading import BUILTIN
+from workers.runs.detokenizer import IncrementalDetokenizer
 from workers.text.chat_tokenizer import ChatTokenizer
 
 TEXT = "Ein Fuchs läuft: 你好, 🦊!  Two  spaces\n\tand a tab."
 
 
 def byte_level() -> Any:
-    """Make a byte-level tokenizer, as of GPT-2, Qwen and Llama 3: every byte has a character of its own."""
+    """A vocabulary like that of GPT-2, Qwen and Llama 3: every byte has a character of its own."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -25,7 +27,7 @@ def byte_level() -> Any:
 
 
 def byte_fallback() -> Any:
-    """Load a tokenizer with SentencePiece's byte fallback: unknown characters become tokens named after their bytes."""
+    """A vocabulary like SentencePiece's: a character without a token is split into tokens named after its bytes."""
     return AutoTokenizer.from_pretrained(BUILTIN)
 
 
@@ -37,6 +39,41 @@ def test_the_bytes_of_all_tokens_are_the_bytes_of_the_text(make: Any) -> None:
 
     assert b"".join(chat.token_bytes(token) for token in ids) == TEXT.encode()
     assert any(len(chat.token_bytes(token).decode(errors="ignore")) == 0 for token in ids), "no character was split"
+
+
+@pytest.mark.parametrize("make", [byte_level, byte_fallback])
+@pytest.mark.parametrize("text", [TEXT, "🙂🙂🙂🦊🙂 a", "日本語日本語🙂日本 a", " two  spaces "])
+def test_an_answer_comes_out_token_by_token_as_it_decodes_at_once(make: Any, text: str) -> None:
+    tokenizer = make()
+    chat = ChatTokenizer(tokenizer, frozenset(), vocabulary=len(tokenizer))
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    written = IncrementalDetokenizer(chat.decode, eos_ids=frozenset(), stop=(), tokens_max=10_000)
+
+    texts = [written.push(token)[0] for token in ids]
+
+    assert "".join(texts) + written.end() == tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+
+@pytest.mark.parametrize("make", [byte_level, byte_fallback])
+def test_text_is_what_transformers_says(make: Any) -> None:
+    tokenizer = make()
+    chat = ChatTokenizer(tokenizer, frozenset(), vocabulary=len(tokenizer))
+    rng = random.Random(1)
+
+    for _ in range(200):
+        ids = [rng.randrange(len(tokenizer) + 3) for _ in range(12)]
+        wanted = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert chat.decode(ids) == wanted
+
+
+def test_a_tokenizer_that_decodes_in_its_own_way_is_asked_itself() -> None:
+    class Own(PreTrainedTokenizerFast):
+        def _decode(self, token_ids: list[int], **kwargs: Any) -> str:
+            return f"{len(token_ids)} tokens"
+
+    tokenizer = Own(tokenizer_object=byte_level().backend_tokenizer)
+
+    assert ChatTokenizer(tokenizer, frozenset(), vocabulary=len(tokenizer)).decode([1, 2]) == "2 tokens"
 
 
 @pytest.mark.parametrize("make", [byte_level, byte_fallback])

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,14 @@ END = 256
 def decode(ids: Sequence[int]) -> str:
     """Decode ids that are bytes."""
     return bytes(ids).decode("utf-8", errors="replace")
+
+
+def decode_with_fallback(ids: Sequence[int]) -> str:
+    """Decode bytes like SentencePiece: if one byte of a run fits nowhere, all of them become marks."""
+    try:
+        return bytes(ids).decode()
+    except UnicodeDecodeError:
+        return "\ufffd" * len(ids)
 
 
 def detokenizer(*stop: str, tokens_max: int = 10_000) -> IncrementalDetokenizer:
@@ -44,6 +53,26 @@ def test_any_text_comes_out_whole(seed: int) -> None:
     texts, _ = push_all(detokenizer("never this"), text.encode())
 
     assert "".join(texts) == text
+
+
+@pytest.mark.parametrize("text", ["🙂🙂🙂 a", "日本🙂日本🙂 a", "é你🙂é你🙂 a"])
+def test_characters_side_by_side_come_out_whole_though_their_bytes_decode_together(text: str) -> None:
+    written = IncrementalDetokenizer(decode_with_fallback, eos_ids=frozenset({END}), stop=(), tokens_max=10_000)
+
+    texts, _ = push_all(written, text.encode())
+
+    assert texts[len(text[0].encode()) - 1] == text[0]
+    assert "".join(texts) == text
+
+
+@pytest.mark.parametrize("decode", [decode, decode_with_fallback])
+def test_a_byte_that_is_no_character_spoils_none_that_was_shown(decode: Any) -> None:
+    written = IncrementalDetokenizer(decode, eos_ids=frozenset({END}), stop=(), tokens_max=10_000)
+
+    texts, _ = push_all(written, "你好".encode() + b"\xff")
+
+    assert "".join(texts) == "你好"
+    assert written.push(END) == ("\ufffd", FinishReason.STOP)
 
 
 def test_half_a_character_at_the_end_shows_as_a_replacement_mark() -> None:

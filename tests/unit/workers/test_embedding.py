@@ -1,4 +1,4 @@
-"""Embedding jobs: the order of passages, the rest of an interrupted job, and refusals."""
+"""Embedding runs: the order of passages, the rest of an interrupted job, and refusals."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ def run(inputs: list[Any], *, log: tuple[Event, ...] = (), truncate: int | None 
 
 
 def play(asked: Embedding) -> list[Event]:
-    """Play a job with its passages computed in order; return all events."""
+    """All events of a run whose passages are computed in their order."""
     passages, embedder = Passages(tokens_max=4), engine().embedder
     passages.add(asked)
     events = asked.opening()

@@ -26,7 +26,7 @@ def deliver(log: list[Event], **sampling: Any) -> Delivery:
 
 
 def play(run: Generation, using: ScriptedEngine) -> list[Event]:
-    """Play a run without a worker; return all events."""
+    """All events of a run, without a worker."""
     events = run.opening()
 
     def ended(sequence: Sequence, new: Sampled) -> bool:
@@ -38,7 +38,7 @@ def play(run: Generation, using: ScriptedEngine) -> list[Event]:
 
 
 def by_choice(events: list[Event]) -> dict[int, list[tuple[object, ...]]]:
-    """Group the deltas by choice; the order between choices is not promised."""
+    """The text of each choice; the order in which choices interleave is no promise."""
     said: dict[int, list[tuple[object, ...]]] = {}
     for event in events:
         if isinstance(event, Delta):
@@ -99,7 +99,7 @@ def complete(prompts: list[Any], *, echo: bool = False, scores: int | None = Non
 
 
 def texts(events: list[Event]) -> list[str]:
-    """Join the text of all choices, prompts first."""
+    """The texts of all choices; in each, the echoed prompt comes first."""
     said = by_choice(events)
     return ["".join(str(text) for text, _, _ in said[choice]) for choice in sorted(said)]
 

@@ -1,4 +1,4 @@
-"""The common output formats are parsed as they stream, in whatever pieces they come."""
+"""Parsers read the common forms that models write, whatever the pieces in which they come."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A worker claims as many jobs as it has room for."""
+"""The room rule: how many sequences a worker may claim beside those it has."""
 
 import pytest
 

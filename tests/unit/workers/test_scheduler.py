@@ -1,4 +1,4 @@
-"""The scheduler: decode rows first, prompts in chunks under a budget, new sequences at the next step."""
+"""The scheduler takes decode rows first, prompts in chunks under a budget, and newcomers at the next step."""
 
 import random
 from collections import Counter
@@ -19,7 +19,7 @@ def make(**given: Any) -> Scheduler:
 
 
 def sequence(prompt: int, output: int = 0, *, first: int = 0, salt: bytes = b"", job: str = "j") -> Sequence:
-    """Make a sequence whose prompt counts up from `first`."""
+    """A sequence of numbers that count up from `first`."""
     ids = list(range(first, first + prompt))
     return Sequence(job_id=job, choice=0, prompt=ids, sampling=GREEDY, output=list(range(output)), salt=salt)
 

@@ -1,4 +1,4 @@
-"""Steps that run out of memory: the sequence at fault is found in a bounded number of steps, and all others go on."""
+"""Steps that run out of memory: the guilty sequence is found in a bounded number of them, and all others advance."""
 
 import asyncio
 import math
@@ -22,13 +22,13 @@ from workers.scheduling.sequence import Sampled, Sequence
 
 
 class SmallEngine(ScriptedEngine):
-    """An engine that remembers each sequence until it is freed, and has memory for `fits` of them."""
+    """An engine that holds each sequence it has computed until it is freed, and has no memory for more than `fits`."""
 
     def __init__(self, limits: EngineLimits, fits: int) -> None:
         super().__init__(limits=limits, step_ms=0, tokens=10**6)
         self.fits = fits
         self.held: set[Sequence] = set()
-        self.rows: list[int] = []  # of each step
+        self.rows: list[int] = []  # the number of rows in each step
         self.failed: list[bool] = []
 
     def step(self, batch: Batch) -> list[Sampled]:
@@ -46,7 +46,7 @@ class SmallEngine(ScriptedEngine):
 
 
 class Stack:
-    """An engine loop in the test's own thread, with the number of steps that each job has waited for a token."""
+    """An engine loop whose thread is the test's, and the number of steps that each job has waited for a token."""
 
     def __init__(self, *, fits: int = 10**6, **limits: Any) -> None:
         given = {"batch_tokens_max": 512, "context_length": 2000, "vocabulary": 50_000} | limits
@@ -63,7 +63,7 @@ class Stack:
             room=self._wake,
         )
         self.jobs: list[Generation] = []
-        self.waits: list[int] = []  # the longest of each job
+        self.waits: list[int] = []  # the longest wait of each job
         self._waiting: list[int] = []
 
     def _wake(self) -> None:
@@ -102,7 +102,7 @@ def failed(run: Generation) -> bool:
 
 
 def bound(sequences: int) -> int:
-    """Return the greatest number of steps in which the sequence without memory is found among this many."""
+    """The number of steps until one of so many is found that does not fit alone, including the first that failed."""
     return 2 * math.ceil(math.log2(sequences)) + 1
 
 

@@ -137,7 +137,7 @@ def test_the_tool_that_is_named_is_the_one_that_is_called(made: Any, tool_format
 @pytest.mark.parametrize("tokens", [True, False], ids=["marks are tokens", "marks are text"])
 @pytest.mark.parametrize("tool_format", TOOL_FORMATS, ids=lambda tool_format: tool_format.sign)
 def test_strict_tools_leave_the_text_free_and_hold_the_calls(made: Any, tool_format: ToolFormat, tokens: bool) -> None:
-    """A random model makes no calls unless its first words begin one."""
+    """A random model's text has no calls, unless its first words are the beginning of one."""
     engine = made(tool_format, tokens=tokens)
 
     events = play(engine, job(max_tokens=60))

@@ -28,6 +28,104 @@ from workers.engines.scripted import ScriptedEngine
 from workers.loop.worker import ROOM_S
 from workers.scheduling.scheduler import Batch
 from workers.scheduling.sequence import Sampled
+from workers.text.tokenizer import Chat
+
+INFO = ModelInfo(name="m", engine="scripted", context_length=1000, created_s=0)
+
+
+class Clock:
+    now_ms = 0.0
+
+    def __call__(self) -> float:
+        return self.now_ms
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def queue(clock: Clock) -> MemoryQueue:
+    return MemoryQueue(clock)
+
+
+async def _announce() -> None:
+    pass
+
+
+def make_worker(
+    queue: MemoryQueue,
+    name: str = "w",
+    *,
+    step_ms: float = 0,
+    sequences_max: int = 4,
+    blocks: int = 0,
+    engine: type[ScriptedEngine] = ScriptedEngine,
+    metrics: WorkerMetrics | None = None,
+    announce: Callable[[], Awaitable[None]] = _announce,
+    **settings: Any,
+) -> Worker:
+    limits = EngineLimits(
+        sequences_max=sequences_max, batch_tokens_max=64, context_length=1000, vocabulary=50_000, blocks=blocks
+    )
+    given = {"heartbeat_ms": 100, "idle_wait_ms": 10, "drain_s": 5} | settings
+    return Worker(
+        name,
+        [Loaded([INFO], engine(limits=limits, step_ms=step_ms, tokens=20), SingleThread("engine"))],
+        queue=queue,
+        channel=queue,
+        announce=announce,
+        settings=load_settings(**given),
+        metrics=metrics or WorkerMetrics(),
+    )
+
+
+@asynccontextmanager
+async def working(worker: Worker) -> AsyncIterator[Worker]:
+    running = asyncio.create_task(worker.run())
+    try:
+        yield worker
+    finally:
+        worker.stop()
+        await asyncio.wait_for(running, 10)
+
+
+async def submit(queue: MemoryQueue, job: Job) -> Job:
+    """Enqueue a job so that its events can be awaited."""
+    await queue.enqueue(job, subscriber=job.id, bounds=Bounds(jobs_max=100))
+    return job
+
+
+async def heard(queue: MemoryQueue, job: Job, *, seq: int | None = None) -> None:
+    """Wait until the job has written its event `seq`, or its last one."""
+    async for batch in queue.listen(job.id):
+        last = batch[-1][1][-1]
+        if isinstance(last, Finished) or (seq is not None and last.seq >= seq):
+            return
+
+
+async def eventually(truth: Callable[[], Any]) -> None:
+    """Poll for a condition that no event announces."""
+    async with asyncio.timeout(10):
+        while not truth():  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+
+
+async def log_of(queue: MemoryQueue, job: Job) -> list[Event]:
+    (page,) = await queue.read([(job.id, 0)])
+    return list(page.events)
+
+
+async def outcome_of(queue: MemoryQueue, job: Job) -> Outcome:
+    await heard(queue, job)
+    last = (await log_of(queue, job))[-1]
+    assert isinstance(last, Finished)
+    return last.outcome
+
+
+def text_of(log: list[Event]) -> str:
+    return "".join(event.text for event in log if isinstance(event, Delta))
 
 
 async def test_jobs_are_computed_together_and_completed(queue: MemoryQueue) -> None:
@@ -141,7 +239,7 @@ async def test_a_job_that_leaves_while_it_waits_for_a_place_makes_room_for_the_n
         assert await queue.cancel(leaving.id) is State.STARTED
         after = await submit(queue, make_job(max_tokens=1))
 
-        async with asyncio.timeout(ROOM_S / 2):  # it is told: it need not look again by itself
+        async with asyncio.timeout(ROOM_S / 2):  # it is woken: it need not look again by itself
             assert isinstance(await outcome_of(queue, after), Completed)
 
 
@@ -157,6 +255,174 @@ async def test_who_waits_for_room_is_cancelled_also_when_room_comes_just_then(qu
     if waiting.cancel():
         await asyncio.wait([waiting])
         assert waiting.cancelled()
+
+
+class Unreadable(ScriptedEngine):
+    """An engine whose prompts can ask that reading their third token raises; the step itself succeeds."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.tokenizer = UnreadableTokenizer()
+
+
+class UnreadableTokenizer(ScriptedTokenizer):
+    def chat(self, request: Mapping[str, Any], wanted: Grammar | None = None, *, tokens_max: int | None = None) -> Chat:
+        chat = super().chat(request, wanted)
+        return replace(
+            chat, make_parser=lambda seed: BadReply() if "bad" in request["messages"][0]["content"] else PlainParser()
+        )
+
+
+class BadReply(PlainParser):
+    read = 0
+
+    def push(self, text: str, reason: FinishReason | None = None) -> ParsedDelta:
+        self.read += 1
+        if self.read == 3:
+            raise RecursionError("nested too deep")
+        return super().push(text, reason)
+
+
+async def test_an_answer_that_cannot_be_read_fails_its_own_job_and_no_other(queue: MemoryQueue) -> None:
+    undisturbed = await submit(queue, make_job(prompt="good", max_tokens=12))
+    bad = await submit(queue, make_job(prompt="bad", n=2, max_tokens=12))
+    beside = await submit(queue, make_job(prompt="good", max_tokens=12))
+
+    async with working(make_worker(queue, step_ms=5, engine=Unreadable)) as worker:
+        outcome = await outcome_of(queue, bad)
+        assert all([isinstance(await outcome_of(queue, job), Completed) for job in (undisturbed, beside)])
+        assert worker.alive
+
+    assert isinstance(outcome, Failed)
+    assert (outcome.code, "nested too deep" in outcome.message) == ("engine_error", True)
+    assert sum(isinstance(event, Finished) for event in await log_of(queue, bad)) == 1
+    assert text_of(await log_of(queue, beside)) == text_of(await log_of(queue, undisturbed))
+
+
+async def test_an_answer_that_cannot_be_read_behind_its_echo_fails_all_the_same(queue: MemoryQueue) -> None:
+    """The echo has a number then, but is not written."""
+
+    class BadFirst(ScriptedTokenizer):
+        def decode(self, ids: Sequence[int]) -> str:
+            if len(ids) == 1:
+                raise ValueError("no such token")
+            return super().decode(ids)
+
+    class Engine(ScriptedEngine):
+        def __init__(self, **given: Any) -> None:
+            super().__init__(**given)
+            self.tokenizer = BadFirst()
+
+    asked = {"prompts": ["a b"], "echo": True, "prompt_logprobs": 1}
+    bad = await submit(queue, make_job(completion=asked, logprobs=1, max_tokens=3))
+
+    async with working(make_worker(queue, engine=Engine)):
+        outcome = await outcome_of(queue, bad)
+
+    assert isinstance(outcome, Failed)
+    assert [event.seq for event in await log_of(queue, bad)] == [0, 1]
+
+
+async def test_a_log_with_a_gap_that_nobody_can_fill_ends_its_job(queue: MemoryQueue) -> None:
+    job, other = await submit(queue, make_job(max_tokens=15)), make_job(max_tokens=3)
+    async with working(make_worker(queue, step_ms=10)) as worker:
+        await heard(queue, job, seq=6)
+        worker._held[job.id].log.clear()
+        del queue._records[job.id].log[3:]
+        outcome = await outcome_of(queue, job)
+        await submit(queue, other)
+        assert isinstance(await outcome_of(queue, other), Completed)
+
+    assert isinstance(outcome, Failed)
+    assert outcome.code == "internal_error"
+    log = await log_of(queue, job)
+    assert [event.seq for event in log] == [0, 1, 2, 3]
+
+
+async def test_an_answer_that_takes_for_ever_to_read_fails_its_own_job(
+    queue: MemoryQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forever(*_: Any) -> ParsedDelta:
+        while True:
+            pass
+
+    monkeypatch.setattr("workers.runs.run.READ_S_MAX", 0.2)
+    monkeypatch.setattr(BadReply, "push", forever)
+    bad = await submit(queue, make_job(prompt="bad", max_tokens=12))
+    beside = await submit(queue, make_job(prompt="good", max_tokens=12))
+
+    async with working(make_worker(queue, engine=Unreadable)):
+        assert isinstance(await outcome_of(queue, bad), Failed)
+        assert isinstance(await outcome_of(queue, beside), Completed)
+
+
+async def test_a_job_that_fails_while_its_deadline_passes_ends_once(queue: MemoryQueue) -> None:
+    """No write succeeds meanwhile, so that both ends would be under way together."""
+    answers = asyncio.Event()
+    append, settle = queue.append, queue.settle
+
+    class Away(MemoryQueue):
+        async def append(self, writes: Any) -> Any:
+            await answers.wait()
+            return await append(writes)
+
+        async def settle(self, write: Any, *, worker: str) -> Any:
+            await answers.wait()
+            return await settle(write, worker=worker)
+
+    queue.__class__ = Away
+    job = await submit(queue, make_job(prompt="fault:raise@2", run_ms=300, max_tokens=50))
+    async with working(make_worker(queue, step_ms=30)) as worker:
+        await eventually(lambda: job.id in worker._held and worker._held[job.id]._deadline)
+        timer, (engine_loop,) = worker._held[job.id]._deadline, worker._engine_loops
+        assert timer
+        await eventually(lambda: timer.when() < asyncio.get_running_loop().time())
+        passed = threading.Event()
+        engine_loop._inbox.put(passed.set)
+        await asyncio.to_thread(passed.wait)  # in the engine's thread, too
+        answers.set()
+        assert isinstance(await outcome_of(queue, job), Failed)
+
+    assert sum(isinstance(event, Finished) for event in await log_of(queue, job)) == 1
+
+
+async def test_nobody_waits_for_the_prompt_of_another_to_be_encoded(
+    queue: MemoryQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = threading.Event()
+    encode = ScriptedTokenizer.encode_text
+
+    def slow(self: ScriptedTokenizer, text: str, *given: Any, **options: Any) -> list[int]:
+        if "slow" in text:
+            encoded.wait(20)
+        return encode(self, text, *given, **options)
+
+    monkeypatch.setattr(ScriptedTokenizer, "encode_text", slow)
+    first = await submit(queue, make_job(prompt="slow", max_tokens=3))
+    others = [await submit(queue, make_job(max_tokens=3)) for _ in range(3)]
+
+    async with working(make_worker(queue)):
+        assert all([isinstance(await outcome_of(queue, job), Completed) for job in others])
+        encoded.set()
+        assert isinstance(await outcome_of(queue, first), Completed)
+
+
+async def test_a_prompt_that_takes_too_long_to_encode_is_refused(
+    queue: MemoryQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forever(*_: Any, **__: Any) -> list[int]:
+        while True:
+            pass
+
+    monkeypatch.setattr("workers.loop.worker.ENCODE_S_MAX", 0.2)
+    monkeypatch.setattr(ScriptedTokenizer, "encode_text", forever)
+    job = await submit(queue, make_job())
+
+    async with working(make_worker(queue)):
+        outcome = await outcome_of(queue, job)
+
+    assert isinstance(outcome, Failed)
+    assert (outcome.code, "0.2 s to encode" in outcome.message) == ("invalid_request", True)
 
 
 async def test_jobs_wider_than_the_batch_keep_no_other_from_its_answer(queue: MemoryQueue) -> None:

@@ -1,4 +1,4 @@
-"""Where the files of a model are: in a folder, or on a hub, from which they are fetched."""
+"""The files of a model lie in a folder, or on a hub, from which they are fetched."""
 
 from pathlib import Path
 from typing import Any
@@ -8,12 +8,12 @@ from transformers.utils import cached_file
 from shared.domain.errors import SettingsError
 from shared.settings import Settings
 
-FETCHED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.py"]  # of a whole repository
+FETCHED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.py"]  # when a whole repository is fetched
 
 
 def located(source: str, settings: Settings, *, revision: str | None = None) -> tuple[str, dict[str, Any]]:
-    """What transformers should load, and the keyword arguments that say where. ModelScope, which it does not know, is
-    fetched whole. Tokens are the libraries' own variables, HF_TOKEN and MODELSCOPE_API_TOKEN."""
+    """The source for transformers, and its keyword arguments. ModelScope, which transformers does not know, is fetched
+    whole. Tokens are the libraries' own variables, HF_TOKEN and MODELSCOPE_API_TOKEN."""
     revision = settings.revision if revision is None else revision
     if settings.hub != "modelscope" or Path(source).is_dir():
         return source, {"revision": revision or None}
@@ -23,13 +23,13 @@ def located(source: str, settings: Settings, *, revision: str | None = None) -> 
         raise SettingsError("PENSTOCK_HUB: modelscope needs `pip install modelscope-hub`") from error
     try:
         folder: str = snapshot_download(source, revision=revision or None, allow_patterns=FETCHED)
-    except Exception as error:  # the library has no common root of what it raises
+    except Exception as error:  # the library's errors have no common base class
         raise SettingsError(f"MODEL: {source} cannot be fetched from ModelScope: {error}") from error
     return folder, {}
 
 
 def found_file(source: str, name: str, **where: Any) -> str | None:
-    """Its path on this machine, fetched if need be; None where there is none. `where`: as `located` says."""
+    """A file's path on this machine, fetched if need be; None if there is no such file. `where`: as from `located`."""
     found: str | None = cached_file(
         source,
         name,

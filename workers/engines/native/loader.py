@@ -1,5 +1,13 @@
-"""From a folder or a hub id to an engine: transformers loads, accelerate places, `trial` picks the engine."""
+"""The loader makes an engine of a folder or a hub id: transformers loads the model, accelerate places it.
 
+| the model                                             | is loaded as | and served by                               |
+|-------------------------------------------------------|--------------|---------------------------------------------|
+| has a classification head of one label                | RANKS        | an encoder engine with a cross-encoder      |
+| says how to pool, or is no causal language model      | EMBEDS       | an encoder engine with an embedder          |
+| is any other                                          | WRITES       | what `engine_selection` selects             |
+"""
+
+import enum
 import logging
 import time
 from collections.abc import Sequence as Seq
@@ -17,15 +25,15 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from shared.domain.errors import SettingsError
 from shared.settings import Settings
 from workers.engines.base import Defaults, Engine
+from workers.engines.native.agreement import TextEngine
 from workers.engines.native.causal.batched import BatchedEngine
 from workers.engines.native.embedding.encoder import encoder_engine, ranking_engine
 from workers.engines.native.embedding.pooling import is_embedding_folder, load_pooling
-from workers.engines.native.engine_selection import TextEngine, engine_for
+from workers.engines.native.engine_selection import engine_for
 from workers.engines.native.hub_files import located
-from workers.engines.native.weights.parallel import require_one, tell
+from workers.engines.native.weights.parallel import require_one
 from workers.engines.native.weights.placement import placement
 from workers.process.host_memory import keep_freed_memory
-from workers.process.ranks import rank, world
 from workers.scheduling.engine_limits import BLOCK_SIZE, EngineLimits
 from workers.text.chat_tokenizer import ChatTokenizer
 
@@ -33,29 +41,32 @@ log = logging.getLogger(__name__)
 CONTEXT_UNKNOWN = 4096
 
 
+class Use(enum.Enum):
+    """The use of a model; the value is the class of transformers that loads it."""
+
+    RANKS = AutoModelForSequenceClassification
+    EMBEDS = AutoModel
+    WRITES = AutoModelForCausalLM
+
+
 def load_torch_engine(source: str, settings: Settings, *, adapters: Seq[tuple[str, str]] = ()) -> Engine:
-    """`adapters`: name and source of each. Raises SettingsError, in one sentence, for what cannot be loaded."""
+    """`adapters`: name and source of each. Raises SettingsError, in one sentence, for a model that cannot be loaded."""
     began = time.monotonic()
     keep_freed_memory()
     source, where = located(source, settings)
     model, tokenizer, use = _load(source, settings, where)
-    reads_only = use is not AutoModelForCausalLM
+    reads_only = use is not Use.WRITES
     require_one("ADAPTER: adapters", adapters)
     require_one("MODEL: a model for embeddings", reads_only)
     if reads_only and adapters:
         raise SettingsError(f"ADAPTER: {source} does not write; adapters are for models that do")
-    if use is AutoModelForSequenceClassification:
-        engine: Engine = ranking_engine(model, tokenizer, settings)
-    elif use is AutoModel:
-        pooling = load_pooling(source, model.device, **where)
-        engine = encoder_engine(model, tokenizer, pooling, settings)
-    else:
-        engine = text = _text_engine(model, tokenizer, settings)
-        for name, adapter in adapters:
-            folder, at = located(adapter, settings, revision="")
-            text.adapters.load(name, folder, model, **at)
-    if world() > 1 and rank() == 0 and isinstance(engine, BatchedEngine):
-        engine.tell = tell
+    match use:
+        case Use.RANKS:
+            engine: Engine = ranking_engine(model, tokenizer, settings)
+        case Use.EMBEDS:
+            engine = encoder_engine(model, tokenizer, load_pooling(source, model.device, **where), settings)
+        case Use.WRITES:
+            engine = _text_engine(model, tokenizer, settings, adapters)
     log.info(
         "model loaded",
         extra={
@@ -72,24 +83,28 @@ def load_torch_engine(source: str, settings: Settings, *, adapters: Seq[tuple[st
     return engine
 
 
-def _text_engine(model: Any, tokenizer: Any, settings: Settings) -> TextEngine:
+def _text_engine(model: Any, tokenizer: Any, settings: Settings, adapters: Seq[tuple[str, str]]) -> TextEngine:
     eos_ids = _eos_ids(model, tokenizer)
     limits = _limits(model.config.get_text_config(), settings)
     if not tokenizer.chat_template:
         log.warning("the model has no chat template; prompts are plain 'role: content' lines")
     chat = ChatTokenizer(tokenizer, eos_ids, vocabulary=limits.vocabulary)
-    return engine_for(model, chat, limits, _defaults(model), settings)
+    engine = engine_for(model, chat, limits, _defaults(model), settings)
+    for name, adapter in adapters:
+        folder, at = located(adapter, settings, revision="")
+        engine.adapters.load(name, folder, model, **at)
+    return engine
 
 
-def _load(source: str, settings: Settings, where: dict[str, Any]) -> tuple[Any, Any, Any]:
-    """The model, its tokenizer, and the class of transformers that it is used as."""
+def _load(source: str, settings: Settings, where: dict[str, Any]) -> tuple[Any, Any, Use]:
+    """The model, its tokenizer, and its use."""
     placed = placement(settings)
     trust = {"trust_remote_code": settings.trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(source, **where, **trust)
         tokenizer = AutoTokenizer.from_pretrained(source, **where, **trust)
         use = _use(config, source, where)
-        model = use.from_pretrained(
+        model = use.value.from_pretrained(
             source,
             config=config,
             use_safetensors=True,
@@ -103,18 +118,16 @@ def _load(source: str, settings: Settings, where: dict[str, Any]) -> tuple[Any, 
     return model.eval(), tokenizer, use
 
 
-def _use(config: Any, source: str, where: dict[str, Any]) -> Any:
-    """A head of one label scores pairs; a folder that says how to pool, or a model that does not write, makes
-    vectors."""
+def _use(config: Any, source: str, where: dict[str, Any]) -> Use:
     classifies = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
     if classifies and config.num_labels == 1:
-        return AutoModelForSequenceClassification
+        return Use.RANKS
     embeds = is_embedding_folder(source, **where) or not _writes(config)
-    return AutoModel if embeds else AutoModelForCausalLM
+    return Use.EMBEDS if embeds else Use.WRITES
 
 
 def _writes(config: Any) -> bool:
-    """Whether it is a causal language model."""
+    """True for a causal language model."""
     made_as = config.architectures or []
     known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
     remote = "AutoModelForCausalLM" in getattr(config, "auto_map", {})
@@ -122,7 +135,7 @@ def _writes(config: Any) -> bool:
 
 
 def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Every id that ends an answer: the generation config may name several."""
+    """Every token id that ends an answer: the generation config may name several."""
     named = model.generation_config.eos_token_id
     ids = named if isinstance(named, list) else [named]
     return frozenset(id_ for id_ in [*ids, tokenizer.eos_token_id] if id_ is not None)

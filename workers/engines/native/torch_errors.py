@@ -1,4 +1,4 @@
-"""What torch raises, in the words of an engine."""
+"""Errors of torch, translated into those of an engine."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,8 @@ CPU_OUT_OF_MEMORY = "can't allocate memory"  # torch raises a plain RuntimeError
 
 @contextmanager
 def translated(*, together: bool = False) -> Iterator[None]:
-    """`together`: other ranks compute the same; after an error nobody knows where they are."""
+    """A context that translates errors. With `together`, other ranks compute the same step; an error leaves them in an
+    unknown state, so it is EngineBroken."""
     try:
         yield
     except EngineError:

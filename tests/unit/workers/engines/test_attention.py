@@ -16,7 +16,7 @@ NUMBA = kernels(torch.device("cpu"), torch.float32)[0]
 
 
 def make_step(cache: KVCache, lengths: list[int], blocks: int) -> Step:
-    """Make a step with one decoding token at the end of each sequence, and blocks in any order."""
+    """A step with one decoding token at the end of each sequence, and blocks in any order."""
     order = np.random.default_rng(1).permutation(blocks).astype(np.int32)
     tables = np.zeros((len(lengths), max(map(blocks_for, lengths))), np.int32)
     for row, length in enumerate(lengths):
@@ -40,7 +40,7 @@ def make_step(cache: KVCache, lengths: list[int], blocks: int) -> Step:
 
 @pytest.fixture(autouse=True)
 def several_threads() -> Iterator[None]:
-    """Let several threads share the rows, even if each process of pytest has one core."""
+    """Several threads share the rows, even if a process of pytest has only one core."""
     usual = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -49,10 +49,10 @@ def several_threads() -> Iterator[None]:
 
 @pytest.fixture(params=["numba", pytest.param("triton", marks=pytest.mark.slow)])
 def kernel(request: pytest.FixtureRequest) -> Kernel:
-    """Return the kernel; without a device, Triton's is interpreted."""
+    """The kernel; without a device, Triton's is interpreted."""
     if request.param == "numba":
         return NUMBA
-    if not os.environ.get("CI"):  # there it is installed, and must be
+    if not os.environ.get("CI"):  # CI installs it, so it must be there
         pytest.importorskip("triton")
     from workers.engines.native.kernels import paged_triton
 
@@ -81,7 +81,7 @@ def test_it_computes_what_plain_attention_computes(
     cache, rows = KVCache(blocks=60), len(lengths)
     step = make_step(cache, lengths, 60)
     keys, values = cache.layer(0, torch.randn(1, groups, 1, size), torch.randn(1, groups, 1, value_size))
-    if kernel.name == "triton":  # an accelerator keeps them as they are shaped
+    if kernel.name == "triton":  # an accelerator keeps the axes in the order of the shape
         keys, values = keys.contiguous(), values.contiguous()
     keys.copy_(torch.randn(keys.shape))
     values.copy_(torch.randn(values.shape))

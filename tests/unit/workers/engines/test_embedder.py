@@ -30,7 +30,7 @@ from workers.text.chat_tokenizer import ChatTokenizer
 
 SIZES = {"vocab_size": 2048, "max_position_embeddings": 128}
 IDS = {f"{name}_token_id": 0 for name in ("pad", "eos", "bos", "cls", "sep")}
-# A configuration of transformers, small, and the embedder that its models should get.
+# A small configuration of transformers, and the embedder that its models should get.
 ENCODERS: dict[str, tuple[str, dict[str, Any], type]] = {
     "BERT": ("BertConfig", {}, PackedEmbedder),
     "RoBERTa": ("RobertaConfig", {}, PackedEmbedder),
@@ -46,7 +46,7 @@ def make_folder(folder: Path, config: str, more: dict[str, Any]) -> Any:
 
 
 def add_modules(folder: Path, pooling: dict[str, Any], dense: torch.Tensor | None = None) -> None:
-    """Write the files that sentence-transformers adds to a model."""
+    """Write the files that sentence-transformers writes beside a model."""
     names = ["Transformer", "Pooling", *(["Dense"] if dense is not None else []), "Normalize"]
     modules = [{"idx": i, "path": f"{i}_{name}" if i else "", "type": f"st.{name}"} for i, name in enumerate(names)]
     (folder / "modules.json").write_text(json.dumps(modules))
@@ -68,7 +68,7 @@ def vectors(engine: Engine, passages: list[list[int]]) -> torch.Tensor:
 
 @torch.inference_mode()
 def hidden(model: Any, passage: list[int]) -> torch.Tensor:
-    """Compute hidden states with the model's own code, one text at a time."""
+    """Hidden states of one passage, by the model's own code."""
     states: torch.Tensor = model(input_ids=torch.tensor([passage])).last_hidden_state[0]
     return states
 

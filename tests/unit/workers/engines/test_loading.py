@@ -1,4 +1,4 @@
-"""A model's name leads to an engine, or to a refusal in one sentence; loading takes bounded memory."""
+"""Loading: the sources that load, the one-sentence refusals of others, and the memory that models take."""
 
 from pathlib import Path
 from typing import Any

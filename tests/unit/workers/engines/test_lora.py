@@ -17,9 +17,9 @@ from workers.engines.native.loader import load_torch_engine
 from workers.engines.native.weights.lora import AdaptedLinear, Adapters
 from workers.model_loading import parse_specs
 
-# Of peft itself.
+# Warnings of peft itself.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-# Each model with layers that its adapters change.
+# Each model, with the layers that its adapters change.
 BASES: dict[str, tuple[str, dict[str, Any], list[str], str]] = {
     "Llama": ("LlamaConfig", {}, ["q_proj", "v_proj", "down_proj"], "batched"),
     "GPT-2": (
@@ -36,7 +36,7 @@ def add_adapter(folder: Path, model: Path, seed: int, targets: list[str], **more
     """Write an adapter with random weights to its folder; return peft's model with it."""
     torch.manual_seed(seed)
     config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets, init_lora_weights=False, **more)
-    config.fan_in_fan_out = "c_attn" in targets  # GPT-2 keeps its weights the other way round
+    config.fan_in_fan_out = "c_attn" in targets  # GPT-2's layers hold their weights transposed
     made = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval(), config)
     for name, parameter in made.named_parameters():
         if "lora_" in name:
@@ -60,7 +60,7 @@ def test_a_batch_of_several_adapters_gives_each_its_own_tokens(tmp_path: Path, n
     engine = load_torch_engine(str(tmp_path / "base"), load_settings(batch_tokens_max=step_tokens), adapters=adapters)
 
     assert engine.kind == kind
-    # Equal prompts lie side by side: what one computed is not taken for another's.
+    # Equal prompts lie side by side: one adapter's blocks must not serve another.
     together = [sequence(prompt, adapter=adapter) for prompt in prompts() for adapter in models]
     assert generate(engine, together) == wanted
     alone = [generate(engine, [sequence(prompt, adapter=adapter)])[0] for prompt in prompts() for adapter in models]

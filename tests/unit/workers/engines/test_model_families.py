@@ -35,12 +35,12 @@ EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 
 
 @dataclass(frozen=True)
 class Family:
-    """A small configuration of transformers, and the engine that its models must get."""
+    """A small configuration class of transformers, and the engine that its models should get."""
 
     config: str
     more: dict[str, Any] = field(default_factory=dict)
     engine: str = "batched"
-    exact: bool = True  # in deterministic mode, whatever shares the batch
+    exact: bool = True  # exact in deterministic mode, whatever shares the batch
 
 
 FAMILIES = {
@@ -175,7 +175,7 @@ def expect_equal_bits(case: Case) -> None:
 def logits_of(
     engine: Any, asked: list[list[int]], answers: list[list[int]], *, chunk: int, resumed: int = 0
 ) -> list[torch.Tensor]:
-    """Compute the logits after each whole answer, of which the first `resumed` tokens are known from the start."""
+    """Logits of the token after each whole answer; `resumed` of its tokens are known from the start."""
     scheduler = Scheduler(replace(engine.limits, batch_tokens_max=chunk))
     sequences = [sequence(prompt, output=said[:resumed]) for prompt, said in zip(asked, answers, strict=True)]
     for each in sequences:

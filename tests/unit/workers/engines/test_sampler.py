@@ -34,7 +34,7 @@ def random_logits(rows: int, vocabulary: int, seed: int = 3, spread: float = 2.0
 
 
 def frequencies(logits: torch.Tensor, **given: Any) -> torch.Tensor:
-    """Count how often each token is sampled, over many seeds."""
+    """The frequency of each token, over many seeds."""
     rows = logits.expand(DRAWS, -1)
     drawn = choose(rows, [sequence(how(seed=seed, **given)) for seed in range(DRAWS)])
     return torch.bincount(torch.tensor([each.token for each in drawn]), minlength=logits.shape[-1]) / DRAWS

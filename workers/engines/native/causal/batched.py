@@ -1,4 +1,5 @@
-"""Continuous batching over transformers' own model code: every step packs all sequences into one row."""
+"""The batched engine: continuous batching over transformers' own model code, with all sequences of a step packed into
+one row."""
 
 from array import array
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from workers.text.tokenizer import Tokenizer
 
 class BatchedEngine:
     kind = "batched"
+    writes = True
 
     def __init__(
         self,
@@ -33,15 +35,15 @@ class BatchedEngine:
         kernel: Kernel,
         deterministic: bool = False,
     ) -> None:
-        """`model`: a causal LM of transformers whose attention is set to `attention.NAME`. `deterministic`: logits of
-        a sequence do not depend, bit for bit, on what else is in its steps or how its prompt is cut."""
+        """`model` is a causal LM of transformers whose attention is set to `attention.NAME`. With `deterministic`, the
+        logits of a sequence do not depend, bit for bit, on what else is in its steps or on the chunks of its prompt."""
         self.limits = limits
         self.defaults = defaults
         self.tokenizer = tokenizer
         self.model = model
         self.embedder: Embedder | None = None
         self.adapters = Adapters(alone=deterministic)
-        self.tell: Callable[[Plan], None] | None = None  # whoever computes along
+        self.tell: Callable[[Plan], None] | None = None  # sends each step to the other ranks
         self.cache = cache
         self.kernel = kernel
         self._deterministic = deterministic
@@ -53,7 +55,7 @@ class BatchedEngine:
 
     @torch.inference_mode()
     def logits(self, batch: Batch) -> torch.Tensor:
-        """Float32 [sampling rows, vocabulary]. Prompts that are to be scored are."""
+        """Float32 [sampling rows, vocabulary]. Prompts whose logprobs are wanted are scored, too."""
         kept: list[tuple[Row, range]] = []
         end = 0
         for row in batch.rows:
@@ -82,7 +84,7 @@ class BatchedEngine:
         return logits
 
     def free(self, sequence: Sequence) -> None:
-        """Nothing: what a sequence holds is its blocks, and those are the scheduler's."""
+        """Do nothing: a sequence holds only blocks, and those are the scheduler's."""
 
     def _plan(self, batch: Batch, keep: list[int]) -> Plan:
         ids = array("q")
@@ -111,8 +113,8 @@ class BatchedEngine:
         )
 
     def _filled(self, rows: Numbers) -> Numbers:
-        """The last row again until there is a usual number of them: what it writes, it writes there already. One row
-        alone comes twice in deterministic mode: libraries multiply a vector by other code than a matrix."""
+        """Pad to a bucket size with the last row; copies write the same values to the same place. In deterministic mode
+        a single row comes twice: libraries multiply a vector by other code than a matrix."""
         count = 2 if self._deterministic and len(rows) == 1 else bucket_size(len(rows), self._device)
         return rows if count == len(rows) else np.pad(rows, (0, count - len(rows)), mode="edge")
 
@@ -135,7 +137,7 @@ class BatchedEngine:
 
 
 def _sampling_rows(logits: torch.Tensor, kept: list[tuple[Row, range]]) -> torch.Tensor:
-    """Those of the rows that sample; what else was kept is for their prompts' scores."""
+    """The logits of the rows that sample; the others were kept for the scores of their prompts."""
     if not any(row.scoring for row, _ in kept):
         return logits[: len(kept)].float()
     last, end = [], 0

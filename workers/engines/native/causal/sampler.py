@@ -1,6 +1,6 @@
-"""Choosing tokens, all rows of a step at once. The random number of a token depends on (seed, choice, position) alone,
-and what becomes of a row on that row alone, so that a seeded request gives the same tokens whatever shares its batch,
-and after it moves to another worker."""
+"""The sampler chooses tokens, for all rows of a step at once. A token's random number depends on (seed, choice,
+position) alone, and a row's result on that row alone, so that a seeded request gets the same tokens whatever shares its
+batch, and after it moves to another worker."""
 
 import hashlib
 import math
@@ -14,14 +14,15 @@ from shared.domain.errors import EngineError
 from workers.scheduling.sequence import NOTHING, Sampled, SamplingParams, Sequence
 from workers.text.grammar import GrammarState, forbid
 
-SCORED = 64  # rows of logits at once: vocabularies are large
-CANDIDATES = 1024  # sorted first; a row whose limits let more through is sorted whole
+SCORED = 64  # rows of logits scored at once: vocabularies are large
+CANDIDATES = 1024  # sorted first; a row whose limits allow more is sorted whole
 
 
 @torch.inference_mode()
 def choose(logits: torch.Tensor, sequences: Seq[Sequence]) -> list[Sampled]:
-    """One token for each row, NOTHING where a request's own rules forbid every token: that is its fault and must not
-    fail the step. `logits`: float32 [rows, vocabulary]. Raises EngineError when a row holds no numbers."""
+    """Choose one token for each row; NOTHING if a request's own rules forbid every token, which is its fault and must
+    not fail the step. `logits`: float32 [rows, vocabulary]. Raises EngineError if the model produced NaN or infinite
+    logits."""
     if not sequences:
         return []
     adjusted = _adjusted(logits, sequences)
@@ -49,10 +50,10 @@ def uniform(seed: int, choice: int, position: int) -> float:
 
 
 def _adjusted(logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
-    """Logits after penalties, biases, bans and grammars, in this order; the same tensor when nobody asks for any.
+    """Logits after penalties, biases, bans and grammars, in this order; the same tensor if no row asks for any.
 
-    Repetition as in CTRL (Keskar et al. 2019), over prompt and output; presence and frequency as OpenAI defines them,
-    over the output alone.
+    The repetition penalty is CTRL's (Keskar et al. 2019), over prompt and output; presence and frequency penalties are
+    OpenAI's, over the output alone.
     """
     out = logits
     for change in (_penalise, _bias, _ban, _constrain):
@@ -70,7 +71,9 @@ def _penalise(out: torch.Tensor, logits: torch.Tensor, sequences: Seq[Sequence])
     said = [ids[sequences[row].prompt_length :] for row, ids in zip(rows, known, strict=True)]
     where, factor = _cells(rows, known, [c.repetition_penalty for c in how], out)
     value = out[where]
-    out[where] = torch.where(value > 0, value / factor, value * factor)  # a token met twice gets the same value twice
+    out[where] = torch.where(
+        value > 0, value / factor, value * factor
+    )  # a token that occurs twice gets the same value twice
     where, presence = _cells(rows, said, [c.presence_penalty for c in how], out)
     out[where] = out[where] - presence
     where, frequency = _cells(rows, said, [c.frequency_penalty for c in how], out)
@@ -80,7 +83,7 @@ def _penalise(out: torch.Tensor, logits: torch.Tensor, sequences: Seq[Sequence])
 def _cells(
     rows: list[int], tokens: list["np.ndarray[tuple[int], np.dtype[np.int64]]"], values: list[float], out: torch.Tensor
 ) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Index of every (row, token), and the row's value for each."""
+    """The index of every (row, token), and the row's value for each."""
     counts = [len(each) for each in tokens]
     at = np.repeat(np.array(rows), counts)
     value = np.repeat(np.array(values, dtype=np.float32), counts)
@@ -135,8 +138,8 @@ def _draw(logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
 
 
 def _pick_limited(probabilities: torch.Tensor, numbers: torch.Tensor, sampling: Seq[SamplingParams]) -> torch.Tensor:
-    """Among the `top_k` likeliest tokens of each row, and of those the likeliest that make up `top_p`. Nothing of a row
-    depends on the others, not even how many candidates are looked at."""
+    """Choose among the `top_k` likeliest tokens of each row, and of those the likeliest that make up `top_p`. Nothing
+    of a row depends on the others, not even the number of candidates that are looked at."""
     size = probabilities.shape[1]
     count = min(CANDIDATES, size)
     total = probabilities.sum(-1, keepdim=True)
@@ -153,7 +156,8 @@ def _pick_limited(probabilities: torch.Tensor, numbers: torch.Tensor, sampling: 
 def _pick_ordered(
     ordered: torch.Tensor, ids: torch.Tensor, total: torch.Tensor, numbers: torch.Tensor, sampling: Seq[SamplingParams]
 ) -> torch.Tensor:
-    """`ordered`, `ids` [rows, n]: the likeliest first; `total` [rows, 1]: the weight of all tokens of the row."""
+    """Choose from `ordered`, `ids` [rows, n], the likeliest first; `total` [rows, 1] is the weight of all tokens of the
+    row."""
     top_k = _column([c.top_k or ordered.shape[1] for c in sampling], ordered)
     ordered = ordered.masked_fill(torch.arange(ordered.shape[1], device=ordered.device) >= top_k, 0)
     limited = torch.tensor([c.top_k > 0 for c in sampling], device=ordered.device).unsqueeze(1)
@@ -164,7 +168,7 @@ def _pick_ordered(
 
 
 def _pick(weights: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-    """Indices drawn in proportion to `weights` [rows, n]; double precision, so that the tail keeps its share."""
+    """Draw indices in proportion to `weights` [rows, n]; double precision, so that the tail keeps its share."""
     cumulative = weights.double().cumsum(-1)
     drawn = torch.searchsorted(cumulative, numbers * cumulative[:, -1:], right=True).squeeze(1)
     last = (weights > 0).double().cumsum(-1).argmax(-1)
@@ -176,7 +180,7 @@ def _column(values: Seq[float], like: torch.Tensor) -> torch.Tensor:
 
 
 def _add_logprobs(sampled: list[Sampled], logits: torch.Tensor, sequences: Seq[Sequence]) -> None:
-    """In place, for the rows that ask."""
+    """Add logprobs in place to the rows that ask for them."""
     rows = [row for row, sequence in enumerate(sequences) if sequence.sampling.logprobs is not None]
     counts = [sequences[row].sampling.logprobs or 0 for row in rows]
     for row, known in zip(rows, likelihoods(logits[rows], [sampled[row].token for row in rows], counts), strict=True):
@@ -184,7 +188,7 @@ def _add_logprobs(sampled: list[Sampled], logits: torch.Tensor, sequences: Seq[S
 
 
 def likelihoods(logits: torch.Tensor, tokens: Seq[int], counts: Seq[int]) -> list[Sampled]:
-    """Of each row's token, and of so many of the likeliest in its place."""
+    """The log probabilities of each row's token, and of that many of the likeliest in its place."""
     logprobs = torch.log_softmax(logits, -1)
     chosen = torch.tensor(tokens, device=logits.device).unsqueeze(1)
     own = logprobs.gather(1, chosen).squeeze(1).tolist()
@@ -197,8 +201,8 @@ def likelihoods(logits: torch.Tensor, tokens: Seq[int], counts: Seq[int]) -> lis
 
 @torch.inference_mode()
 def score(logits: torch.Tensor, sequence: Sequence, start: int) -> None:
-    """Note how likely the prompt's tokens were. `logits`: float32 [rows, vocabulary], of its tokens from `start` on,
-    each of which says what the next one may be."""
+    """Record the log probabilities of the prompt's tokens. `logits`: float32 [rows, vocabulary] of its tokens from
+    `start` on, each of which predicts the next."""
     count = sequence.sampling.prompt_logprobs or 0
     stop = min(start + len(logits), sequence.prompt_length - 1)
     for begin in range(start, stop, SCORED):

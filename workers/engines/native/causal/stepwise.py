@@ -1,5 +1,5 @@
-"""The path for models that cannot share a step: each sequence by itself, with transformers' own code and cache.
-Slower than a batch, and named as such in `/v1/models`."""
+"""The stepwise engine is for models that cannot share a step: it computes each sequence by itself, with transformers'
+own code and cache. It is slower than the batched one, and `/v1/models` names it."""
 
 from typing import Any
 
@@ -14,16 +14,17 @@ from workers.scheduling.scheduler import Batch
 from workers.scheduling.sequence import Sampled, Sequence
 from workers.text.tokenizer import Tokenizer
 
-CACHES = ("past_key_values", "cache_params", "state")  # what models call what they remember
+CACHES = ("past_key_values", "cache_params", "state")  # the names that models give their cache
 
 
 class StepwiseEngine:
     kind = "stepwise"
+    writes = True
 
     def __init__(
         self, model: Any, tokenizer: Tokenizer, *, limits: EngineLimits, defaults: Defaults, cached: bool = True
     ) -> None:
-        """Without `cached` every token is computed from all that came before it."""
+        """If not `cached`, every token is computed from all that came before it."""
         self.limits = limits
         self.defaults = defaults
         self.tokenizer = tokenizer
@@ -31,15 +32,15 @@ class StepwiseEngine:
         self.embedder: Embedder | None = None
         self.adapters = Adapters()
         self._cached = cached
-        self._states: dict[Sequence, tuple[int, dict[str, Any]]] = {}  # tokens computed, and what remembers them
+        self._states: dict[Sequence, tuple[int, dict[str, Any]]] = {}  # tokens computed, and the cache that holds them
 
     def step(self, batch: Batch) -> list[Sampled]:
         with translated():
             return choose(self.logits(batch), [row.sequence for row in batch.sampling])
 
     def logits(self, batch: Batch) -> torch.Tensor:
-        """Float32 [sampling rows, vocabulary]. A prompt is computed at once, when its last chunk is due: not every
-        model can go on with a prompt where it stopped."""
+        """Float32 [sampling rows, vocabulary]. A prompt is computed as a whole, when its last chunk is due: not every
+        model can continue in the middle of a prompt."""
         rows = [self._compute(row.sequence) for row in batch.sampling]
         return torch.stack(rows) if rows else torch.empty(0)
 

@@ -1,4 +1,4 @@
-"""Scores of a query and a text read together, from a model with a classification head of one label."""
+"""A cross-encoder scores a query and a text that it reads together: a model with a classification head of one label."""
 
 from collections.abc import Sequence as Seq
 from typing import Any
@@ -9,7 +9,7 @@ from workers.engines.native.torch_errors import translated
 
 
 class CrossEncoder:
-    """The vectors are one number long: how well the text answers the query, from 0 to 1."""
+    """Its vectors have one number: how well the text answers the query, from 0 to 1."""
 
     size = 1
 
@@ -21,7 +21,7 @@ class CrossEncoder:
         self._typed = getattr(model.config, "type_vocab_size", 1) > 1
 
     def pair(self, query: str, text: str, keep: int | None) -> list[int]:
-        """Of the text, as many tokens as `keep` leaves it."""
+        """Join query and text; the text is cut so that both have at most `keep` tokens."""
         cut = {"truncation": "only_second", "max_length": keep} if keep else {}
         ids: list[int] = self._tokenizer(query, text, **cut, verbose=False).input_ids
         return ids
@@ -41,7 +41,7 @@ class CrossEncoder:
         return scores
 
     def _types(self, ids: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-        """1 for the text, which begins after the first separator."""
+        """Token types: 1 for the text, which begins after the first separator."""
         separators = (ids == self._tokenizer.sep_token_id).long()
         after: torch.Tensor = (separators.cumsum(1) - separators).clamp(max=1)
         return after * known

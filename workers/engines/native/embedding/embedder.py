@@ -1,4 +1,5 @@
-"""Vectors from a model's last hidden states: passages packed into one row, none padded, none seeing another."""
+"""Embedders make vectors of a model's last hidden states: passages are packed into one row, without padding, and do not
+see each other."""
 
 import logging
 from collections.abc import Sequence as Seq
@@ -10,17 +11,17 @@ from workers.engines.native.embedding.pooling import Pooling
 from workers.engines.native.kernels.step_layout import Packed, bucket_size
 from workers.engines.native.torch_errors import translated
 
-TOLERANCE = 0.02  # of a unit vector
+TOLERANCE = 0.02  # per number of a unit vector
 log = logging.getLogger(__name__)
 
 
 class ModelEmbedder:
-    """Passages one by one, by the model's own code; `PackedEmbedder` takes them together."""
+    """An embedder that computes passages one by one, by the model's own code."""
 
     pair = None
 
     def __init__(self, base: Any, pooling: Pooling, *, tokens_max: int) -> None:
-        """`base`: a model of transformers without a head."""
+        """`base` is a model of transformers without a head."""
         self.tokens_max = tokens_max
         self._base = base
         self._pooling = pooling
@@ -38,7 +39,7 @@ class ModelEmbedder:
 
 
 class PackedEmbedder(ModelEmbedder):
-    """`base`: its attention is set to `attention.NAME`."""
+    """An embedder that computes passages together. The attention of `base` must be set to `attention.NAME`."""
 
     def _vectors(self, passages: Seq[Seq[int]]) -> list[torch.Tensor]:
         tokens, device = sum(map(len, passages)), self._base.device
@@ -56,7 +57,7 @@ class PackedEmbedder(ModelEmbedder):
 
 
 class EmbedderTrials:
-    """Made while the model has its own attention: what it computes then is what the packed way must compute."""
+    """Must be made while the model has its own attention: the packed way must compute the vectors it has then."""
 
     def __init__(self, base: Any, pooling: Pooling, *, tokens_max: int) -> None:
         self._base = base
@@ -67,11 +68,11 @@ class EmbedderTrials:
         try:
             self.own = ModelEmbedder(base, pooling, tokens_max=tokens_max)
             self._expected = torch.tensor(self.own.embed(_PROBES))
-        except Exception as error:  # whatever a model's own code makes of being asked for its hidden states
+        except Exception as error:  # a model's own code may fail in any way when it is asked for hidden states
             log.warning("this model makes no embeddings", extra={"reason": str(error)})
 
     def packed(self) -> ModelEmbedder | None:
-        """With attention set to ours; None when its vectors are others."""
+        """The packed embedder, with attention set to ours; None if its vectors differ."""
         if self.own is None:
             return None
         try:
@@ -89,6 +90,6 @@ _PROBES = [[3 + (7 * i) % 50 for i in range(length)] for length in (19, 6)]
 
 
 def _first_position(base: Any) -> int:
-    """Models after RoBERTa count from the number behind their padding token's."""
+    """The first position: models after RoBERTa count from the number after their padding token's."""
     padding = getattr(getattr(base, "embeddings", None), "padding_idx", None)
     return 0 if padding is None else padding + 1

@@ -1,4 +1,4 @@
-"""An engine of a model that makes vectors or scores and no text."""
+"""The encoder engine serves a model that makes vectors or scores, and no text."""
 
 from typing import Any
 
@@ -20,6 +20,7 @@ CONTEXT_UNKNOWN = 512
 
 class EncoderEngine:
     kind = "embedding"
+    writes = False
 
     def __init__(self, tokenizer: ChatTokenizer, embedder: Embedder | None, *, limits: EngineLimits) -> None:
         self.limits = limits
@@ -32,11 +33,12 @@ class EncoderEngine:
         raise EngineError("this model writes no text")
 
     def free(self, sequence: Sequence) -> None:
-        """Nothing is kept."""
+        """Do nothing: nothing is kept."""
 
 
 def encoder_engine(model: Any, tokenizer: Any, pooling: Pooling, settings: Settings) -> EncoderEngine:
-    """`model`: without a head, in whatever attention it was loaded with."""
+    """An engine with an embedder: packed if it computes the vectors that the model's own code computes. `model` is
+    without a head, in the attention that it was loaded with."""
     limits = _limits(model, tokenizer, pooling.tokens_max, settings)
     trials = EmbedderTrials(model, pooling, tokens_max=limits.context_length)
     own = model.config._attn_implementation
@@ -54,7 +56,7 @@ def encoder_engine(model: Any, tokenizer: Any, pooling: Pooling, settings: Setti
 
 
 def ranking_engine(model: Any, tokenizer: Any, settings: Settings) -> EncoderEngine:
-    """`model`: with a head of one label."""
+    """An engine with a cross-encoder. `model` has a head of one label."""
     limits = _limits(model, tokenizer, None, settings)
     texts = ChatTokenizer(tokenizer, frozenset(), vocabulary=limits.vocabulary)
     return EncoderEngine(texts, CrossEncoder(model, tokenizer, tokens_max=limits.context_length), limits=limits)
@@ -70,7 +72,7 @@ def _limits(model: Any, tokenizer: Any, pooling_max: int | None, settings: Setti
 
 
 def _tokens_max(model: Any, tokenizer: Any, pooling_max: int | None, settings: Settings) -> int:
-    """The shortest of what the model, its tokenizer, its folder and the settings say."""
+    """The shortest length that the model, its tokenizer, its folder and the settings give."""
     said: list[int | None] = [
         getattr(model.config.get_text_config(), "max_position_embeddings", None),
         tokenizer.model_max_length,

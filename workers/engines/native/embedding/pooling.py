@@ -1,5 +1,5 @@
-"""From the hidden states of a passage to its vector, as the model's own folder says (the modules that
-sentence-transformers writes), or as their mean."""
+"""Pooling turns the hidden states of a passage into its vector, as the model's own folder says (the modules that
+sentence-transformers writes), or by their mean."""
 
 import json
 from collections.abc import Callable
@@ -19,7 +19,7 @@ FLAG = "pooling_mode_"
 
 
 def _weighted_mean(hidden: torch.Tensor) -> torch.Tensor:
-    """Later tokens count more, in proportion to their place."""
+    """The mean with later tokens counting more, in proportion to their position."""
     weights = torch.arange(1, len(hidden) + 1, device=hidden.device, dtype=hidden.dtype)
     return weights @ hidden / weights.sum()
 
@@ -35,8 +35,8 @@ MODES: dict[str, Pool] = {
 
 
 class Pooling:
-    """`__call__`: float32 [tokens, hidden size] to [vector size], of unit length. `tokens_max`: what the model's folder
-    says of the longest passage, if anything."""
+    """`__call__`: float32 [tokens, hidden size] to [vector size], of unit length. `tokens_max` is the longest passage
+    that the model's folder names, if any."""
 
     def __init__(self, modes: list[str], dense: nn.Module | None = None, tokens_max: int | None = None) -> None:
         self._modes = [MODES[mode] for mode in modes]
@@ -56,7 +56,8 @@ def is_embedding_folder(source: str, **where: Any) -> bool:
 
 
 def load_pooling(source: str, device: torch.device, **where: Any) -> Pooling:
-    """`where`: revision and token of a hub id. Raises SettingsError for a module that is not known here."""
+    """The pooling of a folder or hub id. `where`: revision and token of a hub id. Raises SettingsError for an unknown
+    module."""
     listed = _json(source, "modules.json", where)
     modes, layers = ["mean"], []
     for module in listed or []:

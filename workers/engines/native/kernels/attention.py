@@ -1,6 +1,6 @@
 """Attention over a batch of sequences packed into one row, each against its own blocks of the cache.
 
-Registered with transformers as `penstock`; the model's own code calls it, once a layer, with the step as an argument.
+Registered with transformers as `penstock`; the model's own code calls it once per layer, with the step as an argument.
 """
 
 import logging
@@ -50,7 +50,7 @@ def attend(
 
 
 def kernels(device: torch.device, dtype: torch.dtype) -> list[Kernel]:
-    """Those that may serve, the fastest first. The libraries that compile them are imported only where they do."""
+    """The kernels that may serve, the fastest first. The libraries that compile them are imported only if they do."""
     plain = Kernel("gather", scatter, gather)
     try:
         if device.type == "cpu" and dtype is torch.float32:
@@ -67,14 +67,14 @@ def kernels(device: torch.device, dtype: torch.dtype) -> list[Kernel]:
 
 
 def scatter(key: torch.Tensor, value: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: Step) -> None:
-    """`packing.Writer` for any device and number type."""
+    """`step_layout.Writer` for any device and number type."""
     keys[step.blocks, step.offsets] = key.transpose(0, 1)
     values[step.blocks, step.offsets] = value.transpose(0, 1)
 
 
 def gather(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: Step, scoring: Scoring) -> torch.Tensor:
-    """`packing.Reader` for any device and number type: the blocks of all sequences are copied together, padded to the
-    longest."""
+    """`step_layout.Reader` for any device and number type: the blocks of all sequences are copied together, padded to
+    the longest."""
     rows = query.shape[0]
     length = int(step.positions[:rows].max()) + 1
     tables = step.tables[step.owners[:rows], : -(-length // keys.shape[1])].long()
@@ -93,7 +93,8 @@ def _chunk(
     step: Step,
     scoring: Scoring,
 ) -> torch.Tensor:
-    """Part of a prompt. What its queries see is copied together once for all of them."""
+    """Attention of a part of a prompt. The keys and values that its queries see are copied together once for all of
+    them."""
     rows = slice(chunk.begin, chunk.end)
     end = chunk.start + chunk.end - chunk.begin
     if chunk.start == 0:
@@ -112,9 +113,9 @@ def _chunk(
 def _apart(
     packed: Packed, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scoring: Scoring, *, causal: bool
 ) -> torch.Tensor:
-    """Passages, each by itself."""
+    """Attention within each passage by itself."""
     if scoring.window and not causal:
-        # What counts as near differs between models, and short probes would not show it.
+        # Models count a window in different ways, and short probes would not show the difference.
         raise EngineError("a window to both sides is left to the model's own code")
     parts = []
     for begin, end in packed.bounds:
@@ -149,7 +150,7 @@ def _attention(
 
 
 def visible(positions: torch.Tensor, length: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-    """Additive mask [.., length]: 0 for each token at or before the position (and within the window), else -inf."""
+    """Additive mask [..., length]: 0 for each token at or before the position (and within the window), else -inf."""
     seen = torch.arange(length, device=positions.device)
     hidden = seen > positions.unsqueeze(-1)
     if window is not None:
@@ -159,4 +160,4 @@ def visible(positions: torch.Tensor, length: int, window: int | None, dtype: tor
 
 def register() -> None:
     AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, lambda *_, **__: None)  # the step carries what a mask would
+    AttentionMaskInterface.register(NAME, lambda *_, **__: None)  # the step carries the information of a mask

@@ -11,7 +11,7 @@ CPU_KEYS, CPU_VALUES, AS_SHAPED = (0, 2, 3, 1), (0, 2, 1, 3), (0, 1, 2, 3)
 
 
 class KVCache:
-    """Layers are made when they first show their shapes, or at once from those that another cache has seen."""
+    """Layers are allocated when they first show their shapes, or at once in the shapes that another cache has seen."""
 
     def __init__(self, *, blocks: int, like: "KVCache | None" = None) -> None:
         self._blocks = blocks
@@ -22,12 +22,12 @@ class KVCache:
 
     @property
     def bytes_per_block(self) -> int:
-        """Over all layers seen so far."""
+        """Bytes of one block in all layers seen so far."""
         tensors = [tensor for pair in self._layers.values() for tensor in pair]
         return sum(tensor[0].numel() * tensor.element_size() for tensor in tensors)
 
     def layer(self, index: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The layer's tensors, of the heads, sizes, number type and device of `key` and `value` [1, heads, _, size]."""
+        """The layer's tensors, in the heads, sizes, number type and device of `key` and `value` [1, heads, _, size]."""
         if index not in self._layers:
             on_cpu = key.device.type == "cpu"
             axes = (CPU_KEYS, CPU_VALUES) if on_cpu else (AS_SHAPED, AS_SHAPED)
@@ -35,7 +35,7 @@ class KVCache:
         return self._layers[index]
 
     def _like(self, sample: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
-        """Zeros; on a CPU such as take no memory before they are written."""
+        """Zeros of a layer, laid out by `axes`; on a CPU they take no memory before they are written."""
         shape = (self._blocks, BLOCK_SIZE, sample.shape[1], sample.shape[3])
         laid = [shape[axis] for axis in axes]
         made = zeros(laid, sample.dtype) if sample.device.type == "cpu" else sample.new_zeros(laid)

@@ -1,8 +1,8 @@
-"""Compiled loops on the threads that torch has already. A pool of their own would fight with torch's for the cores:
-both wait for work by spinning.
+"""Compiled loops run on the threads that torch has already. A thread pool of their own would compete with torch's for
+the cores, since both wait for work by spinning.
 
-A task is a C function of one pointer, to int64 numbers: the next piece of work, how many there are, then whatever the
-task needs, addresses of arrays among it. Every thread of the team runs it, and takes pieces until none is left.
+A task is a C function of one pointer, to int64 numbers: the next piece of work, the number of pieces, then the task's
+own numbers, addresses of arrays among them. Every thread of the team runs it, and takes pieces until none is left.
 """
 
 import ctypes
@@ -35,7 +35,7 @@ def run(task: Any, pieces: int, numbers: list[int]) -> None:
 
 @cache
 def _openmp() -> ctypes.CDLL | None:
-    """The GNU OpenMP that torch brought; without it tasks run on the calling thread alone."""
+    """The GNU OpenMP library that torch brought; without it tasks run on the calling thread alone."""
     maps = Path("/proc/self/maps")
     if not maps.exists():
         return None
@@ -46,7 +46,7 @@ def _openmp() -> ctypes.CDLL | None:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def next_piece(typing: Any, data: Any) -> Any:
-    """Add 1 to the first number, atomically; what it was before."""
+    """Add 1 to the first number, atomically; return its value before."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.atomic_rmw("add", arguments[0], ir.Constant(INT64, 1), "monotonic")
@@ -64,7 +64,7 @@ def _pointer(typing: Any, address: Any) -> Any:
 
 @numba.njit  # type: ignore[untyped-decorator]
 def floats(address: int, shape: Any) -> Any:
-    """The float32 array, C order, that lies at the address."""
+    """The float32 array in C order at an address."""
     return numba.carray(_pointer(address), shape, np.float32)
 
 

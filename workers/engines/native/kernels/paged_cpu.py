@@ -1,4 +1,4 @@
-"""Attention of single tokens on a CPU, with the blocks of the cache written and read where they lie. float32.
+"""Attention of single tokens on a CPU, in float32, which reads and writes the blocks of the cache in place.
 
 Compiled by numba when first used. Each head of each token is summed over its own blocks in order, so that its result
 does not depend on what else is in the step.
@@ -16,13 +16,13 @@ from workers.engines.native.kernels.openmp_tasks import FIRST, TASK, floats, int
 from workers.engines.native.kernels.step_layout import Scoring, Step
 from workers.scheduling.engine_limits import BLOCK_SIZE as SIZE
 
-REASSOCIATE = {"reassoc", "contract", "nsz", "arcp"}  # sums in vector lanes; infinities stay what they are
+REASSOCIATE = {"reassoc", "contract", "nsz", "arcp"}  # allows sums in vector lanes, and leaves infinities alone
 CACHED = os.access(Path(__file__).parent, os.W_OK)
 UNROLLED = 8
 
 
 def read(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: Step, scoring: Scoring) -> torch.Tensor:
-    """`packing.Reader`."""
+    """`step_layout.Reader`."""
     query = query.contiguous()
     out = query.new_empty(*query.shape[:2], values.shape[-1])
     sinks = scoring.sinks if scoring.sinks is not None else query.new_full((query.shape[1],), float("-inf"))
@@ -37,7 +37,7 @@ def read(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: St
 
 
 def write(key: torch.Tensor, value: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: Step) -> None:
-    """`key`, `value`: [kv heads, tokens, size], into the step's blocks."""
+    """`step_layout.Writer`. `key`, `value`: [kv heads, tokens, size], into the step's blocks."""
     key, value = key.contiguous(), value.contiguous()
     (groups, tokens, size), blocks = key.shape, keys.shape[0]
     arrays = (key, value, keys, values, step.tables, step.owners, step.positions)
@@ -62,7 +62,8 @@ def _score(query: Any, keys: Any, blocks: Any, scale: Any, scores: Any) -> None:
 
 @numba.njit(fastmath=REASSOCIATE, boundscheck=False, cache=CACHED)  # type: ignore[untyped-decorator]
 def _weigh(scores: Any, start: int, end: int, cap: Any, sink: Any) -> None:
-    """Softmax of `scores[start:end]` in place, zeros beside it. `sink` scores a token that is then left out."""
+    """Softmax of `scores[start:end]` in place, with zeros beside it. `sink` is the score of a token that takes weight
+    and is then left out."""
     best = sink
     for i in range(start, end):
         if cap:
@@ -104,8 +105,8 @@ def _mix(weights: Any, values: Any, blocks: Any, out: Any) -> None:
 
 @numba.cfunc(TASK, fastmath=REASSOCIATE, boundscheck=False, cache=CACHED)  # type: ignore[untyped-decorator]
 def _attend(data: Any) -> None:
-    """Each token is a piece of work; its kv heads are computed together, as they lie together, but in `parts` where
-    there are fewer tokens than threads."""
+    """A task in which each token is a piece of work. Its kv heads are computed together, as they lie together, but in
+    `parts` if there are fewer tokens than threads."""
     n = numba.carray(data, (FIRST + 19,))[FIRST:]
     rows, heads, size, count, groups, value_size, sequences, width, parts, window = n[9:19]
     query = floats(n[0], (rows, heads, size))
@@ -133,7 +134,7 @@ def _attend(data: Any) -> None:
 
 @numba.cfunc(TASK, boundscheck=False, cache=CACHED)  # type: ignore[untyped-decorator]
 def _write(data: Any) -> None:
-    """Each kv head is a piece of work."""
+    """A task in which each kv head is a piece of work."""
     n = numba.carray(data, (FIRST + 14,))[FIRST:]
     groups, tokens, size, value_size, count, sequences, width = n[7:14]
     key, value = floats(n[0], (groups, tokens, size)), floats(n[1], (groups, tokens, value_size))

@@ -1,8 +1,8 @@
-"""Attention of single tokens on a CUDA device, with the blocks of the cache read where they lie, each byte once for all
+"""Attention of single tokens on a CUDA device, which reads the blocks of the cache in place, each byte once for all
 query heads that share it. Triton; any number type.
 
-The tokens of a sequence are read in parts, side by side where few sequences would leave the device idle; each part has
-its own largest score, and the parts are put together at the end (flash decoding, Dao et al. 2023).
+The tokens of a sequence are read in parts, side by side if few sequences would leave the device idle. Each part has its
+own largest score, and the parts are combined at the end (flash decoding, Dao et al. 2023).
 """
 
 import torch
@@ -11,14 +11,14 @@ import triton.language as tl
 
 from workers.engines.native.kernels.step_layout import Scoring, Step
 
-TILE = 64  # tokens that are scored at once
-PROGRAMS = 512  # so many keep a large device busy
+TILE = 64  # tokens scored at once
+PROGRAMS = 512  # this many keep a large device busy
 PARTS_MAX = 16
-DOT_MIN = 16  # rows that a matrix unit takes at least
+DOT_MIN = 16  # the fewest rows that a matrix unit takes
 
 
 def read(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: Step, scoring: Scoring) -> torch.Tensor:
-    """`packing.Reader`."""
+    """`step_layout.Reader`."""
     (rows, heads, size), (_, block_size, groups, value_size) = query.shape, values.shape
     parts = max(1, min(PARTS_MAX, PROGRAMS // (rows * groups)))
     share = heads // groups
@@ -51,8 +51,8 @@ def read(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: St
 
 
 def _together(weight: torch.Tensor, mixed: torch.Tensor, scoring: Scoring) -> torch.Tensor:
-    """`weight` [rows, heads, parts]: of the tokens of each part, as a logarithm; `mixed` [rows, heads, parts, size]:
-    their mean value."""
+    """Combine the parts. `weight` [rows, heads, parts] is the logarithm of the weight of each part's tokens; `mixed`
+    [rows, heads, parts, size] is their mean value."""
     if scoring.sinks is not None:
         sinks = scoring.sinks.float().view(1, -1, 1).expand(len(weight), -1, 1)
         share = torch.cat([weight, sinks], -1).softmax(-1)[..., :-1]
@@ -85,7 +85,7 @@ def _attend(  # type: ignore[no-untyped-def]
     TILE: tl.constexpr,
     CAPPED: tl.constexpr,
 ):
-    """One part of one token's past, for the query heads that share a kv head."""
+    """Read one part of one token's past, for the query heads that share a kv head."""
     row, group, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     groups, parts = tl.num_programs(1), tl.num_programs(2)
     owner = tl.load(owners + row)

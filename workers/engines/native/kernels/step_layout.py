@@ -1,4 +1,4 @@
-"""A step's batch as its layers see it: all tokens in one row, and where each one's keys and values lie."""
+"""The layout of a step for its layers: all tokens in one row, and the places of their keys and values."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ FEW, MULTIPLE = 32, 16
 
 
 def bucket_size(rows: int, device: torch.device) -> int:
-    """How many rows to multiply when `rows` are wanted. On a CPU oneDNN compiles and keeps half a megabyte of code for
-    each number of rows and shape of weights that it meets."""
+    """The number of rows to multiply when `rows` are needed. For each number of rows and shape of weights oneDNN
+    compiles half a megabyte of code on a CPU, and keeps it."""
     return rows if rows <= FEW or device.type != "cpu" else -(-rows // MULTIPLE) * MULTIPLE
 
 
@@ -28,7 +28,7 @@ class Chunk(NamedTuple):
 
 
 class Scoring(NamedTuple):
-    """How a layer scores: `window`, if any, counts the tokens that are seen, the newest included; `cap` bounds scores
+    """The way a layer scores. `window`, if any, counts the visible tokens, including the newest; `cap` bounds scores
     (Gemma 2); `sinks` [heads] are scores of a token that takes weight and gives nothing (gpt-oss)."""
 
     scale: float
@@ -38,7 +38,7 @@ class Scoring(NamedTuple):
 
     @property
     def plain(self) -> bool:
-        """Nothing but the order of tokens hides one from another, or changes a score."""
+        """True if scores are neither capped nor windowed, and there are no sinks."""
         return not self.window and self.cap is None and self.sinks is None
 
 
@@ -66,9 +66,9 @@ class Plan:
 
 @dataclass(slots=True, kw_only=True)
 class Step:
-    """The first `decoding` tokens of the packed row stand for themselves; chunks follow, then the last token again.
+    """The first `decoding` tokens of the packed row are single tokens; chunks follow, then copies of the last token.
 
-    `blocks`, `offsets`: int64 [tokens], where keys and values go. `owners`, `positions`: int32 [tokens]. `tables`:
+    `blocks`, `offsets`: int64 [tokens], the places of keys and values. `owners`, `positions`: int32 [tokens]. `tables`:
     int32 [sequences, blocks]. `kernel` writes and reads the cache. `alone`: every token is computed like a decoding
     one, so that sums run in the same order whatever shares the step.
     """
@@ -86,13 +86,13 @@ class Step:
 
     @property
     def singles(self) -> int:
-        """How many tokens, from the first on, are computed each by itself."""
+        """The number of tokens, from the first on, that are computed each by itself."""
         return len(self.blocks) if self.alone else self.decoding
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Passages in one row that know nothing of each other and are not kept: rows `begin` to `end` are one."""
+    """Passages in one row that do not see each other and are not cached: rows `begin` to `end` are one passage."""
 
     bounds: list[tuple[int, int]]
 
@@ -104,7 +104,7 @@ Reader = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Step, Scoring], tor
 
 
 class Kernel(NamedTuple):
-    """How a device reaches the cache; `read` is for the step's single tokens."""
+    """A device's way to write and read the cache; `read` is for the step's single tokens."""
 
     name: str
     write: Writer

@@ -1,5 +1,5 @@
-"""LoRA adapters (Hu et al. 2021) beside their base model, several of them in one batch: each token of a step gets what
-its own sequence's adapter adds. Read from the files that peft writes."""
+"""LoRA adapters (Hu et al. 2021) beside their base model, several of them in one batch: each token of a step gets the
+addition of its own sequence's adapter. They are read from the files that peft writes."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from shared.domain.errors import SettingsError
 from workers.engines.native.hub_files import found_file
 
 KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
-# What an adapter may ask for beyond plain LoRA, and the values at which it asks for nothing.
+# Options of peft beyond plain LoRA, with the values at which each is off.
 PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "use_dora": (None, False),
@@ -34,7 +34,7 @@ Rows = torch.Tensor | None  # int64 indices into the tokens of a step; None for 
 
 
 class Adapters:
-    """Those of one model. `alone`: what an adapter adds to a token depends, to the last bit, on that token alone."""
+    """The adapters of one model. With `alone`, the addition to a token depends to the last bit on that token alone."""
 
     def __init__(self, *, alone: bool = False) -> None:
         self.alone = alone
@@ -46,8 +46,8 @@ class Adapters:
 
     @contextmanager
     def computing(self, names: Seq[str], counts: Seq[int], device: torch.device) -> Iterator[None]:
-        """Around a call of the model: whose adapter the tokens get, `counts` of them for each of `names`, of which an
-        empty one stands for no adapter."""
+        """A context around a call of the model: `counts` tokens get the adapter of each of `names`; an empty name is no
+        adapter."""
         present = set(names) if self._names else set()
         if len(present) > 1:
             of_tokens = np.repeat(np.array(names), counts)
@@ -62,7 +62,8 @@ class Adapters:
             self.active = []
 
     def load(self, name: str, source: str, model: Any, **where: Any) -> None:
-        """`where`: revision and token of a hub id. Raises SettingsError for what is no plain LoRA of this model."""
+        """Load an adapter. `where`: revision and token of a hub id. Raises SettingsError for anything but a plain LoRA
+        of this model."""
         config, weights = _read(source, where)
         for module, sides in weights.items():
             down, up = (sides[side].to(model.device, model.dtype) for side in ("A", "B"))
@@ -75,7 +76,7 @@ class Adapters:
 
 
 class AdaptedLinear(nn.Module):
-    """`base` is any layer from [.., tokens, in] to [.., tokens, out]."""
+    """A layer with adapters. `base` is any layer from [..., tokens, in] to [..., tokens, out]."""
 
     def __init__(self, base: nn.Module, adapters: Adapters) -> None:
         super().__init__()
@@ -85,7 +86,7 @@ class AdaptedLinear(nn.Module):
 
     @torch.inference_mode()
     def add(self, name: str, down: torch.Tensor, up: torch.Tensor) -> None:
-        """`down`: [rank, in], `up`: [out, rank]. Raises RuntimeError when they do not fit."""
+        """Add an adapter's matrices. `down`: [rank, in], `up`: [out, rank]. Raises RuntimeError if they do not fit."""
         down, up = down.T.contiguous(), up.T.contiguous()
         self._weights[name] = (down, up)
         row = down.new_zeros(1, 1, len(down))
@@ -106,7 +107,7 @@ class AdaptedLinear(nn.Module):
         """`x`: [1, tokens, in]."""
         if not self._adapters.alone:
             return x @ down @ up
-        each = x.transpose(0, 1)  # libraries multiply a matrix by other code when it has other rows
+        each = x.transpose(0, 1)  # libraries choose their code by the number of rows
         return (each @ down.expand(len(each), -1, -1) @ up.expand(len(each), -1, -1)).transpose(0, 1)
 
 
@@ -130,7 +131,7 @@ def _read(source: str, where: dict[str, Any]) -> tuple[dict[str, Any], dict[str,
 
 
 def _adapted(model: nn.Module, module: str, source: str, adapters: Adapters) -> AdaptedLinear:
-    """The layer of that name, which can take adapters from now on."""
+    """The layer of that name, made able to take adapters."""
     path, _, last = module.rpartition(".")
     if "experts" in path or last == "lm_head":
         raise SettingsError(f"ADAPTER: {source} adapts {module}, which is not supported here")
@@ -146,7 +147,7 @@ def _adapted(model: nn.Module, module: str, source: str, adapters: Adapters) -> 
 
 
 def _scale(config: dict[str, Any], module: str, rank: int) -> float:
-    """Of the module: its own where a pattern names it."""
+    """The scale of a module: its own if a pattern names it."""
     own = [
         alpha
         for pattern, alpha in (config.get("alpha_pattern") or {}).items()

@@ -11,10 +11,10 @@ from workers.process.host_memory import memory_available
 
 
 class PackedLinear(nn.Module):
-    """Computes what the layer it was made from computes. float32 on the CPU only."""
+    """A layer that computes the same as the layer it was made from. float32 on the CPU only."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, *, rows: int) -> None:
-        """`weight`: [out, in]. `rows`: how many rows a step usually has; any number works."""
+        """`weight`: [out, in]. `rows` is the usual number of rows in a step; any number works."""
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.bias = bias
@@ -29,7 +29,7 @@ Replaced = list[tuple[nn.Module, str, nn.Module]]
 
 
 def can_pack(model: Any) -> bool:
-    """On a CPU with oneDNN, where there is room for a second copy until the first is freed."""
+    """True on a CPU with oneDNN and with room for a second copy of a layer until the first is freed."""
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     return (
         model.device.type == "cpu"
@@ -42,13 +42,12 @@ def can_pack(model: Any) -> bool:
 
 
 def pack(model: nn.Module, *, rows: int) -> Replaced:
-    """Replace every plain linear layer of the model, in place; return what `unpack` needs to undo that. Quantised ones
-    stay as they are."""
+    """Replace every plain linear layer of the model, in place; return the input of `unpack`. Quantised layers stay."""
     replaced: Replaced = []
     for name, child in list(model.named_children()):
         layer: Any = child
         if type(child) in (nn.Linear, Conv1D) and type(layer.weight.data) is torch.Tensor:
-            weight = layer.weight if type(child) is nn.Linear else layer.weight.T  # GPT-2 keeps it the other way round
+            weight = layer.weight if type(child) is nn.Linear else layer.weight.T  # GPT-2's layers hold it transposed
             setattr(model, name, PackedLinear(weight, layer.bias, rows=rows))
             replaced.append((model, name, child))
         else:

@@ -1,5 +1,5 @@
 """Tensor parallel under torchrun, by transformers' plan for the model: each rank holds a part of every layer. Rank 0 is
-the worker; it tells the others each step, and they compute along."""
+the worker; it sends each step to the other ranks, which compute it as well."""
 
 import os
 from datetime import timedelta
@@ -26,7 +26,7 @@ def join(device: torch.device) -> torch.device:
 
 
 def least(number: int) -> int:
-    """The least that any rank has."""
+    """The least number of all ranks."""
     if world() == 1:
         return number
     numbers: list[int] = [0] * world()
@@ -35,18 +35,18 @@ def least(number: int) -> int:
 
 
 def require_one(param: str, value: object) -> None:
-    """Raise SettingsError for what cannot be had in parallel."""
+    """Raise SettingsError under torchrun if the value is set."""
     if world() > 1 and value:
         raise SettingsError(f"{param} cannot be had under torchrun")
 
 
 def tell(plan: Plan | None) -> None:
-    """From rank 0: what to compute next; None ends the others."""
+    """Send the next step from rank 0 to the others; None ends them."""
     dist.broadcast_object_list([plan], src=0, device=torch.device("cpu"))
 
 
 def follow(engine: Any) -> None:
-    """Compute along until told to end. Raises RuntimeError when rank 0 is gone."""
+    """Compute the steps that rank 0 sends, until it sends None. Raises RuntimeError if rank 0 is gone."""
     while True:
         told: list[Plan | None] = [None]
         dist.broadcast_object_list(told, src=0, device=torch.device("cpu"))

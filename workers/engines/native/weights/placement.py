@@ -1,4 +1,5 @@
-"""Where a model's weights go and in what numbers, from the settings: what `from_pretrained` is asked for."""
+"""Placement turns the settings into arguments of `from_pretrained`: the devices of a model's weights, and their number
+type."""
 
 import atexit
 import re
@@ -19,7 +20,7 @@ LIMIT = re.compile(r"(?P<device>\d+|cpu|mps|disk)=(?P<bytes>\d+(?:\.\d+)?[KMGT]i
 
 
 def placement(settings: Settings) -> dict[str, Any]:
-    """Keyword arguments of `from_pretrained`. Raises SettingsError for what is no device or no size."""
+    """Keyword arguments of `from_pretrained`. Raises SettingsError for an unknown device or size."""
     device = _device(settings)
     if world() > 1:
         for param in ("device_map", "quantization"):
@@ -28,7 +29,7 @@ def placement(settings: Settings) -> dict[str, Any]:
         return {"dtype": _dtype(settings, device), "distributed_config": DistributedConfig(tp_plan="auto")}
     asked: dict[str, Any] = {"dtype": _dtype(settings, device), "device_map": {"": device}}
     if settings.device_map:
-        # What fits on no device stays in the file system and is read whenever it is needed.
+        # Weights that fit on no device stay in the file system and are read whenever they are needed.
         folder = tempfile.mkdtemp(prefix="penstock-offload-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         asked |= {"device_map": settings.device_map, "offload_folder": folder}
@@ -39,7 +40,7 @@ def placement(settings: Settings) -> dict[str, Any]:
 
 
 def spread(model: Any) -> bool:
-    """Whether its parts lie on several devices."""
+    """True if the model's parts lie on several devices."""
     return len(set(getattr(model, "hf_device_map", {}).values())) > 1
 
 
@@ -53,14 +54,14 @@ def _device(settings: Settings) -> torch.device:
 
 
 def _dtype(settings: Settings, device: torch.device) -> Any:
-    """The checkpoint's own numbers on an accelerator; float32 on a CPU, where half precision is slower."""
+    """The checkpoint's own number type on an accelerator; float32 on a CPU, where half precision is slower."""
     if settings.dtype != "auto":
         return getattr(torch, settings.dtype)
     return torch.float32 if device.type == "cpu" else "auto"
 
 
 def _max_memory(text: str) -> dict[int | str, str] | None:
-    """`0=20GiB,1=20GiB,cpu=64GiB`."""
+    """Memory by device, from text like `0=20GiB,1=20GiB,cpu=64GiB`."""
     limits: dict[int | str, str] = {}
     for part in filter(None, text.split(",")):
         match = LIMIT.fullmatch(part.strip())
@@ -72,7 +73,7 @@ def _max_memory(text: str) -> dict[int | str, str] | None:
 
 
 def _quantization(name: str) -> Any:
-    """How to quantise weights that come in full precision; a checkpoint that is quantised says itself how."""
+    """The quantisation of weights that come in full precision; a quantised checkpoint brings its own."""
     match name:
         case "bitsandbytes-int8":
             return BitsAndBytesConfig(load_in_8bit=True)
