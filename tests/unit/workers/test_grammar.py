@@ -20,7 +20,7 @@ from workers.runs.generation import Generation
 from workers.scheduling.sequence import Sampled, Sequence
 from workers.text.grammar import COMPILED_MAX, GRAMMAR_BYTES_MAX, Grammars
 
-WILD = {"temperature": 1.8, "max_tokens": 1500}  # a model that left alone says nothing of the kind
+WILD = {"temperature": 1.8, "max_tokens": 1500}  # without a grammar, the model would not match it
 SCHEMAS: dict[str, dict[str, Any]] = {
     "object": {
         "type": "object",

@@ -28,7 +28,7 @@ class SmallEngine(ScriptedEngine):
         super().__init__(limits=limits, step_ms=0, tokens=10**6)
         self.fits = fits
         self.held: set[Sequence] = set()
-        self.rows: list[int] = []  # of each step
+        self.rows: list[int] = []  # rows of each step
         self.failed: list[bool] = []
 
     def step(self, batch: Batch) -> list[Sampled]:
@@ -63,7 +63,7 @@ class Stack:
             room=self._wake,
         )
         self.jobs: list[Generation] = []
-        self.waits: list[int] = []  # the longest of each job
+        self.waits: list[int] = []  # longest wait of each job, in steps
         self._waiting: list[int] = []
 
     def _wake(self) -> None:

@@ -38,7 +38,7 @@ def test_nothing_is_raised_after_a_body_that_was_in_time() -> None:
         with time_limit(0.001):
             pass
 
-    boxed = threading.Thread(target=interrupted)  # by then whoever watches the boxes has looked at all of them
+    boxed = threading.Thread(target=interrupted)  # by then the watcher has looked at every limit
     boxed.start()
     boxed.join(10)
     assert not boxed.is_alive()

@@ -52,7 +52,7 @@ def kernel(request: pytest.FixtureRequest) -> Kernel:
     """Return the kernel; without a device, Triton's is interpreted."""
     if request.param == "numba":
         return NUMBA
-    if not os.environ.get("CI"):  # there it is installed, and must be
+    if not os.environ.get("CI"):  # CI must have Triton installed
         pytest.importorskip("triton")
     from workers.engines.native.kernels import paged_triton
 
@@ -81,7 +81,7 @@ def test_it_computes_what_plain_attention_computes(
     cache, rows = KVCache(blocks=60), len(lengths)
     step = make_step(cache, lengths, 60)
     keys, values = cache.layer(0, torch.randn(1, groups, 1, size), torch.randn(1, groups, 1, value_size))
-    if kernel.name == "triton":  # an accelerator keeps them as they are shaped
+    if kernel.name == "triton":  # an accelerator's tensors keep their shape
         keys, values = keys.contiguous(), values.contiguous()
     keys.copy_(torch.randn(keys.shape))
     values.copy_(torch.randn(values.shape))

@@ -30,7 +30,7 @@ from workers.text.chat_tokenizer import ChatTokenizer
 
 SIZES = {"vocab_size": 2048, "max_position_embeddings": 128}
 IDS = {f"{name}_token_id": 0 for name in ("pad", "eos", "bos", "cls", "sep")}
-# A configuration of transformers, small, and the embedder that its models should get.
+# Each entry is a small configuration of transformers and the embedder that its models must get.
 ENCODERS: dict[str, tuple[str, dict[str, Any], type]] = {
     "BERT": ("BertConfig", {}, PackedEmbedder),
     "RoBERTa": ("RobertaConfig", {}, PackedEmbedder),

@@ -17,9 +17,9 @@ from workers.engines.native.loader import load_torch_engine
 from workers.engines.native.weights.lora import AdaptedLinear, Adapters
 from workers.model_loading import parse_specs
 
-# Of peft itself.
+# These warnings are peft's own.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-# Each model with layers that its adapters change.
+# Each entry is a model with the layers that its adapters change.
 BASES: dict[str, tuple[str, dict[str, Any], list[str], str]] = {
     "Llama": ("LlamaConfig", {}, ["q_proj", "v_proj", "down_proj"], "batched"),
     "GPT-2": (
@@ -60,7 +60,7 @@ def test_a_batch_of_several_adapters_gives_each_its_own_tokens(tmp_path: Path, n
     engine = load_torch_engine(str(tmp_path / "base"), load_settings(batch_tokens_max=step_tokens), adapters=adapters)
 
     assert engine.kind == kind
-    # Equal prompts lie side by side: what one computed is not taken for another's.
+    # Equal prompts are side by side: an adapter must not reuse another's cached blocks.
     together = [sequence(prompt, adapter=adapter) for prompt in prompts() for adapter in models]
     assert generate(engine, together) == wanted
     alone = [generate(engine, [sequence(prompt, adapter=adapter)])[0] for prompt in prompts() for adapter in models]
