@@ -17,14 +17,14 @@ from cli.embedded_redis import EmbeddedRedis, find_binary, server_of_wheel
 from tests.ports import free_port
 from workers.process.thread_spin import spare_other_processes
 
-# All before torch and Triton are imported. Without a device, Triton's kernels are interpreted. Processes of pytest that
-# run side by side compute in one thread each: with more, most of the time goes to threads that wait for each other.
+# This must run before torch and Triton are imported. Without a device, Triton's kernels are interpreted. Parallel
+# processes of pytest compute in one thread each: with more, threads mostly wait for each other.
 spare_other_processes()
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 if importlib.util.find_spec("triton") and not Path("/dev/nvidia0").exists():
     os.environ["TRITON_INTERPRET"] = "1"
-# A shell has its background commands ignore Ctrl-C, and so would every process that a test starts and interrupts.
+# A shell makes its background commands ignore Ctrl-C, and every process that a test starts would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).parents[1]

@@ -108,7 +108,7 @@ def _free(node: Node, scopes: list[set[str]]) -> Iterator[str]:
         case "variable_declaration":
             (inner,) = node.named_children
             names, *values = inner.named_children if inner.type == "assignment_statement" else [inner]
-            yield from _all_free(values, scopes)  # before its names are in sight
+            yield from _all_free(values, scopes)  # values come before the names are in scope
             scopes[-1].update(_written(name) for name in names.named_children)
         case "function_declaration" | "function_definition":
             yield from _of_function(node, scopes)

@@ -43,7 +43,7 @@ def random_model(
     model = make(getattr(transformers, config)(**(SMALL | more)), dtype=torch.float32).eval()
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1 and "A_log" not in name:
-            torch.nn.init.normal_(parameter, std=0.3)  # so that logits are far apart
+            torch.nn.init.normal_(parameter, std=0.3)  # large weights make logits differ clearly
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (folder / name).write_bytes((BUILTIN / name).read_bytes())

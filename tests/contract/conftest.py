@@ -22,7 +22,7 @@ class Backend:
     queue: MemoryQueue | RedisQueue
     channel: MemoryQueue | RedisChannel
     let_leases_run_out: Callable[[], Awaitable[None]]
-    stored: Callable[[str], Awaitable[bool]]  # whether there is a record of this key
+    stored: Callable[[str], Awaitable[bool]]  # True if there is a record of this key
 
 
 @pytest.fixture(params=["memory", *SERVERS])

@@ -25,7 +25,7 @@ async def test_who_came_first_gets_the_next_connection(server_of: ServerOf) -> N
     """The order in which calls end proves nothing, since Redis does not answer in the order of the calls."""
     client = connect(server_of("embedded").url)
     pool = client.connection_pool
-    # All connections are open from here on: whoever opens one gets it several answers later.
+    # Open all connections first, since a call that opens one gets it several answers later.
     await asyncio.gather(*[client.ping() for _ in range(TASKS)])
     asked: list[int] = []
     given: list[int] = []
@@ -64,7 +64,7 @@ async def test_a_call_ends_at_whatever_step_it_is_cancelled(
 ) -> None:
     monkeypatch.setattr(client_module, "CONNECTIONS_MAX", 1)
     client = connect(server_of("embedded").url)
-    await client.ping()  # the connection is open: the steps that follow are the event loop's, not the network's
+    await client.ping()  # this opens the connection, so that the steps below are the event loop's and not the network's
     call = asyncio.ensure_future(_wait_in_vain(client))
     next_call = asyncio.ensure_future(client.ping())
     for _ in range(steps):

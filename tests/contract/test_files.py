@@ -73,7 +73,7 @@ async def test_bytes_come_back_when_a_file_is_deleted_and_when_it_expires(
 ) -> None:
     deleted, _ = await upload(store, 50_000), await upload(store, 50_000, lifetime_s=60)
 
-    for _ in range(2):  # deleting twice gives back once
+    for _ in range(2):  # a second deletion subtracts nothing
         await store.delete(deleted.id, tenant="t")
     assert await counted(client) == 50_000
     clock.now_s += 61

@@ -21,7 +21,7 @@ RESPONSE = ResponseRecord(
 CHAT = StoredChat(
     id="chatcmpl-1", tenant="t", model="m", created_ms=9_000_000_000_000, metadata={"a": "b"}, messages=[], view="{}"
 )
-# What release 0.2 wrote, byte for byte.
+# These are the bytes that release 0.2 wrote.
 RESPONSE_JSON = (
     '{"id": "resp_1", "tenant": "t", "created_s": 7, "background": false, "head": {"model": "\\u00e9"}, '
     '"items": [{"type": "message"}], "own": 0}'

@@ -67,7 +67,7 @@ async def test_a_refused_request_takes_one_of_the_minute(queue: RedisQueue) -> N
 
     assert await queue.charge(TENANT, limits) == 0
     assert 28 <= await queue.charge(TENANT, limits) <= 30
-    assert 28 <= await queue.charge(TENANT, limits) <= 30  # never below none: nobody is locked out for long
+    assert 28 <= await queue.charge(TENANT, limits) <= 30  # never below zero: no key is locked out for long
     with pytest.raises(LimitReached):
         await submit(queue, job(), requests=2)
 
@@ -201,7 +201,7 @@ async def test_what_is_requeued_and_cancelled_gives_back_no_more_than_it_took(
     await submit(queue, again, tokens=100_000)
     await fail(queue, tokens=20)
     rq_requeue(redis_server)
-    if seen:  # by a claim that takes nothing of it
+    if seen:  # a claim without room has seen the job
         await queue.claim("m", worker="w", limit=0)
         assert await used(client) > 20
 
@@ -281,7 +281,7 @@ async def test_a_wrong_secret_and_an_unknown_one_cost_what_a_right_one_does(
     assert await ring.authenticate(secret)
     for wrong in (secret[:-1] + "x", secret[:10], "", "sk-unknown", secret + "x", "\U0001f600"):
         assert await ring.authenticate(wrong) is None
-    assert compared == [(32, 32)] * 7  # digests of one length, always compared to their ends
+    assert compared == [(32, 32)] * 7  # digests have one length and are compared to their ends
 
 
 async def test_splitting_a_text_costs_its_key_a_part_of_computing_it(queue: RedisQueue, client: Redis) -> None:

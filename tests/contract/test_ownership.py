@@ -64,7 +64,7 @@ async def test_a_claim_stops_when_its_room_is_full(backend: Backend) -> None:
     first = await backend.queue.claim("m", worker="a", limit=8, room=Room(2))
     second = await backend.queue.claim("m", worker="b", limit=8, room=Room(2))
 
-    assert [d.job for d in first] == [narrow, wide]  # a job that began to fit is not torn apart
+    assert [d.job for d in first] == [narrow, wide]  # a job is claimed whole once it begins to fit
     assert [d.job for d in second] == [next_one]
 
 
@@ -83,7 +83,7 @@ async def test_a_waiting_job_that_is_too_wide_is_passed_over_and_keeps_its_turn(
     assert nothing == []
     assert await backend.queue.depth("m") == 1
     waiting = asyncio.create_task(backend.queue.claim("m", worker="w", limit=8, wait_ms=10_000))
-    await backend.queue.settle(write(held[0], started(), done(1)), worker="w")  # which wakes whoever passed it over
+    await backend.queue.settle(write(held[0], started(), done(1)), worker="w")  # this wakes the worker that waits
     assert [d.job for d in await asyncio.wait_for(waiting, 5)] == [wide]
 
 
@@ -92,7 +92,7 @@ async def test_a_running_job_is_handed_to_a_worker_with_room_for_all_of_it(backe
     for job in (wide, narrow):
         await backend.queue.enqueue(job, bounds=TEN)
     held = await backend.queue.claim("m", worker="a", limit=2)
-    for _ in range(10):  # the moment in which it is left to others may pass by, on a machine that stands still
+    for _ in range(10):  # on a stalled machine, the time in which the job is left to other workers may pass
         await backend.queue.release(held, worker="a")
         held = await backend.queue.claim("m", worker="full", limit=2, room=Room(1))
         if [d.job for d in held] == [narrow]:
@@ -139,11 +139,11 @@ async def test_on_its_last_attempt_a_job_is_alone_and_its_neighbours_are_acquitt
     (first,) = await backend.queue.claim("m", worker="c", limit=5)
     assert first.isolated
     assert first.attempt == 3
-    assert await backend.queue.claim("m", worker="c", limit=5) == []  # others wait until it gets on
+    assert await backend.queue.claim("m", worker="c", limit=5) == []  # other jobs wait until it makes progress
     await backend.queue.append([write(first, started(), delta(1))])
     (second,) = await backend.queue.claim("m", worker="c", limit=5)
     assert second.isolated
-    await backend.let_leases_run_out()  # it kills its worker
+    await backend.let_leases_run_out()  # the job kills its worker
 
     after = {d.job.id: d for _ in range(3) for d in await backend.queue.claim("m", worker="d", limit=5)}
 

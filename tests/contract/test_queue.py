@@ -302,7 +302,7 @@ async def test_a_model_is_forgotten_when_nothing_of_it_waits_or_runs(backend: Ba
 
     assert (waiting.jobs, running.jobs) == (1, 1)
     assert not await backend.queue.forget("m")
-    assert not await backend.queue.forget("m")  # a second time it changes nothing
+    assert not await backend.queue.forget("m")  # a second call changes nothing
     await backend.queue.enqueue(make_job(), bounds=TEN)
     assert await backend.queue.claim("m", worker="w", limit=1)  # it is no longer paused
 

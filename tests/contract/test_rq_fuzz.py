@@ -22,7 +22,7 @@ from tests.factories import done, make_job, write
 OPERATIONS = 600
 WORKERS = 3
 TENANT, MONTH = "key-of-all", "2026-11"
-REPLAYED = "again-"  # jobs of no key
+REPLAYED = "again-"  # these jobs belong to no key
 
 
 class Fuzz:
@@ -39,12 +39,12 @@ class Fuzz:
         self.took = 0
 
     async def enqueue(self) -> None:
-        job = make_job(queue_deadline_ms=86_400_000, tenant=TENANT)  # however slow this machine is now
+        job = make_job(queue_deadline_ms=86_400_000, tenant=TENANT)  # long enough on the slowest machine
         await self.queue.enqueue(job, bounds=Bounds(jobs_max=10_000), rate_limits=RateLimits(month=MONTH))
         self.allowed[job.id] += 1
 
     async def claim(self) -> None:
-        for name, held in self.held.items():  # live workers renew; only what nobody holds may be taken over
+        for name, held in self.held.items():  # live workers renew their leases; only other jobs may be taken over
             await self.queue.renew(list(held.values()), worker=name)
         name = self.rng.choice(list(self.held))
         for delivery in await self.queue.claim("m", worker=name, limit=self.rng.randint(1, 5)):

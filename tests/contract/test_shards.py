@@ -64,7 +64,7 @@ async def test_a_connection_that_is_lost_is_made_again(client: Redis) -> None:
     for queue in (near, near, far):
         hearing = asyncio.ensure_future(anext(heard))
         published = set()
-        for _ in range(30):  # what is published while nobody listens is heard by nobody
+        for _ in range(30):  # events that are published before anyone listens are lost
             published.add(await publish(queue))
             if (await asyncio.wait([hearing], timeout=0.1))[0]:
                 break

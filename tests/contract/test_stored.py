@@ -66,7 +66,7 @@ async def test_a_tenant_stores_only_so_many_bytes_and_a_refused_job_is_none(back
     assert 6000 < refused.value.used < refused.value.bytes_max == 10_000
     assert (await backend.channel.read([(job.id, 0)]))[0].state is None
     assert not await backend.stored(record_of(job).key)
-    await backend.queue.enqueue(make_job(tenant="t"), bounds=TEN)  # what stores nothing is welcome
+    await backend.queue.enqueue(make_job(tenant="t"), bounds=TEN)  # a job that stores nothing is accepted
     other = make_job(tenant="other")
     await backend.queue.enqueue(other, bounds=TEN, record=record_of(other, "x" * 6000))
 
@@ -114,7 +114,7 @@ async def test_a_failed_request_of_a_full_queue_frees_no_bytes_that_it_never_had
 
 async def test_bytes_that_wait_are_bounded_and_come_free_again(backend: Backend) -> None:
     bounds = Bounds(jobs_max=100, bytes_max=10_000)
-    await backend.queue.enqueue(make_job(prompt="x" * 50_000), bounds=bounds)  # alone, any job may wait
+    await backend.queue.enqueue(make_job(prompt="x" * 50_000), bounds=bounds)  # an empty queue accepts any job
 
     with pytest.raises(QueueFull) as refused:
         await backend.queue.enqueue(make_job(), bounds=bounds)

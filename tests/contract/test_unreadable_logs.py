@@ -50,7 +50,7 @@ async def test_the_other_silent_streams_are_filled(
     bad, good = make_job(), make_job()
     with relay.open(bad) as broken, relay.open(good) as whole:
         for stream, job in ((broken, bad), (whole, good)):
-            await begin(queue, job)  # nothing is published to this relay: all must come from the logs
+            await begin(queue, job)  # nothing is published to this relay, so every event must come from the logs
             if job is bad:
                 await client.rpush(keys.log(bad.id), unreadable)
             relay.accept(stream)
@@ -71,7 +71,7 @@ async def test_the_other_jobs_of_a_published_batch_are_heard(client: Redis, queu
         await begin(queue, job, subscriber="api")
         relay.accept(stream, logged=True)
         assert await asyncio.wait_for(relay.take(stream), 3) == [started(), delta(1)]
-        stream.heard_at += 3600  # whatever comes now was published
+        stream.heard_at += 3600  # every event that comes now was published
         for message in (b"5", b"[5]", b'[["a",0,[["x"]]],["%b",2,[["d",0,"y",[2]]]]]' % job.id.encode()):
             await client.publish(keys.events_channel("api"), message)
 

@@ -23,14 +23,12 @@ class Frames:
     def read(self, response: httpx.Response, *, until: int | None = None) -> "Frames":
         """Read to the end, or until that many events have come."""
         self.job_id = response.headers.get("x-penstock-job-id", "")
-        with suppress(httpx.RemoteProtocolError):  # what fails never ends cleanly
+        with suppress(httpx.RemoteProtocolError):  # a failed stream never ends cleanly
             self._read(response, until)
         return self
 
     def _read(self, response: httpx.Response, until: int | None) -> None:
-        self._lines: Iterator[str] = (
-            response.iter_lines()
-        )  # held, since the connection is closed when nobody holds it any more
+        self._lines: Iterator[str] = response.iter_lines()  # kept, since a dropped iterator closes the connection
         for line in self._lines:
             if line.startswith("data: "):
                 self._take(line.removeprefix("data: "))

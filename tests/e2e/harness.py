@@ -117,7 +117,7 @@ class Stack:
 
     def stop(self) -> None:
         processes = [*self.workers, *self._apis]
-        for process in processes:  # all at once, then each is waited for
+        for process in processes:  # stop all of them at once, then wait for each
             process.terminate()
         for process in processes:
             process.stop()

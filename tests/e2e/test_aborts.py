@@ -16,7 +16,7 @@ from tests.e2e.harness import Stack, eventually, standalone_stack
 
 CYCLES = 10_000
 AT_ONCE = 50
-RESET = struct.pack("ii", 1, 0)  # SO_LINGER of no time: the connection is reset, not closed
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s resets the connection instead of closing it
 ASK = {"model": "scripted", "messages": [{"role": "user", "content": "x"}], "max_tokens": 50, "stream": True}
 
 

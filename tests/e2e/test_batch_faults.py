@@ -46,7 +46,7 @@ def test_a_batch_whose_file_is_gone_fails_and_says_so(stack: Stack) -> None:
     eventually("one is done", lambda: completed(client, batch_id) > 0, seconds=30)
     (Path(stack.environment["PENSTOCK_FILES"]) / client.batches.retrieve(batch_id).input_file_id).unlink()
 
-    stack.redis.delete(keys.batch_lease(batch_id))  # whoever goes on has to read the file again
+    stack.redis.delete(keys.batch_lease(batch_id))  # the next process has to read the file again
 
     batch = ended(client, batch_id)
     assert batch.status == "failed"
@@ -204,7 +204,7 @@ def test_a_process_that_was_frozen_writes_nothing_of_a_batch_that_others_ended(s
         rows = [rows_of(elsewhere, file_id) for file_id in (batch.output_file_id, batch.error_file_id)]
     finally:
         os.kill(stack.api.popen.pid, signal.SIGCONT)
-    ended(client, start(client, [chat(0)]).id)  # it works on, and has looked at all there is
+    ended(client, start(client, [chat(0)]).id)  # the process still works, and has looked at every batch
 
     after = client.batches.retrieve(batch_id)
     assert after == batch

@@ -87,7 +87,7 @@ class Watch:
         self.longest_s = 0.0
 
     def __enter__(self) -> "Watch":
-        (self._process / "clear_refs").write_text("5")  # the peak begins anew
+        (self._process / "clear_refs").write_text("5")  # reset the peak
         self._before_kb = self._peak_kb()
         self._watching.start()
         assert self._looked.wait(10)
@@ -100,7 +100,7 @@ class Watch:
 
     def _watch(self) -> None:
         with httpx.Client(timeout=60) as client:
-            client.get(self._url)  # its connection is made
+            client.get(self._url)  # open the connection first
             self._looked.set()
             while not self._over.wait(0.005):
                 began = time.monotonic()
@@ -182,7 +182,7 @@ def test_bad_bodies_use_up_the_requests_of_their_key(stack: Stack) -> None:
     assert [answer.status_code for answer in sent] == [200, 400, 404, 429, 429, 429]
     assert 1 <= int(sent[-1].headers["retry-after"]) <= 20
     assert sent[-1].headers["x-penstock-dropped-reason"] == "rate_limit_exceeded"
-    assert post(stack, CHAT, good).status_code == 200  # others are not asked to pay
+    assert post(stack, CHAT, good).status_code == 200  # other clients pay nothing
 
 
 def test_what_is_stored_is_bounded_for_each_key(tmp_path: Path) -> None:

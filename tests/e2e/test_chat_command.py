@@ -288,7 +288,7 @@ def in_terminal(command: list[str], home: Path) -> Iterator[tuple[Terminal, subp
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
     environment |= {"HOME": str(home), "TERM": "xterm"}
 
-    def own_terminal() -> None:  # so that Ctrl-C typed there is a signal here
+    def own_terminal() -> None:  # Ctrl-C typed in the terminal becomes a signal
         os.setsid()
         fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
 

@@ -29,7 +29,7 @@ from tests.e2e.test_chat_completions import ask
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"tools": [{"type": "function"}]}, "tools.0.function"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),  # the scripted engine keeps to no grammar
+        ({"response_format": {"type": "json_object"}}, "response_format"),  # the scripted engine has no grammars
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),
         (

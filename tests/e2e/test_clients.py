@@ -22,8 +22,8 @@ from workers.model_loading import BUILTIN
 ROOT = Path(__file__).parents[2]
 CLIENTS = ROOT / "tests" / "clients"
 VENV = Path(sys.prefix)
-KEY = "sk-0123456789abcdef0123456789abcdef"  # LiteLLM starts with no weaker one
-SCRIPTED = '"scripted"'  # in a command: it is for the engine that takes its time
+KEY = "sk-0123456789abcdef0123456789abcdef"  # LiteLLM refuses a weaker key
+SCRIPTED = '"scripted"'  # a command with this is for the slow scripted engine
 OLD, MANY, AIPERF = (VENV / name / "bin" for name in ("openai-1", "clients", "aiperf"))
 
 
@@ -153,7 +153,7 @@ def test_the_curl_lines_of_the_documents(builtin: Stack, tmp_path: Path) -> None
     assert len(lines) >= 5
     for line in lines:
         command = re.sub("http://(localhost|127.0.0.1):8000", builtin.base, line).replace("curl ", "curl -sSf ", 1)
-        command = command.replace("example.com", "1.1.1.1")  # it is looked up when it is named, and asked later
+        command = command.replace("example.com", "1.1.1.1")  # the name is looked up when the webhook is created
         assert run([shutil.which("bash"), "-c", command], more={"JOB": job}, cwd=tmp_path), line
 
 

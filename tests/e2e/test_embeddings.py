@@ -37,7 +37,7 @@ def test_each_input_has_its_vector_in_order(builtin: Stack) -> None:
 def test_floats_and_base64_are_the_same_numbers(builtin: Stack) -> None:
     as_floats = embed(builtin, BUILTIN, "Hello!", encoding_format="float").data[0].embedding
 
-    assert embed(builtin, BUILTIN, "Hello!").data[0].embedding == as_floats  # the client asks for base64 by itself
+    assert embed(builtin, BUILTIN, "Hello!").data[0].embedding == as_floats  # the client asks for base64 on its own
 
 
 def test_token_ids_are_inputs_too(builtin: Stack) -> None:

@@ -23,7 +23,7 @@ from tests.e2e.harness import Stack, eventually, metric, running_stack
 STREAMS = 8
 KILLS = 8  # the campaign in bench/chaos has more
 NEXT_TOKEN_S = 5.0
-DEFAULT_LEASE = {"lease_ms": 3000, "heartbeat_ms": 1000}  # what users run, slower than other tests need
+DEFAULT_LEASE = {"lease_ms": 3000, "heartbeat_ms": 1000}  # the defaults, which are slower than other tests need
 LONG = {"scripted_step_ms": 20, "scripted_tokens": 100_000}
 
 

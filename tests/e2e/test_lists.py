@@ -28,13 +28,13 @@ def test_a_page_of_stored_chats_is_full_and_costs_what_it_holds(stack: Stack) ->
     rare = chats.list(metadata={"run": "rare"})
     none = chats.list(model="another")
 
-    assert ([chat.id for chat in first.data], first.has_more) == ([copies[-4]], True)  # the last three are not done
+    assert ([chat.id for chat in first.data], first.has_more) == ([copies[-4]], True)  # the last three are unfinished
     assert ([chat.id for chat in rare.data], rare.has_more) == ([copies[4000]], False)
     assert (none.data, none.has_more) == ([], False)
-    assert commands() - before < 900  # two looked at all, in slices
+    assert commands() - before < 900  # two of the requests looked at every chat, in slices
     before = commands()
     assert [chat.id for chat in chats.list(limit=1, after=copies[2000]).data] == [copies[2001]]
-    assert commands() - before < 50  # workers' heartbeats among them
+    assert commands() - before < 50  # this includes the workers' heartbeats
 
 
 def copied(stack: Stack, chat_id: str, count: int) -> list[str]:
@@ -67,7 +67,7 @@ def test_files_of_a_purpose_are_listed_however_many_others_came_later(stack: Sta
     first = files.list(purpose="batch", limit=1)
 
     assert ([file.id for file in first.data], first.has_more) == ([wanted[1]], True)
-    assert [file.id for file in first] == wanted[::-1]  # page by page
+    assert [file.id for file in first] == wanted[::-1]  # in pages
     assert [file.id for file in files.list(purpose="batch", limit=1, order="asc")] == wanted
 
 

@@ -28,7 +28,7 @@ SETTINGS: Any = {
     "keep_alive_s": 0.2,
     "drain_s": 1,
 }
-NONE = {"authorization": "Bearer none"}  # as the client says who it is
+NONE = {"authorization": "Bearer none"}  # the client's default key
 ADMIN = {"authorization": "Bearer operator"}
 
 
@@ -80,9 +80,9 @@ def test_every_event_has_its_number_when_asked_for(undisturbed: Frames) -> None:
 def test_the_openai_client_reads_numbered_events_and_keep_alives(stack: Stack, undisturbed: Frames) -> None:
     httpx.post(f"{stack.base}/admin/models/scripted/pause", headers=ADMIN)
     headers = {"x-penstock-event-ids": "true", "Idempotency-Key": "numbered"}
-    stream = stack.client().chat.completions.create(**body(), extra_headers=headers)  # its headers are here
+    stream = stack.client().chat.completions.create(**body(), extra_headers=headers)  # returns at its headers
     waiting: Any = stack.redis.lrange("rq:queue:scripted", 0, 0)
-    # Who begins to read later gets the same comments later.
+    # A client that begins to read later gets the same comments later.
     with httpx.stream("GET", f"{stack.base}/v1/jobs/{waiting[0].decode()}/events", headers=NONE) as later:
         assert next(later.iter_lines()) == ": keep-alive"
     httpx.post(f"{stack.base}/admin/models/scripted/resume", headers=ADMIN)
@@ -149,7 +149,7 @@ def test_a_client_goes_on_elsewhere_when_its_api_is_killed_or_frozen(
             api.popen.send_signal(sign)
             eventually("the API is dead or frozen", partial(halted, api.popen.pid))
         second = pick_up(other, first.job_id, headers={"Last-Event-ID": first.last_id})
-        api.popen.send_signal(signal.SIGCONT)  # it finds its client gone; the job is not its own to cancel
+        api.popen.send_signal(signal.SIGCONT)  # it finds that its client left, but it must not cancel the job
 
         assert first.text + second.text == undisturbed.text
         assert state(stack, first.job_id) == "finished"

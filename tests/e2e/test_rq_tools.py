@@ -55,7 +55,7 @@ def test_rq_info_shows_waiting_executing_finished_and_failed(slow: Stack) -> Non
     (worker,) = slow.workers
     eventually("one runs", lambda: slow.worker_running(worker) and slow.redis.llen("rq:queue:scripted") == 2)
 
-    with frozen(worker.popen.pid):  # it does not get on meanwhile, however long rq takes
+    with frozen(worker.popen.pid):  # the job makes no progress meanwhile, however long rq takes
         info = rq(slow, "info")
 
     assert "2, 1 executing, 1 finished, 1 failed" in info

@@ -174,7 +174,7 @@ def test_the_commands_that_it_prints_work(running: Up) -> None:
 def test_chat_finds_the_api_that_runs_in_this_folder(running: Up) -> None:
     line = running.printed("penstock chat")
 
-    assert line.endswith("penstock chat")  # the port that it chose need not be named
+    assert line.endswith("penstock chat")  # the command finds the chosen port by itself
     assert len(running.shell(f"echo hi | {line}").split()) > 1
 
 
@@ -219,7 +219,7 @@ def test_what_dies_at_its_start_ends_up_with_a_sentence(tmp_path: Path) -> None:
     data = tmp_path / ".penstock" / "redis" / "appendonlydir"
     data.mkdir(parents=True)
     (data / "appendonly.aof.manifest").write_text("nonsense")
-    (data.parent / "appendonly.aof").write_text("nonsense")  # where Redis 6.2 has it
+    (data.parent / "appendonly.aof").write_text("nonsense")  # the place of the file in Redis 6.2
 
     said = refused(tmp_path, "--model", "scripted", "--port", str(free_port()))
 
@@ -231,7 +231,7 @@ def test_kill_9_of_up_leaves_nothing_running_and_the_next_one_starts_at_once(tmp
     with up(tmp_path, "--model", "scripted") as first:
         job = first.post().json()["id"]
         (redis_pid,) = first.pids("-server")
-        os.kill(redis_pid, signal.SIGSTOP)  # it cannot end with its parent
+        os.kill(redis_pid, signal.SIGSTOP)  # a stopped process cannot end with its parent
         first.popen.kill()
         first.popen.wait()
 

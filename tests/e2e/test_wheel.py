@@ -22,7 +22,7 @@ from tests.e2e.test_up import up
 PACKAGES = ("api", "cli", "shared", "workers")
 SDIST = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
 COMPILED_S = 180.0  # a new environment has no compiled attention yet
-# Without the checkout, which may be on the path of the tests.
+# The environment leaves out the checkout, which may be on the path of the tests.
 CLEAN = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 

@@ -33,14 +33,14 @@ INFO = ModelInfo(name="m", engine="scripted", context_length=1000, created_s=0)
 VERBS = ("enqueue", "attach", "claim", "renew", "append", "settle", "release", "cancel", "leave", "read")
 BOUNDS = Bounds(jobs_max=100)
 SETTINGS = load_settings(heartbeat_ms=300, lease_ms=1000, idle_wait_ms=50, drain_s=0.2, outbox_steps_max=100_000)
-# Hardly room for two long jobs, so that others wait for blocks, and that a growing one takes them from a younger one.
+# There is hardly room for two long jobs: others wait for blocks, and a growing job takes them from a younger one.
 LIMITS = EngineLimits(sequences_max=3, batch_tokens_max=16, context_length=144, vocabulary=50_000, blocks=10)
 TENANTS = ("ann", "bob", "eve")
-# What prompts begin with: from less than a block to four of them.
+# The beginnings of prompts, from less than a block to four blocks.
 BEGINNINGS = [" ".join(f"p{name}w{word}" for word in range(name * BLOCK_SIZE + 5)) for name in range(5)]
 FAULTS = ("raise", "oom", "read", "decode", "grammar")
-ASKS_WITHIN_S = 0.5  # a worker that has room and says that it accepts
-ENDS_WITHIN_S = 5.0  # a worker that is told to stop
+ASKS_WITHIN_S = 0.5  # for a worker that has room and accepts jobs
+ENDS_WITHIN_S = 5.0  # for a worker that is told to stop
 LOOK_S = 0.1
 
 
@@ -140,8 +140,8 @@ class World:
         self.workers: list[tuple[Worker, Process]] = []
         self.relays: list[tuple[Relay, Process]] = []
         self.clients: list[Client] = []
-        self.cancelled: set[str] = set()  # ids of jobs that somebody asked to cancel
-        self.claims = Counter[str]()  # of each job
+        self.cancelled: set[str] = set()  # ids of jobs that a client asked to cancel
+        self.claims = Counter[str]()  # claims of each job
         self.wrongs: list[str] = []
         self._names = count()
         self._stopped: dict[str, float] = {}  # workers that were told to stop, and when
@@ -321,7 +321,7 @@ class World:
                         events = await relay.take(stream)
                 except TimeoutError:
                     if (relay, process) in self.relays:
-                        continue  # it is only slow
+                        continue  # the worker is only slow
                     return
                 for event in events:
                     if seen >= len(client.events):

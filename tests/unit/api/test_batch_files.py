@@ -132,7 +132,7 @@ def test_a_line_with_an_answer_is_in_no_error_file(tmp_path: Path, parts: PartsO
 
 def test_half_a_row_of_a_dead_process_is_left_out(tmp_path: Path, parts: PartsOf) -> None:
     (tmp_path / "batch_1.a.output").write_bytes(b'0\t{"n":0}\n1\t{"n":')
-    (tmp_path / "batch_1.output").write_bytes(b'2\t{"n":2}\n')  # as release 0.2 names it
+    (tmp_path / "batch_1.output").write_bytes(b'2\t{"n":2}\n')  # the name in release 0.2
 
     found = parts("b")
     found.add([(1, {"n": 1})], good=True)

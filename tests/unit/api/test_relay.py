@@ -126,7 +126,7 @@ async def test_a_relay_ends_that_is_cancelled_just_as_a_client_leaves(steps: int
     async def leave_and_step(steps: int) -> None:
         with relay.open(make_job(grace_ms=60_000)) as opened:
             relay.accept(opened)
-        for _ in range(steps):  # of the event loop
+        for _ in range(steps):  # steps of the event loop
             await asyncio.sleep(0)
 
     await leave_and_step(20)  # the relay waits for the end of this grace
@@ -143,7 +143,7 @@ async def test_a_silent_stream_is_filled_from_its_log(relay_and_queue: tuple[Rel
     relay, queue = relay_and_queue
     job = make_job()
     with relay.open(job) as opened:
-        await queue.enqueue(job, subscriber="", bounds=Bounds(jobs_max=1))  # nobody publishes to us
+        await queue.enqueue(job, subscriber="", bounds=Bounds(jobs_max=1))  # no event is published to this relay
         relay.accept(opened)
         (delivery,) = await queue.claim("m", worker="w", limit=1)
         await queue.append([write(delivery, *EVENTS[:4])])

@@ -28,7 +28,7 @@ CHAT: Sequence[Event] = (
 )
 COMPLETION: Sequence[Event] = (
     started(),
-    Delta(seq=1, choice=2, text="early", token_ids=(1,), logprobs=(ROW,)),  # waits for its prompt
+    Delta(seq=1, choice=2, text="early", token_ids=(1,), logprobs=(ROW,)),  # held until its prompt has come
     Echoed(seq=2, prompt=0, text="one", logprobs=(ROW, ROW)),
     Delta(seq=3, choice=0, text="a", token_ids=(3,), logprobs=(ROW,)),
     Echoed(seq=4, prompt=1, text="two", logprobs=(ROW,)),
@@ -76,7 +76,7 @@ def test_a_cut_behind_any_frame_costs_and_repeats_nothing(opened: Opened, events
     rests = [frames_of(opened(last_id(whole[:cut])), events) for cut in range(len(whole) + 1)]
 
     assert rests == [whole[cut:] for cut in range(len(whole) + 1)]
-    assert len(whole) > len(events)  # several of one event, or there was nothing to test
+    assert len(whole) > len(events)  # otherwise no event has several frames, and the test is void
 
 
 def test_the_last_frame_of_an_event_carries_its_number_alone() -> None:

@@ -144,7 +144,7 @@ async def test_the_network_that_is_broken_delivers_what_was_sent() -> None:
     proxy.split = True
     reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
     first = await reader.read(100)
-    proxy.split = False  # in the middle of it
+    proxy.split = False  # while a frame is under way
 
     assert first + await reader.read() == sent
 

@@ -283,7 +283,7 @@ def test_the_archive_of_a_release_is_what_helm_would_pack(helm: Any, tmp_path: P
     theirs = helm.package(str(CHART), destination=str(tmp_path / "theirs"))
 
     with tarfile.open(ours) as one, tarfile.open(theirs) as other:
-        # Helm writes Chart.yaml anew, in an order of its own.
+        # Helm rewrites Chart.yaml in an order of its own.
         names = [name for name in one.getnames() if not name.endswith("Chart.yaml")]
         assert sorted(one.getnames()) == sorted(other.getnames())
         assert [name for name in names if content(one, name) != content(other, name)] == []

@@ -20,7 +20,9 @@ from tools.check_sizes import functions
 PARTS = all_parts()
 SHARED = [part for part in PARTS if part.kind == "part"]
 VERBS = [part for part in PARTS if part.kind == "verb"]
-GLOBALS = set("ARGV ipairs math next pairs redis string table tonumber tostring unpack".split())  # of every Redis
+GLOBALS = set(
+    "ARGV ipairs math next pairs redis string table tonumber tostring unpack".split()
+)  # every Redis has these
 LIBRARIES = ("redis", "string", "math", "table")
 WRITES, READS = {"HSET", "HINCRBY"}, {"HGET", "HMGET", "HSTRLEN"}
 ECHO = """

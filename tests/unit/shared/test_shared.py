@@ -61,7 +61,7 @@ def test_retry_after_is_the_wait_or_a_little_more(wait_s: float, least: int, mos
     found = {retry_after_s(wait_s) for _ in range(100)}
 
     assert least <= min(found) <= max(found) <= most
-    assert (len(found) > 1) == (least < most)  # those refused together come back apart
+    assert (len(found) > 1) == (least < most)  # clients that are refused together return at different times
 
 
 def test_every_error_has_a_status() -> None:

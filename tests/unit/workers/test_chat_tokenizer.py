@@ -88,7 +88,7 @@ def test_a_text_that_cannot_fit_is_refused_before_it_is_split(make: Any) -> None
 
     with pytest.raises(ContextLengthExceeded, match="100 tokens"):
         ask("x" * 100 * chat.token_chars_max)
-    assert ask("x" * 50 * chat.token_chars_max)  # perhaps too long, but that takes a tokenizer to know
+    assert ask("x" * 50 * chat.token_chars_max)  # it may be too long, but only the tokenizer can tell
 
 
 def test_what_looks_like_a_special_token_is_split_as_text_however_often_it_comes() -> None:

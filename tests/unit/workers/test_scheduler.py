@@ -244,7 +244,7 @@ def test_a_job_of_many_sequences_leaves_a_place_to_each_other_job_and_fills_the_
     scheduler.drop(chats[0])
     run(scheduler)
     assert places(scheduler) == {"wide": 6, "chat 1": 1, "chat 2": 1}
-    assert wide[5].computed == wide[5].length - 1  # of those that made room the first goes on first
+    assert wide[5].computed == wide[5].length - 1  # of the preempted sequences, the first one resumes first
 
 
 def test_jobs_of_many_sequences_share_the_batch_and_the_step_evenly() -> None:
@@ -285,7 +285,7 @@ def test_what_is_cached_is_forgotten_least_recently_used_and_last_blocks_first()
         play(sequence(33, first=first))  # 3 blocks, of which 2 are kept
 
     assert play(sequence(33, first=0)) == 32
-    assert play(sequence(33, first=300)) == 0  # for which the end of 100 had to go
+    assert play(sequence(33, first=300)) == 0  # the end of prompt 100 was evicted for it
     assert play(sequence(33, first=100)) == 16
     assert play(sequence(33, first=0)) == 32
 

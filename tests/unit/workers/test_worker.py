@@ -141,7 +141,7 @@ async def test_a_job_that_leaves_while_it_waits_for_a_place_makes_room_for_the_n
         assert await queue.cancel(leaving.id) is State.STARTED
         after = await submit(queue, make_job(max_tokens=1))
 
-        async with asyncio.timeout(ROOM_S / 2):  # it is told: it need not look again by itself
+        async with asyncio.timeout(ROOM_S / 2):  # it is notified and need not poll
             assert isinstance(await outcome_of(queue, after), Completed)
 
 

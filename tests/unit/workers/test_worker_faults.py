@@ -195,7 +195,7 @@ async def test_a_job_that_fails_while_its_deadline_passes_ends_once(queue: Memor
         await eventually(lambda: timer.when() < asyncio.get_running_loop().time())
         passed = threading.Event()
         engine_loop._inbox.put(passed.set)
-        await asyncio.to_thread(passed.wait)  # in the engine's thread, too
+        await asyncio.to_thread(passed.wait)  # also after the engine's thread
         answers.set()
         assert isinstance(await outcome_of(queue, job), Failed)
 

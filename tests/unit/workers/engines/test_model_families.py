@@ -129,7 +129,7 @@ def test_a_shared_beginning_and_a_cache_too_small_for_all_change_no_token(case: 
 def test_prompts_are_scored_as_the_models_own_code_scores_them(case: Case) -> None:
     asked = [prompt for prompt in prompts() if len(prompt) > 1]
     scoring = replace(GREEDY, prompt_logprobs=3)
-    sequences = [sequence(prompt, scoring) for prompt in [*asked, asked[0]]]  # nothing is shared with an equal one
+    sequences = [sequence(prompt, scoring) for prompt in [*asked, asked[0]]]  # equal prompts share nothing
     generate(case.engine, [*sequences, sequence(asked[0])], 4)
 
     for each in sequences:

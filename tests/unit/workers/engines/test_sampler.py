@@ -121,7 +121,7 @@ KINDS: list[dict[str, Any]] = [
     {},
     {"temperature": 0.0},
     {"top_p": 0.9},
-    {"top_p": 0.999, "temperature": 3.0},  # needs more than the candidates
+    {"top_p": 0.999, "temperature": 3.0},  # these need more than the candidates
     {"top_k": 40},
     {"top_k": CANDIDATES + 50},
     {"min_p": 0.02},
