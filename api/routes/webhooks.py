@@ -1,5 +1,5 @@
-"""`/v1/webhooks`: who is told when a response in the background or a batch has ended. Only for the key whose they
-are."""
+"""`/v1/webhooks`: endpoints that are notified when a background response or a batch has ended. Each key sees only its
+own."""
 
 import secrets
 import time
@@ -21,7 +21,7 @@ ENDPOINTS_MAX = 20
 
 
 class WebhookRequest(Strict):
-    """`events`: all of them when none is named."""
+    """An endpoint to register. Without `events`, it receives all of them."""
 
     url: str = Field(min_length=1, max_length=2000)
     """Where events are posted."""
@@ -45,7 +45,7 @@ Mine = Annotated[Endpoint, Depends(_mine)]
 
 @router.post("/v1/webhooks")
 async def create_webhook(body: WebhookRequest, request: Request, services: ServicesDep) -> dict[str, Any]:
-    """An endpoint to tell, and the secret that signs what it is told."""
+    """Register an endpoint. Its deliveries are signed with the secret in this answer."""
     tenant = caller_of(request).tenant
     if len(await services.webhooks.all(tenant)) >= ENDPOINTS_MAX:
         raise InvalidRequest(f"At most {ENDPOINTS_MAX} webhook endpoints.", param="url")
@@ -66,14 +66,14 @@ async def retrieve_webhook(endpoint: Mine) -> dict[str, Any]:
 
 @router.post("/v1/webhooks/{endpoint_id}/rotate")
 async def rotate_webhook_secret(endpoint: Mine, services: ServicesDep) -> dict[str, Any]:
-    """A new secret; for a day, both sign."""
+    """Replace the secret. For a day, the old one signs deliveries as well."""
     rotated = await services.webhooks.rotate(endpoint)
     return rotated.body() | {"secret": rotated.secret}
 
 
 @router.post("/v1/webhooks/{endpoint_id}/test")
 async def test_webhook(endpoint: Mine, services: ServicesDep) -> dict[str, Any]:
-    """Tell it something now, once, and say what came of it."""
+    """Send a test event to the endpoint once, and report the result."""
     event_id = f"evt_test_{secrets.token_hex(8)}"
     payload = payload_of(event_id, endpoint.events[0], "resp_test", int(time.time()))
     result = await services.webhooks.send(endpoint, event_id, payload)

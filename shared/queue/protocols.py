@@ -199,8 +199,8 @@ class QueueProducer(Protocol):
         """Cancel the job unless somebody else still reads it."""
 
     async def replay(self, job_id: str, *, as_id: str) -> tuple[State | None, str]:
-        """Run a failed job once more, and only once, as another job with the same request and seed, linked to it. Return
-        the state it was in, None when there is none, and the job that replays it, '' when none does."""
+        """Run a failed job once more, and only once, as another job with the same request and seed, linked to it.
+        Return the state it was in, None when there is none, and the job that replays it, '' when none does."""
 
     async def pause(self, model: str, *, paused: bool) -> None:
         """Stop claims of the model's waiting jobs, or allow them again; running jobs go on."""
