@@ -9,24 +9,24 @@ from api.schemas.sampling import GenerationRequest
 from shared.domain.errors import InvalidRequest
 
 PROMPTS_MAX = 128
-CHOICES_MAX = 256  # of all prompts together
+CHOICES_MAX = 256  # over all prompts
 
 
 class CompletionRequest(GenerationRequest):
-    """`logprobs`: of the chosen token and so many of the likeliest; with `echo` of the prompt's tokens, too."""
+    """A completion to create. With `echo`, `logprobs` covers the prompt's tokens, too."""
 
     NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = {"skip_special_tokens": (True,), "suffix": ("",)}
 
     prompt: Annotated[Texts, texts_max(PROMPTS_MAX)]
-    """The text to go on with, or several, or their token ids."""
+    """The text to continue, or several texts, or their token ids."""
     max_tokens: int | None = Field(16, ge=0)
     """The longest answer, in tokens."""
     best_of: int | None = Field(None, ge=1)
-    """Make so many candidates of each prompt and return the `n` likeliest."""
+    """Generate this many candidates of each prompt and return the `n` likeliest."""
     echo: bool | None = None
     """Return the prompt before the answer."""
     logprobs: int | None = Field(None, ge=0, le=20)
-    """Tell the log probability of each token, and of so many of the likeliest beside it."""
+    """Return the log probability of each token, and of this many of the likeliest tokens at its position."""
 
     @model_validator(mode="after")
     def _what_goes_together(self) -> "CompletionRequest":

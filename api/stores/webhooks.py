@@ -183,8 +183,8 @@ class Webhooks:
             return Result(error=str(error) or type(error).__name__)
 
     async def _reachable(self, url: str, tenant: str, resolver: Resolver) -> str:
-        """Return the address to connect to. It is looked up once, so that the name cannot lead to another address later.
-        Raises InvalidRequest and ResolverBusy."""
+        """Return the address to connect to. It is looked up only here, so that the name cannot lead to another address
+        later. Raises InvalidRequest and ResolverBusy."""
         try:
             parts = urlsplit(url)
             port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
