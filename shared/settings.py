@@ -188,5 +188,5 @@ def unknown_variables(names: Iterable[str]) -> Iterator[str]:
         setting = name.upper().removeprefix(PREFIX)
         if name.upper().startswith(PREFIX) and setting not in known:
             near = difflib.get_close_matches(setting, known, n=1)
-            meant = f"; is {PREFIX}{near[0]} meant?" if near else ", whose settings are listed in docs/settings.md"
-            yield f"{name} is no setting of Penstock{meant}"
+            meant = f"; did you mean {PREFIX}{near[0]}?" if near else ", whose settings are listed in docs/settings.md"
+            yield f"{name} is not a setting of Penstock{meant}"

@@ -190,7 +190,7 @@ def _parsed(number: int, raw: bytes, endpoint: str) -> BatchLine:
 
 def _wrong(found: Any, endpoint: str) -> LineError | None:
     if not isinstance(found, dict) or FIELDS - found.keys():
-        return LineError("missing_required_parameter", f"A line has {', '.join(sorted(FIELDS))}.")
+        return LineError("missing_required_parameter", f"A line must have {', '.join(sorted(FIELDS))}.")
     if not isinstance(found["custom_id"], str) or not found["custom_id"]:
         return LineError("invalid_custom_id", "'custom_id' must be a text that is not empty.", "custom_id")
     if found["method"] != "POST":
@@ -206,7 +206,7 @@ def _repeated(line: BatchLine, seen: set[bytes]) -> LineError | None:
     assert line.custom_id is not None
     digest = hashlib.blake2b(line.custom_id.encode(), digest_size=16).digest()
     if digest in seen:
-        return LineError("duplicate_custom_id", f"The custom_id {line.custom_id!r:.80} comes twice.", "custom_id")
+        return LineError("duplicate_custom_id", f"The custom_id {line.custom_id!r:.80} is used twice.", "custom_id")
     seen.add(digest)
     return None
 

@@ -56,9 +56,7 @@ EXPIRED = Ending(
     Status.EXPIRED, "batch_expired", "This request could not be executed before the completion window expired."
 )
 KEY_GONE = Ending(Status.FAILED, "invalid_api_key", "The API key that made this batch was revoked or has expired.")
-INPUT_GONE = Ending(
-    Status.FAILED, "file_not_found", "The input file of this batch cannot be found any more.", "input_file_id"
-)
+INPUT_GONE = Ending(Status.FAILED, "file_not_found", "The input file of this batch no longer exists.", "input_file_id")
 
 
 class BatchRun:
@@ -335,8 +333,8 @@ def _require_batchable(body: Any) -> None:
     for param, message in (
         ("stream", "'stream' is not allowed in a batch."),
         ("store", "'store' is not allowed in a batch, whose output is kept."),
-        ("background", "A response of a batch has no 'background'."),
-        ("previous_response_id", "A response of a batch has no 'previous_response_id'."),
+        ("background", "'background' is not allowed in a batch."),
+        ("previous_response_id", "'previous_response_id' is not allowed in a batch."),
     ):
         if getattr(body, param, None):
             raise InvalidRequest(message, param=param)

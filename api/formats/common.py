@@ -84,7 +84,7 @@ class WithEventIds:
 
 
 def never_streamed() -> InvalidRequest:
-    return InvalidRequest("This job's answer comes whole: send the request again with its Idempotency-Key.")
+    return InvalidRequest("This job's answer cannot be streamed: send the request again with its Idempotency-Key.")
 
 
 def head(job: Job, kind: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class Position(NamedTuple):
         """Read what `str` wrote. Raises InvalidRequest, which names `param`."""
         found = re.fullmatch(PATTERN, text)
         if not found:
-            raise InvalidRequest(f"'{param}' must be the 'id' of a frame, as it came: 41 or 41.1.", param=param)
+            raise InvalidRequest(f"'{param}' must be the 'id' of a frame, like 41 or 41.1.", param=param)
         return cls(int(found[1]), int(found[2] or 0))
 
 
@@ -44,5 +44,5 @@ def sequence_number_after(starting_after: str | None, last_event_id: str | None)
     position = position_after(starting_after, last_event_id)
     if position.frames:
         param = "Last-Event-ID" if starting_after is None else "starting_after"
-        raise InvalidRequest(f"'{param}' must be the sequence number of an event of the response: 41.", param=param)
+        raise InvalidRequest(f"'{param}' must be the sequence number of an event, like 41.", param=param)
     return position.event

@@ -126,10 +126,10 @@ def problem_of(error: errors.PenstockError) -> Problem:
             )
             return Problem(code="shutting_down", message=message, headers={"retry-after": "1"})
         case errors.QueueUnavailable():
-            message = "The queue cannot be reached just now; nothing was accepted."
+            message = "The queue cannot be reached at the moment; nothing was accepted."
             return Problem(code="redis_unavailable", message=message, headers={"retry-after": "1"})
         case _:
-            return Problem(code="internal_error", message="Something went wrong here; the log knows more.")
+            return Problem(code="internal_error", message="An internal error occurred; the server's log has details.")
 
 
 def problem_of_outcome(outcome: Outcome) -> Problem | None:
@@ -145,7 +145,7 @@ def problem_of_outcome(outcome: Outcome) -> Problem | None:
         case Expired(deadline=Deadline.QUEUE):
             return Problem(code="deadline_exceeded", message="No worker had room before the queue deadline.")
         case Expired():
-            return Problem(code="deadline_exceeded", message="The answer was not whole before the run deadline.")
+            return Problem(code="deadline_exceeded", message="The answer was not complete before the run deadline.")
         case _:
             assert_never(outcome)
 

@@ -110,7 +110,7 @@ async def _idempotency(request: Request, tenant: str) -> Idempotency | None:
     if key is None:
         return None
     if not 0 < len(key) <= KEY_MAX:
-        raise InvalidRequest(f"'Idempotency-Key' has 1 to {KEY_MAX} characters.", param="Idempotency-Key")
+        raise InvalidRequest(f"'Idempotency-Key' must have 1 to {KEY_MAX} characters.", param="Idempotency-Key")
     body = request.url.path.encode() + b"\n" + await request.body()
     return Idempotency(
         key=f"{tenant}:{hashlib.sha256(key.encode()).hexdigest()}", fingerprint=hashlib.sha256(body).hexdigest()

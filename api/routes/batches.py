@@ -27,7 +27,7 @@ async def create_batch(body: BatchRequest, request: Request, services: ServicesD
     caller = caller_of(request)
     record = await services.files.record(body.input_file_id, tenant=caller.tenant)
     if record.purpose != "batch":
-        raise InvalidRequest("'input_file_id' is not a file for batches.", param="input_file_id")
+        raise InvalidRequest("'input_file_id' must name a file with the purpose 'batch'.", param="input_file_id")
     batch = Batch(
         id=_new_id(),
         tenant=caller.tenant,

@@ -29,7 +29,7 @@ async def create_file(
 ) -> dict[str, Any]:
     """Upload a file. A file for a batch has one JSON request a line."""
     if (expires_anchor is None) != (expires_s is None):
-        raise InvalidRequest("'expires_after' has an anchor and seconds.", param="expires_after")
+        raise InvalidRequest("'expires_after' must have both an anchor and seconds.", param="expires_after")
     lifetime_s = services.settings.file_ttl_s if expires_s is None else expires_s
     record = await services.files.create(
         file.file,

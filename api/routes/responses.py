@@ -60,7 +60,7 @@ async def retrieve_response(
     """Return the response as it is now, or stream its events after `starting_after` or `Last-Event-ID` until it
     ends."""
     if starting_after is not None and not stream:
-        raise InvalidRequest("'starting_after' goes with 'stream': true.", param="starting_after")
+        raise InvalidRequest("'starting_after' is only allowed with 'stream': true.", param="starting_after")
     if include_obfuscation:
         raise InvalidRequest("'include_obfuscation' is not supported here.", param="include_obfuscation")
     if not stream:

@@ -54,7 +54,7 @@ async def list_chat_completions(
         found = []
         for chat in await services.chats.get_many(ids):
             if model in (None, chat.model) and wanted.items() <= chat.metadata.items():
-                with suppress(NotFound):  # it is not done
+                with suppress(NotFound):  # it has not finished
                     found.append(await _body(services, chat))
         return found
 
@@ -99,7 +99,7 @@ async def _body(services: Services, chat: StoredChat) -> dict[str, Any]:
     (page,) = await services.channel.read([(chat.id, 0)])
     last = page.events[-1] if page.events else None
     if not isinstance(last, Finished) or not isinstance(last.outcome, Completed):
-        raise NotFound(f"The chat completion {chat.id} is not done.", param="completion_id")
+        raise NotFound(f"The chat completion {chat.id} has not finished.", param="completion_id")
     found, render_options = await services.job_records.record(chat.id), decode_render_options(chat.view)
     answer = render_options.whole(render_options.job(chat.id, priority=found.priority))
     for event in page.events:

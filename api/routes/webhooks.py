@@ -24,15 +24,15 @@ class WebhookRequest(Strict):
     """An endpoint to register. Without `events`, it receives all of them."""
 
     url: str = Field(min_length=1, max_length=2000)
-    """Where events are posted."""
+    """The URL to which events are posted."""
     events: Annotated[list[str], Items(len(EVENTS))] = Field(default_factory=list)
-    """Events that are told; all when none is named."""
+    """The events to deliver; without any, all events are delivered."""
 
     @field_validator("events")
     @classmethod
     def _known(cls, events: list[str]) -> list[str]:
         if unknown := [event for event in events if event not in EVENTS]:
-            raise ValueError(f"{unknown[0]!r:.80} is none of {', '.join(EVENTS)}")
+            raise ValueError(f"{unknown[0]!r:.80} is not one of {', '.join(EVENTS)}")
         return events
 
 
@@ -48,7 +48,7 @@ async def create_webhook(body: WebhookRequest, request: Request, services: Servi
     """Register an endpoint. Its deliveries are signed with the secret in this answer."""
     tenant = caller_of(request).tenant
     if len(await services.webhooks.all(tenant)) >= ENDPOINTS_MAX:
-        raise InvalidRequest(f"At most {ENDPOINTS_MAX} webhook endpoints.", param="url")
+        raise InvalidRequest(f"At most {ENDPOINTS_MAX} webhook endpoints are allowed.", param="url")
     endpoint = await services.webhooks.add(tenant, body.url, body.events)
     return endpoint.body() | {"secret": endpoint.secret}
 

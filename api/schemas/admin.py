@@ -52,7 +52,7 @@ class KeyLimits(Strict):
     @classmethod
     def _names(cls, models: list[str] | None) -> list[str] | None:
         if any(not name or name != "".join(name.split()) for name in models or ()):
-            raise ValueError("names of models have no spaces")
+            raise ValueError("names of models must not contain spaces")
         return models
 
     def changes(self, now_s: float) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class Items:
 
     def _check(self, value: Any) -> Any:
         if isinstance(value, list | dict) and len(value) > self.most:
-            raise ValueError(f"it has {len(value)} items, of at most {self.most}")
+            raise ValueError(f"it has {len(value)} items; at most {self.most} are allowed")
         return value
 
 
@@ -86,7 +86,7 @@ def texts_max(count: int) -> WrapValidator:
             raise ValueError(EXPECTED)
         texts = listed(value)
         if len(texts) > count:
-            raise ValueError(f"it has {len(texts)} texts, of at most {count}")
+            raise ValueError(f"it has {len(texts)} texts; at most {count} are allowed")
         if not (_all_texts(texts) or all(map(_are_tokens, texts))):
             raise ValueError(EXPECTED)
         return value

@@ -70,9 +70,9 @@ class Message(Strict):
         if self.content is None and not (self.role == "assistant" and (self.tool_calls or self.refusal)):
             raise ValueError("'content' may be null only beside 'tool_calls'")
         if self.role != "assistant" and (self.tool_calls or self.reasoning_content or self.refusal):
-            raise ValueError(f"'tool_calls', 'reasoning_content' and 'refusal' do not belong to the role {self.role}")
+            raise ValueError(f"'tool_calls', 'reasoning_content' and 'refusal' are not allowed in the role {self.role}")
         if (self.role == "tool") != (self.tool_call_id is not None):
-            raise ValueError("'tool_call_id' belongs to the role tool")
+            raise ValueError("'tool_call_id' must be given with the role tool, and only with it")
         return self
 
     @property
@@ -147,4 +147,4 @@ def _refuse_media(content: Any) -> None:
     for part in content[: PARTS_MAX + 1] if isinstance(content, list) else []:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind not in ("text", "refusal", None):
-            raise InvalidRequest(f"'messages' may not hold content of type '{kind}' here.", param="messages.content")
+            raise InvalidRequest(f"'messages' must not contain content of type '{kind}'.", param="messages.content")

@@ -32,11 +32,11 @@ class CompletionRequest(GenerationRequest):
     def _what_goes_together(self) -> "CompletionRequest":
         n, best_of = self.n or 1, self.best_of or self.n or 1
         if best_of < n:
-            raise InvalidRequest(f"'best_of' is less than the {n} choices asked for.", param="best_of")
+            raise InvalidRequest(f"'best_of' must be at least 'n', which is {n}.", param="best_of")
         if best_of > n and self.stream:
             raise InvalidRequest("'best_of' cannot be streamed: the best is known at the end.", param="best_of")
         if len(listed(self.prompt)) * best_of > CHOICES_MAX:
-            raise InvalidRequest(f"More than {CHOICES_MAX} choices over all prompts.", param="prompt")
+            raise InvalidRequest(f"At most {CHOICES_MAX} choices over all prompts are allowed.", param="prompt")
         if self.max_tokens == 0 and not self.echo:
             raise InvalidRequest("'max_tokens' may be 0 only with 'echo': true.", param="max_tokens")
         return self

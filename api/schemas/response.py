@@ -157,7 +157,7 @@ class TextFormat(Strict):
     @model_validator(mode="after")
     def _a_schema_when_named(self) -> "TextFormat":
         if (self.type == "json_schema") != (self.schema_ is not None and self.name is not None):
-            raise ValueError("'name' and 'schema' belong to the type json_schema")
+            raise ValueError("'name' and 'schema' are only allowed with the type json_schema, which needs both")
         return self
 
 
@@ -250,7 +250,7 @@ class ResponseRequest(Selective):
     @model_validator(mode="after")
     def _what_goes_together(self) -> "ResponseRequest":
         if self.background and self.store is False:
-            raise InvalidRequest("'background' needs 'store'.", param="store")
+            raise InvalidRequest("'background' needs 'store': true.", param="store")
         return self
 
 

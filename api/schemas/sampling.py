@@ -41,7 +41,7 @@ class ResponseFormat(Strict):
     @model_validator(mode="after")
     def _a_schema_when_named(self) -> "ResponseFormat":
         if (self.type == "json_schema") != (self.json_schema is not None):
-            raise ValueError("'json_schema' belongs to the type of that name")
+            raise ValueError("'json_schema' must be given with the type json_schema, and only with it")
         return self
 
 
@@ -60,7 +60,7 @@ class StructuredOutputs(Strict):
     @model_validator(mode="after")
     def _one_of_them(self) -> "StructuredOutputs":
         if sum(value is not None for value in (self.json_, self.regex, self.choice, self.grammar)) != 1:
-            raise ValueError("exactly one of json, regex, choice and grammar")
+            raise ValueError("exactly one of json, regex, choice and grammar must be given")
         return self
 
 
@@ -122,7 +122,7 @@ class GenerationRequest(Selective):
     @classmethod
     def _token_ids(cls, bias: dict[str, float] | None) -> dict[str, float] | None:
         if any(not token.isascii() or not token.isdigit() for token in bias or ()):
-            raise ValueError("its keys are token ids")
+            raise ValueError("its keys must be token ids")
         return bias
 
     @model_validator(mode="after")

@@ -31,9 +31,9 @@ class Counted(Strict):
     @model_validator(mode="after")
     def _one_of_them(self) -> "Counted":
         if (self.prompt is None) == (self.messages is None):
-            raise ValueError("exactly one of prompt and messages")
+            raise ValueError("exactly one of prompt and messages must be given")
         if self.prompt is not None and (self.tools or self.chat_template_kwargs):
-            raise ValueError("'tools' and 'chat_template_kwargs' go with 'messages'")
+            raise ValueError("'tools' and 'chat_template_kwargs' are only allowed with 'messages'")
         return self
 
 

@@ -1,4 +1,4 @@
-"""From a valid request to an accepted job: the one place that decides what enters a queue."""
+"""Turns a valid request into a job: the one module that decides which jobs enter a queue."""
 
 import json
 import math
@@ -180,9 +180,9 @@ class Admission:
     def _sampling(self, body: GenerationRequest, *, n: int, max_tokens: int | None, logprobs: int | None) -> Sampling:
         if n > self._settings.choices_max:
             param = "n" if n == body.n else "best_of"
-            raise InvalidRequest(f"'{param}' is at most {self._settings.choices_max} here.", param=param)
+            raise InvalidRequest(f"'{param}' must be at most {self._settings.choices_max}.", param=param)
         if max_tokens is not None and (body.min_tokens or 0) > max_tokens:
-            raise InvalidRequest(f"'min_tokens' is more than the {max_tokens} tokens asked for.", param="min_tokens")
+            raise InvalidRequest(f"'min_tokens' must not exceed the limit of {max_tokens} tokens.", param="min_tokens")
         stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
         return Sampling(
             seed=secrets.randbits(63) if body.seed is None else body.seed,

@@ -48,7 +48,7 @@ class _Watch:
 
     def check(self) -> None:
         if self._unfit:
-            raise QueueUnavailable(f"The queue takes nothing that it would lose: {self._unfit}")
+            raise QueueUnavailable(f"The queue accepts no jobs that it would lose: {self._unfit}")
         if self._share >= self._settings.redis_memory_share:
             raise QueueFull(
                 f"The queue's memory is {self._share:.0%} full.",

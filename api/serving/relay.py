@@ -24,7 +24,7 @@ from shared.queue.protocols import EventChannel, LogSlice, QueueProducer
 log = logging.getLogger(__name__)
 RETRY_S = 0.2
 DIVERGED = Failed(
-    code="job_lost", message="Redis has lost a part of this answer, and what comes now does not continue it."
+    code="job_lost", message="Redis has lost a part of this answer, and its new part does not continue it."
 )
 EXPIRY_GRACE_S = 2.0  # time for a worker to expire the job itself
 

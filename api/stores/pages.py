@@ -42,7 +42,7 @@ async def page(client: Redis, index: str, asked: PageRequest, pick: Pick) -> tup
         seen.update(new)
         scanned, last = scanned + len(ids), ids[-1]
     if not found:
-        raise InvalidRequest(f"Nothing asked for is among {scanned} entries: go on with 'after' {last}.", param="after")
+        raise InvalidRequest(f"None of {scanned} entries matches: continue with 'after' {last}.", param="after")
     return found[: asked.limit], True
 
 

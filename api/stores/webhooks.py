@@ -191,7 +191,7 @@ class Webhooks:
         except ValueError as error:
             raise InvalidRequest(f"'url' cannot be read: {error}.", param="url") from error
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
-            raise InvalidRequest("'url' is http(s)://host/path, without a user.", param="url")
+            raise InvalidRequest("'url' must be http(s)://host/path, without a user name.", param="url")
         if parts.scheme == "http" and not self._private:
             raise InvalidRequest("'url' must be https.", param="url")
         try:
@@ -202,7 +202,7 @@ class Webhooks:
         except (OSError, UnicodeError) as error:
             raise InvalidRequest(f"'url' names a host that is not found: {parts.hostname}.", param="url") from error
         if not self._private and not all(is_public(address) for address in addresses):
-            raise InvalidRequest("'url' leads into a private network.", param="url")
+            raise InvalidRequest("'url' must not lead to a private address.", param="url")
         return addresses[0]
 
     async def _made(self, tenant: str, event: str, about_id: str) -> Sequence[WebhookDelivery]:
