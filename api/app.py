@@ -1,4 +1,4 @@
-"""The composition root of the API: everything is made here and handed down."""
+"""The composition root of the API: it creates every object and passes it down."""
 
 import asyncio
 import logging
@@ -128,15 +128,15 @@ def _allow_origins(app: FastAPI, settings: Settings) -> None:
 
 
 def _trace_requests(app: FastAPI) -> None:
-    """A span around each request, outside of everything else; one that came with a trace context goes on with it."""
+    """Wrap each request in a span, outside all other middleware; a client's trace context is continued."""
     from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 
     FastAPIInstrumentor.instrument_app(app, excluded_urls="health/,metrics", exclude_spans=["receive", "send"])
 
 
 def _stop_if_failed(task: asyncio.Task[None]) -> None:
-    """An API that hears nothing, or does no more what it does beside, must not look alive: stop, and let the supervisor
-    start a new one."""
+    """Stop the process if the task failed, so that the supervisor starts a new one: an API without events or without
+    background work must not look alive."""
     if not task.cancelled() and (error := task.exception()):
         log.critical("a part of the API failed; stopping", exc_info=error)
         signal.raise_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""An API process from its settings."""
+"""The start of an API process from its settings."""
 
 import logging
 from functools import partial
@@ -18,19 +18,19 @@ log = logging.getLogger(__name__)
 
 async def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT. Raises SettingsError when it cannot start."""
-    weights(settings)  # said now, not by the first request
+    weights(settings)  # a bad setting fails now, not at the first request
     start_tracing(settings, service="penstock-api")
-    listen(settings.host, settings.port, setting="PENSTOCK_PORT").close()  # a taken port is said now, too
+    listen(settings.host, settings.port, setting="PENSTOCK_PORT").close()  # a port in use fails now, too
     for url in settings.redis_urls:
         await _check(settings, url)
     allow_many_connections()
-    bound = listen(settings.host, settings.port, setting="PENSTOCK_PORT")  # nobody connects while nobody answers
+    bound = listen(settings.host, settings.port, setting="PENSTOCK_PORT")  # clients may connect from now on
     await ApiServer(make_app(settings), settings).serve(sockets=[bound])
 
 
 async def _check(settings: Settings, url: str) -> None:
-    """Raises SettingsError for a Redis that loses jobs, and QueueUnavailable when the home stays away. Another one that
-    is away has only its own models with it, until it comes."""
+    """Examine a Redis. Raises SettingsError if it loses jobs, and QueueUnavailable when the home stays away.
+    Any other Redis that is away makes only its own models unavailable until it returns."""
     home = url == settings.redis_url
     try:
         client = connect(url)

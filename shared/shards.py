@@ -151,7 +151,7 @@ class ShardMap:
         if len(self.shards) == 1:
             return await question(shard)
         if self._clock() < self._silent.get(shard, 0):
-            raise QueueUnavailable("a Redis does not answer of late")
+            raise QueueUnavailable("a Redis has not answered recently")
         try:
             async with asyncio.timeout(ANSWER_S):
                 return await question(shard)
@@ -280,7 +280,7 @@ async def _hear(shard: Shard, subscriber: str, heard: "asyncio.Queue[Heard | Exc
     try:
         async for batch in shard.channel.listen(subscriber):
             await heard.put(batch)
-        raise RuntimeError("a Redis is listened to no more")
+        raise RuntimeError("the subscription to a Redis has ended")
     except Exception as error:
         await heard.put(error)
 

@@ -1,5 +1,5 @@
-"""The lines of a batch: what comes in, what is done of it, what goes out. Plain files, appended to as answers come, so
-that whoever goes on after a crash knows what is left. All of it blocks: it is for threads."""
+"""The files of a batch: its input, its partial results and its results. Partial results are plain files, appended to as
+answers come, so that a successor after a crash knows which lines are left. All calls block, so they need threads."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ SUFFIXES = {True: ".output", False: ".errors"}
 
 
 class LineError(NamedTuple):
-    """What is wrong with a line. `param`: the field, if it is one's fault."""
+    """The error of a line. `param` is the field at fault, if there is one."""
 
     code: str
     message: str
@@ -29,8 +29,8 @@ class LineError(NamedTuple):
 
 
 class BatchLine(NamedTuple):
-    """`number` from 0, `body` as the endpoint would get it, `size` in bytes. A line that cannot be read has only its
-    number and what is `wrong`."""
+    """A line of the input. `number` counts from 0, `body` is the endpoint's request body, `size` is in bytes. An
+    invalid line has only its number and the error (`wrong`)."""
 
     number: int
     custom_id: str | None
@@ -41,14 +41,14 @@ class BatchLine(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """How many requests a file has, and what is wrong with it."""
+    """The number of requests in a file, and its errors."""
 
     total: int
     errors: list[dict[str, Any]]
 
 
 def check(path: Path, endpoint: str, *, line_bytes_max: int) -> Checked:
-    """Read a file as far as it must be read, remembering no more than digests of the custom ids."""
+    """Check a file, keeping only digests of the custom ids in memory, and stop once it has too many errors."""
     seen: set[bytes] = set()
     errors: list[dict[str, Any]] = []
     total = 0
@@ -68,7 +68,7 @@ def check(path: Path, endpoint: str, *, line_bytes_max: int) -> Checked:
 def lines(
     path: Path, endpoint: str, *, line_bytes_max: int, done: Collection[int] = frozenset()
 ) -> Iterator[BatchLine]:
-    """Those that are not done. One that is longer than `line_bytes_max` is never in memory as a whole. Raises
+    """Yield the lines that are not done. A line longer than `line_bytes_max` is never completely in memory. Raises
     FileNotFoundError."""
     too_long = LineError("request_too_large", f"This line is longer than {line_bytes_max} bytes.")
     for number, raw in _rows(path, line_bytes_max):
@@ -78,10 +78,10 @@ def lines(
 
 
 class PartialResults:
-    """What is done so far: one row for each answer, with the number of its line before it.
+    """The results so far: one row for each answer, behind the number of its line.
 
-    Each lease of a batch (`tenure`) appends to files of its own. It reads those of the leases before it as far as they
-    were written when it began, so that nothing which a process writes after it lost its lease can do harm.
+    Each lease of a batch (`tenure`) appends to files of its own. It reads the files of earlier leases up to their
+    length at its beginning, so that a process that writes after it lost its lease does no harm.
     """
 
     def __init__(self, folder: Path, batch_id: str, tenure: str) -> None:
@@ -110,8 +110,8 @@ class PartialResults:
             self.done[good].update(number for number, _ in rows)
 
     def assemble(self, path: Path, *, good: bool) -> int:
-        """Write one kind in the order of its lines, each once, and say how many bytes these are. A line that has an
-        answer is in no error file."""
+        """Write the answers (`good`) or the errors in the order of their lines, each line once; return the number of
+        bytes. A line that has an answer is in no error file."""
         with self._lock, ExitStack() as opened, path.open("wb") as out:
             places: dict[int, tuple[BinaryIO, int, int]] = {}
             for each, whole in self._all_sources(good).items():
@@ -133,7 +133,7 @@ class PartialResults:
                 out.close()
 
     def remove(self, *, keep: Collection[Path]) -> None:
-        """Every file that any lease has made for this batch, except its results."""
+        """Remove every file that any lease has written for this batch, except its results."""
         self.close()
         for path in self._folder.glob(f"*{self._batch_id}*"):
             if path not in keep:
@@ -144,7 +144,7 @@ class PartialResults:
         return self._sources[good] | mine
 
     def _recover(self, path: Path, *, good: bool) -> None:
-        """What was being written when a machine died is left out."""
+        """Read the rows of an earlier lease, without one that was cut off when a machine died."""
         whole = 0
         with path.open("rb") as source:
             for number, begin, length in _places(source, path.stat().st_size):
@@ -154,7 +154,7 @@ class PartialResults:
 
 
 def _places(source: BinaryIO, whole: int) -> Iterator[tuple[int, int, int]]:
-    """Number, begin and length of each row, up to `whole` bytes or the first row that is not one."""
+    """Yield number, beginning and length of each row, up to `whole` bytes or the first invalid row."""
     at = 0
     while at < whole and (row := source.readline()).endswith(b"\n"):
         number, tab, rest = row.partition(b"\t")
@@ -165,7 +165,7 @@ def _places(source: BinaryIO, whole: int) -> Iterator[tuple[int, int, int]]:
 
 
 def _rows(path: Path, bytes_max: int) -> Iterator[tuple[int, bytes | None]]:
-    """Lines with something on them, counted from 0; None for one that is too long, which is passed over in pieces."""
+    """Yield the non-empty lines with their numbers from 0; None stands for a line that is too long."""
     with path.open("rb") as source:
         number = 0
         while raw := source.readline(bytes_max + 1):
@@ -190,7 +190,7 @@ def _parsed(number: int, raw: bytes, endpoint: str) -> BatchLine:
 
 def _wrong(found: Any, endpoint: str) -> LineError | None:
     if not isinstance(found, dict) or FIELDS - found.keys():
-        return LineError("missing_required_parameter", f"A line has {', '.join(sorted(FIELDS))}.")
+        return LineError("missing_required_parameter", f"A line must have {', '.join(sorted(FIELDS))}.")
     if not isinstance(found["custom_id"], str) or not found["custom_id"]:
         return LineError("invalid_custom_id", "'custom_id' must be a text that is not empty.", "custom_id")
     if found["method"] != "POST":
@@ -206,11 +206,11 @@ def _repeated(line: BatchLine, seen: set[bytes]) -> LineError | None:
     assert line.custom_id is not None
     digest = hashlib.blake2b(line.custom_id.encode(), digest_size=16).digest()
     if digest in seen:
-        return LineError("duplicate_custom_id", f"The custom_id {line.custom_id!r:.80} comes twice.", "custom_id")
+        return LineError("duplicate_custom_id", f"The custom_id {line.custom_id!r:.80} is used twice.", "custom_id")
     seen.add(digest)
     return None
 
 
 def error_of(wrong: LineError, line: int | None = None) -> dict[str, Any]:
-    """OpenAI's form. `line` from 1; None for what is wrong with the file as a whole."""
+    """Return OpenAI's error object. `line` counts from 1; None is for an error of the file."""
     return {"code": wrong.code, "line": line, "message": wrong.message, "param": wrong.param}

@@ -1,9 +1,9 @@
-"""One batch, from a lease of it to its end, or to the loss of the lease: a bounded number of lines at a time, as jobs
-of the batch class that nobody needs to wait for.
+"""The run of one batch, from its lease to its end or to the loss of the lease. A bounded number of lines at a time are
+jobs of the batch class, which run on without a reader.
 
-A job's id is made of the batch's id and the line's number, so that whoever goes on after a crash finds the jobs that
-the dead process enqueued. The lease is renewed as long as anything is done, and everything that is written depends on
-it: records in Redis by the script that compares its token, rows and results because their files carry the token.
+Job ids derive from the batch's id and the line's number, so a successor finds jobs already enqueued. The lease is
+renewed during the run, and every write depends on it: Redis records through a script that compares the lease's token,
+rows and results because their file names carry the token.
 """
 
 import asyncio
@@ -35,14 +35,14 @@ log = logging.getLogger(__name__)
 LOOK_S = 1.0
 RETRY_S = 0.5
 KEEP_S = LEASE_S / 5
-LINES_BYTES_MAX = 16_000_000  # of one batch's lines in memory at a time; a longer line runs alone
+LINES_BYTES_MAX = 16_000_000  # bytes of one batch's lines in memory at a time; a longer line runs alone
 GIVEN_UP_AT_ONCE = 200
 RESULTS = ((True, "output"), (False, "error"))
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """What a batch comes to, and what is said of each line that is not done."""
+    """The final status of a batch, and the error of each line that is not done."""
 
     status: Status
     code: str = ""
@@ -56,13 +56,11 @@ EXPIRED = Ending(
     Status.EXPIRED, "batch_expired", "This request could not be executed before the completion window expired."
 )
 KEY_GONE = Ending(Status.FAILED, "invalid_api_key", "The API key that made this batch was revoked or has expired.")
-INPUT_GONE = Ending(
-    Status.FAILED, "file_not_found", "The input file of this batch cannot be found any more.", "input_file_id"
-)
+INPUT_GONE = Ending(Status.FAILED, "file_not_found", "The input file of this batch no longer exists.", "input_file_id")
 
 
 class BatchRun:
-    """`folder`: of results and of what comes before them. `at_once`: lines that are jobs at a time."""
+    """Runs one batch. `folder` has its results and partial results; `at_once` bounds the lines that are jobs."""
 
     def __init__(
         self, services: Services, batch: Batch, lease: Lease, *, folder: Path, at_once: int, clock: Callable[[], float]
@@ -80,11 +78,11 @@ class BatchRun:
         self._options: RequestOptions
 
     async def run(self) -> None:
-        """Raises LeaseLost, QueueUnavailable or whatever else went wrong; the batch has not ended then."""
+        """Run the batch to its end. Raises LeaseLost, QueueUnavailable or another error; then it has not ended."""
         await first_of(self._to_its_end(), self._keep_lease())
 
     async def end_bare(self) -> None:
-        """End a batch whose run went wrong, without results, if it is to end now: it must not be tried for ever."""
+        """End a failed batch without results if it is cancelled or expired: it must not be retried for ever."""
         if ending := await self._look():
             lost = LineError("internal_error", "The results of this batch could not be written.")
             await self._end(ending, errors=[error_of(lost)])
@@ -110,7 +108,7 @@ class BatchRun:
             await asyncio.to_thread(parts.close)
 
     async def _validate(self) -> bool:
-        """Whether the lines may run; if not, the batch has ended."""
+        """Check the input. Return whether the lines may run; if not, the batch has ended."""
         if ending := await self._look():
             await self._end(ending)
             return False
@@ -136,7 +134,7 @@ class BatchRun:
         return await first_of(self._all_lines(parts), self._watch())
 
     async def _watch(self) -> Ending:
-        """Save the counts now and then, until the batch ends before its lines do."""
+        """Save the counts periodically; return when the batch must end before its lines do."""
         while True:
             await asyncio.sleep(LOOK_S)
             if ending := await self._look():
@@ -146,7 +144,7 @@ class BatchRun:
                 self._batch = counted
 
     async def _look(self) -> Ending | None:
-        """Return why the batch ends before its lines do; None while it goes on, with the rights that its key has."""
+        """Return why the batch must end before its lines do; None while it goes on with its key's current rights."""
         if await self._store.to_cancel([self._batch.id]):
             return CANCELLED
         if self._clock() > self._batch.expires_s:
@@ -183,7 +181,7 @@ class BatchRun:
         return COMPLETED
 
     async def _left(self, parts: PartialResults) -> AsyncIterator[BatchLine]:
-        """Lines that are not done. Raises FileNotFoundError."""
+        """Yield the lines that are not done. Raises FileNotFoundError."""
         bytes_max, done = self._services.settings.body_bytes_max, parts.done[True] | parts.done[False]
         reading = lines(self._input, self._batch.endpoint, line_bytes_max=bytes_max, done=done)
         while line := await asyncio.to_thread(next, reading, None):
@@ -197,7 +195,7 @@ class BatchRun:
         await asyncio.to_thread(parts.add, [(line.number, _row(job_id, line, answer))], good=good)
 
     async def _answered(self, line: BatchLine, job_id: str) -> dict[str, Any] | Problem:
-        """Waits for as long as nobody has room. Raises LeaseLost."""
+        """Return the answer of a line; wait while its queue is full or away. Raises LeaseLost."""
         while True:
             try:
                 submission = await self._submission(line, job_id)
@@ -215,12 +213,12 @@ class BatchRun:
                 return problem_of(error)
             except LeaseLost:
                 raise
-            except Exception:  # one line may fail one line
+            except Exception:  # an error must fail only its own line
                 log.exception("a line of a batch failed", extra={"job_id": job_id})
                 return problem_of(PenstockError())
 
     async def _submission(self, line: BatchLine, job_id: str) -> Submission:
-        """With the rights that the key has now. Raises PenstockError or ValidationError."""
+        """Build the line's submission with the key's current rights. Raises PenstockError or ValidationError."""
         if line.wrong:
             raise InvalidRequest(line.wrong.message, param=line.wrong.param)
         schema, make = BATCHED[self._batch.endpoint]
@@ -235,7 +233,7 @@ class BatchRun:
             return await collect(self._services, events, submission.formatter.whole(job))
 
     async def _give_up(self, parts: PartialResults, ending: Ending) -> None:
-        """Cancel what waits or runs, and say of each line that is not done why."""
+        """Cancel the waiting and running jobs, and write an error for each line that is not done."""
         some: list[BatchLine] = []
         try:
             async for line in self._left(parts):
@@ -244,7 +242,7 @@ class BatchRun:
                     await self._give_lines_up(parts, some, ending)
                     some = []
             await self._give_lines_up(parts, some, ending)
-        except OSError:  # nobody can tell any more what the lines were called
+        except OSError:  # the lines' custom ids can no longer be read
             await self._cancel_jobs(set(range(self._batch.total)) - parts.done[True] - parts.done[False])
 
     async def _give_lines_up(self, parts: PartialResults, some: list[BatchLine], ending: Ending) -> None:
@@ -272,7 +270,7 @@ class BatchRun:
         await asyncio.to_thread(parts.remove, keep=paths)
 
     async def _result(self, parts: PartialResults, good: bool, name: str) -> FileRecord | None:
-        """The bytes of a result are in their place, under a name of this lease; nobody knows of them yet."""
+        """Write a result file under a name of this lease, and return its record, which is not registered yet."""
         file_id = f"file-{self._batch.id}-{self._lease.token.rpartition('.')[2]}-{name}"
         path = self._files.path(file_id)
         size = await asyncio.to_thread(parts.assemble, path, good=good)
@@ -289,7 +287,7 @@ class BatchRun:
         )
 
     async def _end(self, ending: Ending, *commands: Command, **changes: Any) -> None:
-        """The end, its results and the telling of it become true together, or not at all."""
+        """Write the end, the results and the webhook deliveries in one transaction."""
         if ending.status is Status.FAILED and ending.code:
             changes["errors"] = [error_of(LineError(ending.code, ending.why, ending.param))]
         told = await self._services.webhooks.deliveries(self._batch.tenant, f"batch.{ending.status}", self._batch.id)
@@ -306,7 +304,7 @@ class BatchRun:
 
 
 class _Room:
-    """So many lines at a time, and so many bytes of them; one alone always has room."""
+    """Bounds the lines that run at a time, and their bytes; a single line always has room."""
 
     def __init__(self, *, lines_max: int, bytes_max: int) -> None:
         self._lines_max = lines_max
@@ -331,19 +329,19 @@ class _Room:
 
 
 def _require_batchable(body: Any) -> None:
-    """Raise InvalidRequest for what an endpoint does for its own clients only."""
+    """Raise InvalidRequest for a parameter that a batch does not support."""
     for param, message in (
         ("stream", "'stream' is not allowed in a batch."),
         ("store", "'store' is not allowed in a batch, whose output is kept."),
-        ("background", "A response of a batch has no 'background'."),
-        ("previous_response_id", "A response of a batch has no 'previous_response_id'."),
+        ("background", "'background' is not allowed in a batch."),
+        ("previous_response_id", "'previous_response_id' is not allowed in a batch."),
     ):
         if getattr(body, param, None):
             raise InvalidRequest(message, param=param)
 
 
 def _row(job_id: str, line: BatchLine, answer: dict[str, Any] | Problem) -> dict[str, Any]:
-    """OpenAI's row of an output or error file."""
+    """Return OpenAI's row of an output or error file."""
     status, body = (answer.status, answer.body) if isinstance(answer, Problem) else (200, answer)
     response = {"status_code": status, "request_id": job_id, "body": body}
     return {"id": f"batch_req_{job_id}", "custom_id": line.custom_id, "response": response, "error": None}

@@ -1,5 +1,5 @@
-"""Picks up batches that nobody works on. An API process holds the lease of each batch that it works on: its own death,
-or a stop, is the next one's beginning."""
+"""Takes over batches that no process runs. An API process holds the lease of each batch that it runs; when it stops or
+dies, another process takes the lease."""
 
 import asyncio
 import logging
@@ -17,12 +17,12 @@ from shared.domain.errors import QueueUnavailable
 from shared.process.tasks import end
 
 log = logging.getLogger(__name__)
-RUNNING_MAX = 100  # in one process, whoever they are of
+RUNNING_MAX = 100  # in one process, over all tenants
 PAUSE_MAX_S = 60.0
 
 
 class BatchRunner:
-    """`at_once`: lines of one batch that are jobs at a time."""
+    """Runs the batches of this process. `at_once` bounds the lines of one batch that are jobs."""
 
     def __init__(
         self, services: Services, *, folder: Path, at_once: int, clock: Callable[[], float] = time.time
@@ -31,12 +31,12 @@ class BatchRunner:
         self._store = services.batches
         self._new_run = partial(BatchRun, services, folder=folder, at_once=at_once, clock=clock)
         self._clock = clock
-        self._known: dict[str, Batch] = {}  # as first seen: tenant and window never change
+        self._known: dict[str, Batch] = {}  # as first read: tenant and window never change
         self._running: dict[str, asyncio.Task[None]] = {}
         self._failed: dict[str, _Failed] = {}
 
     async def run(self) -> None:
-        """For ever. Ended, it leaves its batches to others."""
+        """Run batches for ever; when cancelled, leave them to other processes."""
         try:
             while True:
                 try:
@@ -66,7 +66,7 @@ class BatchRunner:
                 task.add_done_callback(partial(self._left, batch_id))
 
     async def _learn(self) -> None:
-        """What there is to know of the batches that have not ended; each is asked for once."""
+        """Read the records of the batches that have not ended, each once."""
         ids = await self._store.open()
         found = await self._store.get_many([batch_id for batch_id in ids if batch_id not in self._known])
         known = self._known | {batch.id: batch for batch in found}
@@ -95,7 +95,7 @@ class BatchRunner:
                 await self._store.release(lease)
 
     async def _try(self, run: BatchRun, batch_id: str) -> None:
-        """What goes wrong is tried again after growing pauses, until the batch is cancelled or expires."""
+        """Run a batch; after an error, retry with growing pauses until the batch is cancelled or expires."""
         try:
             await run.run()
         except (QueueUnavailable, LeaseLost):

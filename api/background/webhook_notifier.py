@@ -1,8 +1,8 @@
-"""Sees that what has ended is told to whoever wants to know: responses in the background by the list to which the queue
-adds them as they end, batches by whoever ends them.
+"""Sends webhook deliveries. The queue lists background responses as they end; the process that ends a batch adds its
+deliveries itself.
 
-Each delivery is a task of its own, and one tenant's are bounded, so that a receiver which is slow, or never done, holds
-up nobody else's.
+Each delivery is a task of its own, and each tenant's are bounded, so that a slow receiver holds up no other tenant's
+deliveries.
 """
 
 import asyncio
@@ -28,8 +28,8 @@ LOOK_S = 1.0
 NOTICES_AT_ONCE = 100
 TAKEN_AT_ONCE = 100
 AT_ONCE = 100
-EACH_AT_ONCE = 4  # of one tenant
-BUSY_S = 2.0  # until a delivery for which there was no room is looked at again
+EACH_AT_ONCE = 4  # deliveries of one tenant
+BUSY_S = 2.0  # until a delivery that found no room is tried again
 
 
 class WebhookNotifier:
@@ -40,7 +40,7 @@ class WebhookNotifier:
         self._telling: dict[asyncio.Task[None], str] = {}  # the tenant of each
 
     async def run(self) -> None:
-        """For ever; each by itself, since one may be long in answering."""
+        """Send for ever. Each Redis has a task of its own, since one may be slow to answer."""
         hearing = [self._repeat(partial(self._hear, client)) for client in self._clients]
         try:
             await asyncio.gather(self._repeat(self._tell_due), *hearing)
@@ -58,7 +58,7 @@ class WebhookNotifier:
             await asyncio.sleep(LOOK_S)
 
     async def _tell_due(self) -> None:
-        """Begin with all that is due and finds room. What does not is put off, so that it hides nothing behind it."""
+        """Start all due deliveries that find room; put off the others, so that they do not hide later ones."""
         while len(self._telling) < AT_ONCE:
             due = await self._webhooks.queue.take(TAKEN_AT_ONCE)
             running = Counter(self._telling.values())
@@ -72,7 +72,7 @@ class WebhookNotifier:
                 return
 
     async def _tell(self, delivery: WebhookDelivery) -> None:
-        """Once. A failure of ours leaves it taken; it is due again when that runs out."""
+        """Attempt a delivery once. If this process fails, the delivery is due again when its lease runs out."""
         queue = self._webhooks.queue
         try:
             endpoint = await self._webhooks.get(delivery.endpoint, tenant=delivery.tenant)
@@ -94,7 +94,7 @@ class WebhookNotifier:
             log.exception("a webhook was not told", extra={"delivery": delivery.id})
 
     async def _hear(self, client: Redis) -> None:
-        """A notice goes when its deliveries are written, not before."""
+        """Turn notices into deliveries. A notice is removed only after its deliveries are written."""
         with translated():
             noticed: Any = await client.lrange(keys.NOTICES, 0, NOTICES_AT_ONCE - 1)
         for notice in noticed:
@@ -109,7 +109,7 @@ class WebhookNotifier:
 
 
 def _end(events: tuple[Event, ...]) -> str:
-    """How a response ended."""
+    """Return the webhook event of a response's end."""
     last = events[-1] if events else None
     match last:
         case Finished(outcome=Completed()):

@@ -1,4 +1,4 @@
-"""Events of a chat job in the shapes of the OpenAI API: chunks of a stream, or one whole completion."""
+"""Formats the events of a chat job as OpenAI's chunks of a stream, or as one complete chat completion."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from shared.domain.job import Job
 
 
 class ChatStreamFormatter:
-    """Formats the frames of one stream. What every frame shares is encoded once."""
+    """Formats the frames of one stream. The part that all frames share is encoded once."""
 
     tells_failure = False
 
@@ -50,7 +50,7 @@ class ChatStreamFormatter:
                 return
 
     def _rich(self, event: Delta) -> Iterable[bytes]:
-        """Reasoning, text and calls, in the order in which they come."""
+        """Yield reasoning, text and calls, in the order of generation."""
         if event.reasoning:
             yield self._chunk(event.choice, {"reasoning_content": event.reasoning}, None)
         if event.text or event.logprobs:
@@ -68,7 +68,7 @@ class ChatStreamFormatter:
 
 
 class MessageCollector:
-    """One choice as it grows."""
+    """Collects the message of one choice."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
@@ -125,7 +125,8 @@ class ChatCollector:
 
 
 def _head(job: Job, kind: str) -> dict[str, Any]:
-    """OpenAI's text completions name no service tier, its chats do, in each chunk too."""
+    """Return the fields that begin a completion or a chunk. OpenAI's chats name the service tier in each chunk, too;
+    its text completions name none."""
     return head(job, kind) | {"service_tier": SERVICE_TIERS[job.priority]}
 
 
@@ -138,7 +139,7 @@ def _call(part: CallPart) -> dict[str, Any]:
 
 
 def _call_delta(part: CallPart) -> dict[str, Any]:
-    """The first part of a call says which it is."""
+    """Format a part of a call. The first part has the call's id and name."""
     if part.name:
         return {"index": part.call, **_call(part)}
     return {"index": part.call, "function": {"arguments": part.arguments}}

@@ -1,4 +1,4 @@
-"""What all formats share: the protocols, the ids of frames, and what chat and text completions have in common."""
+"""The shared parts of all formats: the protocols, the ids of frames, and the fields common to chats and completions."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
@@ -9,26 +9,26 @@ from shared.domain.events import Event, Usage
 from shared.domain.job import Job, Priority
 
 FINGERPRINT = "penstock-1"
-# OpenAI's names for the classes. An answer names the one in which it was served, whatever was asked for.
+# OpenAI's names for the classes. An answer names the class in which it was served, not the requested one.
 SERVICE_TIERS = {Priority.INTERACTIVE: "priority", Priority.STANDARD: "default", Priority.BATCH: "flex"}
 
 
 class Formatter(Protocol):
-    """Shapes the events of a job for its client. Behind it stand `RenderOptions` for chats and text completions,
-    `ResponseRecord` for responses, and `WholeOnly` for all that is never streamed.
+    """Formats the events of a job for its client. `RenderOptions` implement it for chats and text completions,
+    `ResponseRecord` for responses, and `WholeOnly` for answers that are never streamed.
 
-    `job` is the job that is really done: an earlier one where an Idempotency-Key was sent again."""
+    `job` is the job that really runs: an earlier one if an Idempotency-Key was sent again."""
 
     def stream(self, job: Job, *, ids: bool) -> "StreamFormatter":
-        """Make what frames the stream. With `ids` each frame says where it belongs, so that the stream can be picked up
-        behind it. Raises InvalidRequest for an answer that only comes whole."""
+        """Return a formatter of the stream. With `ids` each frame carries its position, so that the stream can be
+        resumed behind it. Raises InvalidRequest for an answer that cannot be streamed."""
 
     def whole(self, job: Job) -> "AnswerCollector":
-        """Make what collects the whole answer."""
+        """Return a collector of the complete answer."""
 
 
 class AnswerCollector(Protocol):
-    """What a whole answer is collected in."""
+    """Collects the events of a job into one complete answer."""
 
     def add(self, event: Event) -> None: ...
 
@@ -36,21 +36,21 @@ class AnswerCollector(Protocol):
 
 
 class StreamFormatter(Protocol):
-    """What turns events into the frames of a stream. `tells_failure`: one of them says that the job failed; else the
-    stream is broken off with an error."""
+    """Turns events into the frames of a stream. With `tells_failure`, a frame reports the failure of the job; otherwise
+    the stream is broken off with an error."""
 
     tells_failure: bool
 
     def opening(self) -> bytes:
-        """Frames before any event."""
+        """Return the frames before any event."""
 
     def frames(self, event: Event) -> Iterable[bytes]:
-        """The event's frames, each with its blank line; an event that only the log needs has none. A log gives the
-        same frames whenever it is read, since a client names the place where it lost its stream by counting them."""
+        """Return the event's frames, each with its blank line; an event that only the log needs has none. A log always
+        gives the same frames, since a client counts them to name the position at which it lost its stream."""
 
 
 class WholeOnly:
-    """The formatter of an endpoint that streams nothing. `collect` makes what collects its answer."""
+    """The formatter of an endpoint that does not stream. `collect` creates the collector of its answer."""
 
     def __init__(self, collect: Callable[[Job], AnswerCollector]) -> None:
         self._collect = collect
@@ -63,7 +63,7 @@ class WholeOnly:
 
 
 class WithEventIds:
-    """Frames that carry their position as `id`, so that a client can go on behind any of them. Those up to `after` are
+    """Adds to each frame its position as `id`, so that a client can resume behind any of them. Frames up to `after` are
     left out."""
 
     def __init__(self, formatter: StreamFormatter, *, after: Position = START) -> None:
@@ -75,7 +75,7 @@ class WithEventIds:
         return self._formatter.opening()
 
     def frames(self, event: Event) -> Iterator[bytes]:
-        """The event's number stands in its last frame: a client that has it has the whole event."""
+        """Yield the event's frames. Only the last one carries the event's number: a client that has it has them all."""
         frames = list(self._formatter.frames(event))
         for count, frame in enumerate(frames, 1):
             position = Position(event.seq) if count == len(frames) else Position(event.seq - 1, count)
@@ -84,7 +84,7 @@ class WithEventIds:
 
 
 def never_streamed() -> InvalidRequest:
-    return InvalidRequest("This job's answer comes whole: send the request again with its Idempotency-Key.")
+    return InvalidRequest("This job's answer cannot be streamed: send the request again with its Idempotency-Key.")
 
 
 def head(job: Job, kind: str) -> dict[str, Any]:

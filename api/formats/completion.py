@@ -1,4 +1,4 @@
-"""From events to text completions: frames of a stream, or one body."""
+"""Formats events as text completions: frames of a stream, or one body."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,8 +12,8 @@ from shared.domain.job import Job
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionForm:
-    """`n`: choices of each prompt that the client gets, the best of its `candidates`. `echo`: each prompt comes back
-    before its choices. `logprobs`: whether they are shown."""
+    """The form of a text completion. The client gets the best `n` of the `candidates` of each prompt. `echo` returns
+    each prompt before its choices; `logprobs` adds log probabilities."""
 
     prompts: int
     candidates: int
@@ -24,7 +24,7 @@ class CompletionForm:
 
 @dataclass(slots=True)
 class Choice:
-    """One answer as it grows. `offset`: how long the text of its listed tokens is."""
+    """One choice as it grows. `offset` is the length in characters of its listed tokens' text."""
 
     index: int
     texts: list[str] = field(default_factory=list)
@@ -36,7 +36,7 @@ class Choice:
 
     @property
     def mean(self) -> float:
-        """Log probability for each token: what the best are the best by."""
+        """Return the mean log probability per token, which ranks the candidates."""
         return self.total / max(self.tokens, 1)
 
     def add(self, event: Delta | Echoed) -> None:
@@ -49,7 +49,7 @@ class Choice:
         self.tokens += len(event.logprobs)
 
     def body(self, form: CompletionForm) -> dict[str, Any]:
-        """What has been added."""
+        """Return the complete choice."""
         logprobs = None
         if form.logprobs:
             names = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
@@ -62,7 +62,7 @@ class Choice:
         }
 
     def take(self, form: CompletionForm) -> dict[str, Any]:
-        """What has been added since the last time."""
+        """Return the part that was added since the last call."""
         taken = self.body(form)
         self.texts, self.logprobs = [], []
         return taken
@@ -83,7 +83,7 @@ class Choice:
 
 
 class _Choices:
-    """All that are made. A choice whose prompt comes back waits for it."""
+    """All generated choices. A choice whose prompt is echoed waits for the echo."""
 
     def __init__(self, form: CompletionForm) -> None:
         self.all = [Choice(index) for index in range(form.candidates * form.prompts)]
@@ -96,7 +96,8 @@ class _Choices:
         return self.all[prompt * self._candidates : (prompt + 1) * self._candidates]
 
     def ready(self, event: Event) -> list[tuple[Choice, Delta | Echoed]]:
-        """What can be added now, in order, and to which choice. A choice whose prompt comes back waits for it."""
+        """Return in order the events that can be added now, each with its choice. A choice whose prompt is echoed waits
+        for the echo."""
         match event:
             case Echoed():
                 self._echoed.add(event.prompt)
@@ -163,12 +164,12 @@ class CompletionCollector:
 
 
 def _top(logprobs: Logprobs) -> dict[str, float]:
-    """The likeliest tokens and the chosen one."""
+    """Return the log probabilities of the likeliest tokens and the chosen one, by their text."""
     return {_text(each): each.logprob for each in (*logprobs.top, logprobs.chosen)}
 
 
 def _text(likelihood: Likelihood) -> str:
-    r"""As OpenAI writes tokens; those that are no whole characters look like bytes:\xe2\x80."""
+    r"""Write a token as OpenAI does; one that is not complete characters looks like bytes:\xe2\x80."""
     try:
         return likelihood.token.decode()
     except UnicodeDecodeError:

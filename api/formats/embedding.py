@@ -1,4 +1,4 @@
-"""From events to OpenAI's list of embeddings."""
+"""Formats events as OpenAI's list of embeddings."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""OpenAI's lists: a page of objects, from one id on."""
+"""OpenAI's lists: pages of objects, each after an id."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from shared.domain.errors import InvalidRequest
 
 
 def page_of(ids: Sequence[str], *, after: str | None, limit: int) -> tuple[list[str], bool]:
-    """The ids of a page, and whether there are more. Raises InvalidRequest for an id that is not in the list."""
+    """Return the ids of a page, and whether there are more. Raises InvalidRequest for an id that is not in the list."""
     begin = 0
     if after is not None:
         if after not in ids:

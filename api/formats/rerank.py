@@ -1,4 +1,4 @@
-"""From vectors to documents, the nearest to the query first."""
+"""Formats vectors as a ranking of documents, the most relevant first."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ from shared.domain.job import Job
 
 
 class RankingCollector:
-    """The first vector is the query's; all are of unit length, so that their product is the cosine. Where there is none
-    for the query, each of the others is a score."""
+    """Collects a ranking. The first vector is the query's; all have unit length, so that their product is the cosine.
+    If the query has none, each of the others is a cross-encoder's score."""
 
     def __init__(self, job: Job, texts: list[str], *, top_n: int | None, with_texts: bool) -> None:
         self._job = job

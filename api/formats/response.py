@@ -1,5 +1,5 @@
-"""From a chat job's events to a response: its output items as they grow, and the events that tell of them. The same log
-gives the same events with the same numbers, whenever it is read."""
+"""Formats a chat job's events as a response: its output items as they grow, and the events of its stream. The same log
+always gives the same events with the same numbers."""
 
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
@@ -27,7 +27,8 @@ ResponseEvent = dict[str, Any]
 
 
 class ResponseBuilder:
-    """`head`: what the response repeats of its request. What `take` returns is to be told, without numbers."""
+    """Builds one response. `head` has the fields that the response repeats of its request. `take` returns the client's
+    events, without numbers."""
 
     def __init__(self, response_id: str, head: dict[str, Any], *, created_s: int, status: str = "queued") -> None:
         self._head = {"id": response_id, "object": "response", "created_at": created_s, **head}
@@ -84,7 +85,7 @@ class ResponseBuilder:
         return {"type": kind, **self._place(), "content_index": 0, "delta": text}
 
     def _ensure(self, kind: str) -> list[ResponseEvent]:
-        """Make an open item of this kind the last one."""
+        """Ensure that the last item is an open one of this kind."""
         if self._open == kind:
             return []
         told = self._close("completed")
@@ -99,7 +100,7 @@ class ResponseBuilder:
             item |= {"summary": [], "content": []}
         told.append(self._add(item))
         item["content"] = [part]
-        # Copied, since the part grows by the same event.
+        # This is a copy, since the part grows by the same event.
         told.append(
             {"type": "response.content_part.added", **self._place(), "content_index": 0, "part": deepcopy(part)}
         )
@@ -130,7 +131,7 @@ class ResponseBuilder:
         return told
 
     def _close(self, status: str) -> list[ResponseEvent]:
-        """End the open item."""
+        """Close the open item."""
         if not self._open:
             return []
         item, kind, self._open = self._output[-1], self._open, ""
@@ -165,7 +166,7 @@ class ResponseBuilder:
                 problem = problem_of_outcome(outcome)
                 assert problem
                 self._error = {"code": "server_error", "message": problem.message}
-        kind = "failed" if self.status == "cancelled" else self.status  # clients know no event for it
+        kind = "failed" if self.status == "cancelled" else self.status  # the Responses API has no event for it
         return [*told, {"type": f"response.{kind}", "response": self.body()}]
 
     def _place(self) -> dict[str, Any]:
@@ -173,7 +174,7 @@ class ResponseBuilder:
 
 
 class ResponseStreamFormatter:
-    """Formats the frames of one stream, those after number `after`. `ids`: each carries its number as `id`, too."""
+    """Formats the frames of one stream after number `after`. With `ids`, each carries its number as `id`, too."""
 
     tells_failure = True
 

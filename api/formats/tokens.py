@@ -1,4 +1,4 @@
-"""From events to what the token endpoints answer."""
+"""Formats events as the answers of the token endpoints."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ class _TokensCollector:
 
 
 class TokenListCollector(_TokensCollector):
-    """As vLLM answers `/tokenize`."""
+    """Collects the answer of `/tokenize`, in vLLM's form."""
 
     def __init__(self, job: Job, *, context_length: int) -> None:
         super().__init__(job)

@@ -1,4 +1,4 @@
-"""Who asks: the key that a request carries, looked up once for it, before its body is read."""
+"""Authentication: the key that a request carries is looked up once, before the body is read."""
 
 import hashlib
 import ipaddress
@@ -26,15 +26,15 @@ LIMIT_HEADERS = [f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining",
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """`tenant`: whose jobs these are. `key`: None for somebody who needs none."""
+    """The sender of a request. `tenant` owns its jobs; `key` is None if the request needs none."""
 
     tenant: str
     key: ApiKey | None = None
 
 
 class Authenticator:
-    """`required`: nobody enters without a key. Else an unknown key names a tenant, and nothing more, since clients send
-    one in any case. A key is looked up at most every two seconds."""
+    """Looks up callers by key, each key at most every two seconds. If `required`, no request passes without a key.
+    Otherwise an unknown key only names a tenant: OpenAI clients always send some key."""
 
     def __init__(self, ring: ApiKeyStore, *, required: bool) -> None:
         self._ring = ring
@@ -43,7 +43,7 @@ class Authenticator:
         self._closed: OrderedDict[str, float] = OrderedDict()
 
     async def caller(self, secret: str) -> Caller | None:
-        """None for whoever may not enter. Raises QueueUnavailable."""
+        """Return the caller with this key, None if it is refused. Raises QueueUnavailable."""
         key = await self._look_up(secret) if secret else None
         if key:
             return Caller(key.id, key)
@@ -52,7 +52,7 @@ class Authenticator:
         return Caller(f"key-{hashlib.sha256(secret.encode()).hexdigest()[:12]}" if secret else ANONYMOUS)
 
     def rate_limits(self, caller: Caller, *, paced: bool = True) -> RateLimits | None:
-        """What the queue must hold the caller's jobs to: all limits, or if not `paced` the month's only."""
+        """Return the limits that the queue enforces on the caller's jobs: all, or if not `paced` only the month's."""
         if (key := caller.key) is None:
             return None
         if not paced:
@@ -66,7 +66,7 @@ class Authenticator:
         )
 
     def close(self, caller: Caller, wait_s: float) -> None:
-        """Take no body from this caller for so long: its requests of this minute are used up."""
+        """Read no body from this caller for `wait_s` seconds: its requests of this minute are used up."""
         if wait_s > 0:
             self._closed[caller.tenant] = time.monotonic() + wait_s
             self._closed.move_to_end(caller.tenant)
@@ -74,7 +74,7 @@ class Authenticator:
                 self._closed.popitem(last=False)
 
     def require_open(self, caller: Caller) -> None:
-        """Raises LimitReached, before a body is read that would be refused."""
+        """Raise LimitReached before a body is read that would be refused."""
         left_s = self._closed.get(caller.tenant, 0.0) - time.monotonic()
         if left_s > 0 and caller.key:
             message = f"The key's limit of {caller.key.requests_per_minute} requests a minute is reached."
@@ -93,7 +93,7 @@ class Authenticator:
 
 
 class Authentication:
-    """Every route under /v1 is guarded, those that do not exist too. Plain ASGI, since streams pass through."""
+    """Guards every path under /v1, even those without a route. It is plain ASGI, since streams pass through."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -126,7 +126,7 @@ def may_use(caller: Caller, model: str) -> bool:
 
 
 def require_use(caller: Caller, model: str) -> None:
-    """Raises Forbidden."""
+    """Raise Forbidden if the caller's key may not use the model."""
     if not may_use(caller, model):
         raise Forbidden(f"This key may not use the model '{model}'.", param="model")
 
@@ -136,7 +136,7 @@ def keys_required(settings: Settings) -> bool:
 
 
 def limit_headers(key: ApiKey | None, left: RateLimitsLeft | None) -> dict[str, str]:
-    """As OpenAI writes them, for the limits that the key has."""
+    """Return OpenAI's `x-ratelimit-*` headers for the limits that the key has."""
     headers = {}
     for kind, limit in KIND.items():
         if key and left and (most := getattr(key, limit)):

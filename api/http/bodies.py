@@ -1,9 +1,9 @@
-"""JSON bodies of requests: bounded before they are parsed, parsed and validated beside the event loop when they are
+"""JSON bodies of requests: bounded before they are parsed, and parsed and validated off the event loop when they are
 large.
 
-A body of few bytes can be a great many values, and each costs a hundred times its bytes as an object of Python's. So
-the raw bytes are counted first, which takes milliseconds; what passes is cheap to parse, and the schemas bound each
-list of it."""
+A small body can hold a great many values, and each costs a hundred times its bytes as a Python object. So the raw bytes
+are counted first, which takes milliseconds; a body that passes is cheap to parse, and the schemas bound each of its
+lists."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +16,11 @@ from api.http.problems import Refused, validation_problem
 from shared.domain.errors import InvalidRequest
 
 Body = TypeVar("Body", bound=BaseModel)
-AT_ONCE = 2  # large bodies, so that what they take of memory is bounded
+AT_ONCE = 2  # large bodies, which bounds their memory
 LARGE_BYTES = 32_768
 DEPTH_MAX = 100
 CONTAINERS_MAX = 50_000  # objects and arrays
-STRINGS_MAX = 200_000  # names of fields among them
+STRINGS_MAX = 200_000  # names of fields included
 VALUES_MAX = 1_000_000
 BRACKETS = b"[]{}"
 EVERYTHING_ELSE = bytes(set(range(256)) - set(BRACKETS))
@@ -31,7 +31,7 @@ class BodyReader:
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="bodies")
 
     async def read(self, data: bytes, model: type[Body]) -> Body:
-        """Raises InvalidRequest or Refused."""
+        """Parse and validate a body. Raises InvalidRequest or Refused."""
         if len(data) < LARGE_BYTES:
             return read(data, model)
         return await asyncio.get_running_loop().run_in_executor(self._threads, read, data, model)
@@ -51,8 +51,8 @@ def read(data: bytes, model: type[Body]) -> Body:
 
 
 def require_bounded(data: bytes) -> None:
-    """Raise InvalidRequest for a body of too many values, or of too many within each other. Most bodies are through
-    after three counts of their bytes, which are never less than those of their values."""
+    """Raise InvalidRequest for a body of too many or too deeply nested values. Most bodies pass after three counts of
+    their bytes, which are never below the counts of their values."""
     if _containers(data) <= DEPTH_MAX and data.count(b",") <= VALUES_MAX and data.count(b'"') <= STRINGS_MAX:
         return
     unescaped = data.replace(rb"\\", b"").replace(rb"\"", b"")
@@ -73,7 +73,7 @@ def _containers(data: bytes) -> int:
 
 
 def _depth(brackets: bytes) -> int:
-    """The most brackets that are open at a time."""
+    """Return the most brackets that are open at a time."""
     deepest = depth = 0
     for bracket in brackets:
         depth += 1 if bracket in b"[{" else -1

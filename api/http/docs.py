@@ -1,5 +1,5 @@
-"""The pages that describe the API, for people at /docs and for programs at /openapi.json. They load nothing from
-elsewhere."""
+"""The pages that describe the API, for people at /docs and for programs at /openapi.json. They load nothing from other
+hosts."""
 
 from collections.abc import Callable
 from functools import cache
@@ -19,20 +19,20 @@ INTRODUCTION = """
 LLM serving that never loses a request. The API is OpenAI's: set a client's `base_url` to this address followed by
 `/v1`, and use any of the models that `GET /v1/models` lists.
 
-**Keys.** Where keys are required, each request has the header `Authorization: Bearer KEY`; `penstock keys create` makes
-one. `/admin` needs the operator's own key.
+**Keys.** Where keys are required, each request must carry the header `Authorization: Bearer KEY`; `penstock keys
+create` creates a key. `/admin` needs the operator's own key.
 
-**A request is a job.** It waits in its model's queue until a worker has room, and survives the death of either side.
-`x-penstock-job-id` names it: `GET /v1/jobs/{job_id}/events` picks its stream up again, also from another API process.
-Sending a request again with the same `Idempotency-Key` finds the job that it made before.
+**A request is a job.** It waits in its model's queue until a worker has room, and survives the death of an API process
+or a worker. The header `x-penstock-job-id` names it: `GET /v1/jobs/{job_id}/events` resumes its stream, also from
+another API process. A repeated request with the same `Idempotency-Key` finds the job that the first one created.
 
 **Headers that any request may have:** `x-penstock-priority` (interactive, standard or batch),
-`x-penstock-queue-deadline-s` and `x-penstock-run-deadline-s`, `x-penstock-grace-s` (how long the job goes on when its
-client has left; `forever` to let it end), `x-penstock-event-ids: true` (number the events of a stream).
+`x-penstock-queue-deadline-s` and `x-penstock-run-deadline-s`, `x-penstock-grace-s` (how long the job runs on after its
+client has left; `forever` lets it end), `x-penstock-event-ids: true` (number the events of a stream).
 
-**Refusals** have OpenAI's shape. 408, 409, 429 and 5xx are worth another try, after `retry-after` seconds, unless
-`x-should-retry: false` says otherwise; `x-penstock-dropped-reason` says why nothing was done. Every other 4xx is the
-request's own fault: it names the parameter, and takes one of the key's requests a minute.
+**Errors** have OpenAI's shape. Retry 408, 409, 429 and 5xx after `retry-after` seconds, unless the answer has
+`x-should-retry: false`; `x-penstock-dropped-reason` says why nothing was done. Every other 4xx means that the request
+is wrong: the error names the parameter, and the request counts against the key's requests a minute.
 """
 MODEL = "penstock-tiny"
 MESSAGES = [{"role": "user", "content": "What is 3 + 4?"}]
@@ -64,13 +64,13 @@ class Error(BaseModel):
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": Error, "description": "The request is at fault, or too much: see `retry-after`."},
-    "5XX": {"model": Error, "description": "Penstock is: see `retry-after`."},
+    "4XX": {"model": Error, "description": "The request is wrong, or exceeds a limit: see `retry-after`."},
+    "5XX": {"model": Error, "description": "Penstock cannot serve the request: see `retry-after`."},
 }
 
 
 def described_app(*, shown: bool, **options: Any) -> FastAPI:
-    """`shown`: whether the pages are there. `options`: as for FastAPI."""
+    """Create the app, with the pages if `shown`. The `options` are FastAPI's."""
     if not shown:
         return FastAPI(openapi_url=None, **options)
     about = {"title": "Penstock", "version": version("penstock"), "description": INTRODUCTION}
@@ -85,7 +85,7 @@ async def _to_docs() -> RedirectResponse:
 
 
 def _completed(make: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
-    """FastAPI's document, with what the routes do not say. It is made once."""
+    """Complete FastAPI's document with descriptions that the routes lack. It is built once."""
 
     @cache
     def openapi() -> dict[str, Any]:

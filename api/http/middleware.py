@@ -1,4 +1,5 @@
-"""Around every request: an id, a clock, a count, and a bound on its body. Plain ASGI, since streams pass through."""
+"""The middleware of every request: an id, its time, a count, and a bound on its body. It is plain ASGI, since streams
+pass through."""
 
 import logging
 import secrets
@@ -14,13 +15,13 @@ from shared.observability.metrics import ApiMetrics
 
 log = logging.getLogger(__name__)
 UPLOAD = "/v1/files"
-FORM_BYTES = 100_000  # for what a form has beside the file
+FORM_BYTES = 100_000  # room for the parts of a form beside the file
 PATH_MAX = 200  # characters of a path in the log
 HEALTH = ("/health/", "/metrics")
 
 
 class RequestFrame:
-    """`x-request-id`, `openai-processing-ms`, and one count for each answer and each refusal."""
+    """Adds `x-request-id` and `openai-processing-ms`, and counts each answer and each refusal."""
 
     def __init__(self, app: ASGIApp, *, metrics: ApiMetrics) -> None:
         self._app = app
@@ -55,15 +56,15 @@ class RequestFrame:
                 self._account(getattr(scope.get("route"), "path", "none"), about, time.monotonic() - began)
 
     def _account(self, route: str, about: dict[str, Any], seconds: float) -> None:
-        """Once the answer has ended, or has been broken off."""
+        """Count and log a request whose answer has ended or was broken off."""
         self._metrics.requests.labels(route, str(about.get("status", "none"))).inc()
         self._metrics.request_seconds.labels(route).observe(seconds)
         log.info("answered", extra=about | {"seconds": round(seconds, 3)})
 
 
 class BodyLimit:
-    """Refuses a body over `bytes_max` before it is read whole: by its declared length, or as it arrives. Uploads of
-    files may be larger."""
+    """Refuses a body over `bytes_max` before it is read completely: by its declared length, or as it arrives. Uploads
+    of files may be larger."""
 
     def __init__(self, app: ASGIApp, *, bytes_max: int, file_bytes_max: int) -> None:
         self._app = app

@@ -1,5 +1,5 @@
-"""What each operation answers with, and what its parameters mean: what the routes do not say themselves of the
-documentation. A test fails for an operation or a parameter that is missing here."""
+"""The answers and parameters of each operation in the documentation, which the routes do not declare themselves. A test
+fails for an operation or a parameter that is missing here."""
 
 from pydantic import BaseModel
 
@@ -58,9 +58,9 @@ BODIES: dict[tuple[str, str], Body] = {
     ("post", "/admin/models/{name}/pause"): operator_answers.PausedModel,
     ("post", "/admin/models/{name}/resume"): operator_answers.PausedModel,
 }
-# Other types of content that an operation answers with, and what is in it.
-CHUNKS = "`data:` lines, each a {} object with what is new, then `data: [DONE]`."
-RESPONSE_EVENTS = "Events of the Responses API, each with `event:`, and `data:` with a `sequence_number`."
+# Further content types that an operation answers with, and their content.
+CHUNKS = "`data:` lines, each a {} object with the new part of the answer, then `data: [DONE]`."
+RESPONSE_EVENTS = "Events of the Responses API; each has `event:`, and `data:` with a `sequence_number`."
 OTHERS: dict[tuple[str, str], tuple[str, str]] = {
     ("post", "/v1/chat/completions"): ("text/event-stream", CHUNKS.format("chat.completion.chunk")),
     ("post", "/v1/completions"): ("text/event-stream", CHUNKS.format("text_completion")),
@@ -68,34 +68,34 @@ OTHERS: dict[tuple[str, str], tuple[str, str]] = {
     ("get", "/v1/responses/{response_id}"): ("text/event-stream", RESPONSE_EVENTS),
     ("get", "/v1/jobs/{job_id}/events"): (
         "text/event-stream",
-        "The stream of the job's endpoint, each event with `id:`.",
+        "The stream of the job's endpoint; each event has an `id:`.",
     ),
     ("get", "/v1/files/{file_id}/content"): ("application/octet-stream", "The file's bytes."),
 }
 PARAMETERS = {
-    "completion_id": "The stored chat completion's id, `chatcmpl-..`.",
-    "response_id": "The response's id, `resp_..`.",
-    "job_id": "The job's id: that of its answer, or of the header `x-penstock-job-id`.",
-    "file_id": "The file's id, `file-..`.",
-    "batch_id": "The batch's id, `batch_..`.",
+    "completion_id": "The stored chat completion's id, `chatcmpl-...`.",
+    "response_id": "The response's id, `resp_...`.",
+    "job_id": "The job's id, which is the id of its answer and the header `x-penstock-job-id`.",
+    "file_id": "The file's id, `file-...`.",
+    "batch_id": "The batch's id, `batch_...`.",
     "endpoint_id": "The webhook endpoint's id.",
-    "key_id": "The key's id, `key-..`.",
+    "key_id": "The key's id, `key-...`.",
     "name": "The model's name.",
-    "model": "Only what belongs to this model.",
-    "state": "Only jobs of this state.",
-    "purpose": "Only files of this purpose.",
-    "after": "The last id of the page before.",
-    "limit": "How many at most.",
-    "order": "By time: `asc` for the oldest first.",
-    "stream": "Send the response's events until it ends.",
-    "starting_after": "Only events after this number.",
-    "last-event-id": "The same, as browsers send it when they connect again.",
-    "include": "Accepted; all there is is always shown.",
+    "model": "Return only results for this model.",
+    "state": "Return only jobs in this state.",
+    "purpose": "Return only files of this purpose.",
+    "after": "The last id of the previous page.",
+    "limit": "The largest number of results to return.",
+    "order": "The order by time: `asc` returns the oldest first.",
+    "stream": "Stream the response's events until it ends.",
+    "starting_after": "Return only events after this number.",
+    "last-event-id": "The same as `starting_after`; browsers send this header when they reconnect.",
+    "include": "Accepted without effect: the answer always has all fields.",
     "include_obfuscation": "Only false is supported.",
 }
 UPLOAD = {
     "file": "The file's bytes.",
-    "purpose": "`batch` for lines of requests, `user_data` for anything else.",
-    "expires_after[anchor]": "Always `created_at`.",
-    "expires_after[seconds]": "The file's lifetime.",
+    "purpose": "`batch` for a file of batch requests, `user_data` for any other.",
+    "expires_after[anchor]": "Must be `created_at`.",
+    "expires_after[seconds]": "The file's lifetime in seconds.",
 }

@@ -1,6 +1,6 @@
-"""Which web pages may use an API that asks for no keys, and under which names. A browser reaches this machine for every
-page that its user visits: a page may send simple requests anywhere, and a name that points here after the page was
-loaded (DNS rebinding) makes it read the answers, too. Where keys are required, they are the protection."""
+"""Decides which web pages may use an API without keys, and under which host names. A browser reaches this machine for
+every page that its user visits: a page may send simple requests anywhere, and a name that points here after the page
+was loaded (DNS rebinding) lets it read the answers, too. An API with keys is protected by them."""
 
 import re
 from dataclasses import dataclass
@@ -17,14 +17,15 @@ LOOPBACK_PAGES = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
 
 @dataclass(frozen=True, slots=True)
 class Origins:
-    """`pages`: origins that are named. `hosts`: names under which the API may be asked, beside loopback's; None for
-    any."""
+    """The allowed origins (`pages`), and the host names that the API answers to beside loopback's (`hosts`, None for
+    any)."""
 
     pages: frozenset[str]
     hosts: frozenset[str] | None
 
     def refusal(self, host: str, origin: str) -> str:
-        """Why a request with these headers is not served; '' when it is, as one without them: no browser sent it."""
+        """Return why a request with these headers is refused; '' if it is served, like any request without them, which
+        no browser sent."""
         if host and not self._is_ours(host):
             return (
                 f"The API asks for no keys, so it is not served under the name {host!r:.100}: PENSTOCK_ALLOWED_HOSTS "
@@ -42,12 +43,12 @@ class Origins:
         return self.hosts is None or is_loopback(name) or name in self.hosts
 
     def _may_ask(self, host: str, origin: str) -> bool:
-        own = origin.partition("://")[2] == host  # a page of the API itself
+        own = origin.partition("://")[2] == host  # the API's own page
         return own or ANY in self.pages or origin in self.pages or bool(re.fullmatch(LOOPBACK_PAGES, origin))
 
 
 class OriginGuard:
-    """Plain ASGI, since streams pass through."""
+    """Refuses requests from other origins. It is plain ASGI, since streams pass through."""
 
     def __init__(self, app: ASGIApp, *, origins: Origins) -> None:
         self._app = app
@@ -63,7 +64,7 @@ class OriginGuard:
 
 
 def origins_of(settings: Settings) -> Origins | None:
-    """None where keys are required: then every page may ask, if it has one."""
+    """Return the allowed origins; None if keys are required: then any page with a key may send requests."""
     if keys_required(settings):
         return None
     hosts = frozenset(_listed(settings.allowed_hosts.lower()))
@@ -73,7 +74,7 @@ def origins_of(settings: Settings) -> Origins | None:
 
 
 def readers(settings: Settings) -> dict[str, object]:
-    """Pages that may read answers, as CORSMiddleware takes them; empty for none."""
+    """Return CORSMiddleware's options for the pages that may read answers; empty for none."""
     named = _listed(settings.cors_origins)
     if named == [AUTO]:
         return {"allow_origins": [ANY]} if keys_required(settings) else {"allow_origin_regex": LOOPBACK_PAGES}
@@ -87,6 +88,6 @@ def _listed(text: str) -> list[str]:
 
 
 def _name(host: str) -> str:
-    """Without brackets and port; '' for what is none."""
+    """Return the host without brackets and port; '' for an invalid one."""
     parts = re.fullmatch(r"(?:\[([0-9a-f:.]+)\]|([^\s:/\[\]]+))(?::\d+)?", host)
     return (parts[1] or parts[2]).rstrip(".") if parts else ""

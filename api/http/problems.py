@@ -1,4 +1,4 @@
-"""From an error to what the client gets: one table of statuses, one shape of body."""
+"""Translates errors into answers: one table of statuses, and one shape of body."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -42,10 +42,10 @@ STATUS = {
     "redis_unavailable": 503,
     "shutting_down": 503,
 }
-DROPPED = frozenset({408, 413, 429, 503})  # not done, though nothing is wrong with the request
+DROPPED = frozenset({408, 413, 429, 503})  # nothing was done, though the request may be right
 BRANCHES = frozenset({"str", "int", "float", "bool", "constrained-str"})
-MESSAGE_MAX, PARAM_MAX = 4000, 200  # characters: both may quote what the client sent
-RETRY_AFTER_MAX_S = 120  # clients do not obey a longer one
+MESSAGE_MAX, PARAM_MAX = 4000, 200  # characters, since both may quote the client's text
+RETRY_AFTER_MAX_S = 120  # clients ignore a longer one
 TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -80,7 +80,7 @@ class Problem:
 
 
 class Refused(Exception):
-    """Carries a problem out of a route that can no longer answer otherwise."""
+    """Carries a problem out of a route, which answers with it."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.message)
@@ -126,14 +126,14 @@ def problem_of(error: errors.PenstockError) -> Problem:
             )
             return Problem(code="shutting_down", message=message, headers={"retry-after": "1"})
         case errors.QueueUnavailable():
-            message = "The queue cannot be reached just now; nothing was accepted."
+            message = "The queue cannot be reached at the moment; nothing was accepted."
             return Problem(code="redis_unavailable", message=message, headers={"retry-after": "1"})
         case _:
-            return Problem(code="internal_error", message="Something went wrong here; the log knows more.")
+            return Problem(code="internal_error", message="An internal error occurred; the server's log has details.")
 
 
 def problem_of_outcome(outcome: Outcome) -> Problem | None:
-    """None for a completed job."""
+    """Return the problem of a job's outcome; None for a completed job."""
     match outcome:
         case Completed():
             return None
@@ -145,13 +145,13 @@ def problem_of_outcome(outcome: Outcome) -> Problem | None:
         case Expired(deadline=Deadline.QUEUE):
             return Problem(code="deadline_exceeded", message="No worker had room before the queue deadline.")
         case Expired():
-            return Problem(code="deadline_exceeded", message="The answer was not whole before the run deadline.")
+            return Problem(code="deadline_exceeded", message="The answer was not complete before the run deadline.")
         case _:
             assert_never(outcome)
 
 
 def install(app: FastAPI) -> None:
-    """Every error of ours, of validation, of routing, and every other one, in the one shape."""
+    """Answer every error in the one shape: Penstock's own, those of validation and routing, and unexpected ones."""
 
     async def ours(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, errors.PenstockError)
@@ -180,14 +180,14 @@ def install(app: FastAPI) -> None:
 
 
 def validation_problem(error: RequestValidationError | ValidationError) -> Problem:
-    """Of several errors the one that looked deepest: a value that may be of several types fails as each of them. Of
-    equal ones, a check of our own, which knows more than that the type is another one."""
+    """Report the most deeply nested of several errors: a value that may have several types fails as each of them. At
+    equal depth a check of our own comes first, since it says more than a wrong type."""
     first = max(_errors(error), key=lambda each: (len(_place(each["loc"])), each["type"] == "value_error"))
     if first["type"] == "json_invalid":
         return Problem(code="invalid_request", message="The body is not valid JSON.")
     place = _place(first["loc"])
     if isinstance(error, RequestValidationError):
-        place = place[1:]  # FastAPI says where in the request it looked
+        place = place[1:]  # FastAPI begins with the part of the request
     param = ".".join(place) or None
     if first["type"] == "extra_forbidden":
         return Problem(code="invalid_request", message=f"Unknown parameter: '{param}'.", param=param)
@@ -199,7 +199,7 @@ def validation_problem(error: RequestValidationError | ValidationError) -> Probl
 
 
 def _errors(error: RequestValidationError | ValidationError) -> Sequence[Any]:
-    """Without what the client sent, which may be large."""
+    """Return the errors without the client's input, which may be large."""
     if isinstance(error, ValidationError):
         return error.errors(include_url=False, include_context=False, include_input=False)
     return error.errors()
@@ -210,7 +210,7 @@ def _short(text: str, most: int) -> str:
 
 
 def _place(loc: tuple[int | str, ...]) -> list[str]:
-    """Without the types that pydantic tried."""
+    """Return the path to the parameter, without the types that pydantic tried."""
     return [str(part) for part in loc if isinstance(part, int) or not (part in BRANCHES or "[" in part)]
 
 

@@ -1,8 +1,8 @@
-"""Which addresses belong to the public internet, so that a URL from a client leads to no neighbour of ours."""
+"""Decides which addresses belong to the public internet, so that a client's URL cannot reach the private network."""
 
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
-PUBLIC_V6 = IPv6Network("2000::/3")  # all that has been given out; everything else is local, mapped or reserved
+PUBLIC_V6 = IPv6Network("2000::/3")  # all allocated addresses; everything else is local, mapped or reserved
 NOT_PUBLIC = (
     IPv4Network("192.0.0.0/24"),  # IETF protocols
     IPv4Network("192.88.99.0/24"),  # relays of 6to4

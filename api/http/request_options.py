@@ -1,5 +1,5 @@
-"""What a request asks for beside its body: who asks, how urgent it is, how long it may take, what happens when its
-client leaves. All of it in headers, so that any OpenAI client can send it."""
+"""The options of a request beside its body: its caller, its priority, its deadlines, and its grace after the client
+leaves. They are headers, so that any OpenAI client can send them."""
 
 import hashlib
 import math
@@ -34,8 +34,8 @@ LastEventId = Annotated[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestOptions:
-    """None is the default of the job's class; `grace_s` infinite means that leaving does not cancel. `began`: when the
-    request came, by the monotonic clock."""
+    """The options of one request. None is the default of the job's class; with an infinite `grace_s` leaving does not
+    cancel. `began` is when the request came, by the monotonic clock."""
 
     caller: Caller
     priority: Priority | None = None
@@ -44,12 +44,12 @@ class RequestOptions:
     grace_s: float | None = None
     idempotency: Idempotency | None = None
     event_ids: bool = False
-    paced: bool = True  # by the key's limits a minute and at a time
+    paced: bool = True  # whether the key's limits per minute and at a time apply
     began: float = field(default_factory=time.monotonic)
 
 
 async def request_options_of(request: Request) -> RequestOptions:
-    """Raises InvalidRequest, which names the header."""
+    """Read the options from the headers. Raises InvalidRequest, which names the header."""
     caller = caller_of(request)
     return RequestOptions(
         caller=caller,
@@ -66,7 +66,7 @@ RequestOptionsDep = Annotated[RequestOptions, Depends(request_options_of)]
 
 
 def weights(settings: Settings) -> dict[str, float]:
-    """Of the tenants that have another than 1. Raises SettingsError."""
+    """Return the weights of the tenants whose weight is not 1. Raises SettingsError."""
     found = {}
     for part in filter(None, re.split(r"[,\s]+", settings.tenant_weights)):
         name, _, weight = part.partition("=")
@@ -110,7 +110,7 @@ async def _idempotency(request: Request, tenant: str) -> Idempotency | None:
     if key is None:
         return None
     if not 0 < len(key) <= KEY_MAX:
-        raise InvalidRequest(f"'Idempotency-Key' has 1 to {KEY_MAX} characters.", param="Idempotency-Key")
+        raise InvalidRequest(f"'Idempotency-Key' must have 1 to {KEY_MAX} characters.", param="Idempotency-Key")
     body = request.url.path.encode() + b"\n" + await request.body()
     return Idempotency(
         key=f"{tenant}:{hashlib.sha256(key.encode()).hexdigest()}", fingerprint=hashlib.sha256(body).hexdigest()

@@ -1,5 +1,5 @@
-"""Look-ups of host names, in threads of their own: a resolver may block for long, and must hold up neither files nor
-anybody else's look-ups."""
+"""Host name look-ups in threads of their own: a resolver may block for long, and must hold up neither file access nor
+another tenant's look-ups."""
 
 import asyncio
 import socket
@@ -12,13 +12,13 @@ from weakref import WeakValueDictionary
 
 
 class ResolverBusy(Exception):
-    """No look-up was begun: neither the tenant's turn nor a thread came in time."""
+    """The look-up was not begun: the tenant's lock or a thread was not free in time."""
 
 
 class Resolver:
-    """At most `at_once` look-ups run, and one of each tenant. Nobody can end a look-up; one whose caller has left keeps
-    its thread, and its tenant's turn, until the system gives it up. `wait_s`: for a turn and a thread. `timeout_s`: for
-    the answer."""
+    """Runs at most `at_once` look-ups, and one for each tenant. A look-up cannot be cancelled: after its caller has
+    left, it keeps its thread and its tenant's lock until the system gives up. `wait_s` bounds the wait for both,
+    `timeout_s` the wait for the answer."""
 
     def __init__(self, at_once: int, *, wait_s: float, timeout_s: float) -> None:
         self._threads = ThreadPoolExecutor(at_once, thread_name_prefix="resolve")
@@ -28,7 +28,7 @@ class Resolver:
         self._timeout_s = timeout_s
 
     async def look_up(self, host: str, port: int, *, tenant: str) -> list[str]:
-        """The addresses. Raises ResolverBusy, TimeoutError, or what the system says (OSError, UnicodeError)."""
+        """Return the host's addresses. Raises ResolverBusy, TimeoutError, or the system's OSError or UnicodeError."""
         turn = self._turns.setdefault(tenant, asyncio.Lock())
         try:
             async with asyncio.timeout(self._wait_s):
@@ -55,7 +55,7 @@ class Resolver:
 
     @staticmethod
     def _soon(call: Callable[[], None]) -> Callable[[Future[Any]], None]:
-        """The call, made in this event loop by whichever thread is done."""
+        """Return a callback that a thread may call, which runs `call` in this event loop."""
         loop = asyncio.get_running_loop()
 
         def done(_: Future[Any]) -> None:

@@ -1,5 +1,5 @@
-"""uvicorn with bounds that it leaves to a proxy: a request's head has a largest size and a request a time to arrive in;
-a connection whose other end is gone is noticed; what is sent to a slow reader stays in its own small buffer."""
+"""uvicorn with bounds that it leaves to a proxy: on the size of a request's head and on the time in which a request
+arrives. A connection whose other end is gone is noticed, and each slow reader has a small buffer of its own."""
 
 import asyncio
 import resource
@@ -17,12 +17,12 @@ from shared.settings import Settings
 
 SEND_BUFFER_BYTES = 128 * 1024
 BODY_PART_BYTES = 1 << 20  # less than this in `request_timeout_s` is too slow
-LEAVE_S = 0.5  # before the end of the graceful stop, whoever still streams is cut off by us, not by itself
+LEAVE_S = 0.5  # this long before the end of the graceful stop, open streams are cut off
 TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """One connection. uvicorn makes it, with these settings bound beforehand."""
+    """A connection. uvicorn creates it, with the settings bound beforehand."""
 
     def __init__(self, *, settings: Settings, **given: Any) -> None:
         super().__init__(**given)
@@ -53,7 +53,7 @@ class BoundedProtocol(HttpToolsProtocol):
                 self.transport.close()
 
     def _progress(self, received: int) -> None:
-        """A large body gets the same time again for each part of it."""
+        """Give a large body the same time again for each part that arrives."""
         self._body_bytes += received
         if self._arriving and self._body_bytes >= BODY_PART_BYTES:
             self._body_bytes = 0
@@ -84,7 +84,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
 
 class ApiServer(uvicorn.Server):
-    """Tells the relay in time that it is this process that leaves, not its clients."""
+    """The server. Before it stops, it tells the relay that this process is leaving, and not its clients."""
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         self._app = app
@@ -110,14 +110,14 @@ class ApiServer(uvicorn.Server):
 
 
 def allow_many_connections() -> None:
-    """As many file descriptors as the system gives without asking."""
+    """Raise the process's soft limit of file descriptors to its hard limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _notice_death(connection: socket.socket, timeout_s: float) -> None:
-    """Keep-alive probes for a silent connection; a bound for data that nobody acknowledges, where the system has it."""
+    """Send keep-alive probes on a silent connection, and bound unacknowledged data where the system can."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (

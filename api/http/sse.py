@@ -1,5 +1,5 @@
 """Server-sent events on the wire: blocks of finished frames, keep-alives, and an end that never looks clean when the
-answer is not whole."""
+answer is incomplete."""
 
 import asyncio
 import math
@@ -16,7 +16,7 @@ from shared.settings import Settings
 
 DONE = b"data: [DONE]\n\n"
 
-# A stopping server lets its streams end by themselves within uvicorn's graceful time-out.
+# A stopping server lets its streams end by themselves within uvicorn's graceful timeout.
 AppStatus.enable_automatic_graceful_drain = False
 
 
@@ -25,25 +25,25 @@ class StreamBroken(Exception):
 
 
 class KeepAlive(ServerSentEvent):
-    """A comment without a blank line: in a stream that carries `id:` lines, openai clients take a blank line after a
-    comment for an event without data, and fail."""
+    """The comment of a silent stream. It has no blank line: in a stream that carries `id:` lines, openai clients take a
+    blank line after a comment for an event without data, and fail."""
 
     def encode(self) -> bytes:
         return b": keep-alive\n"
 
 
 class EventStream(EventSourceResponse):
-    """Bytes are passed on as they are, one write for each block. A client that takes nothing for the settings'
-    `send_timeout_s` counts as gone.
+    """A response that sends each block in one write. A client that reads nothing for the settings' `send_timeout_s` is
+    cut off.
 
-    `opened` is closed however this ends: a client that leaves early may leave before the first block is asked for."""
+    `opened` is closed however the stream ends: a client may leave before the first block is requested."""
 
     def __init__(
         self, blocks: AsyncIterator[bytes], settings: Settings, *, opened: ExitStack, headers: dict[str, str]
     ) -> None:
         self._opened = opened
         self._patience_s = settings.send_timeout_s
-        self._late_at = math.inf  # when what is being sent has taken too long
+        self._late_at = math.inf  # when the current write has taken too long
         self._gone = False
         super().__init__(
             blocks,
@@ -76,8 +76,8 @@ class EventStream(EventSourceResponse):
         self._watching = loop.call_at(min(self._late_at, loop.time() + self._patience_s), self._watch, serving)
 
     async def _send_with_timeout(self, send: Send, message: Message) -> None:
-        """The library's own opens a cancel scope for each block, which was a quarter of the relay's work. This notes
-        when the block must have left, and leaves the waiting to `_watch`."""
+        """Send a block; note when it must have left, and leave the waiting to `_watch`. The library's own version opens
+        a cancel scope for each block, which was a quarter of the relay's work."""
         self._late_at = min(self._late_at, asyncio.get_running_loop().time() + self._patience_s)
         await send(message)
         self._late_at = math.inf

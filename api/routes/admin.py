@@ -1,5 +1,5 @@
-"""`/admin`: the operator's side of the queue, as `penstock jobs` has it. Behind a key of its own; without one there is
-no such thing."""
+"""`/admin`: the operator's side of the queue, like `penstock jobs`. It has a key of its own; without one the routes do
+not exist."""
 
 import hmac
 import time
@@ -33,7 +33,7 @@ def _require_operator(request: Request, services: Services) -> None:
 
 
 class OperatorRoute(JsonRoute):
-    """Nobody else's body is read."""
+    """A route that reads the body only of a request with the operator's key."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
@@ -55,7 +55,7 @@ async def list_jobs(
     state: State | None = None,
     limit: Annotated[int, Query(ge=1, le=LISTED_MAX)] = 20,
 ) -> dict[str, Any]:
-    """Jobs of one state or all, of one model or all."""
+    """List jobs in one state or all, of one model or all."""
     found = []
     for name in [model] if model else await services.job_records.models():
         for each in [state] if state else list(State):
@@ -67,8 +67,8 @@ async def list_jobs(
 async def show_demand(
     services: ServicesDep, model: Annotated[list[str] | None, Query(max_length=LISTED_MAX)] = None
 ) -> dict[str, Any]:
-    """How many workers a model wants, and why; several are names for the same workers, and none stands for each that
-    there is. For autoscalers: it is known while no worker runs."""
+    """Show how many workers a model wants, and why. Several models are taken as names of the same workers; without
+    `model`, every known model is listed. Autoscalers can use this while no worker runs."""
     target_s = services.settings.target_wait_s
     if model:
         return demand_object(together([await services.demand.read(name) for name in model]), target_s)
@@ -77,7 +77,7 @@ async def show_demand(
 
 @router.get("/jobs/{job_id}")
 async def show_job(job_id: str, services: ServicesDep) -> dict[str, Any]:
-    """One job with its history and why it failed."""
+    """Show one job with its history and the reason of a failure."""
     record = await services.job_records.record(job_id)
     history = [{"at_ms": at, "what": what} for at, what in record.timeline]
     about = {"tenant": record.tenant, "worker": record.worker or None, "traceback": record.traceback or None}
@@ -93,14 +93,14 @@ async def cancel_job(job_id: str, services: ServicesDep) -> dict[str, Any]:
 
 @router.post("/jobs/{job_id}/replay")
 async def replay_job(job_id: str, services: ServicesDep) -> dict[str, Any]:
-    """Run a failed job once more, as another one."""
+    """Run a failed job once more, as a new job."""
     (replayed,) = [each async for each in Replayer(services.queue, services.job_records).replay([job_id], rate_per_s=0)]
     return replayed.body()
 
 
 @router.post("/replay")
 async def replay_jobs(body: ReplayRequest, services: ServicesDep) -> dict[str, Any]:
-    """Run every failed job once more that the filter finds."""
+    """Run every failed job that matches the filter once more."""
     replayer = Replayer(services.queue, services.job_records)
     wanted = Filter(model=body.model, since_s=body.since_s, error=body.error, tenant=body.tenant)
     found = [record.id async for record in replayer.find(wanted)]
@@ -114,7 +114,7 @@ async def replay_jobs(body: ReplayRequest, services: ServicesDep) -> dict[str, A
 
 @router.post("/keys")
 async def create_key(body: NewKey, services: ServicesDep) -> dict[str, Any]:
-    """A new API key. Its secret is in this answer and nowhere else."""
+    """Create an API key. Only this answer contains its secret."""
     limits = body.changes(time.time())
     secret = limits.pop("secret", "")
     key, secret = await services.keys.create(limits.pop("name"), secret=secret, **limits)
@@ -133,7 +133,7 @@ async def show_key(key_id: str, services: ServicesDep) -> dict[str, Any]:
 
 @router.patch("/keys/{key_id}")
 async def change_key(key_id: str, body: KeyLimits, services: ServicesDep) -> dict[str, Any]:
-    """What is given changes, the rest stays. It counts for requests from two seconds later on."""
+    """Change the given fields of a key. The change applies to requests after two seconds."""
     return await _key_object(services, await services.keys.change(key_id, **body.changes(time.time())))
 
 
@@ -149,7 +149,7 @@ async def _key_object(services: Services, key: ApiKey) -> dict[str, Any]:
 
 @router.post("/models/{name:path}/pause")
 async def pause_model(name: str, services: ServicesDep) -> dict[str, Any]:
-    """Claim no more of its waiting jobs; those that run go on."""
+    """Stop claims of the model's waiting jobs. Running jobs go on."""
     return await _pause(services, name, paused=True)
 
 
@@ -160,7 +160,7 @@ async def resume_model(name: str, services: ServicesDep) -> dict[str, Any]:
 
 @router.delete("/models/{name:path}")
 async def forget_model(name: str, services: ServicesDep) -> dict[str, Any]:
-    """Forget a model that nobody serves any more. It must have no worker, and no job that waits or runs."""
+    """Forget a model that is no longer served. It must have no workers, and no waiting or running jobs."""
     await services.model_registry.model(name)
     if in_use := await services.queue.forget(name):
         raise InvalidRequest(f"The model '{name}' is in use: {in_use}.", param="name")

@@ -1,4 +1,4 @@
-"""`/v1/batches`: many requests from a file, done when there is room. Only for the key whose batches they are."""
+"""`/v1/batches`: many requests from a file, run when there is room. Each key sees only its own."""
 
 import secrets
 import time
@@ -22,12 +22,12 @@ router = APIRouter(route_class=JsonRoute)
 
 @router.post("/v1/batches")
 async def create_batch(body: BatchRequest, request: Request, services: ServicesDep) -> dict[str, Any]:
-    """Start a batch over a file of requests. It waits in `validating` while others of the same key are worked on."""
+    """Start a batch of the requests in a file. It waits in `validating` while other batches of the same key run."""
     services.redis_monitor.check(services.redis)
     caller = caller_of(request)
     record = await services.files.record(body.input_file_id, tenant=caller.tenant)
     if record.purpose != "batch":
-        raise InvalidRequest("'input_file_id' is not a file for batches.", param="input_file_id")
+        raise InvalidRequest("'input_file_id' must name a file with the purpose 'batch'.", param="input_file_id")
     batch = Batch(
         id=_new_id(),
         tenant=caller.tenant,
@@ -53,7 +53,7 @@ async def list_batches(
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> dict[str, Any]:
-    """The newest first."""
+    """List batches, the newest first."""
     tenant = caller_of(request).tenant
 
     async def pick(ids: Sequence[str]) -> list[Body]:
@@ -71,7 +71,8 @@ async def retrieve_batch(batch_id: str, request: Request, services: ServicesDep)
 
 @router.post("/v1/batches/{batch_id}/cancel")
 async def cancel_batch(batch_id: str, request: Request, services: ServicesDep) -> dict[str, Any]:
-    """What is done stays; what waits or runs is cancelled. One that has ended stays as it is."""
+    """Cancel a batch. Its waiting and running requests are cancelled, and finished ones keep their results. A batch
+    that has ended does not change."""
     tenant = caller_of(request).tenant
     batch = await services.batches.get(batch_id, tenant=tenant)
     if not batch.status.ended:
@@ -85,11 +86,12 @@ async def _look(services: Services, batch_id: str, tenant: str) -> dict[str, Any
 
 
 async def _bodies(services: Services, batches: Sequence[Batch]) -> list[Body]:
-    """Those whose cancel was asked for are being cancelled, whatever their record says by now."""
+    """Return the batch objects. A batch whose cancel was requested is shown as `cancelling`, even if its record is not
+    updated yet."""
     asked = await services.batches.to_cancel([batch.id for batch in batches if not batch.status.ended])
     return [replace(batch, status=Status.CANCELLING).body() if batch.id in asked else batch.body() for batch in batches]
 
 
 def _new_id() -> str:
-    """Later ones sort behind earlier ones, those of the same second too: that is their order of work."""
+    """Return an id that sorts behind all earlier ones, even within a second: batches run in that order."""
     return f"batch_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(6)}"

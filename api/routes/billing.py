@@ -1,5 +1,5 @@
-"""`GET /dashboard/billing/..`: what NextChat and other clients show on their settings page. There is no price here, so
-where they say a dollar it is a million tokens."""
+"""`GET /dashboard/billing/...`: figures that NextChat and other clients show on their settings page. Penstock has no
+prices, so a dollar there stands for a million tokens."""
 
 import time
 from typing import Any
@@ -17,7 +17,7 @@ NO_LIMIT = 1_000_000  # shown where nothing limits the key
 @router.get("/dashboard/billing/usage")
 @router.get("/v1/dashboard/billing/usage")
 async def usage(request: Request, services: ServicesDep) -> dict[str, Any]:
-    """Tokens of this month, in hundredths of a million."""
+    """Return this month's tokens, in hundredths of a million."""
     used = await services.keys.used(caller_of(request).tenant)
     return {"object": "list", "total_usage": used * 100 / MILLION}
 
@@ -25,7 +25,7 @@ async def usage(request: Request, services: ServicesDep) -> dict[str, Any]:
 @router.get("/dashboard/billing/subscription")
 @router.get("/v1/dashboard/billing/subscription")
 async def subscription(request: Request) -> dict[str, Any]:
-    """The month's budget, in millions of tokens."""
+    """Return the month's budget, in millions of tokens."""
     key = caller_of(request).key
     limit = key.tokens_per_month / MILLION if key and key.tokens_per_month else NO_LIMIT
     return {

@@ -20,6 +20,6 @@ async def create_chat_completion(
     options: RequestOptionsDep,
     services: ServicesDep,
 ) -> Response:
-    """A chat completion, streamed or whole. The job is cancelled when the client leaves, after its grace."""
+    """Create a chat completion, streamed or complete. The job is cancelled after its grace when the client leaves."""
     submission = await chat_submission(services, body, options, store=bool(body.store))
     return await respond(services, submission, options, request, streamed=bool(body.stream))

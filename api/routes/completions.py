@@ -20,7 +20,6 @@ async def create_completion(
     options: RequestOptionsDep,
     services: ServicesDep,
 ) -> Response:
-    """Text that goes on where each prompt ends, streamed or whole. The job is cancelled when the client leaves, after
-    its grace."""
+    """Continue each prompt, streamed or complete. The job is cancelled after its grace when the client leaves."""
     submission = await completion_submission(services, body, options)
     return await respond(services, submission, options, request, streamed=bool(body.stream))

@@ -20,5 +20,5 @@ async def create_embeddings(
     options: RequestOptionsDep,
     services: ServicesDep,
 ) -> Response:
-    """A vector of unit length for each input. The job is cancelled when the client leaves, after its grace."""
+    """Create a vector of unit length for each input. The job is cancelled after its grace when the client leaves."""
     return await respond_whole(services, await embedding_submission(services, body, options), options, request)

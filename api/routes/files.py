@@ -1,4 +1,4 @@
-"""`/v1/files`: upload, list, read, delete. Only for the key whose files they are."""
+"""`/v1/files`: upload, list, read, delete. Each key sees only its own."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -27,9 +27,9 @@ async def create_file(
     expires_anchor: Annotated[Literal["created_at"] | None, Form(alias="expires_after[anchor]")] = None,
     expires_s: Annotated[int | None, Form(alias="expires_after[seconds]", ge=LIFETIME_S[0], le=LIFETIME_S[1])] = None,
 ) -> dict[str, Any]:
-    """Upload a file; for a batch, lines of JSON."""
+    """Upload a file. A file for a batch has one JSON request a line."""
     if (expires_anchor is None) != (expires_s is None):
-        raise InvalidRequest("'expires_after' has an anchor and seconds.", param="expires_after")
+        raise InvalidRequest("'expires_after' must have both an anchor and seconds.", param="expires_after")
     lifetime_s = services.settings.file_ttl_s if expires_s is None else expires_s
     record = await services.files.create(
         file.file,
@@ -50,7 +50,7 @@ async def list_files(
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
     order: Literal["asc", "desc"] = "desc",
 ) -> dict[str, Any]:
-    """The newest first."""
+    """List files, the newest first."""
     tenant = caller_of(request).tenant
 
     async def pick(ids: Sequence[str]) -> list[Body]:
@@ -76,7 +76,7 @@ async def retrieve_file(record: Mine) -> dict[str, Any]:
 
 @router.get("/v1/files/{file_id}/content", response_class=FileResponse)
 async def retrieve_file_content(record: Mine, services: ServicesDep) -> FileResponse:
-    """The bytes, as they were uploaded."""
+    """Return the file's bytes."""
     return FileResponse(services.files.path(record.id), media_type="application/octet-stream")
 
 

@@ -1,4 +1,4 @@
-"""Health. Live needs nothing; ready needs Redis."""
+"""Health checks. `live` needs only this process; `ready` needs Redis, too."""
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response

@@ -1,4 +1,4 @@
-"""`/v1/jobs/{id}`: look at a job, pick up its stream, cancel it. Only for the tenant whose job it is."""
+"""`/v1/jobs/{id}`: look at a job, resume its stream, cancel it. Each tenant sees only its own."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ router = APIRouter()
 
 @router.get("/v1/jobs/{job_id}", response_model=None)
 async def retrieve_job(job_id: str, request: Request, services: ServicesDep) -> dict[str, Any]:
-    """What became of a job."""
+    """Show the state of a job."""
     record, render_options = await _mine(services, job_id, request)
     return job_object(record) | {"created": render_options.created_ms // 1000}
 
@@ -33,8 +33,8 @@ async def stream_job_events(
     starting_after: StartingAfter = None,
     last_event_id: LastEventId = None,
 ) -> Response:
-    """The job's stream from the frame after `starting_after` or `Last-Event-ID` on, in the shape of its endpoint, each
-    frame with its `id`: while the job waits, runs, and as long as it is kept."""
+    """Resume the job's stream behind the frame `starting_after` or `Last-Event-ID`, in the format of its endpoint, each
+    frame with its `id`. This works while the job waits, runs, and as long as it is kept."""
     found, render_options = await _mine(services, job_id, request)
     job = render_options.job(job_id, priority=found.priority)
     if job_id.startswith(RESPONSE_PREFIX):
@@ -70,7 +70,7 @@ def job_object(record: JobRecord) -> dict[str, Any]:
 
 
 async def _mine(services: Services, job_id: str, request: Request) -> tuple[JobRecord, RenderOptions]:
-    """A job of another tenant is as good as none."""
+    """Return the caller's job. Raises NotFound for a job of another tenant, too."""
     record = await services.job_records.record(job_id)
     if record.view:
         render_options = decode_render_options(record.view)

@@ -1,5 +1,5 @@
-"""Routes whose bodies are JSON as its standard has it: no lone surrogates, no NaN, no bottomless nesting. A request
-that is refused for its own fault takes one of the requests a minute that its key has."""
+"""Routes whose bodies are strict JSON: no lone surrogates, no NaN, no unbounded nesting. A request that is refused for
+its own fault counts against its key's requests a minute."""
 
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -20,7 +20,7 @@ AT_FAULT = (InvalidRequest, NotFound, Forbidden, IdempotencyKeyReused, HTTPExcep
 
 
 class ReadRequest(Request):
-    """One whose body is the model that it was validated as, so that FastAPI has nothing left to do."""
+    """A request whose body is already the validated model, so that FastAPI has nothing left to do."""
 
     def __init__(self, request: Request, data: bytes, model: BaseModel) -> None:
         super().__init__(request.scope, request.receive)
@@ -51,7 +51,7 @@ class JsonRoute(APIRoute):
                 raise
             try:
                 return await handler(made)
-            except AT_FAULT:  # a job's own end is Refused, and its job has taken a request already
+            except AT_FAULT:  # not Refused, which a job raises after it has counted as a request
                 await _charge(services, request)
                 raise
 
@@ -67,7 +67,7 @@ async def _read(services: Services, request: Request, model: type[BaseModel]) ->
 
 
 def _require_open(services: Services, request: Request) -> None:
-    """Raises LimitReached."""
+    """Raise LimitReached if the caller's requests of this minute are used up."""
     if caller := getattr(request.state, "caller", None):
         services.authenticator.require_open(caller)
 

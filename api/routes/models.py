@@ -13,7 +13,7 @@ router = APIRouter()
 
 @router.get("/v1/models")
 async def list_models(request: Request, services: ServicesDep) -> dict[str, Any]:
-    """Those that the key may use."""
+    """List the models that the key may use."""
     found = [info for info in await services.model_registry.models() if may_use(caller_of(request), info.name)]
     return {"object": "list", "data": [_model(info) for info in found]}
 
@@ -25,7 +25,7 @@ async def retrieve_model(name: str, request: Request, services: ServicesDep) -> 
 
 
 def _model(info: ModelInfo) -> dict[str, Any]:
-    """OpenAI's model object, and what else a client may want to know."""
+    """Return OpenAI's model object, with further fields."""
     return {
         "id": info.name,
         "object": "model",

@@ -23,7 +23,7 @@ async def rerank(
     options: RequestOptionsDep,
     services: ServicesDep,
 ) -> Response:
-    """Documents by how near they are to the query, by a cross-encoder's score or by their embeddings' cosine."""
+    """Rank documents by their relevance to the query: by a cross-encoder's score, or by the cosine of embeddings."""
     job = await services.admission.ranking(body, options)
     texts, top_n, with_texts = body.texts, body.top_n, body.return_documents
     formatter = WholeOnly(lambda made: RankingCollector(made, texts, top_n=top_n, with_texts=with_texts))

@@ -1,4 +1,4 @@
-"""`/v1/responses`: create, stream, look at, pick up, cancel and delete. Only for the key whose responses they are."""
+"""`/v1/responses`: create, stream, retrieve, resume, cancel and delete. Each key sees only its own."""
 
 from typing import Annotated, Any, Literal
 
@@ -28,7 +28,8 @@ GONE = Failed(code="job_lost", message="The job of this response is no longer kn
 async def create_response(
     body: ResponseRequest, request: Request, options: RequestOptionsDep, services: ServicesDep
 ) -> Response:
-    """A response, whole, streamed or in the background. One in the background goes on when its client leaves."""
+    """Create a response: complete, streamed or in the background. One in the background goes on when its client
+    leaves."""
     priority = services.admission.priority(options, body.service_tier)
     record = record_of(body, options.caller.tenant, await _before(body, services, request), priority=priority)
     submission = await response_submission(services, body, options, record, store=body.store is not False)
@@ -56,9 +57,10 @@ async def retrieve_response(
     include: Annotated[list[str] | None, Query()] = None,
     include_obfuscation: bool = False,
 ) -> Response:
-    """As it is now; or all its events from the one after `starting_after` or `Last-Event-ID` on, until it ends."""
+    """Return the response as it is now, or stream its events after `starting_after` or `Last-Event-ID` until it
+    ends."""
     if starting_after is not None and not stream:
-        raise InvalidRequest("'starting_after' goes with 'stream': true.", param="starting_after")
+        raise InvalidRequest("'starting_after' is only allowed with 'stream': true.", param="starting_after")
     if include_obfuscation:
         raise InvalidRequest("'include_obfuscation' is not supported here.", param="include_obfuscation")
     if not stream:
@@ -71,14 +73,14 @@ async def retrieve_response(
 
 @router.post("/v1/responses/{response_id}/cancel")
 async def cancel_response(record: Mine, services: ServicesDep) -> dict[str, Any]:
-    """One that has ended stays as it is."""
+    """Cancel a response. One that has ended does not change."""
     await services.queue.cancel(record.id, by="request")
     return await _now(services, record)
 
 
 @router.delete("/v1/responses/{response_id}")
 async def delete_response(record: Mine, services: ServicesDep) -> dict[str, Any]:
-    """It is cancelled if it still runs, and forgotten."""
+    """Delete a response, and cancel it if it still runs."""
     await services.queue.cancel(record.id, by="request")
     await services.queue.discard(services.responses.stored(record))
     return {"id": record.id, "object": "response.deleted", "deleted": True}
@@ -91,7 +93,7 @@ async def list_input_items(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     order: Literal["asc", "desc"] = "desc",
 ) -> dict[str, Any]:
-    """What the request brought; the last first, as OpenAI has it."""
+    """List the input items of the request, the last first by default."""
     items = {item["id"]: item for item in record.own_items()}
     ids = list(items)[:: 1 if order == "asc" else -1]
     wanted, more = page_of(ids, after=after, limit=limit)
@@ -99,7 +101,7 @@ async def list_input_items(
 
 
 async def _before(body: ResponseRequest, services: Services, request: Request) -> list[dict[str, Any]]:
-    """The conversation that the request goes on with. Raises InvalidRequest while its last answer is not there."""
+    """Return the conversation that the request continues. Raises InvalidRequest if its last response has no answer."""
     if body.previous_response_id is None:
         return []
     try:
@@ -108,13 +110,13 @@ async def _before(body: ResponseRequest, services: Services, request: Request) -
         raise NotFound(str(error), param="previous_response_id") from error
     now = await _now(services, record)
     if now["status"] not in ("completed", "incomplete"):
-        message = f"The previous response is {now['status']}; only one with an answer can be gone on with."
+        message = f"The previous response is {now['status']}; only one with an answer can be continued."
         raise InvalidRequest(message, param="previous_response_id")
     return [*record.items, *now["output"]]
 
 
 async def _now(services: Services, record: ResponseRecord) -> dict[str, Any]:
-    """From the job's log; a job that ended without a last event, by another tool's hand, has failed."""
+    """Build the response from the job's log. A job that another tool ended, without a last event, has failed."""
     (page,) = await services.channel.read([(record.id, 0)])
     builder = record.builder(record.id)
     for event in page.events:
@@ -126,7 +128,7 @@ async def _now(services: Services, record: ResponseRecord) -> dict[str, Any]:
 
 
 def _listed(item: dict[str, Any]) -> dict[str, Any]:
-    """A text as the part that it is short for."""
+    """Return the item with a plain text written as a content part."""
     if item["type"] == "message" and isinstance(item["content"], str):
         kind = "output_text" if item["role"] == "assistant" else "input_text"
         part = {"type": kind, "text": item["content"]}

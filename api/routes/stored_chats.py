@@ -1,4 +1,4 @@
-"""`/v1/chat/completions/{id}`: chat completions that were asked to be stored. Only for the key whose they are."""
+"""`/v1/chat/completions/{id}`: stored chat completions. Each key sees only its own."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -42,7 +42,7 @@ async def list_chat_completions(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     order: Literal["asc", "desc"] = "asc",
 ) -> dict[str, Any]:
-    """Those that are done, with `metadata[KEY]=VALUE` only those that have it."""
+    """List the finished chat completions; `metadata[KEY]=VALUE` selects those with that metadata."""
     tenant = caller_of(request).tenant
     wanted = {
         name[len("metadata[") : -1]: value
@@ -54,7 +54,7 @@ async def list_chat_completions(
         found = []
         for chat in await services.chats.get_many(ids):
             if model in (None, chat.model) and wanted.items() <= chat.metadata.items():
-                with suppress(NotFound):  # it is not done
+                with suppress(NotFound):  # it has not finished
                     found.append(await _body(services, chat))
         return found
 
@@ -88,18 +88,18 @@ async def list_chat_messages(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     order: Literal["asc", "desc"] = "asc",
 ) -> dict[str, Any]:
-    """What was asked."""
+    """List the messages of the request."""
     messages = {f"{chat.id}-{at}": message for at, message in enumerate(chat.messages)}
     page, more = page_of(list(messages)[:: 1 if order == "asc" else -1], after=after, limit=limit)
     return listing([{"id": message_id, **messages[message_id]} for message_id in page], more=more)
 
 
 async def _body(services: Services, chat: StoredChat) -> dict[str, Any]:
-    """Raises NotFound for one that is not done."""
+    """Build the completion from the job's log. Raises NotFound for an unfinished one."""
     (page,) = await services.channel.read([(chat.id, 0)])
     last = page.events[-1] if page.events else None
     if not isinstance(last, Finished) or not isinstance(last.outcome, Completed):
-        raise NotFound(f"The chat completion {chat.id} is not done.", param="completion_id")
+        raise NotFound(f"The chat completion {chat.id} has not finished.", param="completion_id")
     found, render_options = await services.job_records.record(chat.id), decode_render_options(chat.view)
     answer = render_options.whole(render_options.job(chat.id, priority=found.priority))
     for event in page.events:

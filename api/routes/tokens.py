@@ -1,4 +1,4 @@
-"""`POST /v1/tokenize`, `/v1/detokenize`, `/v1/token_count`: answered by a worker of the model, which alone knows."""
+"""`POST /v1/tokenize`, `/v1/detokenize`, `/v1/token_count`. A worker answers, since it has the model's tokenizer."""
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -21,7 +21,7 @@ ServicesDep = ServicesDep
 async def tokenize(
     body: TokenizeRequest, request: Request, options: RequestOptionsDep, services: ServicesDep
 ) -> Response:
-    """The token ids of a text, or of a chat as the model's template writes it."""
+    """Return the token ids of a text, or of a chat in the model's template."""
     job = await services.admission.tokens(body, options, texts=body.return_token_strs)
     length = (await services.model_registry.model(body.model)).context_length
     submission = Submission(
@@ -34,7 +34,7 @@ async def tokenize(
 async def count_tokens(
     body: TokenCountRequest, request: Request, options: RequestOptionsDep, services: ServicesDep
 ) -> Response:
-    """How many tokens a text or a chat is, and whether it and `max_tokens` more fit the model."""
+    """Count the tokens of a text or a chat, and say whether they and `max_tokens` more fit the model's context."""
     job = await services.admission.tokens(body, options)
     length = (await services.model_registry.model(body.model)).context_length
     formatter = WholeOnly(lambda made: TokenCountCollector(made, context_length=length, max_tokens=body.max_tokens))
@@ -45,7 +45,7 @@ async def count_tokens(
 async def detokenize(
     body: DetokenizeRequest, request: Request, options: RequestOptionsDep, services: ServicesDep
 ) -> Response:
-    """The text of token ids."""
+    """Return the text of token ids."""
     job = await services.admission.text_of(body, options)
     return await respond_whole(
         services, Submission(job, render_options_of(job), WholeOnly(TextCollector)), options, request

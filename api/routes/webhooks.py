@@ -1,5 +1,5 @@
-"""`/v1/webhooks`: who is told when a response in the background or a batch has ended. Only for the key whose they
-are."""
+"""`/v1/webhooks`: endpoints that are notified when a background response or a batch has ended. Each key sees only its
+own."""
 
 import secrets
 import time
@@ -21,18 +21,18 @@ ENDPOINTS_MAX = 20
 
 
 class WebhookRequest(Strict):
-    """`events`: all of them when none is named."""
+    """An endpoint to register. Without `events`, it receives all of them."""
 
     url: str = Field(min_length=1, max_length=2000)
-    """Where events are posted."""
+    """The URL to which events are posted."""
     events: Annotated[list[str], Items(len(EVENTS))] = Field(default_factory=list)
-    """Events that are told; all when none is named."""
+    """The events to deliver; without any, all events are delivered."""
 
     @field_validator("events")
     @classmethod
     def _known(cls, events: list[str]) -> list[str]:
         if unknown := [event for event in events if event not in EVENTS]:
-            raise ValueError(f"{unknown[0]!r:.80} is none of {', '.join(EVENTS)}")
+            raise ValueError(f"{unknown[0]!r:.80} is not one of {', '.join(EVENTS)}")
         return events
 
 
@@ -45,10 +45,10 @@ Mine = Annotated[Endpoint, Depends(_mine)]
 
 @router.post("/v1/webhooks")
 async def create_webhook(body: WebhookRequest, request: Request, services: ServicesDep) -> dict[str, Any]:
-    """An endpoint to tell, and the secret that signs what it is told."""
+    """Register an endpoint. Its deliveries are signed with the secret in this answer."""
     tenant = caller_of(request).tenant
     if len(await services.webhooks.all(tenant)) >= ENDPOINTS_MAX:
-        raise InvalidRequest(f"At most {ENDPOINTS_MAX} webhook endpoints.", param="url")
+        raise InvalidRequest(f"At most {ENDPOINTS_MAX} webhook endpoints are allowed.", param="url")
     endpoint = await services.webhooks.add(tenant, body.url, body.events)
     return endpoint.body() | {"secret": endpoint.secret}
 
@@ -66,14 +66,14 @@ async def retrieve_webhook(endpoint: Mine) -> dict[str, Any]:
 
 @router.post("/v1/webhooks/{endpoint_id}/rotate")
 async def rotate_webhook_secret(endpoint: Mine, services: ServicesDep) -> dict[str, Any]:
-    """A new secret; for a day, both sign."""
+    """Replace the secret. For a day, the old one signs deliveries as well."""
     rotated = await services.webhooks.rotate(endpoint)
     return rotated.body() | {"secret": rotated.secret}
 
 
 @router.post("/v1/webhooks/{endpoint_id}/test")
 async def test_webhook(endpoint: Mine, services: ServicesDep) -> dict[str, Any]:
-    """Tell it something now, once, and say what came of it."""
+    """Send a test event to the endpoint once, and report the result."""
     event_id = f"evt_test_{secrets.token_hex(8)}"
     payload = payload_of(event_id, endpoint.events[0], "resp_test", int(time.time()))
     result = await services.webhooks.send(endpoint, event_id, payload)

@@ -9,56 +9,54 @@ from shared.domain.job import Priority
 
 
 class ReplayRequest(Strict):
-    """`since_s`: failed within so many seconds; `error`: a word of the failure's code or text; `rate_per_s`: jobs
-    replayed a second, 0 for no limit. At least one of the four filters must be given, so that nobody replays
-    everything by mistake; `model: "*"` says everything."""
+    """A filter of failed jobs to replay. `model` is required, so that nobody replays all jobs by mistake; `*` selects
+    all models. The other filters are optional and narrow the selection."""
 
     model: str = Field(min_length=1)
-    """The model whose failed jobs are meant; `*` for all."""
+    """The model whose failed jobs are replayed; `*` selects all models."""
     since_s: float | None = Field(None, gt=0)
-    """Only jobs that failed within so many seconds."""
+    """Select only jobs that failed within this many seconds."""
     error: str | None = Field(None, min_length=1)
-    """Only jobs whose failure has this word in its code or text."""
+    """Select only jobs whose failure contains this text in its code or message."""
     tenant: str | None = Field(None, min_length=1)
-    """Only jobs of this tenant."""
+    """Select only jobs of this tenant."""
     rate_per_s: float = Field(0, ge=0, le=1000)
-    """Jobs replayed a second; 0 for no limit."""
+    """The number of jobs replayed a second; 0 is no limit."""
     dry_run: bool = False
     """Only list the jobs that would be replayed."""
 
 
 class KeyLimits(Strict):
-    """What a key may use: 0 for no limit, no models for all. `expires_in_s`: from now; 0 for never. `priority`: the
-    class of its jobs unless they ask for less."""
+    """The limits and properties of an API key. A limit of 0 is no limit."""
 
     name: str | None = Field(None, min_length=1, max_length=200)
-    """A name for people."""
+    """The key's name, for people."""
     models: Annotated[list[str], Items(1000)] | None = None
-    """Models that the key may use; none for all."""
+    """The models that the key may use; an empty list allows all."""
     requests_per_minute: int | None = Field(None, ge=0, lt=10**12)
-    """Requests a minute; 0 for no limit."""
+    """The most requests a minute; 0 is no limit."""
     tokens_per_minute: int | None = Field(None, ge=0, lt=10**12)
-    """Tokens a minute; 0 for no limit."""
+    """The most tokens a minute; 0 is no limit."""
     concurrent_jobs: int | None = Field(None, ge=0, lt=10**12)
-    """Jobs at a time; 0 for no limit."""
+    """The most jobs at a time; 0 is no limit."""
     tokens_per_month: int | None = Field(None, ge=0, lt=10**15)
-    """Tokens a calendar month (UTC); 0 for no limit."""
+    """The most tokens a calendar month (UTC); 0 is no limit."""
     weight: float | None = Field(None, gt=0, le=1000)
-    """The key's share beside other keys while all wait."""
+    """The key's share beside other keys while all have jobs waiting."""
     priority: str | None = Field(None, pattern="^(interactive|standard|batch)$")
-    """The class of the key's jobs, unless they ask for less."""
+    """The class of the key's jobs, unless they ask for a lower one."""
     expires_in_s: int | None = Field(None, ge=0, le=10 * 366 * 86400)
-    """The key's lifetime from now; 0 for ever."""
+    """The key's lifetime from now, in seconds; 0 is for ever."""
 
     @field_validator("models")
     @classmethod
     def _names(cls, models: list[str] | None) -> list[str] | None:
         if any(not name or name != "".join(name.split()) for name in models or ()):
-            raise ValueError("names of models have no spaces")
+            raise ValueError("names of models must not contain spaces")
         return models
 
     def changes(self, now_s: float) -> dict[str, Any]:
-        """Fields of a key, of those that were given."""
+        """Return the given values as fields of a key."""
         given = self.model_dump(exclude_none=True, exclude={"expires_in_s"})
         if self.models is not None:
             given["models"] = tuple(self.models)
@@ -70,9 +68,9 @@ class KeyLimits(Strict):
 
 
 class NewKey(KeyLimits):
-    """`secret`: one that clients have already, at least 16 characters; made up without."""
+    """The properties of a new API key."""
 
     name: str = Field(min_length=1, max_length=200)
-    """A name for people."""
+    """The key's name, for people."""
     secret: str | None = Field(None, min_length=16, max_length=1000, pattern=r"^[!-~]+$")
-    """A secret that clients have already, at least 16 characters. Made up when it is not given."""
+    """A secret that clients have already, of at least 16 characters. Generated when it is not given."""

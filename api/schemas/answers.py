@@ -1,5 +1,5 @@
-"""The bodies of answers, as `/docs` and `/openapi.json` show them. Nothing is validated by them: the formats write the
-answers, and a test compares the two."""
+"""The bodies of answers, as `/docs` and `/openapi.json` show them. They validate nothing: the formats write
+the answers, and a test compares the two."""
 
 from typing import Any, Literal
 
@@ -152,7 +152,7 @@ class ResponseObject(BaseModel):
 
 
 class EmbeddingObject(BaseModel):
-    """`embedding`: numbers, or base64 of their single precision bytes."""
+    """An embedding. `embedding` has numbers, or base64 of little-endian single-precision numbers."""
 
     object: Literal["embedding"]
     index: int
@@ -194,7 +194,7 @@ class TokenList(BaseModel):
 
 
 class TokenCount(BaseModel):
-    """`fits`: whether these tokens, and an answer of `max_tokens`, have room in the model's context."""
+    """A token count. `fits` says whether these tokens and an answer of `max_tokens` fit the model's context."""
 
     object: Literal["token_count"]
     model: str
@@ -287,7 +287,7 @@ class RequestCounts(BaseModel):
 
 
 class BatchObject(BaseModel):
-    """Of the moments, those that have not come are null."""
+    """A batch. The time of a status that it has not reached is null."""
 
     id: str
     object: Literal["batch"]
@@ -316,7 +316,7 @@ class BatchPage(Page):
 
 
 class WebhookEndpoint(BaseModel):
-    """`secret` signs what is told; it is shown when it is made and never again."""
+    """A webhook endpoint. `secret` signs its deliveries; it is shown only when it is generated."""
 
     id: str
     object: Literal["webhook_endpoint"]

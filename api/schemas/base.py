@@ -1,6 +1,6 @@
-"""What all request bodies have in common: no field is unknown, no value is bent into another type, every list has a
-bound. The bound is checked before the items are, and the first wrong item ends the check: pydantic would otherwise make
-an error of each of a million."""
+"""The common base of all request bodies: unknown fields are refused, no value is converted to another type, and every
+list has a bound. The bound is checked before the items, and the first wrong item ends the check: pydantic would
+otherwise create an error for each of a million."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -21,7 +21,7 @@ from shared.domain.errors import InvalidRequest
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """How many items a list, or a mapping, has. In `Annotated`, right after the type."""
+    """Bounds the items of a list or a mapping. It stands in `Annotated`, right after the type."""
 
     most: int
     least: int = 0
@@ -37,7 +37,7 @@ class Items:
 
     def _check(self, value: Any) -> Any:
         if isinstance(value, list | dict) and len(value) > self.most:
-            raise ValueError(f"it has {len(value)} items, of at most {self.most}")
+            raise ValueError(f"it has {len(value)} items; at most {self.most} are allowed")
         return value
 
 
@@ -47,7 +47,7 @@ class Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _no_more_than_there_are(cls, data: Any) -> Any:
-        """More fields than a model has cannot all be known: the first that is not says so for all."""
+        """Refuse a body with more fields than the model has by its first unknown field alone."""
         if isinstance(data, dict) and len(data) > len(cls.model_fields):
             known = {field.alias or name for name, field in cls.model_fields.items()}
             unknown = next(name for name in data if name not in known)
@@ -56,8 +56,7 @@ class Strict(BaseModel):
 
 
 class Selective(Strict):
-    """`NEUTRAL`: parameters that are not supported, and the values at which they change nothing, so that they can be
-    accepted."""
+    """A body with unsupported parameters. `NEUTRAL` has the values at which they change nothing and are accepted."""
 
     NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = {}
 
@@ -79,15 +78,15 @@ Texts = Text | Tokens | Annotated[list[Text] | list[Tokens], Field(min_length=1)
 
 
 def texts_max(count: int) -> WrapValidator:
-    """For a field of type `Texts`: at most so many, and one reason for whatever is wrong with them. The check is ours,
-    a pass over each list, since pydantic tries each type on each item and makes an error of each that fails."""
+    """Bound a field of type `Texts` to `count` texts, with one error for all of them. The check is one pass over each
+    list, since pydantic would try each type on each item and create an error for each failure."""
 
     def validated(value: Any, _: ValidatorFunctionWrapHandler) -> Any:
         if not (isinstance(value, str) and value) and not (isinstance(value, list) and value):
             raise ValueError(EXPECTED)
         texts = listed(value)
         if len(texts) > count:
-            raise ValueError(f"it has {len(texts)} texts, of at most {count}")
+            raise ValueError(f"it has {len(texts)} texts; at most {count} are allowed")
         if not (_all_texts(texts) or all(map(_are_tokens, texts))):
             raise ValueError(EXPECTED)
         return value
@@ -99,7 +98,7 @@ EXPECTED = "a text, a list of texts, token ids or a list of such lists is expect
 
 
 def listed(texts: Any) -> list[Any]:
-    """Each a text, or token ids, of what is a `Texts`."""
+    """List the items of a `Texts`: each is a text, or token ids."""
     return [texts] if isinstance(texts, str) or isinstance(texts[0], int) else texts
 
 

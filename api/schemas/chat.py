@@ -1,4 +1,4 @@
-"""The body of `POST /v1/chat/completions`. What is not supported is refused by name, never dropped in silence."""
+"""The body of `POST /v1/chat/completions`. An unsupported parameter is refused by name, never ignored."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -24,7 +24,7 @@ class RefusalPart(Strict):
     type: Literal["refusal"]
     """Always `refusal`."""
     refusal: str
-    """What an earlier answer refused with."""
+    """The refusal of an earlier answer."""
 
     @property
     def text(self) -> str:
@@ -35,22 +35,22 @@ Part = Annotated[TextPart | RefusalPart, Field(discriminator="type")]
 
 
 class Message(Strict):
-    """What an earlier answer had may come back as it was, `reasoning_content` too; nulls as well."""
+    """A message of the conversation. Earlier answers may be sent back unchanged, with `reasoning_content` and nulls."""
 
     EMPTY: ClassVar[tuple[str, ...]] = ("annotations", "audio", "function_call")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    """Who speaks. `developer` is treated as `system`."""
+    """The author of the message. `developer` is treated as `system`."""
     content: str | Annotated[list[Part], Items(PARTS_MAX)] | None = None
-    """The message's text, whole or in parts. Null only beside `tool_calls`."""
+    """The message's text, or its parts. It may be null only beside `tool_calls`."""
     name: str | None = None
-    """The speaker's name, for templates that show it."""
+    """The author's name, for templates that use it."""
     refusal: str | None = None
-    """What an earlier answer refused with."""
+    """The refusal of an earlier answer."""
     reasoning_content: str | None = None
-    """How an earlier answer reasoned."""
+    """The reasoning of an earlier answer."""
     tool_calls: Annotated[list[ToolCall], Items(TOOLS_MAX)] | None = None
-    """The calls that an earlier answer made."""
+    """The calls of an earlier answer."""
     tool_call_id: str | None = Field(None, min_length=1, max_length=256)
     """The call that a message of the role `tool` answers."""
 
@@ -70,9 +70,9 @@ class Message(Strict):
         if self.content is None and not (self.role == "assistant" and (self.tool_calls or self.refusal)):
             raise ValueError("'content' may be null only beside 'tool_calls'")
         if self.role != "assistant" and (self.tool_calls or self.reasoning_content or self.refusal):
-            raise ValueError(f"'tool_calls', 'reasoning_content' and 'refusal' do not belong to the role {self.role}")
+            raise ValueError(f"'tool_calls', 'reasoning_content' and 'refusal' are not allowed in the role {self.role}")
         if (self.role == "tool") != (self.tool_call_id is not None):
-            raise ValueError("'tool_call_id' belongs to the role tool")
+            raise ValueError("'tool_call_id' must be given with the role tool, and only with it")
         return self
 
     @property
@@ -106,29 +106,29 @@ class ChatCompletionRequest(GenerationRequest):
     max_tokens: int | None = Field(None, ge=1)
     """The older name of `max_completion_tokens`."""
     max_completion_tokens: int | None = Field(None, ge=1)
-    """The longest answer, in tokens. Default: what the context has room for."""
+    """The longest answer, in tokens. Default: the rest of the context."""
     logprobs: bool | None = None
-    """Tell the log probability of each token."""
+    """Return the log probability of each token."""
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    """Tell so many of the likeliest tokens at each place, too. Needs `logprobs`."""
+    """Return this many of the likeliest tokens at each position, too. Needs `logprobs`."""
     store: bool | None = None
-    """Keep the completion, to be read at `GET /v1/chat/completions/{id}`."""
+    """Store the completion, to be read at `GET /v1/chat/completions/{id}`."""
     metadata: Metadata | None = None
     """Names and values kept with a stored completion."""
     tools: Tools | None = None
     """Functions that the model may call."""
     tool_choice: ToolChoice | None = None
-    """Whether a function is called, and which."""
+    """Whether the model calls a function, and which."""
     parallel_tool_calls: bool | None = None
     """Whether an answer may have several calls. Default: true."""
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
-    """How much to reason, for templates that know it."""
+    """How much to reason, for templates that support it."""
     chat_template_kwargs: TemplateOptions | None = None
-    """An extension of vLLM's: more for the model's chat template, like `enable_thinking`."""
+    """vLLM's extension: further variables for the model's chat template, like `enable_thinking`."""
     safety_identifier: str | None = Field(None, max_length=512)
-    """It identifies the caller and cannot change an answer."""
+    """An identifier of the caller. It cannot change the answer."""
     prompt_cache_key: str | None = Field(None, max_length=512)
-    """It identifies the caller and cannot change an answer."""
+    """An identifier of the caller. It cannot change the answer."""
 
     @model_validator(mode="after")
     def _top_logprobs_need_logprobs(self) -> "ChatCompletionRequest":
@@ -147,4 +147,4 @@ def _refuse_media(content: Any) -> None:
     for part in content[: PARTS_MAX + 1] if isinstance(content, list) else []:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind not in ("text", "refusal", None):
-            raise InvalidRequest(f"'messages' may not hold content of type '{kind}' here.", param="messages.content")
+            raise InvalidRequest(f"'messages' must not contain content of type '{kind}'.", param="messages.content")

@@ -10,17 +10,17 @@ INPUTS_MAX = 2048
 
 
 class EmbeddingRequest(Strict):
-    """`truncate_prompt_tokens`, vLLM's extension: keep so many tokens of each input, -1 for all that fit."""
+    """Inputs to embed."""
 
     model: str = Field(min_length=1, max_length=200)
     """The model's name, as `GET /v1/models` lists it."""
     input: Annotated[Texts, texts_max(INPUTS_MAX)]
-    """The text, or several, or their token ids."""
+    """The text, or several texts, or their token ids."""
     encoding_format: Literal["float", "base64"] | None = None
-    """Vectors as numbers, or as base64 of their single precision bytes."""
+    """Return vectors as numbers, or as base64 of little-endian single-precision numbers."""
     dimensions: int | None = Field(None, ge=1)
-    """Keep so many of each vector's first numbers, for models trained for it."""
+    """Keep this many of each vector's first numbers, for models trained for it."""
     truncate_prompt_tokens: int | None = Field(None, ge=-1)
-    """vLLM's extension: keep so many tokens of each input, -1 for all that fit."""
+    """vLLM's extension: keep this many tokens of each input; -1 keeps all that fit."""
     user: str | None = Field(None, max_length=512)
-    """It identifies the caller and cannot change an answer."""
+    """An identifier of the caller. It cannot change the answer."""

@@ -38,7 +38,7 @@ class JobHistory(JobObject):
 
 
 class ReplayedJob(BaseModel):
-    """`status` and `replayed_as` are left out when the jobs are only listed."""
+    """A replayed job. A dry run leaves out `status` and `replayed_as`."""
 
     job: str
     status: str | None = None
@@ -64,14 +64,14 @@ class DemandObject(BaseModel):
 
 
 class DemandList(BaseModel):
-    """Without `model`, the demand of each model that there is."""
+    """The demand of the requested models; without `model`, of every known model."""
 
     object: Literal["list"]
     data: list[DemandObject]
 
 
 class KeyObject(BaseModel):
-    """`secret` is shown when the key is made and never again."""
+    """An API key. `secret` is shown only when the key is created."""
 
     object: Literal["api_key"]
     id: str

@@ -1,4 +1,4 @@
-"""The body of `POST /v1/rerank`, as Cohere, Jina and vLLM have it."""
+"""The body of `POST /v1/rerank`, as Cohere, Jina and vLLM define it."""
 
 from typing import Annotated
 
@@ -18,17 +18,17 @@ class RerankRequest(Strict):
     model: str = Field(min_length=1, max_length=200)
     """The model's name, as `GET /v1/models` lists it."""
     query: Text
-    """What the documents are compared with."""
+    """The text that the documents are compared with."""
     documents: Annotated[list[Text | Document], Items(DOCUMENTS_MAX, least=1)]
     """The texts to rank."""
     top_n: int | None = Field(None, ge=1)
-    """Return only so many of the nearest."""
+    """Return only this many of the most relevant documents."""
     return_documents: bool = True
     """Return each document's text, too."""
     truncate_prompt_tokens: int | None = Field(None, ge=-1)
-    """Keep so many tokens of each text, -1 for all that fit."""
+    """Keep this many tokens of each text; -1 keeps all that fit."""
     user: str | None = Field(None, max_length=512)
-    """It identifies the caller and cannot change an answer."""
+    """An identifier of the caller. It cannot change the answer."""
 
     @property
     def texts(self) -> list[str]:

@@ -18,13 +18,13 @@ LOGPROBS = "message.output_text.logprobs"
 
 class InputText(Strict):
     type: Literal["input_text", "text"]
-    """`input_text`, or `text` for short."""
+    """`input_text`, or its short form `text`."""
     text: str
     """The part's text."""
 
 
 class OutputText(Strict):
-    """As an earlier answer had it."""
+    """A part of an earlier answer."""
 
     type: Literal["output_text"]
     """Always `output_text`."""
@@ -33,14 +33,14 @@ class OutputText(Strict):
     annotations: Annotated[list[Any], Items(0)] = Field(default_factory=list)
     """Always empty."""
     logprobs: Annotated[list[Any], Items(LOGPROBS_MAX)] | None = None
-    """Accepted as an earlier answer had them."""
+    """Accepted from an earlier answer without effect."""
 
 
 class Refusal(Strict):
     type: Literal["refusal"]
     """Always `refusal`."""
     refusal: str
-    """What an earlier answer refused with."""
+    """The refusal of an earlier answer."""
 
     @property
     def text(self) -> str:
@@ -51,7 +51,7 @@ Part = Annotated[InputText | OutputText | Refusal, Field(discriminator="type")]
 
 
 class Item(Strict):
-    """What earlier answers have beside their content comes back as it was."""
+    """The fields that items of earlier answers have beside their content. They are accepted unchanged."""
 
     id: str | None = Field(None, max_length=256)
     """The item's id in an earlier answer."""
@@ -63,11 +63,11 @@ class MessageItem(Item):
     type: Literal["message"] = "message"
     """Always `message`; it may be left out."""
     role: Literal["user", "assistant", "system", "developer"]
-    """Who speaks. `developer` is treated as `system`."""
+    """The author of the message. `developer` is treated as `system`."""
     content: str | Annotated[list[Part], Items(PARTS_MAX)]
-    """The message's text, whole or in parts."""
+    """The message's text, or its parts."""
     phase: str | None = None
-    """Accepted as an earlier answer had it."""
+    """Accepted from an earlier answer without effect."""
 
 
 class CallItem(Item):
@@ -85,9 +85,9 @@ class CallOutputItem(Item):
     type: Literal["function_call_output"]
     """Always `function_call_output`."""
     call_id: str = Field(min_length=1, max_length=256)
-    """The call that this answers."""
+    """The id of the call that this item answers."""
     output: str | Annotated[list[InputText], Items(PARTS_MAX)]
-    """What the function returned."""
+    """The result of the function."""
 
 
 class ReasoningText(Strict):
@@ -101,7 +101,7 @@ class ReasoningItem(Item):
     type: Literal["reasoning"]
     """Always `reasoning`."""
     summary: Annotated[list[ReasoningText], Items(PARTS_MAX)] = Field(default_factory=list)
-    """A summary of the reasoning, as an earlier answer had it."""
+    """The summary of an earlier answer's reasoning."""
     content: Annotated[list[ReasoningText], Items(PARTS_MAX)] | None = None
     """The reasoning of an earlier answer."""
     encrypted_content: None = None
@@ -117,11 +117,11 @@ class FunctionTool(Strict):
     name: str = Field(pattern=NAME)
     """The function's name."""
     description: str | None = None
-    """What the function does, for the model to read."""
+    """A description of the function for the model."""
     parameters: dict[str, Any] | None = None
     """The function's arguments, as a JSON schema."""
     strict: bool | None = None
-    """Hold the model's arguments to the schema."""
+    """Whether the model's arguments must follow the schema."""
 
 
 class NamedFunction(Strict):
@@ -135,16 +135,16 @@ class AllowedFunctions(Strict):
     type: Literal["allowed_tools"]
     """Always `allowed_tools`."""
     mode: Literal["auto", "required"]
-    """`auto` lets the model decide whether it calls; `required` makes it call."""
+    """`auto` lets the model decide whether to call a function; `required` forces a call."""
     tools: Annotated[list[NamedFunction], Items(TOOLS_MAX, least=1)]
-    """Those of `tools` that may be called."""
+    """The functions among `tools` that may be called."""
 
 
 class TextFormat(Strict):
-    """`name`, `schema`, `strict` and `description` belong to json_schema."""
+    """The form of the answer. `name`, `schema`, `strict` and `description` belong to the type `json_schema`."""
 
     type: Literal["text", "json_object", "json_schema"]
-    """`text`, any JSON object, or JSON of a schema."""
+    """Plain text (`text`), any JSON object, or JSON of a schema."""
     name: str | None = Field(None, pattern=NAME)
     """The schema's name, for the type `json_schema`."""
     schema_: dict[str, Any] | None = Field(None, alias="schema")
@@ -152,12 +152,12 @@ class TextFormat(Strict):
     strict: bool | None = None
     """Accepted; the schema is always followed."""
     description: str | None = None
-    """What the answer is for."""
+    """A description of the answer's purpose."""
 
     @model_validator(mode="after")
     def _a_schema_when_named(self) -> "TextFormat":
         if (self.type == "json_schema") != (self.schema_ is not None and self.name is not None):
-            raise ValueError("'name' and 'schema' belong to the type json_schema")
+            raise ValueError("'name' and 'schema' are only allowed with the type json_schema, which needs both")
         return self
 
 
@@ -170,9 +170,9 @@ class TextConfig(Strict):
 
 class Reasoning(Strict):
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
-    """How much to reason, for models that know it."""
+    """How much to reason, for models that support it."""
     summary: Literal["auto"] | None = None
-    """Accepted; no summary is made."""
+    """Accepted; no summary is generated."""
     generate_summary: None = None
     """Only null is supported."""
 
@@ -194,19 +194,19 @@ class ResponseRequest(Selective):
     model: str = Field(min_length=1, max_length=200)
     """The model's name, as `GET /v1/models` lists it."""
     input: str | Annotated[list[InputItem], Items(ITEMS_MAX, least=1)]
-    """What is asked: a text, or the items of a conversation."""
+    """The input: a text, or the items of a conversation."""
     instructions: str | None = None
-    """What the model is told before the conversation; not kept for the next response."""
+    """The system message before the conversation. The next response does not inherit it."""
     previous_response_id: str | None = Field(None, min_length=1, max_length=256)
-    """The stored response that this one goes on with."""
+    """The id of the stored response that this one continues."""
     background: bool | None = None
-    """Answer at once, and go on when the client leaves; needs `store`."""
+    """Answer at once, and continue when the client leaves. Needs `store`."""
     stream: bool | None = None
-    """Send the response as server-sent events while it grows."""
+    """Stream the response as server-sent events."""
     stream_options: StreamOptions | None = None
-    """What else a stream tells."""
+    """Options of the stream."""
     store: bool | None = None
-    """Keep the response, to be read or gone on with. Default: true."""
+    """Store the response, to be read or continued. Default: true."""
     metadata: Metadata | None = None
     """Names and values kept with the response."""
     tools: Annotated[list[FunctionTool], Items(TOOLS_MAX)] | None = None
@@ -216,31 +216,31 @@ class ResponseRequest(Selective):
         | Annotated[NamedFunction | AllowedFunctions, Field(discriminator="type")]
         | None
     ) = None
-    """Whether a function is called, and which."""
+    """Whether the model calls a function, and which."""
     parallel_tool_calls: bool | None = None
     """Whether a response may have several calls. Default: true."""
     text: TextConfig | None = None
     """The form that the answer must have."""
     reasoning: Reasoning | None = None
-    """How to reason."""
+    """Options of the reasoning."""
     max_output_tokens: int | None = Field(None, ge=1)
-    """The longest answer, in tokens. Default: what the context has room for."""
+    """The longest answer, in tokens. Default: the rest of the context."""
     temperature: float | None = Field(None, ge=0, le=2)
-    """How random the choice of tokens is; 0 always takes the likeliest. Default: the model's own."""
+    """The randomness of sampling; 0 always takes the likeliest token. Default: the model's own."""
     top_p: float | None = Field(None, gt=0, le=1)
-    """Choose only among the likeliest tokens that have this probability together."""
+    """Sample only from the likeliest tokens that together have this probability."""
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    """Tell so many of the likeliest tokens at each place."""
+    """Return this many of the likeliest tokens at each position."""
     include: Annotated[list[Literal["message.output_text.logprobs"]], Items(INCLUDES_MAX)] | None = None
-    """What else the response tells."""
+    """Further fields of the response."""
     service_tier: Literal["auto", "default", "flex", "priority"] | None = None
-    """`priority` for interactive, `flex` for batch priority, as far as the key may."""
+    """`priority` requests the class interactive, `flex` the class batch; the key's own class bounds it."""
     user: str | None = Field(None, max_length=512)
-    """It identifies the caller and cannot change an answer."""
+    """An identifier of the caller. It cannot change the answer."""
     safety_identifier: str | None = Field(None, max_length=512)
-    """It identifies the caller and cannot change an answer."""
+    """An identifier of the caller. It cannot change the answer."""
     prompt_cache_key: str | None = Field(None, max_length=512)
-    """It identifies the caller and cannot change an answer."""
+    """An identifier of the caller. It cannot change the answer."""
 
     @field_validator("input", mode="before")
     @classmethod
@@ -250,10 +250,10 @@ class ResponseRequest(Selective):
     @model_validator(mode="after")
     def _what_goes_together(self) -> "ResponseRequest":
         if self.background and self.store is False:
-            raise InvalidRequest("'background' needs 'store'.", param="store")
+            raise InvalidRequest("'background' needs 'store': true.", param="store")
         return self
 
 
 def _typed(item: Any) -> Any:
-    """A message need not say that it is one."""
+    """Add the type `message` to an item that has none."""
     return {"type": "message", **item} if isinstance(item, dict) and "role" in item else item

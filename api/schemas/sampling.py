@@ -1,4 +1,4 @@
-"""What chats and completions have in common: how tokens are chosen, and how the answer comes."""
+"""The common parameters of chats and completions: sampling, and the form of the answer."""
 
 from typing import Annotated, Any, Literal
 
@@ -14,18 +14,18 @@ BIASES_MAX = 1024
 
 class StreamOptions(Strict):
     include_usage: bool = False
-    """Send the usage in a last chunk without choices."""
+    """Send the token usage in a last chunk without choices."""
     include_obfuscation: Literal[False] = False
     """Only false is supported: no padding is sent."""
 
 
 class JsonSchema(Strict):
-    """`schema` is checked by the worker, which compiles it; `strict` is always kept."""
+    """A JSON schema for the answer. The worker checks `schema` when it compiles it; the answer always follows it."""
 
     name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
-    """A name for the schema, which the answer does not repeat."""
+    """The schema's name, which the answer does not repeat."""
     description: str | None = None
-    """What the answer is for."""
+    """A description of the answer's purpose."""
     schema_: dict[str, Any] = Field(default_factory=dict, alias="schema")
     """The JSON schema that the answer must follow."""
     strict: bool | None = None
@@ -34,33 +34,33 @@ class JsonSchema(Strict):
 
 class ResponseFormat(Strict):
     type: Literal["text", "json_object", "json_schema"]
-    """`text`, any JSON object, or JSON of a schema."""
+    """Plain text (`text`), any JSON object, or JSON of a schema."""
     json_schema: JsonSchema | None = None
     """The schema, for the type `json_schema`."""
 
     @model_validator(mode="after")
     def _a_schema_when_named(self) -> "ResponseFormat":
         if (self.type == "json_schema") != (self.json_schema is not None):
-            raise ValueError("'json_schema' belongs to the type of that name")
+            raise ValueError("'json_schema' must be given with the type json_schema, and only with it")
         return self
 
 
 class StructuredOutputs(Strict):
-    """vLLM's extension. Exactly one of them."""
+    """The form of the answer as vLLM's extension defines it. Exactly one field must be given."""
 
     json_: dict[str, Any] | str | None = Field(None, alias="json")
     """A JSON schema, as an object or as text."""
     regex: str | None = Field(None, min_length=1)
     """A regular expression that matches the whole answer."""
     choice: Annotated[list[Text], Items(CHOICES_MAX, least=1)] | None = None
-    """The texts of which the answer is one."""
+    """The texts of which the answer must be one."""
     grammar: str | None = Field(None, min_length=1)
     """A Lark grammar."""
 
     @model_validator(mode="after")
     def _one_of_them(self) -> "StructuredOutputs":
         if sum(value is not None for value in (self.json_, self.regex, self.choice, self.grammar)) != 1:
-            raise ValueError("exactly one of json, regex, choice and grammar")
+            raise ValueError("exactly one of json, regex, choice and grammar must be given")
         return self
 
 
@@ -68,47 +68,47 @@ class GenerationRequest(Selective):
     model: str = Field(min_length=1, max_length=200)
     """The model's name, as `GET /v1/models` lists it."""
     stream: bool | None = False
-    """Send the answer as server-sent events while it grows."""
+    """Stream the answer as server-sent events."""
     stream_options: StreamOptions | None = None
-    """What else a stream tells."""
+    """Options of the stream."""
     temperature: float | None = Field(None, ge=0, le=2)
-    """How random the choice of tokens is; 0 always takes the likeliest. Default: the model's own."""
+    """The randomness of sampling; 0 always takes the likeliest token. Default: the model's own."""
     top_p: float | None = Field(None, gt=0, le=1)
-    """Choose only among the likeliest tokens that have this probability together."""
+    """Sample only from the likeliest tokens that together have this probability."""
     top_k: int | None = Field(None, ge=-1)
-    """Choose only among so many of the likeliest tokens; 0 or -1 for all."""
+    """Sample only from this many of the likeliest tokens; 0 or -1 allows all."""
     min_p: float | None = Field(None, ge=0, le=1)
-    """Choose only among tokens at least this likely, relative to the likeliest."""
+    """Sample only from tokens at least this likely, relative to the likeliest."""
     repetition_penalty: float | None = Field(None, gt=0, le=10)
-    """Above 1, tokens that have appeared in prompt or answer become less likely."""
+    """Above 1, tokens that have appeared in the prompt or the answer become less likely."""
     presence_penalty: float | None = Field(None, ge=-2, le=2)
-    """Above 0, tokens that the answer has become less likely."""
+    """Above 0, tokens that have appeared in the answer become less likely."""
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    """The same for each time that the answer has them."""
+    """Above 0, tokens become less likely with each time that they have appeared in the answer."""
     logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Items(BIASES_MAX)] | None = None
-    """By token id, what is added to its logit before the choice."""
+    """The values that are added to the logits of tokens before sampling, by token id."""
     min_tokens: int | None = Field(None, ge=0)
-    """No end before so many tokens."""
+    """The shortest answer, in tokens."""
     ignore_eos: bool | None = None
-    """Go on past the end that the model sees, to `max_tokens`."""
+    """Continue past the model's end-of-sequence token, up to `max_tokens`."""
     stop: str | Annotated[list[str], Items(STOPS_MAX)] | None = None
     """Texts that end the answer, which does not include them."""
     stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Items(STOPS_MAX)] | None = None
     """Tokens that end the answer."""
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    """The same seed and request choose the same tokens. Drawn when it is not given."""
+    """The seed of sampling: the same seed and request give the same tokens. Drawn at random when not given."""
     n: int | None = Field(None, ge=1)
-    """How many answers to make of each prompt."""
+    """The number of answers to generate for each prompt."""
     cache_salt: str | None = Field(None, max_length=512)
-    """Prompts share cached computations only with prompts of the same salt."""
+    """Prompts share the prefix cache only with prompts of the same salt."""
     response_format: ResponseFormat | None = None
     """The form that the answer must have."""
     structured_outputs: StructuredOutputs | None = None
-    """The form that the answer must have, as vLLM asks for it."""
+    """The form that the answer must have, as vLLM's extension."""
     service_tier: Literal["auto", "default", "flex", "priority"] | None = None
-    """`priority` for interactive, `flex` for batch priority, as far as the key may."""
+    """`priority` requests the class interactive, `flex` the class batch; the key's own class bounds it."""
     user: str | None = Field(None, max_length=512)
-    """It identifies the caller and cannot change an answer."""
+    """An identifier of the caller. It cannot change the answer."""
 
     @field_validator("stop")
     @classmethod
@@ -122,7 +122,7 @@ class GenerationRequest(Selective):
     @classmethod
     def _token_ids(cls, bias: dict[str, float] | None) -> dict[str, float] | None:
         if any(not token.isascii() or not token.isdigit() for token in bias or ()):
-            raise ValueError("its keys are token ids")
+            raise ValueError("its keys must be token ids")
         return bias
 
     @model_validator(mode="after")

@@ -9,31 +9,31 @@ from api.schemas.chat import Messages, TemplateOptions
 from api.schemas.tools import Tools
 
 TOKENS_MAX = 1_000_000
-TEXT_MAX = 1_000_000  # characters; a list of more tokens than they are would keep an API process busy
+TEXT_MAX = 1_000_000  # characters; longer texts and their token lists would keep an API process busy
 
 
 class Counted(Strict):
-    """`prompt` or `messages`, as a completion or a chat would have them."""
+    """A text or a chat to tokenise: exactly one of `prompt` and `messages`."""
 
     model: str = Field(min_length=1, max_length=200)
     """The model's name, as `GET /v1/models` lists it."""
     prompt: str | None = Field(None, max_length=TEXT_MAX)
     """The text to split into tokens."""
     messages: Messages | None = None
-    """A chat to split into tokens, as the model's template writes it."""
+    """The messages of a chat to split into tokens, in the model's template."""
     tools: Tools | None = None
-    """Functions that the chat may call."""
+    """The functions that the chat may call."""
     chat_template_kwargs: TemplateOptions | None = None
-    """More for the model's chat template."""
+    """Further variables for the model's chat template."""
     add_special_tokens: bool = True
-    """Add the tokens that belong around a text."""
+    """Add the special tokens that belong around a text."""
 
     @model_validator(mode="after")
     def _one_of_them(self) -> "Counted":
         if (self.prompt is None) == (self.messages is None):
-            raise ValueError("exactly one of prompt and messages")
+            raise ValueError("exactly one of prompt and messages must be given")
         if self.prompt is not None and (self.tools or self.chat_template_kwargs):
-            raise ValueError("'tools' and 'chat_template_kwargs' go with 'messages'")
+            raise ValueError("'tools' and 'chat_template_kwargs' are only allowed with 'messages'")
         return self
 
 
@@ -43,14 +43,14 @@ class TokenizeRequest(Counted):
 
 
 class TokenCountRequest(Counted):
-    """`max_tokens`: of an answer that shall fit, too."""
+    """A text or a chat whose tokens are counted."""
 
     max_tokens: int = Field(0, ge=0)
-    """Tokens of an answer that must fit, too."""
+    """The length in tokens of an answer that must fit the context, too."""
 
 
 class DetokenizeRequest(Strict):
     model: str = Field(min_length=1, max_length=200)
     """The model's name, as `GET /v1/models` lists it."""
     tokens: Annotated[list[Annotated[int, Field(ge=0)]], Items(TOKENS_MAX)]
-    """The token ids to write out."""
+    """The token ids to turn into text."""

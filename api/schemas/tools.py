@@ -1,4 +1,4 @@
-"""Tools that a chat may call, and how the answers come back."""
+"""The tools that a chat may call, and the calls of earlier answers."""
 
 from typing import Annotated, Any, Literal
 
@@ -12,16 +12,16 @@ NAME = r"^[a-zA-Z0-9_-]{1,64}$"
 
 
 class FunctionDefinition(Strict):
-    """`strict` calls keep to `parameters`, a JSON schema; the others as well as the model can."""
+    """A function. Calls of a `strict` function always follow `parameters`; other calls as well as the model can."""
 
     name: str = Field(pattern=NAME)
     """The function's name."""
     description: str | None = None
-    """What the function does, for the model to read."""
+    """A description of the function for the model."""
     parameters: dict[str, Any] | None = None
     """The function's arguments, as a JSON schema."""
     strict: bool | None = None
-    """Hold the model's arguments to the schema."""
+    """Whether the model's arguments must follow the schema."""
 
 
 class Tool(Strict):
@@ -40,21 +40,21 @@ class NamedTool(Strict):
     type: Literal["function"]
     """Always `function`."""
     function: FunctionName
-    """The function that is meant."""
+    """The function to call."""
 
 
 class AllowedTools(Strict):
     mode: Literal["auto", "required"]
-    """`auto` lets the model decide whether it calls; `required` makes it call."""
+    """`auto` lets the model decide whether to call a function; `required` forces a call."""
     tools: Annotated[list[NamedTool], Items(TOOLS_MAX, least=1)]
-    """Those of `tools` that may be called."""
+    """The functions among `tools` that may be called."""
 
 
 class AllowedToolsChoice(Strict):
     type: Literal["allowed_tools"]
     """Always `allowed_tools`."""
     allowed_tools: AllowedTools
-    """Which functions may be called."""
+    """The functions that may be called."""
 
 
 ToolChoice = (
@@ -64,7 +64,7 @@ Tools = Annotated[list[Tool], Items(TOOLS_MAX)]
 
 
 class CalledFunction(Strict):
-    """`arguments`: JSON, as the model wrote it."""
+    """A call of a function. `arguments` is the JSON text that the model wrote."""
 
     name: str = Field(min_length=1, max_length=256)
     """The function's name."""
@@ -74,15 +74,15 @@ class CalledFunction(Strict):
 
 class ToolCall(Strict):
     id: str = Field(min_length=1, max_length=256)
-    """The call's id, which its answer names."""
+    """The call's id, which the message with its result names."""
     type: Literal["function"] = "function"
     """Always `function`."""
     function: CalledFunction
-    """What was called, and with which arguments."""
+    """The called function and its arguments."""
 
 
 def tools_request(tools: Tools | None, choice: ToolChoice | None, parallel: bool | None) -> dict[str, Any]:
-    """The part of a job's request that is about tools; empty when none may be called. Raises InvalidRequest."""
+    """Return the part of a job's request that describes tools; empty when none may be called. Raises InvalidRequest."""
     names = [tool.function.name for tool in tools or ()]
     if len(set(names)) < len(names):
         raise InvalidRequest("'tools' has two functions of the same name.", param="tools")

@@ -1,4 +1,4 @@
-"""From a valid request to an accepted job: the one place that decides what enters a queue."""
+"""Turns a valid request into a job: the one module that decides which jobs enter a queue."""
 
 import json
 import math
@@ -23,8 +23,8 @@ from shared.domain.job import Grammar, GrammarKind, Job, Kind, ModelInfo, Priori
 from shared.settings import Settings
 
 KNOWN_FOR_S = 5.0
-MISSED_FOR_S = 10.0  # a Redis that was emptied knows a model again with its workers' next heartbeat
-TIERS = {"priority": Priority.INTERACTIVE, "flex": Priority.BATCH}  # OpenAI's names for more and less urgent
+MISSED_FOR_S = 10.0  # the workers' next heartbeat registers a model again after Redis was emptied
+TIERS = {"priority": Priority.INTERACTIVE, "flex": Priority.BATCH}  # OpenAI's service tiers
 ANY_OBJECT = {"type": "object"}
 
 
@@ -39,7 +39,7 @@ class Admission:
         self._known: dict[str, tuple[float, ModelInfo]] = {}
 
     async def chat(self, body: ChatCompletionRequest, options: RequestOptions) -> Job:
-        """Raise InvalidRequest or NotFound; accept nothing yet."""
+        """Build the job of a chat, without accepting it. Raises InvalidRequest or NotFound."""
         return await self._job(
             "chatcmpl",
             body.model,
@@ -63,7 +63,9 @@ class Admission:
         )
 
     async def completion(self, body: CompletionRequest, options: RequestOptions) -> Job:
-        """Raise InvalidRequest or NotFound; accept nothing yet. Of `best_of` candidates the client gets `n`."""
+        """Build the job of a completion, without accepting it. Of `best_of` candidates the client gets `n`. Raises
+        InvalidRequest or NotFound.
+        """
         echo = bool(body.echo)
         candidates = body.best_of or body.n or 1
         ranked = 0 if candidates > (body.n or 1) else None
@@ -89,7 +91,7 @@ class Admission:
         )
 
     async def embedding(self, body: EmbeddingRequest, options: RequestOptions) -> Job:
-        """Raise NotFound; accept nothing yet."""
+        """Build the job of an embedding, without accepting it. Raises NotFound."""
         return await self._job(
             "embd",
             body.model,
@@ -105,7 +107,7 @@ class Admission:
         )
 
     async def ranking(self, body: RerankRequest, options: RequestOptions) -> Job:
-        """Raise NotFound; accept nothing yet. The query is the first input."""
+        """Build the job of a ranking, without accepting it. Its first input is the query. Raises NotFound."""
         return await self._job(
             "rank",
             body.model,
@@ -122,7 +124,7 @@ class Admission:
         )
 
     async def tokens(self, body: Counted, options: RequestOptions, *, texts: bool = False) -> Job:
-        """Raise InvalidRequest or NotFound; accept nothing yet."""
+        """Build the job of a tokenization, without accepting it. Raises InvalidRequest or NotFound."""
         request: dict[str, Any] = {"special": body.add_special_tokens, "texts": texts}
         if body.messages is None:
             request["prompt"] = body.prompt
@@ -131,7 +133,7 @@ class Admission:
         return await self._job("tok", body.model, Kind.TOKENS, options, request=request, sampling=Sampling(seed=0))
 
     async def text_of(self, body: DetokenizeRequest, options: RequestOptions) -> Job:
-        """Raise NotFound; accept nothing yet."""
+        """Build the job of a detokenization, without accepting it. Raises NotFound."""
         request = {"tokens": body.tokens}
         return await self._job("tok", body.model, Kind.TOKENS, options, request=request, sampling=Sampling(seed=0))
 
@@ -158,19 +160,19 @@ class Admission:
         return job
 
     def _salt(self, asked: str | None, options: RequestOptions) -> str:
-        """A tenant shares computed prompts with nobody: how many tokens were cached, and how soon an answer begins,
-        would tell others what it has asked. Names of tenants hold no slash."""
+        """Return the job's cache salt. Tenants do not share the prefix cache: the number of cached tokens, and how soon
+        an answer begins, would reveal one tenant's prompts to another. Tenant names contain no slash."""
         return asked or "" if self._settings.prefix_cache_shared else f"{options.caller.tenant}/{asked or ''}"
 
     def priority(self, options: RequestOptions, tier: str | None) -> Priority:
-        """As asked for, but not above the key's own class."""
+        """Return the requested class, but none above the key's own."""
         asked = options.priority or TIERS.get(tier or "")
         if (key := options.caller.key) is None:
             return asked or Priority(self._settings.default_priority)
         return max(asked or key.priority, key.priority, key=lambda priority: priority.rank)
 
     def _grace_ms(self, options: RequestOptions) -> int | None:
-        """A client that may ask again gets time to do so."""
+        """Return how long the job outlives its readers: a client that may retry gets time to do so."""
         usual = self._settings.idempotent_grace_s if options.idempotency else self._settings.grace_s
         seconds = usual if options.grace_s is None else options.grace_s
         return None if math.isinf(seconds) else int(seconds * 1000)
@@ -178,9 +180,9 @@ class Admission:
     def _sampling(self, body: GenerationRequest, *, n: int, max_tokens: int | None, logprobs: int | None) -> Sampling:
         if n > self._settings.choices_max:
             param = "n" if n == body.n else "best_of"
-            raise InvalidRequest(f"'{param}' is at most {self._settings.choices_max} here.", param=param)
+            raise InvalidRequest(f"'{param}' must be at most {self._settings.choices_max}.", param=param)
         if max_tokens is not None and (body.min_tokens or 0) > max_tokens:
-            raise InvalidRequest(f"'min_tokens' is more than the {max_tokens} tokens asked for.", param="min_tokens")
+            raise InvalidRequest(f"'min_tokens' must not exceed the limit of {max_tokens} tokens.", param="min_tokens")
         stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
         return Sampling(
             seed=secrets.randbits(63) if body.seed is None else body.seed,
@@ -203,7 +205,7 @@ class Admission:
         )
 
     async def _require_model(self, name: str, caller: Caller) -> ModelInfo:
-        """Its record. A Redis that was emptied may have forgotten it for a moment."""
+        """Return the model's record, or the last known one for a moment, since a Redis that was emptied forgets it."""
         require_use(caller, name)
         now = self._clock()
         until, known = self._known.get(name, (-math.inf, None))
@@ -220,7 +222,7 @@ class Admission:
 
 
 def _require_room(job: Job, model: ModelInfo) -> None:
-    """Raise ContextLengthExceeded for a prompt that cannot fit however it is split: no worker need look at it."""
+    """Raise ContextLengthExceeded for a prompt that cannot fit however it is tokenised, so that no worker sees it."""
     if job.kind is Kind.CHAT:
         param, prompts = "messages", ["".join(message["content"] or "" for message in job.request["messages"])]
     else:
@@ -237,7 +239,7 @@ def _require_room(job: Job, model: ModelInfo) -> None:
 
 
 def _grammar(body: GenerationRequest) -> Grammar | None:
-    """The form that was asked for. JSON without a schema is an object, as OpenAI defines it."""
+    """Return the requested form of the answer. JSON without a schema is an object, as OpenAI defines it."""
     form = body.response_format
     if form and form.type != "text":
         schema = json.dumps((form.json_schema and form.json_schema.schema_) or ANY_OBJECT)
@@ -261,14 +263,16 @@ def _conversation(
     template: dict[str, Any] | None,
     effort: str | None = None,
 ) -> dict[str, Any]:
-    """A chat's request, with nothing in it that was not given."""
+    """Build a chat's `Job.request` from the parameters that were given."""
     about = {"template": template, "effort": effort}
     given = {name: value for name, value in about.items() if value}
     return {"messages": [_message(message) for message in messages], **tools, **given}
 
 
 def _message(message: Message) -> dict[str, Any]:
-    """Templates know no developer role; OpenAI defines it as the system role of newer models."""
+    """Write a message for the chat template. Templates know no developer role, which OpenAI defines as the system role
+    of newer models.
+    """
     role = "system" if message.role == "developer" else message.role
     kept = message.model_dump(include={"name", "reasoning_content", "tool_calls", "tool_call_id"}, exclude_none=True)
     return {"role": role, "content": message.text, **kept}

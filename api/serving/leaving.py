@@ -1,4 +1,4 @@
-"""Jobs whose readers have left this process: each is let go of after its grace, however long Redis takes to listen."""
+"""Jobs whose readers have left this process: each is left in the queue after its grace, however slow Redis is."""
 
 import asyncio
 import logging
@@ -11,14 +11,14 @@ from shared.observability.metrics import ApiMetrics
 
 log = logging.getLogger(__name__)
 JOBS_MAX = 10_000
-AT_ONCE = 16  # not all connections: requests come meanwhile
+AT_ONCE = 16  # fewer than the pool has, since requests need connections, too
 AGAIN_S = 1.0
 CLOSE_S = 2.0
 CLOSE_LOOK_S = 0.2
 
 
 class Leaving:
-    """`leave` cancels a job in its queue, unless another process still reads it."""
+    """Leaves jobs when they are due. `leave` cancels a job in its queue, unless another process still reads it."""
 
     def __init__(self, leave: Callable[[str], Awaitable[None]], metrics: ApiMetrics) -> None:
         self._leave = leave
@@ -28,21 +28,21 @@ class Leaving:
         self._turns = asyncio.Semaphore(AT_ONCE)
 
     def add(self, job_id: str, *, grace_s: float) -> None:
-        """Let go of the job after its grace; an infinite one lets it run to its end."""
+        """Leave the job after its grace; an infinite one lets it run to its end."""
         if math.isinf(grace_s):
             return
-        if len(self._due) >= JOBS_MAX:  # Redis has been away for long; the job runs to its end for nobody
+        if len(self._due) >= JOBS_MAX:  # Redis has been away for long; the job runs to its end without a reader
             log.warning("a lost client's job is not cancelled", extra={"job_id": job_id})
             return
         self._due[job_id] = _now() + grace_s
         self._added.set()
 
     def drop(self, job_id: str) -> None:
-        """Somebody reads the job again."""
+        """Keep the job, which has a reader again."""
         self._due.pop(job_id, None)
 
     async def run(self) -> None:
-        """For ever."""
+        """Leave jobs as they become due, for ever."""
         while True:
             self._added.clear()
             await self._leave_due()
@@ -52,7 +52,7 @@ class Leaving:
                     await self._added.wait()
 
     async def close(self) -> None:
-        """Let go of all that is due by now."""
+        """Leave all jobs that are due by now."""
         owed = self._owed()
         try:
             async with asyncio.timeout(CLOSE_S):
@@ -71,7 +71,7 @@ class Leaving:
         await asyncio.gather(*map(self._try, self._owed()))
 
     async def _try(self, job_id: str) -> None:
-        """A job whose Redis is away is tried again after a while."""
+        """Leave the job; if its Redis is away, try again after a while."""
         async with self._turns:
             if job_id not in self._due:
                 return

@@ -1,5 +1,6 @@
-"""How Redis is. Asked once a second, so that a request costs nothing: jobs that run must always be able to write, so
-new ones stop before memory does. After each start of a Redis it is examined anew, and its file is mended."""
+"""Health of each Redis, polled every second, so that requests need not ask. Running jobs must always be able to write,
+so new jobs are refused before memory is full. After each start of a Redis it is examined anew, and its append-only
+file is rewritten."""
 
 import asyncio
 import logging
@@ -21,7 +22,7 @@ RETRY_AFTER_S = 10
 
 class RedisMonitor:
     def __init__(self, clients: Sequence[Redis], settings: Settings, metrics: ApiMetrics) -> None:
-        """`clients`: one for each Redis, the home first."""
+        """There is one client for each Redis, the home first."""
         self._each = {client: _Watch(client, number, settings, metrics) for number, client in enumerate(clients)}
 
     def check(self, client: Redis) -> None:
@@ -29,12 +30,12 @@ class RedisMonitor:
         self._each[client].check()
 
     async def run(self) -> None:
-        """For ever; each by itself, since one may be long in answering."""
+        """Poll each Redis for ever, in a task of its own, since one may be slow to answer."""
         await asyncio.gather(*[watch.run() for watch in self._each.values()])
 
 
 class _Watch:
-    """Of one Redis."""
+    """The health of one Redis."""
 
     def __init__(self, client: Redis, number: int, settings: Settings, metrics: ApiMetrics) -> None:
         self._client = client
@@ -42,12 +43,12 @@ class _Watch:
         self._up = metrics.redis_up.labels(number)
         self._memory = metrics.redis_memory.labels(number)
         self._share = 0.0
-        self._start = ""  # the one that has been seen to
+        self._start = ""  # the run id that was examined last
         self._unfit = ""
 
     def check(self) -> None:
         if self._unfit:
-            raise QueueUnavailable(f"The queue takes nothing that it would lose: {self._unfit}")
+            raise QueueUnavailable(f"The queue accepts no jobs that it would lose: {self._unfit}")
         if self._share >= self._settings.redis_memory_share:
             raise QueueFull(
                 f"The queue's memory is {self._share:.0%} full.",

@@ -1,7 +1,7 @@
-"""From one subscription per process to every open stream of events, each in order, without a gap or a repeat.
+"""Relays one subscription per process to every open stream of events, in order, without a gap or a repeat.
 
-What is heard by pub/sub is counted; a gap, a silence or an overflow is filled from the job's log. A slow reader holds
-at most `buffer_max` events and reads the rest from the log at its own pace.
+Events from pub/sub are counted; a gap, a silence or an overflow is filled from the job's log. A slow reader holds at
+most `buffer_max` events and reads the rest from the log at its own pace.
 """
 
 import asyncio
@@ -24,13 +24,13 @@ from shared.queue.protocols import EventChannel, LogSlice, QueueProducer
 log = logging.getLogger(__name__)
 RETRY_S = 0.2
 DIVERGED = Failed(
-    code="job_lost", message="Redis has lost a part of this answer, and what comes now does not continue it."
+    code="job_lost", message="Redis has lost a part of this answer, and its new part does not continue it."
 )
-EXPIRY_GRACE_S = 2.0  # for a worker to expire the job itself
+EXPIRY_GRACE_S = 2.0  # time for a worker to expire the job itself
 
 
 class JobStream:
-    """The events of one job. Read by one task through `take`."""
+    """The events of one job, which one task reads through `take`."""
 
     def __init__(self, job: Job, *, buffer_max: int, now: float) -> None:
         self.job_id, self.model = job.id, job.model
@@ -49,19 +49,21 @@ class JobStream:
         self._arrived = asyncio.Event()
 
     def accept(self, now: float, *, logged: bool) -> None:
-        """The job is enqueued, or may be: its log counts, and leaving counts. `logged`: it was there before."""
+        """Note that the job is, or may be, enqueued: from now on its log is read, and leaving it cancels it. `logged`
+        means that the job was there before.
+        """
         self.accepted = True
         self.behind = logged
         self.expires_at = now + self._patience_s + EXPIRY_GRACE_S
 
     def overdue(self, now: float) -> Deadline | None:
-        """The deadline that has passed: no worker runs that would say so."""
+        """Return the deadline that has passed without a worker that expires the job."""
         if self.ended or now <= self.expires_at:
             return None
         return Deadline.RUN if self.next_seq else Deadline.QUEUE
 
     def hear(self, events: Sequence[Event], now: float) -> None:
-        """Keep what is next; note a gap or an overflow, to be filled from the log."""
+        """Buffer the next events; note a gap or an overflow, to be filled from the log."""
         self.heard_at = now
         if not self._pending:
             self._pending_since = now
@@ -83,15 +85,15 @@ class JobStream:
         self._arrived.set()
 
     def _compare(self, event: Event) -> None:
-        """A repeat is what it was, unless Redis lost the end of the log and the answer was made again otherwise: then
-        what follows would not fit."""
+        """Compare a repeated event with its first copy, which it must equal; if not, the log lost its end, the answer
+        was regenerated differently, and later events would not fit."""
         if _digest(event) != self._known[event.seq]:
             self._pending.append(Finished(seq=self.next_seq, outcome=DIVERGED))
             self.ended = True
             self._arrived.set()
 
     def fill(self, page: LogSlice, now: float) -> None:
-        """Take what the log says. A job that ended without a last event (by RQ's hand, or lost) gets one here."""
+        """Buffer the events of the log. A job that ended without a last event (ended by RQ, or lost) gets one here."""
         self.behind = False
         self.hear(page.events, now)
         if not self.behind and not self.ended and (page.state is None or page.state in TERMINAL):
@@ -99,13 +101,13 @@ class JobStream:
             self.hear([Finished(seq=self.next_seq, outcome=outcome)], now)
 
     def ready(self) -> list[Event]:
-        """All that can be passed on now."""
+        """Return all events that can be passed on now."""
         events, self._pending = self._pending, []
         self._arrived.clear()
         return events
 
     def lag(self, now: float) -> float:
-        """Seconds that the oldest event has waited to be passed on."""
+        """Return for how many seconds the oldest event has waited to be passed on."""
         return now - self._pending_since if self._pending else 0
 
     def wake(self) -> None:
@@ -117,7 +119,7 @@ class JobStream:
 
 
 class Relay:
-    """`name` is this process's channel. `run` owns the tasks; without it nothing is heard."""
+    """The streams of this process. `name` is its channel. `run` owns the tasks; without it no events arrive."""
 
     def __init__(
         self,
@@ -144,21 +146,21 @@ class Relay:
             self._tasks = [tasks.create_task(work()) for work in (self._hear, self._watch, self._leaving.run)]
 
     def quiet(self) -> None:
-        """This process stops: who loses its stream by that may pick it up elsewhere, so nothing more is cancelled.
-        From now on `take` raises Stopping."""
+        """Prepare for the end of this process: no more jobs are cancelled, since a client whose stream breaks may
+        resume it at another process. From now on `take` raises Stopping."""
         self._closing = True
         for stream in self._all():
             stream.wake()
 
     async def close(self) -> None:
-        """Leave at once what was to be left by now, then end `run`."""
+        """Leave at once the jobs that are due, then end `run`."""
         await self._leaving.close()
         await end(self._tasks)
 
     @contextmanager
     def open(self, job: Job) -> Iterator[JobStream]:
-        """Hear the job from its first event; opened before the job is enqueued. When its last stream is left before
-        the end, the job is cancelled after its grace, unless another process reads it."""
+        """Open a stream of the job's events before the job is enqueued. When its last stream is closed before the
+        end, the job is cancelled after its grace, unless another process reads it."""
         stream = JobStream(job, buffer_max=self._buffer_max, now=self._now())
         self._streams.setdefault(job.id, []).append(stream)
         self._leaving.drop(job.id)
@@ -174,12 +176,12 @@ class Relay:
                     self._leaving.add(job.id, grace_s=stream.grace_s)
 
     def accept(self, stream: JobStream, *, logged: bool = False) -> None:
-        """The job is enqueued, or may be. `logged`: it was there before, so its log is read first."""
+        """Note that the job is, or may be, enqueued. `logged` means that it was there before: its log is read first."""
         stream.accept(self._now(), logged=logged)
 
     async def take(self, stream: JobStream) -> list[Event]:
-        """The next events, at least one; everything that is there, so that a busy stream needs fewer writes. Raises
-        Stopping."""
+        """Return the next events: at least one, and all that are there, so that a busy stream needs fewer writes.
+        Raises Stopping."""
         while True:
             if not self._closing:
                 await stream.wait()
@@ -199,7 +201,7 @@ class Relay:
                     stream.hear(events, now)
 
     async def _watch(self) -> None:
-        """Pub/sub loses messages without a sign, so every silent stream is compared with its log."""
+        """Compare every silent stream with its log, since pub/sub loses messages without a sign."""
         while True:
             await asyncio.sleep(self._silence_s / 2)
             self._expire()
@@ -239,8 +241,8 @@ class Relay:
 
 
 def _digest(event: Event) -> int:
-    """The same for the same event. One with a field that is not plain data was written by nobody we know: it is passed
-    on, to fail where it is read, and must not fail all that is relayed here."""
+    """Return a digest of the event. An event with a field that is not plain data has no known writer: it is passed on,
+    to fail in its reader, and must not fail the whole relay."""
     try:
         return hash(event)
     except TypeError:

@@ -1,5 +1,4 @@
-"""Options that are stored with a job, from which any API shapes its events for the client again. They hold nothing of
-what the client wrote."""
+"""Options stored with a job, from which any API process rebuilds its stream. They hold no client content."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,7 +11,7 @@ from api.formats.completion import CompletionCollector, CompletionForm, Completi
 from api.http.event_position import START, Position
 from shared.domain.job import Job, Kind, Priority, Sampling
 
-# Names that are stored, since neighbouring releases read them.
+# These names are stored, since neighbouring releases read them.
 STORED_NAMES = {
     "queue_deadline_ms": "patience_ms",
     "run_deadline_ms": "run_ms",
@@ -23,8 +22,8 @@ STORED_NAMES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderOptions:
-    """The formatter of chats and text completions. A worker generates `n_generated` choices of each prompt, and the
-    client gets `n_returned` of them."""
+    """The options of a job's answer. A worker generates `n_generated` choices of each prompt, and the client gets
+    `n_returned` of them."""
 
     kind: Kind
     model: str
@@ -44,7 +43,7 @@ class RenderOptions:
         return orjson.dumps({STORED_NAMES.get(name, name): value for name, value in asdict(self).items()}).decode()
 
     def job(self, job_id: str, *, priority: Priority = Priority.STANDARD) -> Job:
-        """As much of the job as the relay and the formats need. `priority`: the job's hash has it."""
+        """Rebuild as much of the job as the relay and the formatters need. `priority` comes from the job's hash."""
         return Job(
             id=job_id,
             model=self.model,
@@ -59,8 +58,8 @@ class RenderOptions:
         )
 
     def stream(self, job: Job, *, ids: bool, after: Position = START) -> StreamFormatter:
-        """Frames up to `after` are left out, if there are ids. Raises InvalidRequest for an answer that only comes
-        whole."""
+        """Return the formatter of the job's stream. With `ids`, it leaves out the frames up to `after`. Raises
+        InvalidRequest for an answer that cannot be streamed."""
         formatter = self._chunks(job)
         return WithEventIds(formatter, after=after) if ids else formatter
 

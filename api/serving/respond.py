@@ -1,5 +1,5 @@
-"""From an accepted job to the client's answer: enqueue it, or find the one that the same request made before, relay
-what happens to it, and let go of it when the client leaves. The same for every kind of job."""
+"""Answers a request by a job: enqueue it, or find the one that the same request created before, relay its events, and
+leave it when the client leaves. All kinds of jobs are answered alike."""
 
 import asyncio
 import time
@@ -29,13 +29,13 @@ from shared.process.tasks import first_of
 from shared.queue.protocols import Bounds
 from shared.settings import Settings
 
-CLIENT_LEFT = 499  # nobody reads it; the access counts do
+CLIENT_LEFT = 499  # no client reads this status; logs and metrics count it
 
 
 async def respond(
     services: Services, submission: Submission, options: RequestOptions, request: Request, *, streamed: bool
 ) -> Response:
-    """Submit the work, and answer with all that becomes of it."""
+    """Submit the job, and answer with its result, streamed or complete."""
     return await (
         respond_stream(services, submission, options)
         if streamed
@@ -51,7 +51,7 @@ async def respond_whole(
         try:
             body = await first_of(collect(services, events, submission.formatter.whole(job)), _left(request))
         except Stopping:
-            if not options.idempotency:  # nobody can ask for it again, nor has been told its name
+            if not options.idempotency:  # the client cannot find the job: it never got its id
                 await services.queue.leave(job.id, subscriber=services.relay.name)
             raise
         if body is None:
@@ -69,14 +69,14 @@ async def respond_stream(services: Services, submission: Submission, options: Re
 
 
 async def submit(services: Services, submission: Submission, options: RequestOptions) -> tuple[Job, dict[str, str]]:
-    """Enqueue it for nobody to wait for; the job that does it, and what the client is told of it."""
+    """Enqueue without waiting; return the job and the response headers."""
     with ExitStack() as opened:
         job, _, headers = await enqueue_and_open(services, submission, options, opened)
         return job, headers
 
 
 async def resume_stream(services: Services, job: Job, formatter: StreamFormatter) -> Response:
-    """The frames of a job that is there already. `job`: as much of it as the relay needs."""
+    """Stream the frames of an existing job. `job` has the fields that the relay needs."""
     with ExitStack() as opened:
         events = opened.enter_context(services.relay.open(job))
         await services.queue.attach(job.id, subscriber=services.relay.name)
@@ -88,7 +88,8 @@ async def resume_stream(services: Services, job: Job, formatter: StreamFormatter
 async def enqueue_and_open(
     services: Services, submission: Submission, options: RequestOptions, opened: ExitStack
 ) -> tuple[Job, JobStream, dict[str, str]]:
-    """The job that answers the request, its events, and what the client is told of it."""
+    """Enqueue the job and open its stream; return the job that answers the request, its events, and the response
+    headers."""
     job = submission.job
     bounds = _bounds(services.settings)
     services.redis_monitor.check((await services.shard_map.of_model(job.model)).client)
@@ -108,7 +109,7 @@ async def enqueue_and_open(
             )
     except QueueUnavailable:
         services.metrics.redis_errors.inc()
-        services.relay.accept(stream)  # perhaps only the answer is lost, not the job: leaving it takes it back
+        services.relay.accept(stream)  # the job may exist, if only Redis's reply was lost: leaving cancels it
         stream.grace_s = 0
         if submission.record:
             with suppress(QueueUnavailable):
@@ -144,7 +145,7 @@ async def _early(services: Services, stream: JobStream) -> list[Event]:
 async def _blocks(
     services: Services, stream: JobStream, early: list[Event], formatter: StreamFormatter, began: float
 ) -> AsyncIterator[bytes]:
-    """The body of a stream."""
+    """Yield the body of a stream."""
     seen = began
     first_seen, next_seen = (
         each.labels(stream.model) for each in (services.metrics.first_token, services.metrics.between_tokens)
@@ -165,7 +166,7 @@ async def _blocks(
                 break
             events = await services.relay.take(stream)
     except Stopping:
-        raise StreamBroken from None  # it is picked up elsewhere
+        raise StreamBroken from None  # the client resumes at another process
     if (problem := problem_of_outcome(events[-1].outcome)) and not formatter.tells_failure:
         yield error_frame(problem)
         raise StreamBroken
@@ -181,7 +182,7 @@ async def collect(services: Services, stream: JobStream, answer: AnswerCollector
 
 
 def _raise_failure(events: Sequence[Event]) -> Usage | None:
-    """The usage when these events complete the job; raise Refused when they end it otherwise."""
+    """Return the usage if these events complete the job; raise Refused if they end it otherwise."""
     last = events[-1]
     if not isinstance(last, Finished):
         return None

@@ -1,7 +1,7 @@
-"""What the routes share, made once in `app` and handed to them.
+"""The objects that all routes share. `app` creates them once and passes them on.
 
-Behind the protocols stand the classes of `shared.shards`, which make one queue of all Redis: `Fleet` is queue and
-channel, and passes each verb on to the `RedisQueue` or `RedisChannel` of the Redis that has the model or the job.
+The protocols are implemented by the classes of `shared.shards`, which make one queue of all Redis: `ShardedQueue` is
+queue and channel, and passes each verb on to the `RedisQueue` or `RedisChannel` of the Redis that has the model or job.
 """
 
 from dataclasses import dataclass
@@ -34,13 +34,13 @@ from shared.shards import ShardMap
 class Services:
     settings: Settings
     redis: Redis
-    queue: QueueProducer  # Fleet
+    queue: QueueProducer  # ShardedQueue
     relay: Relay
     shard_map: ShardMap
     redis_monitor: RedisMonitor
-    job_records: JobRecords  # FleetLedger
+    job_records: JobRecords  # ShardedJobRecords
     admission: Admission
-    channel: EventChannel  # Fleet
+    channel: EventChannel  # ShardedQueue
     bodies: BodyReader
     webhooks: Webhooks
     responses: ResponseStore
@@ -49,13 +49,15 @@ class Services:
     batches: BatchStore
     keys: ApiKeyStore
     authenticator: Authenticator
-    model_registry: ModelRegistry  # FleetDirectory
-    demand: DemandReader  # FleetDemand
+    model_registry: ModelRegistry  # ShardedModelRegistry
+    demand: DemandReader  # ShardedDemand
     metrics: ApiMetrics
 
 
 async def services_of(request: Request) -> Services:
-    """Async, since FastAPI would run a plain function in a thread, for every request."""
+    """Return the services of the request's app. This is async, since FastAPI would run a plain function in a thread for
+    every request.
+    """
     services = request.app.state.services
     assert isinstance(services, Services)
     return services

@@ -1,5 +1,5 @@
-"""From a valid body to what is submitted: the job, and what shapes its events for the client. One function for each
-endpoint, whoever calls it. All raise InvalidRequest, NotFound or Forbidden, and accept nothing yet."""
+"""Turns a valid body into a submission: the job, and the formatter of its events. There is one function per endpoint,
+for routes and batches alike. All raise InvalidRequest, NotFound or Forbidden, and enqueue nothing yet."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -34,7 +34,7 @@ class Submission:
 async def chat_submission(
     services: Services, body: ChatCompletionRequest, options: RequestOptions, *, store: bool = False
 ) -> Submission:
-    """`store`: the client can read the chat again for as long as responses are kept."""
+    """Submit a chat. With `store`, the client can read it again for as long as responses are kept."""
     job = await services.admission.chat(body, options)
     render_options = render_options_of(job, include_usage=_usage(body), logprobs=bool(body.logprobs))
     if not store:
@@ -61,8 +61,8 @@ async def response_submission(
     *,
     store: bool = False,
 ) -> Submission:
-    """`record`: what is kept of the request, and the conversation that it goes on with; without one it stands alone.
-    `store`: the record is stored, and the job is kept as long."""
+    """Submit a response. `record` holds the request and the conversation that it continues; without one it stands
+    alone. With `store`, the record is stored, and the job is kept as long."""
     if record is None:
         priority = services.admission.priority(options, body.service_tier)
         record = record_of(body, options.caller.tenant, (), priority=priority)
@@ -85,7 +85,7 @@ def _usage(body: ChatCompletionRequest | CompletionRequest) -> bool:
     return bool(body.stream_options and body.stream_options.include_usage)
 
 
-# What a batch may hold, by the url of its lines.
+# The requests that a batch may hold, by the `url` of its lines.
 BATCHED: dict[str, tuple[type[Any], Callable[[Services, Any, RequestOptions], Awaitable[Submission]]]] = {
     "/v1/chat/completions": (ChatCompletionRequest, chat_submission),
     "/v1/completions": (CompletionRequest, completion_submission),

@@ -1,4 +1,4 @@
-"""Batches as their clients see them, in Redis: many requests from a file, done when there is room."""
+"""The records of batches in Redis, as their clients see them."""
 
 import secrets
 import time
@@ -16,8 +16,8 @@ from shared.domain.errors import LimitReached, NotFound
 from shared.redis import keys
 from shared.redis.client import RUN_COMMANDS, Command, translated, words_of
 
-LIFETIME_S = 30 * 86400  # of what is known of a batch, after its end
-LISTED_S = 90 * 86400  # longer than any window and what is kept after it
+LIFETIME_S = 30 * 86400  # of a batch's record, after its end
+LISTED_S = 90 * 86400  # longer than any window and the record's lifetime after it
 LEASE_S = 10
 FULL_RETRY_S = 60
 CREATE = """
@@ -32,7 +32,7 @@ redis.call('EXPIRE', index, listed_s)
 redis.call('SADD', open, id)
 return 'ok'
 """
-# The commands run if the lease is still the one of this token.
+# The commands run only if this token still holds the lease.
 FENCED = f"""
 {RUN_COMMANDS}
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
@@ -57,13 +57,14 @@ class Status(StrEnum):
 
 
 class LeaseLost(Exception):
-    """Another process may be working on the batch: this one must write nothing more of it."""
+    """The lease is lost: another process may run the batch, so this one must not write to it any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """`at`: when it came to each status. `total`, `completed` and `failed` count requests. `key`: the API key that
-    pays, if there is one. `output_lifetime_s`: of the files it makes, 0 for ever."""
+    """A batch. `at` has the time of each status that it reached. `total`, `completed` and `failed` count requests.
+    `key` is the API key that its jobs count to, if any. `output_lifetime_s` is the lifetime of its result files, 0 for
+    ever."""
 
     id: str
     tenant: str
@@ -87,7 +88,7 @@ class Batch:
         return self.at[Status.VALIDATING] + self.window_s
 
     def body(self) -> dict[str, Any]:
-        """OpenAI's batch object."""
+        """Return OpenAI's batch object."""
         moments = {f"{status}_at": self.at.get(status) for status in Status if status is not Status.VALIDATING}
         return {
             "id": self.id,
@@ -108,8 +109,8 @@ class Batch:
 
 
 class Lease:
-    """The right to work on a batch, for one taking of it. The token is new each time, so that a process which was
-    frozen, lost its lease and took it again does not mistake the new lease for the old one."""
+    """The right to run a batch. The token is new with each lease, so that a process that was frozen, lost its lease and
+    took it again does not mistake the new lease for the old one."""
 
     def __init__(self, batch_id: str, token: str, *, clock: Callable[[], float]) -> None:
         self.batch_id = batch_id
@@ -118,7 +119,7 @@ class Lease:
         self._until_s = clock() + LEASE_S
 
     def require(self) -> None:
-        """Raise LeaseLost if the lease may have run out by this process's own clock. It costs no call to Redis, and
+        """Raise LeaseLost if the lease may have run out by this process's own clock. This costs no call to Redis, and
         stops a process that was frozen before it does anything else."""
         if self._clock() >= self._until_s:
             raise LeaseLost
@@ -128,7 +129,7 @@ class Lease:
 
 
 class BatchStore(JsonStore[Batch]):
-    """One process at a time works on a batch: the one that holds its lease, and only that one writes."""
+    """Stores batches. One process at a time runs a batch: the holder of its lease, and only the holder writes."""
 
     def __init__(
         self,
@@ -147,7 +148,8 @@ class BatchStore(JsonStore[Batch]):
         self._fenced = client.register_script(FENCED)
 
     async def create(self, batch: Batch, *, open_max: int) -> None:
-        """Raises NotFound when the input file is gone, LimitReached when `open_max` of the tenant have not ended."""
+        """Store a new batch. Raises NotFound when the input file is gone, LimitReached when `open_max` of the tenant's
+        batches have not ended."""
         record, index = keys.batch(batch.id), keys.batches_of(batch.tenant)
         names = [keys.file(batch.input_file_id), record, index, keys.BATCHES]
         with translated():
@@ -164,7 +166,7 @@ class BatchStore(JsonStore[Batch]):
             )
 
     async def page(self, tenant: str, asked: PageRequest, pick: Pick) -> tuple[list[Body], bool]:
-        """As `api.stores.pages` says."""
+        """Return a page of the tenant's batches; see `api.stores.pages`."""
         return await page(self._redis, keys.batches_of(tenant), asked, pick)
 
     async def open(self) -> list[str]:
@@ -173,18 +175,18 @@ class BatchStore(JsonStore[Batch]):
         return sorted(batch_id.decode() for batch_id in found)
 
     async def forget(self, batch_id: str) -> None:
-        """A batch whose record is gone is not open; one that only a later release can read is."""
+        """Drop a batch whose record is gone from the open ones. One that only a later release can read stays."""
         with translated():
             if not await self._redis.exists(keys.batch(batch_id)):
                 await self._redis.srem(keys.BATCHES, batch_id)
 
     async def ask_to_cancel(self, batch_id: str) -> None:
-        """Whoever works on it looks for this."""
+        """Mark the batch to be cancelled; the process that runs it looks for the mark."""
         with translated():
             await self._redis.set(keys.batch_cancel(batch_id), 1, ex=LIFETIME_S)
 
     async def to_cancel(self, batch_ids: Sequence[str]) -> set[str]:
-        """Those of these whose cancel was asked for."""
+        """Return those of the batches that are marked to be cancelled."""
         if not batch_ids:
             return set()
         with translated():
@@ -192,14 +194,14 @@ class BatchStore(JsonStore[Batch]):
         return {batch_id for batch_id, found in zip(batch_ids, asked, strict=True) if found}
 
     async def take(self, batch_id: str) -> Lease | None:
-        """None when a process has it already."""
+        """Take the batch's lease; return None when a process has it already."""
         lease = Lease(batch_id, f"{self._owner}.{secrets.token_hex(4)}", clock=self._monotonic)
         with translated():
             taken = await self._redis.set(keys.batch_lease(batch_id), lease.token, nx=True, ex=LEASE_S)
         return lease if taken else None
 
     async def keep(self, lease: Lease) -> None:
-        """Raises LeaseLost. So does everything else that is given a lease."""
+        """Renew the lease. Raises LeaseLost, like every method that takes a lease."""
         asked_at_s = self._monotonic()
         await self.write(lease, ("EXPIRE", keys.batch_lease(lease.batch_id), LEASE_S))
         lease.renewed(asked_at_s)
@@ -208,20 +210,20 @@ class BatchStore(JsonStore[Batch]):
         await self.write(lease, ("DEL", keys.batch_lease(lease.batch_id)))
 
     async def save(self, lease: Lease, batch: Batch, *more: Command) -> None:
-        """The record, and what is to be written together with it. An ended batch is kept for a while."""
+        """Write the record in one transaction with the commands in `more`. An ended batch is kept for `LIFETIME_S`."""
         written: list[Command] = [("SET", keys.batch(batch.id), encode(batch))]
         if batch.status.ended:
             written = [(*written[0], "EX", LIFETIME_S), ("SREM", keys.BATCHES, batch.id)]
         await self.write(lease, *more, *written)
 
     async def move(self, lease: Lease, batch: Batch, status: Status, *more: Command, **changes: Any) -> Batch:
-        """To another status, noting when."""
+        """Move the batch to another status, and note the time."""
         moved = replace(batch, status=status, at={**batch.at, status: int(self._clock())}, **changes)
         await self.save(lease, moved, *more)
         return moved
 
     async def write(self, lease: Lease, *commands: Command) -> None:
-        """All of the commands, or none of them when the lease is another's by now."""
+        """Run all of the commands, or none of them if another process has the lease by now."""
         args = [lease.token, *words_of(commands)]
         with translated():
             written = await self._fenced(keys=[keys.batch_lease(lease.batch_id)], args=args)
@@ -232,8 +234,8 @@ class BatchStore(JsonStore[Batch]):
 def to_work_on(
     batches: Iterable[Batch], *, at_once: int, now_s: float, cancelled: Collection[str] = frozenset()
 ) -> list[str]:
-    """Of each tenant the oldest `at_once`; the others wait in `validating`. Whatever is only to be ended, since it was
-    cancelled or has expired, waits for nobody."""
+    """Return the batches to run: the oldest `at_once` of each tenant; the others wait in `validating`. A cancelled or
+    expired batch, which only has to end, does not wait."""
     ending, working, of_tenant = list[str](), list[str](), Counter[str]()
     for batch in sorted(batches, key=lambda each: (each.at[Status.VALIDATING], each.id)):
         if batch.id in cancelled or now_s > batch.expires_s:

@@ -1,4 +1,4 @@
-"""Files that clients upload and batches write: the bytes on disk, what is known of them in Redis. Several API processes
+"""Files that clients upload and batches write: the bytes are on disk, the metadata in Redis. Several API processes
 share one folder."""
 
 import asyncio
@@ -20,11 +20,11 @@ from shared.redis import keys
 from shared.redis.client import RUN_COMMANDS, Command, translated, words_of
 
 SWEPT_AT_ONCE = 100
-IN_USE_S = 60  # until an expired file that a batch uses is looked at again
+IN_USE_S = 60  # until an expired file that a batch uses is checked again
 PIECE = 1 << 20
-COUNTED_AT_LEAST = 4096  # bytes of a file: even an empty one takes a block of the disk and a record in Redis
+COUNTED_AT_LEAST = 4096  # bytes: even an empty file takes a block of the disk and a record in Redis
 COUNT_HOLDS_S = 3600  # until a tenant's files are counted anew, since a process of an older release counts none
-# -1 when the file is registered, now or by the same call before; else the bytes that the tenant's files take.
+# Returns -1 if the file is registered, now or by the same call before; else the bytes that the tenant's files take.
 REGISTER = f"""
 {RUN_COMMANDS}
 local record, index, count = unpack(KEYS)
@@ -46,7 +46,7 @@ if used + size > tonumber(bytes_max) then return tonumber(used) end
 run_commands(7)
 return -1
 """
-# The id of a batch that has not ended and reads this file, or '' when the file is deleted.
+# Returns the id of a batch that has not ended and reads this file, or '' if the file is deleted.
 DELETE = """
 local record, index, expiring, batches, open, count = unpack(KEYS)
 local id, tenant, batch_prefix, size_min, holds_s = unpack(ARGV)
@@ -68,7 +68,7 @@ return ''
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileRecord:
-    """`expires_s` 0 for never."""
+    """The metadata of a file. `expires_s` is 0 for never."""
 
     id: str
     tenant: str
@@ -96,8 +96,8 @@ class FileRecord:
 
 
 class FileStore:
-    """Bytes are read and written in threads, so that a slow disk holds nobody's stream up. A tenant's files take
-    `tenant_bytes_max` bytes at most; a batch's results count, too, but are always written."""
+    """Stores files. Bytes are read and written in threads, so that a slow disk holds up no stream. A tenant's files
+    take `tenant_bytes_max` bytes at most; a batch's results count, too, but are always written."""
 
     def __init__(
         self, folder: Path, client: Redis, *, tenant_bytes_max: int, clock: Callable[[], float] = time.time
@@ -112,7 +112,8 @@ class FileStore:
     async def create(
         self, source: BinaryIO, *, tenant: str, filename: str, purpose: str, lifetime_s: int
     ) -> FileRecord:
-        """Copy the source, from where it stands; whole or not at all. `lifetime_s` 0 for ever. Raises FilesFull."""
+        """Copy the source from its current position, completely or not at all. `lifetime_s` is 0 for ever. Raises
+        FilesFull."""
         file_id = f"file-{secrets.token_hex(12)}"
         size = await asyncio.to_thread(_copy, source, self.path(file_id))
         record = self.described(
@@ -127,7 +128,7 @@ class FileStore:
         return record
 
     async def _register(self, record: FileRecord) -> None:
-        """Raises FilesFull."""
+        """Register the file and count its bytes. Raises FilesFull."""
         names = [keys.file(record.id), keys.files_of(record.tenant), keys.files_bytes(record.tenant)]
         most, size = self._tenant_bytes_max, record.counted_bytes
         words = words_of(self.registration(record))
@@ -152,8 +153,7 @@ class FileStore:
         )
 
     def registration(self, record: FileRecord) -> list[Command]:
-        """The commands that make a file known and count its bytes, for one transaction with whatever else is to be true
-        at once."""
+        """Return the commands that register a file and count its bytes, to run in one transaction with others."""
         known = [each for item in asdict(record).items() for each in item]
         commands: list[Command] = [
             ("HSET", keys.file(record.id), *known),
@@ -166,13 +166,13 @@ class FileStore:
         return commands
 
     async def record(self, file_id: str, *, tenant: str) -> FileRecord:
-        """Raises NotFound for a file of somebody else, too."""
+        """Return the file's metadata. Raises NotFound for another tenant's file, too."""
         for record in await self.records([file_id], tenant=tenant):
             return record
         raise NotFound(f"There is no file {file_id}.", param="file_id")
 
     async def records(self, file_ids: Sequence[str], *, tenant: str) -> list[FileRecord]:
-        """Those of the files that exist and are the tenant's, in their order."""
+        """Return the metadata of those of the files that exist and belong to the tenant, in their order."""
         with translated():
             async with self._redis.pipeline(transaction=False) as pipe:
                 for file_id in file_ids:
@@ -182,11 +182,11 @@ class FileStore:
         return await asyncio.to_thread(lambda: [record for record in own if self.path(record.id).exists()])
 
     async def page(self, tenant: str, asked: PageRequest, pick: Pick) -> tuple[list[Body], bool]:
-        """As `api.stores.pages` says."""
+        """Return a page of the tenant's files; see `api.stores.pages`."""
         return await page(self._redis, keys.files_of(tenant), asked, pick)
 
     async def delete(self, file_id: str, *, tenant: str) -> None:
-        """One that is gone is no error. Raises FileInUse, which names the batch."""
+        """Delete the file, if it is there. Raises FileInUse, which names the batch."""
         names = [
             keys.file(file_id),
             keys.files_of(tenant),
@@ -229,8 +229,8 @@ def _record(found: Mapping[bytes, bytes]) -> FileRecord:
 
 
 def _said_by_redis(error: FilesFull | QueueUnavailable) -> bool:
-    """Whether Redis has refused the registration. After a lost connection nobody knows whether the file is registered,
-    and one that is needs its bytes."""
+    """Whether Redis has refused the registration. After a lost connection the file may be registered, and then its
+    bytes are needed."""
     return isinstance(error, FilesFull) or isinstance(error.__cause__, ResponseError)
 
 

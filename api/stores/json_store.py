@@ -1,5 +1,5 @@
-"""Records that are JSON in Redis, each under a key of its own, for as long as whoever writes it says: responses, stored
-chats, batches. Webhook endpoints and their deliveries lie in other structures, and share the encoding."""
+"""JSON records in Redis, each under a key of its own with a lifetime: responses, stored chats, batches. Webhook
+endpoints and their deliveries are stored in other structures, and share the encoding."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ from shared.redis.client import translated
 
 log = logging.getLogger(__name__)
 Record = TypeVar("Record", bound=Any)  # a dataclass with an `id` and a `tenant`
-Readers = Mapping[str, Callable[[Any], Any]]  # of the fields that JSON does not give as they are
+Readers = Mapping[str, Callable[[Any], Any]]  # converters of the fields that JSON cannot express
 
 
 def encode(record: Any) -> str:
@@ -23,7 +23,7 @@ def encode(record: Any) -> str:
 
 
 def decode(kind: type[Record], data: bytes, readers: Readers | None = None) -> Record | None:
-    """None for what is not such a record. A later release may have written fields that this one does not know."""
+    """Decode a record; None for invalid bytes. Fields that a later release has added are ignored."""
     try:
         found, known = json.loads(data), {each.name for each in fields(kind)}
         read = {name: reader(found[name]) for name, reader in (readers or {}).items()}
@@ -35,8 +35,8 @@ def decode(kind: type[Record], data: bytes, readers: Readers | None = None) -> R
 
 
 class JsonStore(Generic[Record]):
-    """`key` makes the key of an id. `name` and `param` are what an error calls a record and its id. A record that
-    cannot be read is as good as none, so that it keeps nobody from the others."""
+    """Reads records. `key` returns the key of an id. `name` and `param` stand in errors for a record and its id. A
+    record that cannot be decoded counts as missing, so that the others can still be read."""
 
     def __init__(
         self,
@@ -56,14 +56,14 @@ class JsonStore(Generic[Record]):
         self._readers = readers
 
     async def get(self, record_id: str, *, tenant: str | None = None) -> Record:
-        """Raises NotFound, for a record of another tenant too."""
+        """Return the record. Raises NotFound, also for another tenant's."""
         for record in await self.get_many([record_id]):
             if tenant in (None, record.tenant):
                 return record
         raise NotFound(f"There is no {self._name} {record_id}.", param=self._param)
 
     async def get_many(self, record_ids: Sequence[str]) -> list[Record]:
-        """Those that are there, in the order of their ids."""
+        """Return the records that exist, in the order of their ids."""
         if not record_ids:
             return []
         with translated():
@@ -72,8 +72,8 @@ class JsonStore(Generic[Record]):
 
 
 class AcceptedStore(JsonStore[Record]):
-    """Records that the queue writes in the call that accepts their jobs. All of a tenant have `tenant_bytes_max` bytes
-    together, and each lives for `ttl_s` seconds."""
+    """Records that the queue writes in the call that accepts their jobs. A tenant's records have at most
+    `tenant_bytes_max` bytes together, and each lives for `ttl_s` seconds."""
 
     def __init__(
         self,

@@ -1,5 +1,5 @@
-"""Pages of a list that Redis keeps as a sorted set of ids: filtered while they are filled, so that a page is empty only
-at the end of the list, and paid for by its own length, not by the list's."""
+"""Pages of a list that Redis keeps as a sorted set of ids. A page is filtered while it is filled, so it is empty only
+at the end of the list, and its cost depends on its own length, not on the list's."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from redis.asyncio import Redis
 from shared.domain.errors import InvalidRequest
 from shared.redis.client import translated
 
-SLICE_MAX = 32  # ids that are looked at together: what they name may be large
-SCANNED_MAX = 10_000  # ids that one request looks at
+SLICE_MAX = 32  # ids that are read together, since their records may be large
+SCANNED_MAX = 10_000  # ids that one request reads
 Body = dict[str, Any]
 Pick = Callable[[Sequence[str]], Awaitable[list[Body]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageRequest:
-    """What a client asks for: so many from the one after the id `after` on."""
+    """The page that a client requests: `limit` objects behind the id `after`."""
 
     after: str | None
     limit: int
@@ -26,9 +26,9 @@ class PageRequest:
 
 
 async def page(client: Redis, index: str, asked: PageRequest, pick: Pick) -> tuple[list[Body], bool]:
-    """The bodies of a page, and whether there are more. `pick` gives the bodies of those of the ids that belong to the
-    list, in their order. What comes to the head of the list meanwhile moves the rest, of which some is met again and
-    looked at once. Raises InvalidRequest, which names `after`."""
+    """Return the bodies of a page, and whether there are more. `pick` returns the bodies of those of the ids that
+    belong to the list, in their order. Ids that are added at the head meanwhile move the rest, so some ids are read
+    again; each counts once. Raises InvalidRequest, which names `after`."""
     begin = 0 if asked.after is None else await _place(client, index, asked) + 1
     found: list[Body] = []
     seen = set[str]()
@@ -42,7 +42,7 @@ async def page(client: Redis, index: str, asked: PageRequest, pick: Pick) -> tup
         seen.update(new)
         scanned, last = scanned + len(ids), ids[-1]
     if not found:
-        raise InvalidRequest(f"Nothing asked for is among {scanned} entries: go on with 'after' {last}.", param="after")
+        raise InvalidRequest(f"None of {scanned} entries matches: continue with 'after' {last}.", param="after")
     return found[: asked.limit], True
 
 

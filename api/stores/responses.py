@@ -1,4 +1,4 @@
-"""Responses between their requests: what was asked is kept in Redis; what was answered, in the job's log."""
+"""Stored responses: Redis keeps the request; the answer is in the job's log."""
 
 import secrets
 import time
@@ -20,13 +20,13 @@ from shared.domain.job import Job, Priority
 from shared.queue.protocols import StoredRecord
 from shared.redis import keys
 
-RESPONSE_PREFIX = "resp_"  # of ids of responses, and of the jobs that answer them
+RESPONSE_PREFIX = "resp_"  # begins the ids of responses and of their jobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponseRecord:
-    """What is kept of a response beside its job, and the formatter of that job. `items`: the conversation up to the
-    answer, of which this request brought those from `own` on. `head`: what the response repeats of the request."""
+    """The stored part of a response, and the formatter of its job. `items` is the conversation up to the answer; the
+    request itself sent those from index `own` on. `head` has the fields that the response repeats of the request."""
 
     id: str
     tenant: str
@@ -37,19 +37,19 @@ class ResponseRecord:
     own: int
 
     def builder(self, job_id: str) -> ResponseBuilder:
-        """Make what folds the job's events into this response. The job is its own, or an earlier one of the same
+        """Return a builder of this response from the job's events. The job is its own, or an earlier one of the same
         Idempotency-Key."""
         return ResponseBuilder(job_id, self.head, created_s=self.created_s)
 
     def stream(self, job: Job, *, ids: bool, after: int = -1) -> StreamFormatter:
-        """Frames up to number `after` are left out."""
+        """Return the formatter of the stream, which leaves out the frames up to number `after`."""
         return ResponseStreamFormatter(self.builder(job.id), after=after, ids=ids)
 
     def whole(self, job: Job) -> AnswerCollector:
         return ResponseCollector(self.builder(job.id))
 
     def own_items(self) -> list[dict[str, Any]]:
-        """Each with an id."""
+        """Return the items of the request itself, each with an id."""
         mine = self.items[self.own :]
         return [
             {"id": f"item_{self.id.removeprefix(RESPONSE_PREFIX)}_{at}", "status": "completed", **item}
@@ -76,7 +76,8 @@ class ResponseStore(AcceptedStore[ResponseRecord]):
 def record_of(
     body: ResponseRequest, tenant: str, before: Sequence[dict[str, Any]], *, priority: Priority
 ) -> ResponseRecord:
-    """`before`: the conversation that this one goes on with. `priority`: the class in which it is served."""
+    """Create the record of a response. `before` is the conversation that it continues, `priority` the class of its
+    job."""
     said = {"type": "message", "role": "user", "content": body.input}
     items = [MessageItem.model_validate(said)] if isinstance(body.input, str) else body.input
     own = [item.model_dump(exclude_none=True, exclude={"id", "status"}) for item in items]
@@ -92,7 +93,7 @@ def record_of(
 
 
 def chat_of(body: ResponseRequest, items: Sequence[dict[str, Any]]) -> ChatCompletionRequest:
-    """The same as a chat. Raises InvalidRequest."""
+    """Translate the request into a chat. Raises InvalidRequest."""
     system = [{"role": "system", "content": body.instructions}] if body.instructions else []
     wanted = {
         "model": body.model,
@@ -116,13 +117,13 @@ def chat_of(body: ResponseRequest, items: Sequence[dict[str, Any]]) -> ChatCompl
         return ChatCompletionRequest.model_validate(
             {name: value for name, value in wanted.items() if value is not None}
         )
-    except ValidationError as error:  # the items are right one by one, not together: too many, or too many calls
+    except ValidationError as error:  # each item is valid, but there are too many items or calls
         problem = validation_problem(error)
         raise InvalidRequest(problem.message, param=problem.param) from None
 
 
 def _head(body: ResponseRequest, priority: Priority) -> dict[str, Any]:
-    """What OpenAI's response repeats, with its defaults."""
+    """Return the fields that OpenAI's response repeats of its request, with their defaults."""
     text = body.text.model_dump(by_alias=True, exclude_none=True) if body.text else {}
     choice = body.tool_choice if isinstance(body.tool_choice, str | None) else body.tool_choice.model_dump()
     return {
@@ -150,7 +151,8 @@ def _head(body: ResponseRequest, priority: Priority) -> dict[str, Any]:
 
 
 def _messages(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Calls belong to the assistant's message before them, or make one; reasoning, to the one after it."""
+    """Translate items into chat messages. Calls belong to the assistant's message before them, or begin one; reasoning
+    belongs to the message after it."""
     messages: list[dict[str, Any]] = []
     reasoning = ""
     for item in items:

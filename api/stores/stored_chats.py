@@ -1,4 +1,4 @@
-"""Chat completions that were asked to be stored: what was asked, in Redis; what was answered is in the job's log."""
+"""Stored chat completions: Redis keeps the request; the answer is in the job's log."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from shared.redis import keys
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredChat:
-    """`view`: what shapes the job's events again."""
+    """The stored part of a chat. `view` holds the encoded `RenderOptions` of its job."""
 
     id: str
     tenant: str
@@ -42,7 +42,7 @@ class ChatStore(AcceptedStore[StoredChat]):
         return self._stored(chat, created_ms=chat.created_ms, index=keys.chats_of(chat.tenant))
 
     async def page(self, tenant: str, asked: PageRequest, pick: Pick) -> tuple[list[Body], bool]:
-        """As `api.stores.pages` says."""
+        """Return a page of the tenant's stored chats; see `api.stores.pages`."""
         return await page(self._redis, keys.chats_of(tenant), asked, pick)
 
 

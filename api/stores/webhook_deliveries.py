@@ -1,5 +1,5 @@
-"""What is still to be told to webhook endpoints, in Redis: a delivery is due at a time, taken for a while, and then
-dropped or put off. What was told stays known for two days, so that nothing is told twice."""
+"""Webhook deliveries in Redis. A delivery is due at a time, leased for an attempt, and then dropped or put off. Its
+record stays for two days, so that nothing is sent twice."""
 
 import time
 from collections import Counter
@@ -13,16 +13,16 @@ from api.stores.json_store import decode, encode
 from shared.redis import keys
 from shared.redis.client import Command, translated
 
-PAUSES_S = (5, 30, 120, 600, 3600, 3 * 3600, 8 * 3600)  # after each attempt in vain
-LIFETIME_S = 2 * 86400  # of a delivery, whatever becomes of it
+PAUSES_S = (5, 30, 120, 600, 3600, 3 * 3600, 8 * 3600)  # after each failed attempt
+LIFETIME_S = 2 * 86400  # of a delivery's record, whatever its result
 LEASE_S = 60
-# A delivery and when it is due, both or neither: SET's options say whether it may or must be there already.
+# Writes a delivery and its due time, both or neither. SET's options say whether it may or must exist already.
 PUT = """
 if not redis.call('SET', KEYS[1], ARGV[1], unpack(ARGV, 4)) then return 0 end
 redis.call('ZADD', KEYS[2], ARGV[2], ARGV[3])
 return 1
 """
-# What is due; it is due again after a while, should the process that takes it die. What has outlived itself is dropped.
+# Returns due deliveries, which are due again later should this process die. Those whose record has expired are dropped.
 TAKE = """
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, ARGV[3])
 local found = {}
@@ -57,25 +57,25 @@ class WebhookDeliveryStore:
         self._take = client.register_script(TAKE)
 
     async def add(self, delivery: WebhookDelivery) -> None:
-        """Added again, it is the same."""
+        """Add a delivery, unless it was added before."""
         await self._write(delivery, self._clock(), "NX", "EX", LIFETIME_S)
 
     def addition(self, delivery: WebhookDelivery) -> list[Command]:
-        """The commands of `add`, for a transaction that happens only once."""
+        """Return the commands of `add`, for a transaction that happens only once."""
         return [
             ("SET", keys.delivery(delivery.id), encode(delivery), "EX", LIFETIME_S),
             ("ZADD", keys.DELIVERIES, self._clock(), delivery.id),
         ]
 
     async def take(self, limit: int) -> list[WebhookDelivery]:
-        """What is due now, for `LEASE_S` seconds."""
+        """Lease the deliveries that are due now for `LEASE_S` seconds."""
         now = self._clock()
         with translated():
             due: Any = await self._take(keys=[keys.DELIVERIES], args=[now, now + LEASE_S, limit, keys.delivery("")])
         return [delivery for data in due if (delivery := decode(WebhookDelivery, data))]
 
     async def retry_later(self, delivery: WebhookDelivery) -> None:
-        """After an attempt in vain: the next one after a pause, or none after the last."""
+        """Schedule the next attempt after a failed one, or drop the delivery after the last."""
         if delivery.attempts >= len(PAUSES_S):
             await self.drop(delivery)
             return
@@ -83,7 +83,7 @@ class WebhookDeliveryStore:
         await self._write(replace(delivery, attempts=delivery.attempts + 1), due_s, "XX", "KEEPTTL")
 
     async def put_off(self, deliveries: Sequence[WebhookDelivery], *, seconds: float) -> None:
-        """They were not attempted."""
+        """Put deliveries off that were not attempted."""
         if not deliveries:
             return
         due_s = self._clock() + seconds
@@ -91,7 +91,7 @@ class WebhookDeliveryStore:
             await self._redis.zadd(keys.DELIVERIES, {each.id: due_s for each in deliveries}, xx=True)
 
     async def drop(self, delivery: WebhookDelivery) -> None:
-        """Told, or given up."""
+        """Drop a delivery that has succeeded or is given up."""
         with translated():
             await self._redis.zrem(keys.DELIVERIES, delivery.id)
 
@@ -104,7 +104,8 @@ class WebhookDeliveryStore:
 def shared_out(
     due: Iterable[WebhookDelivery], *, running: Mapping[str, int], at_once: int, each_at_once: int
 ) -> tuple[list[WebhookDelivery], list[WebhookDelivery]]:
-    """Those to attempt now and those that wait, so that at most `at_once` run, and `each_at_once` of one tenant."""
+    """Return the deliveries to attempt now and those that wait: at most `at_once` run, and `each_at_once` of one
+    tenant."""
     now, wait, of_tenant = list[WebhookDelivery](), list[WebhookDelivery](), Counter(running)
     for delivery in due:
         if of_tenant.total() < at_once and of_tenant[delivery.tenant] < each_at_once:

@@ -1,8 +1,8 @@
-"""Who wants to be told when a response or a batch has ended, and the telling: signed as Standard Webhooks are, tried
-again with growing pauses, and never sent to where only this network can reach.
+"""Webhook endpoints and the sending of deliveries: signed per Standard Webhooks, retried with growing pauses, and never
+sent to private addresses.
 
-What is to be told lies in Redis before anybody tries, so that no death of an API loses it; a receiver may hear twice,
-with the same id.
+A delivery is stored in Redis before its first attempt, so that no death of an API process loses it. A receiver may get
+it twice, with the same id.
 """
 
 import asyncio
@@ -34,15 +34,16 @@ EVENTS = (
     *(f"batch.{end}" for end in ("completed", "failed", "expired", "cancelled")),
 )
 ROTATION_S = 86400
-TIMEOUT_S = 10.0  # for all of a POST, up to the head of the answer
+TIMEOUT_S = 10.0  # for one POST, up to the head of the answer
 LOOKUP_S = 5.0
 LOOKUPS_AT_ONCE = 32
-ADDED_AT_ONCE = 8  # look-ups for new endpoints, which have threads of their own
+ADDED_AT_ONCE = 8  # look-ups for new endpoints, in threads of their own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """`events`: which it wants. `old_secret` signs as well until `old_until_s`, so that receivers can change theirs."""
+    """An endpoint, which receives `events`. `old_secret` signs as well until `old_until_s`, so that receivers can
+    change theirs."""
 
     id: str
     tenant: str
@@ -63,15 +64,15 @@ class Endpoint:
         }
 
     def signature(self, event_id: str, at_s: int, payload: str) -> str:
-        """As many as there are secrets, with spaces between."""
+        """Return one signature per secret, separated by spaces."""
         known = [self.secret, *([self.old_secret] if at_s < self.old_until_s else [])]
         return " ".join(f"v1,{_signed(secret, f'{event_id}.{at_s}.{payload}')}" for secret in known)
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a receiver answered, or why it could not be asked. `attempted`: False when nobody has tried, since this
-    process had no room."""
+    """A receiver's answer, or the reason why there is none. `attempted` is False if this process had no room for an
+    attempt."""
 
     status: int | None = None
     error: str | None = None
@@ -83,9 +84,9 @@ class Result:
 
 
 class Webhooks:
-    """`private`: receivers may be in this network, and need no TLS. `timeout_s`: for one POST as a whole, since a
-    receiver may send a byte now and then for ever. `lookup_s`: for the look-up of a host, and before it for a thread
-    that makes it."""
+    """Stores endpoints and sends deliveries. With `private`, receivers may have private addresses and need no TLS.
+    `timeout_s` bounds one complete POST, since a receiver may send single bytes for ever. `lookup_s` bounds a host
+    look-up, and before it the wait for a thread."""
 
     def __init__(
         self,
@@ -102,12 +103,13 @@ class Webhooks:
         self._timeout_s = timeout_s
         self._clock = clock
         self._tls = httpx.create_ssl_context(trust_env=False)
-        # Whoever adds endpoints with names that nobody answers for holds no delivery up.
+        # Separate threads: a tenant that adds endpoints with unanswered names must hold up no delivery.
         self._adding = Resolver(ADDED_AT_ONCE, wait_s=lookup_s, timeout_s=lookup_s)
         self._sending = Resolver(LOOKUPS_AT_ONCE, wait_s=lookup_s, timeout_s=lookup_s)
 
     async def add(self, tenant: str, url: str, events: Sequence[str]) -> Endpoint:
-        """Raises InvalidRequest for a URL where nothing may be sent, LimitReached when too many are looked up."""
+        """Add an endpoint. Raises InvalidRequest for a URL that is not allowed, LimitReached when too many hosts are
+        being looked up."""
         try:
             await self._reachable(url, tenant, self._adding)
         except ResolverBusy as error:
@@ -125,7 +127,7 @@ class Webhooks:
         return made
 
     async def rotate(self, endpoint: Endpoint) -> Endpoint:
-        """A new secret; the old one signs along for a day."""
+        """Replace the secret; the old one signs as well for a day."""
         until = int(self._clock()) + ROTATION_S
         made = replace(endpoint, secret=_secret(), old_secret=endpoint.secret, old_until_s=until)
         await self._save(made)
@@ -138,7 +140,7 @@ class Webhooks:
         return sorted(known, key=lambda endpoint: endpoint.created_s)
 
     async def get(self, endpoint_id: str, *, tenant: str) -> Endpoint:
-        """Raises NotFound."""
+        """Return the endpoint. Raises NotFound."""
         with translated():
             found: Any = await self._redis.hget(keys.webhooks_of(tenant), endpoint_id)
         if found is None or (endpoint := decode(Endpoint, found)) is None:
@@ -150,17 +152,17 @@ class Webhooks:
             await self._redis.hdel(keys.webhooks_of(endpoint.tenant), endpoint.id)
 
     async def notify(self, tenant: str, event: str, about_id: str) -> None:
-        """Tell every endpoint of the tenant that wants to know; told again, it is the same delivery."""
+        """Add a delivery for each endpoint of the tenant that receives the event; a repeat adds none."""
         for delivery in await self._made(tenant, event, about_id):
             await self.queue.add(delivery)
 
     async def deliveries(self, tenant: str, event: str, about_id: str) -> Sequence[Command]:
-        """The commands of `notify`, for a transaction that happens only once."""
+        """Return the commands of `notify`, for a transaction that happens only once."""
         made = await self._made(tenant, event, about_id)
         return [command for delivery in made for command in self.queue.addition(delivery)]
 
     async def send(self, endpoint: Endpoint, event_id: str, payload: str) -> Result:
-        """Once. Redirects are not followed: they could lead anywhere."""
+        """Send one POST. Redirects are not followed, since they could lead to a private address."""
         at_s = int(self._clock())
         headers = {
             "content-type": "application/json",
@@ -181,15 +183,15 @@ class Webhooks:
             return Result(error=str(error) or type(error).__name__)
 
     async def _reachable(self, url: str, tenant: str, resolver: Resolver) -> str:
-        """The address to connect to, looked up now, so that a name cannot mean another one afterwards. Raises
-        InvalidRequest and ResolverBusy."""
+        """Return the address to connect to. It is looked up only here, so that the name cannot lead to another address
+        later. Raises InvalidRequest and ResolverBusy."""
         try:
             parts = urlsplit(url)
             port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
         except ValueError as error:
             raise InvalidRequest(f"'url' cannot be read: {error}.", param="url") from error
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
-            raise InvalidRequest("'url' is http(s)://host/path, without a user.", param="url")
+            raise InvalidRequest("'url' must be http(s)://host/path, without a user name.", param="url")
         if parts.scheme == "http" and not self._private:
             raise InvalidRequest("'url' must be https.", param="url")
         try:
@@ -200,11 +202,11 @@ class Webhooks:
         except (OSError, UnicodeError) as error:
             raise InvalidRequest(f"'url' names a host that is not found: {parts.hostname}.", param="url") from error
         if not self._private and not all(is_public(address) for address in addresses):
-            raise InvalidRequest("'url' leads into a private network.", param="url")
+            raise InvalidRequest("'url' must not lead to a private address.", param="url")
         return addresses[0]
 
     async def _made(self, tenant: str, event: str, about_id: str) -> Sequence[WebhookDelivery]:
-        """One for each endpoint that wants it."""
+        """Create a delivery for each endpoint that receives the event."""
         event_id = f"evt_{about_id}"
         payload = payload_of(event_id, event, about_id, int(self._clock()))
         return [
@@ -225,7 +227,7 @@ def payload_of(event_id: str, event: str, about_id: str, at_s: int) -> str:
 
 
 async def _post(url: str, address: str, headers: dict[str, str], payload: str, tls: ssl.SSLContext) -> Result:
-    """The head of the answer is enough; it is bounded by the HTTP library, and the rest is not read."""
+    """Send a POST and read only the head of the answer, which the HTTP library bounds."""
     parts = urlsplit(url)
     host = f"[{address}]" if ":" in address else address
     netloc = host if parts.port is None else f"{host}:{parts.port}"

@@ -55,7 +55,7 @@ class ApiKeyStore:
         secret = secret or PREFIX + secrets.token_urlsafe(32)
         key = ApiKey(id=await self._id(secret), name=name, created_s=int(self._clock()), **limits)
         if await self._fields(key.id):
-            raise InvalidRequest(f"This secret is that of {key.id} already.", param="secret")
+            raise InvalidRequest(f"The key {key.id} has this secret already.", param="secret")
         salt = secrets.token_bytes(16)
         about = {"salt": salt.hex(), "digest": _digest(salt, secret).hex()}
         with translated():
@@ -82,14 +82,14 @@ class ApiKeyStore:
         return sorted((_from_fields(each) for each in found if each), key=lambda key: (key.created_s, key.id))
 
     async def get(self, key_id: str) -> ApiKey:
-        """Raises NotFound."""
+        """Return the key. Raises NotFound."""
         found = await self._fields(key_id)
         if not found:
             raise NotFound(f"There is no key {key_id}.")
         return _from_fields(found)
 
     async def change(self, key_id: str, **limits: Any) -> ApiKey:
-        """Raises NotFound."""
+        """Change the given limits of the key. Raises NotFound."""
         key = replace(await self.get(key_id), **limits)
         with translated():
             await self._redis.hset(keys.api_key(key_id), mapping=_to_fields(key))

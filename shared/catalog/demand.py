@@ -1,5 +1,5 @@
-"""How many workers a model wants, for autoscalers. All figures are in Redis, so they are known while no worker runs.
-Nothing here reads a consumer group's `lag`, which Redis itself loses track of."""
+"""The number of workers that a model wants, for autoscalers. All figures are in Redis, so they are known while no
+worker runs. Nothing here reads a consumer group's `lag`, which Redis itself loses track of."""
 
 import math
 from collections.abc import Sequence

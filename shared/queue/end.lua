@@ -34,8 +34,8 @@ end
 
 -- part: correct
 -- needs: charge, clock, correct_limits, place, rate
--- The time in milliseconds between two ends, were they spread evenly: what this job took, over how many ran with it; nil
--- if it is not known.
+-- Return the time in milliseconds between two ends if they were spread evenly: this job's duration divided by how many
+-- ran with it; nil if it is not known.
 local function usual_gap(model, id)
   local deadline_ms, run_ms = unpack(redis.call('HMGET', JOB .. id, 'deadline_ms', 'run_ms'))
   if not deadline_ms then return nil end
@@ -43,7 +43,7 @@ local function usual_gap(model, id)
   return took / (redis.call('ZCARD', LEASES .. model) + 1)
 end
 
--- Charge a claimed job for the tokens that it really took, instead of those that it was expected to take.
+-- Charge a claimed job for the tokens that it really took, instead of the estimate.
 local function correct(model, id, tokens)
   local place = place_of(JOB .. id)
   charge_both(model, place, tokens - place.cost)

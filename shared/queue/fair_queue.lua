@@ -1,6 +1,6 @@
--- Who is served next. Jobs wait in lanes, one for each tenant of each class. The least-served class comes first, and in
--- it the least-served tenant, by tokens divided by weight. A tenant returning from idle starts at the current minimum:
--- idling earns no credit. CLASS_WEIGHT comes from Priority in job.py.
+-- The order in which jobs are served. Jobs wait in lanes, one for each tenant of each class. The least-served class
+-- comes first, and in it the least-served tenant, by tokens divided by weight. A tenant returning from idle starts at
+-- the current minimum: idling earns no credit. CLASS_WEIGHT comes from Priority in job.py.
 -- (Sheng et al., Fairness in Serving Large Language Models, OSDI 2024.)
 
 -- part: take_out
@@ -23,7 +23,7 @@ end
 local SERVED_TTL_S = 86400
 
 -- part: activate
--- Give a member of a line that now has jobs waiting its token counter.
+-- Give a member that now has jobs waiting its token counter.
 local function activate(name, member)
   local line, served = LINE .. name, SERVED .. name
   if redis.call('ZSCORE', line, member) then return end
@@ -206,7 +206,7 @@ end
 
 -- part: ahead
 -- needs: clock, rate_life
--- What waits before a new job of this class: jobs, tokens, and an estimate in milliseconds.
+-- Return what waits before a new job of this class: jobs, tokens, and the wait in milliseconds, as an estimate.
 local function ahead(model, class)
   local jobs, tokens = 0, 0
   for above = 0, class do

@@ -1,7 +1,7 @@
--- What several verbs do to a job: its timeline, its log, its subscribers, its stream entry, and waking a worker for it.
--- The files are linked by lua.py, which explains their headers. Every verb is one call, so it happens whole or not at
--- all, and sending it again (a retry after a lost reply) changes nothing more. keys.py documents every key and every
--- field of a job's hash.
+-- The steps on a job that several verbs share: its timeline, its log, its subscribers, its stream entry, and waking a
+-- worker for it. The files are linked by lua.py, which explains their headers. Every verb is one call, so it happens
+-- completely or not at all, and sending it again (a retry after a lost reply) changes nothing more. keys.py documents
+-- every key and every field of a job's hash.
 
 -- part: clock
 local function now_ms()

@@ -16,7 +16,7 @@ local function filled(level, limit, passed_ms)
   return math.min(limit, (level and tonumber(level) or limit) + limit * passed_ms / MINUTE_MS)
 end
 
--- What the buckets hold now: requests, tokens.
+-- Return what the buckets hold now: requests, tokens.
 local function levels(tenant, limits)
   local requests, tokens, at_ms = unpack(redis.call('HMGET', BUCKET .. tenant, 'requests', 'tokens', 'at_ms'))
   local passed_ms = at_ms and math.max(now_ms() - at_ms, 0) or MINUTE_MS

@@ -12,9 +12,9 @@ local CLAIM_TTL_S = 30
 local SUSPECT_TTL_S = 3600
 local SWEEP_MAX = 10000
 local LAPSED_MORE = 64          -- lapsed leases examined beyond `limit`, since some may not be claimed here
-local ELSEWHERE_MS = 300        -- within this time another worker with more room has looked at the queue
+local ELSEWHERE_MS = 300        -- within this time another worker with more room has polled the queue
 
--- What a claim answers for a job: {id, attempt, payload, log, late, milliseconds left to run, isolated, milliseconds
+-- Return a claim's answer for a job: {id, attempt, payload, log, late, milliseconds left to run, isolated, milliseconds
 -- since it was queued or handed over, trace context}
 local function delivery(id)
   local job, now = JOB .. id, now_ms()

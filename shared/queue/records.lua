@@ -1,6 +1,7 @@
--- What is stored beside a job for its client to read again: a chat completion, a response. A record is written in the
--- call that accepts its job, so a refused request leaves nothing behind. Its bytes count to its tenant until it is
--- deleted or has expired. A member of `stored` is `bytes key`, scored by the time at which the record expires.
+-- Records that are stored beside jobs for their clients to read again: chat completions and responses. A record is
+-- written in the call that accepts its job, so a refused request leaves nothing behind. Its bytes count to its tenant
+-- until it is deleted or has expired. A member of `stored` is `bytes key`, scored by the time at which the record
+-- expires.
 
 -- part: stored
 local RECORD_BYTES = 300           -- what Redis takes for a record beside its text
@@ -12,7 +13,7 @@ local function give_back(tenant, member)
   return bytes
 end
 
--- The member that stands for the record as it is now.
+-- Return the member that stands for the record as it is now.
 local function member_of(key)
   return (redis.call('STRLEN', key) + RECORD_BYTES) .. ' ' .. key
 end
@@ -27,8 +28,8 @@ end
 -- needs: clock, raise_ttl, stored
 local EXPIRED_MAX = 1000           -- records whose bytes are given back in one call
 
--- The record as its caller sent it (key, data, ttl_s, bytes_max, index), or nil, with what it has of its job. `index`
--- is '' for a record that no list holds.
+-- Add the job's fields to the record that its caller sent (key, data, ttl_s, bytes_max, index), or return nil for none.
+-- `index` is '' for a record that no list holds.
 local function record_with(record, tenant, id, created_ms)
   if not record then return nil end
   record.tenant, record.id, record.created_ms, record.bytes = tenant, id, created_ms, #record.data + RECORD_BYTES
@@ -42,8 +43,8 @@ local function stored_bytes(tenant)
   return tonumber(redis.call('GET', STORED_BYTES .. tenant) or 0)
 end
 
--- The bytes that the tenant has stored when the record does not fit beside them; nil when it does, or when there is
--- none.
+-- Return the bytes that the tenant has stored if the record does not fit beside them; nil if it does, or if there is
+-- no record.
 local function over_storage(record)
   if not record then return nil end
   local used, member = stored_bytes(record.tenant), member_of(record.key)
@@ -80,7 +81,7 @@ end
 -- verb: discard
 -- takes: tenant, key, index, id
 -- needs: stored
--- -> how many records are gone
+-- Delete a record. -> how many records are gone
 local function discard(args)
   return drop_record(args.tenant, args.key, args.index, args.id)
 end

@@ -77,7 +77,7 @@ async def test_one_request_looks_at_a_bounded_number_and_says_where_to_go_on(cli
 
     places: list[str | None] = [None]
     for _ in range(2):
-        with pytest.raises(InvalidRequest, match="go on with 'after'") as refused:
+        with pytest.raises(InvalidRequest, match="continue with 'after'") as refused:
             await page(client, INDEX, asked(places[-1]), last_only)
         assert refused.value.param == "after"
         places.append(str(refused.value).split()[-1].rstrip("."))

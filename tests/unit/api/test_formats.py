@@ -118,7 +118,7 @@ def test_an_answer_that_comes_whole_is_not_streamed() -> None:
     only = WholeOnly(lambda job: EmbeddingCollector(job, base64=False))
 
     for formatter, job in ((render_options_of(ranked, n_returned=1), ranked), (only, make_job())):
-        with pytest.raises(InvalidRequest, match="comes whole"):
+        with pytest.raises(InvalidRequest, match="cannot be streamed: send the request again"):
             formatter.stream(job, ids=True)
 
 

@@ -77,8 +77,8 @@ def test_unknown_variables_are_told_once_with_the_nearest_name(tmp_path: Path) -
 
     api, listing = said("api"), said("jobs", "list")
 
-    nearest = "PENSTOCK_LESE_MS is no setting of Penstock; is PENSTOCK_LEASE_MS meant?"
-    unlike = "PENSTOCK_QQQQ is no setting of Penstock, whose settings are listed in docs/settings.md"
+    nearest = "PENSTOCK_LESE_MS is not a setting of Penstock; did you mean PENSTOCK_LEASE_MS?"
+    unlike = "PENSTOCK_QQQQ is not a setting of Penstock, whose settings are listed in docs/settings.md"
     assert [json.loads(line)["message"] for line in api][:2] == [nearest, unlike]
     assert len(api) == 3
     assert listing[:2] == [f"warning: {nearest}", f"warning: {unlike}"]
