@@ -41,7 +41,7 @@ def parse_specs(models: Seq[str], adapters: Seq[str] = ()) -> list[ModelSpec]:
         specs[base] = replace(specs[base], adapters=(*specs[base].adapters, (name, source)))
     names = [name for spec in specs.values() for name in (spec.name, *spec.aliases, *dict(spec.adapters))]
     if len(specs) < len(models) or len(set(names)) < len(names):
-        raise SettingsError(f"MODEL: two have the same name: {', '.join(names)}")
+        raise SettingsError(f"MODEL: two models have the same name: {', '.join(names)}")
     return list(specs.values())
 
 

@@ -43,7 +43,7 @@ class ScriptedTokenizer:
 
     def chat(self, request: Mapping[str, Any], wanted: Grammar | None = None, *, tokens_max: int | None = None) -> Chat:
         if request.get("tools"):
-            raise InvalidRequest("'tools': the scripted engine calls none.", param="tools")
+            raise InvalidRequest("'tools': the scripted engine calls no tools.", param="tools")
         lines = " ".join(f"{message['role']} {message['content']}" for message in request["messages"])
         return _unreadable(plain_chat(self.encode_text(lines), self, wanted))
 
@@ -58,7 +58,7 @@ class ScriptedTokenizer:
         return self.decode([token]).encode()
 
     def constraint(self, grammar: Grammar) -> Constraint:
-        raise InvalidRequest(f"'{grammar.param}': the scripted engine keeps to no grammar.", param=grammar.param)
+        raise InvalidRequest(f"'{grammar.param}': the scripted engine supports no grammar.", param=grammar.param)
 
     def _token(self, word: str) -> int:
         fault = FAULT.fullmatch(word)

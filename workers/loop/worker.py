@@ -387,7 +387,7 @@ def _write(update: Update) -> Write:
 
 
 def _gap(delivery: Delivery, length: int) -> Write:
-    failed = Failed(code="internal_error", message="A part of the job's log is lost, and nobody has it any more.")
+    failed = Failed(code="internal_error", message="A part of the job's log is lost, and no worker has it.")
     return Write(delivery=delivery, events=(Finished(seq=length, outcome=failed),))
 
 

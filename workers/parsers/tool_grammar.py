@@ -52,7 +52,7 @@ def grammar_for(
         start = _calls(lark, tools, tool_format)
     elif wanted is not None:
         if wanted.kind is not GrammarKind.JSON_SCHEMA:
-            raise InvalidRequest(f"'{wanted.param}' and 'tools' exclude each other.", param=wanted.param)
+            raise InvalidRequest(f"'{wanted.param}' cannot be combined with 'tools'.", param=wanted.param)
         start = f"{lark.json(json.loads(wanted.text))} | {_calls(lark, tools, tool_format)}"
     elif not tools.strict:
         return None

@@ -96,7 +96,7 @@ def shortened(vector: Seq[float], dimensions: int | None) -> tuple[float, ...]:
 
 def _require_dimensions(dimensions: int | None, size: int) -> None:
     if dimensions is not None and dimensions > size:
-        raise InvalidRequest(f"'dimensions' is at most {size} for this model.", param="dimensions")
+        raise InvalidRequest(f"'dimensions' must be at most {size} for this model.", param="dimensions")
 
 
 def _encoded(
@@ -105,7 +105,7 @@ def _encoded(
     """Token ids of each input. `truncate`: how many tokens to keep, -1 for as many as fit; None for no truncation."""
     longest = embedder.tokens_max
     if truncate is not None and truncate > longest:
-        raise InvalidRequest(f"'truncate_prompt_tokens' is at most {longest}.", param="truncate_prompt_tokens")
+        raise InvalidRequest(f"'truncate_prompt_tokens' must be at most {longest}.", param="truncate_prompt_tokens")
     keep = longest if truncate == -1 else truncate
     passages: list[list[int]] = [[]] if embedder.pair else []
     for item in inputs[len(passages) :]:
@@ -116,7 +116,7 @@ def _encoded(
         else:
             ids = known(item[:keep], engine.limits.vocabulary, param=param)
         if not ids:
-            raise InvalidRequest(f"'{param}' holds a text of no tokens.", param=param)
+            raise InvalidRequest(f"'{param}' must not hold a text without tokens.", param=param)
         if len(ids) > longest:
             raise ContextLengthExceeded(
                 f"This model's maximum input length is {longest} tokens, but an input has {len(ids)}. Shorten it, or "

@@ -122,7 +122,7 @@ class Generation(JobRun):
         """The events of one new token: a Delta, and Finished if it was the last of the last choice. Raises any error of
         reading the answer; InvalidRequest if the request itself is at fault."""
         if new.token == NOTHING:
-            raise InvalidRequest("'min_tokens' and the grammar together leave no token to choose.", param="min_tokens")
+            raise InvalidRequest("'min_tokens' and the grammar together forbid every token.", param="min_tokens")
         events = self._echo(sequence.choice // self._n) if sequence.sampling.prompt_logprobs is not None else []
         if self._prompt(sequence.choice).tokens_max:
             parts, reason = self._take(sequence, new.token)

@@ -37,7 +37,7 @@ def _answer(delivery: Delivery, engine: Engine) -> tuple[tuple[int, ...], tuple[
         return (), (tokenizer.decode(known(given, engine.limits.vocabulary, param="tokens")),)
     if request.get("messages"):
         if not engine.writes:
-            raise InvalidRequest("A model for embeddings knows no messages: send 'prompt'.", param="messages")
+            raise InvalidRequest("'messages' must not be sent to an embedding model: send 'prompt'.", param="messages")
         ids = tokenizer.chat(request).ids
     else:
         ids = tokenizer.encode_text(request["prompt"], special=request["special"])

@@ -103,9 +103,11 @@ class ChatTokenizer:
 
     def _require_tools(self, tools: Tools) -> None:
         if not self._calls_tools:
-            raise InvalidRequest("This model's chat template teaches no calling of tools.", param="tools")
+            raise InvalidRequest("This model's chat template does not support tool calls.", param="tools")
         if self._tool_format is None and tools.forced:
-            raise InvalidRequest("This model cannot be made to call a tool: 'auto' only.", param="tool_choice")
+            raise InvalidRequest(
+                "'tool_choice' must be 'auto': this model cannot be forced to call a tool.", param="tool_choice"
+            )
 
     def _shown(self, tools: Tools | None) -> frozenset[int]:
         """The special tokens that the parser must read; the others are hidden."""

@@ -69,7 +69,7 @@ class GrammarState:
         said = _first_error(self.matcher)
         if OUTSIDE in said:
             return EngineError(f"the answer left its grammar: {said}")
-        return InvalidRequest(f"'{self._param}' cannot be kept to: {said}", param=self._param)
+        return InvalidRequest(f"'{self._param}' cannot be followed: {said}", param=self._param)
 
 
 class Grammars:
@@ -92,7 +92,9 @@ class Grammars:
 
     def _compile(self, grammar: Grammar) -> llguidance.LLMatcher:
         if len(grammar.text) > GRAMMAR_BYTES_MAX:
-            raise InvalidRequest(f"'{grammar.param}' is longer than {GRAMMAR_BYTES_MAX} bytes.", param=grammar.param)
+            raise InvalidRequest(
+                f"'{grammar.param}' must not be longer than {GRAMMAR_BYTES_MAX} bytes.", param=grammar.param
+            )
         if self._compiler is None:
             self._compiler = self._make_compiler(grammar)
         try:

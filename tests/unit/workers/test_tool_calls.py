@@ -202,7 +202,7 @@ def test_reasoning_is_free_and_what_follows_keeps_its_form(made: Any) -> None:
 
 
 def test_a_model_that_was_taught_no_tools_says_so(made: Any) -> None:
-    with pytest.raises(InvalidRequest, match="teaches no calling") as refused:
+    with pytest.raises(InvalidRequest, match="does not support tool calls") as refused:
         play(made(None), job())
 
     assert refused.value.param == "tools"

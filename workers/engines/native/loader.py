@@ -59,7 +59,7 @@ def load_torch_engine(source: str, settings: Settings, *, adapters: Seq[tuple[st
     require_one("ADAPTER: adapters", adapters)
     require_one("MODEL: a model for embeddings", reads_only)
     if reads_only and adapters:
-        raise SettingsError(f"ADAPTER: {source} does not write; adapters are for models that do")
+        raise SettingsError(f"ADAPTER: {source} generates no text, and adapters are for models that do")
     match use:
         case Use.RANKS:
             engine: Engine = ranking_engine(model, tokenizer, settings)

@@ -37,7 +37,7 @@ def least(number: int) -> int:
 def require_one(param: str, value: object) -> None:
     """Raise SettingsError under torchrun if the value is set."""
     if world() > 1 and value:
-        raise SettingsError(f"{param} cannot be had under torchrun")
+        raise SettingsError(f"{param} is not supported under torchrun")
 
 
 def tell(plan: Plan | None) -> None:

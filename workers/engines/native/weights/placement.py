@@ -49,7 +49,7 @@ def _device(settings: Settings) -> torch.device:
         if settings.device != "auto":
             return torch.device(settings.device)
     except RuntimeError as error:
-        raise SettingsError(f"PENSTOCK_DEVICE: {settings.device} is no device") from error
+        raise SettingsError(f"PENSTOCK_DEVICE: {settings.device} is not a device") from error
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
