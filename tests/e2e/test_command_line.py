@@ -77,7 +77,7 @@ def test_chat_streams_undoes_saves_and_leaves(greedy: Stack, tmp_path: Path) -> 
             ("/system Be friendly and short.", "system prompt: Be friendly"),
             ("/model", f"model: {BUILTIN}"),
             (f"/save {saved}", "saved to"),
-            ("/nonsense", "is no command"),
+            ("/nonsense", "is not a command"),
         ]:
             screen.type(typed)
             screen.expect(shown)
