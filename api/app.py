@@ -160,7 +160,7 @@ def _make_services(settings: Settings, metrics: ApiMetrics) -> Services:
     shard_map = _make_shard_map(settings)
     client, clients = shard_map.home.client, [each.client for each in shard_map.shards]
     fleet, model_registry = ShardedQueue(shard_map), ShardedModelRegistry(shard_map)
-    ring = ApiKeyStore(client, counting=clients)
+    api_keys = ApiKeyStore(client, counting=clients)
     stored = {"ttl_s": settings.response_ttl_s, "tenant_bytes_max": settings.stored_bytes_max}
     relay = Relay(
         f"api-{uuid.uuid4().hex[:12]}",
@@ -186,8 +186,8 @@ def _make_services(settings: Settings, metrics: ApiMetrics) -> Services:
         chats=ChatStore(client, **stored),
         files=FileStore(Path(settings.files), client, tenant_bytes_max=settings.files_bytes_max),
         batches=BatchStore(client, owner=relay.name),
-        keys=ring,
-        authenticator=Authenticator(ring, required=keys_required(settings)),
+        keys=api_keys,
+        authenticator=Authenticator(api_keys, required=keys_required(settings)),
         model_registry=model_registry,
         demand=ShardedDemand(shard_map),
         metrics=metrics,

@@ -36,8 +36,8 @@ class Authenticator:
     """Looks up callers by key, each key at most every two seconds. If `required`, no request passes without a key.
     Otherwise an unknown key only names a tenant: OpenAI clients always send some key."""
 
-    def __init__(self, ring: ApiKeyStore, *, required: bool) -> None:
-        self._ring = ring
+    def __init__(self, api_keys: ApiKeyStore, *, required: bool) -> None:
+        self._api_keys = api_keys
         self._required = required
         self._known: OrderedDict[bytes, tuple[float, ApiKey | None]] = OrderedDict()
         self._closed: OrderedDict[str, float] = OrderedDict()
@@ -56,13 +56,13 @@ class Authenticator:
         if (key := caller.key) is None:
             return None
         if not paced:
-            return RateLimits(month_tokens=key.tokens_per_month, month=self._ring.month())
+            return RateLimits(month_tokens=key.tokens_per_month, month=self._api_keys.month())
         return RateLimits(
             requests=key.requests_per_minute,
             tokens=key.tokens_per_minute,
             jobs=key.concurrent_jobs,
             month_tokens=key.tokens_per_month,
-            month=self._ring.month(),
+            month=self._api_keys.month(),
         )
 
     def close(self, caller: Caller, wait_s: float) -> None:
@@ -84,7 +84,7 @@ class Authenticator:
         digest, now = hashlib.sha256(secret.encode()).digest(), time.monotonic()
         until, key = self._known.get(digest, (0.0, None))
         if until < now:
-            key = await self._ring.authenticate(secret)
+            key = await self._api_keys.authenticate(secret)
             self._known[digest] = now + KNOWN_FOR_S, key
             self._known.move_to_end(digest)
             if len(self._known) > KNOWN_MAX:

@@ -36,7 +36,7 @@ class EventStream(EventSourceResponse):
     """A response that sends each block in one write. A client that reads nothing for the settings' `send_timeout_s` is
     cut off.
 
-    `opened` is closed however the stream ends: a client may leave before the first block is requested."""
+    `opened` is closed on every exit, even if the client leaves before the first block."""
 
     def __init__(
         self, blocks: AsyncIterator[bytes], settings: Settings, *, opened: ExitStack, headers: dict[str, str]

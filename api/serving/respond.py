@@ -109,7 +109,8 @@ async def enqueue_and_open(
             )
     except QueueUnavailable:
         services.metrics.redis_errors.inc()
-        services.relay.accept(stream)  # the job may exist, if only Redis's reply was lost: leaving cancels it
+        # The job may be enqueued although its answer was lost; accepting the stream makes its closing cancel the job.
+        services.relay.accept(stream)
         stream.grace_s = 0
         if submission.record:
             with suppress(QueueUnavailable):

@@ -1,5 +1,6 @@
-"""Turns a valid body into a submission: the job, and the formatter of its events. There is one function per endpoint,
-for routes and batches alike. All raise InvalidRequest, NotFound or Forbidden, and enqueue nothing yet."""
+"""Turns a valid body into a submission: the job, and the formatter of its events. There is one function for each
+endpoint that a batch may hold, which its route calls, too; rerank and tokens make theirs in the route. All raise
+InvalidRequest, NotFound or Forbidden, and enqueue nothing yet."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace

@@ -26,7 +26,7 @@ class Logprobs(NamedTuple):
 
 
 class CallPart(NamedTuple):
-    """The next part of a choice's tool call number `index`: first its id and name, then the text of its arguments,
+    """The next part of a choice's tool call number `call`: first its id and name, then the text of its arguments,
     which is JSON once it is complete."""
 
     call: int

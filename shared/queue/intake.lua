@@ -119,6 +119,7 @@ end
 -- `fields` are names and values in turn; `records` holds the record that is stored with the job, if there is one.
 -- -> {ok|duplicate|attached|reused|<refusal>, jobs ahead, or bytes stored, wait in milliseconds, job, created_ms, and
 -- of the key's limits: requests and tokens left, milliseconds until each bucket is full}
+
 -- The job that this idempotency key made before: its id, its fingerprint, created_ms, and whether it can still be used.
 local function earlier(key)
   local known = key ~= '' and redis.call('GET', IDEMPOTENCY .. key)

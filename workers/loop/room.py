@@ -1,9 +1,9 @@
 """The room rule says how many sequences a worker may claim beside those it has. Pure.
 
-A job of few sequences takes as many places as it has sequences. A wide job may be claimed while any place is free. It
-counts for the places that the others leave, less an eighth of all, since the scheduler takes places from it for any
-other job. So it never keeps a worker to itself. A tenant has one wide job on a worker at a time, or as many as fit side
-by side.
+A job of few sequences takes as many places as it has sequences. A wide job may be claimed while any place is free, and
+is charged at most the places that the others leave, minus an eighth of all, which is kept free: the scheduler takes
+places from it for any other job. So it never keeps a worker to itself. A tenant has one wide job on a worker at a time,
+or as many as fit side by side.
 """
 
 from collections.abc import Sequence
