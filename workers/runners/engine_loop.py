@@ -46,8 +46,8 @@ class EngineLoop:
         in the batch, or when there are more places.
 
         `waiting` is the number of jobs without a place in the batch, and `places` the number of places, when that was
-        last decided. Other threads read both. They change only in `_count`, which calls `room` when there is some again:
-        an intake that waits for room would not notice any other change."""
+        last decided. Other threads read both. They change only in `_count`, which calls `room` when there is some
+        again: an intake that waits for room would not notice any other change."""
         self.waiting = 0
         self.places = engine.limits.sequences_max
         self._room = room
