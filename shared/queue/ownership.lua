@@ -12,8 +12,8 @@ local CLAIM_TTL_S = 30
 local SUSPECT_TTL_S = 3600
 local SWEEP_MAX = 10000
 local LAPSED_MORE = 64          -- lapsed leases examined beyond `limit`, since some may not be claimed here
-local ELSEWHERE_MS = 300        -- after this long, take a lapsed job that does not fit here; a roomier worker has had its
-                                -- chance
+local ELSEWHERE_MS = 300        -- after this long, take a lapsed job that does not fit here; a roomier worker has had
+                                -- its chance
 
 -- Return a claim's answer for a job: {id, attempt, payload, log, late, milliseconds left to run, isolated, milliseconds
 -- since it was queued or handed over, trace context}
