@@ -28,7 +28,8 @@ def functions(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def found(folders: tuple[str, ...]) -> list[Path]:
-    return [path for folder in folders for kind in ("py", "lua") for path in sorted(Path(folder).rglob(f"*.{kind}"))]
+    every = [path for folder in folders for kind in ("py", "lua") for path in sorted(Path(folder).rglob(f"*.{kind}"))]
+    return [path for path in every if "node_modules" not in path.parts]  # what npm has installed for tests/clients
 
 
 def main() -> int:

@@ -65,20 +65,20 @@ class ResponseBuilder:
         }
 
     def _grow(self, event: Delta) -> list[ResponseEvent]:
-        told: list[ResponseEvent] = []
+        events: list[ResponseEvent] = []
         if event.reasoning:
-            told += self._ensure("reasoning")
-            told.append(self._text_delta("response.reasoning_text.delta", event.reasoning))
+            events += self._ensure("reasoning")
+            events.append(self._text_delta("response.reasoning_text.delta", event.reasoning))
         if event.text:
-            told += self._ensure("message")
+            events += self._ensure("message")
             logprobs = [_flat(each) for each in event.logprobs]
             self._output[-1]["content"][0]["logprobs"] += logprobs
-            told.append(self._text_delta("response.output_text.delta", event.text) | {"logprobs": logprobs})
+            events.append(self._text_delta("response.output_text.delta", event.text) | {"logprobs": logprobs})
         for part in event.calls:
-            told += self._call(part)
+            events += self._call(part)
         if event.finish_reason:
             self._reason = event.finish_reason
-        return told
+        return events
 
     def _text_delta(self, kind: str, text: str) -> ResponseEvent:
         self._output[-1]["content"][0]["text"] += text
@@ -88,7 +88,7 @@ class ResponseBuilder:
         """Ensure that the last item is an open one of this kind."""
         if self._open == kind:
             return []
-        told = self._close("completed")
+        events = self._close("completed")
         self._open = kind
         name = {"message": "msg", "reasoning": "rs"}[kind]
         item: dict[str, Any] = {"id": f"{name}_{self._base}_{len(self._output)}", "type": kind, "status": "in_progress"}
@@ -98,22 +98,22 @@ class ResponseBuilder:
         else:
             part = {"type": "reasoning_text", "text": ""}
             item |= {"summary": [], "content": []}
-        told.append(self._add(item))
+        events.append(self._add(item))
         item["content"] = [part]
         # This is a copy, since the part grows by the same event.
-        told.append(
+        events.append(
             {"type": "response.content_part.added", **self._place(), "content_index": 0, "part": deepcopy(part)}
         )
-        return told
+        return events
 
     def _add(self, item: dict[str, Any]) -> ResponseEvent:
         self._output.append(item)
         return {"type": "response.output_item.added", "output_index": len(self._output) - 1, "item": dict(item)}
 
     def _call(self, part: CallPart) -> list[ResponseEvent]:
-        told: list[ResponseEvent] = []
+        events: list[ResponseEvent] = []
         if part.name:
-            told = self._close("completed")
+            events = self._close("completed")
             self._open = "function_call"
             item = {
                 "id": f"fc_{self._base}_{len(self._output)}",
@@ -123,12 +123,12 @@ class ResponseBuilder:
                 "name": part.name,
                 "arguments": "",
             }
-            told.append(self._add(item))
+            events.append(self._add(item))
         if part.arguments:
             self._output[-1]["arguments"] += part.arguments
             kind = "response.function_call_arguments.delta"
-            told.append({"type": kind, **self._place(), "delta": part.arguments})
-        return told
+            events.append({"type": kind, **self._place(), "delta": part.arguments})
+        return events
 
     def _close(self, status: str) -> list[ResponseEvent]:
         """Close the open item."""
@@ -138,23 +138,23 @@ class ResponseBuilder:
         item["status"] = status
         if kind == "function_call":
             done = {"name": item["name"], "arguments": item["arguments"]}
-            told = [{"type": "response.function_call_arguments.done", **self._place(), **done}]
+            events = [{"type": "response.function_call_arguments.done", **self._place(), **done}]
         else:
             part = item["content"][0]
             logprobs = {"logprobs": part["logprobs"]} if kind == "message" else {}
             place = {**self._place(), "content_index": 0}
-            told = [
+            events = [
                 {"type": f"response.{part['type']}.done", **place, "text": part["text"], **logprobs},
                 {"type": "response.content_part.done", **place, "part": part},
             ]
         return [
-            *told,
+            *events,
             {"type": "response.output_item.done", "output_index": len(self._output) - 1, "item": item},
         ]
 
     def _finish(self, outcome: Outcome) -> list[ResponseEvent]:
         cut = not isinstance(outcome, Completed) or self._reason is FinishReason.LENGTH
-        told = self._close("incomplete" if cut else "completed")
+        events = self._close("incomplete" if cut else "completed")
         match outcome:
             case Completed(usage=usage):
                 self._usage = usage
@@ -167,7 +167,7 @@ class ResponseBuilder:
                 assert problem
                 self._error = {"code": "server_error", "message": problem.message}
         kind = "failed" if self.status == "cancelled" else self.status  # the Responses API has no event for it
-        return [*told, {"type": f"response.{kind}", "response": self.body()}]
+        return [*events, {"type": f"response.{kind}", "response": self.body()}]
 
     def _place(self) -> dict[str, Any]:
         return {"item_id": self._output[-1]["id"], "output_index": len(self._output) - 1}
@@ -190,8 +190,8 @@ class ResponseStreamFormatter:
     def frames(self, event: Event) -> Iterator[bytes]:
         return self._framed(self._builder.take(event))
 
-    def _framed(self, told: Iterable[ResponseEvent]) -> Iterator[bytes]:
-        for each in told:
+    def _framed(self, events: Iterable[ResponseEvent]) -> Iterator[bytes]:
+        for each in events:
             number, self._number = self._number, self._number + 1
             if number > self._after:
                 data = orjson.dumps(each | {"sequence_number": number})

@@ -42,7 +42,7 @@ class EventStream(EventSourceResponse):
         self, blocks: AsyncIterator[bytes], settings: Settings, *, opened: ExitStack, headers: dict[str, str]
     ) -> None:
         self._opened = opened
-        self._patience_s = settings.send_timeout_s
+        self._send_timeout_s = settings.send_timeout_s
         self._late_at = math.inf  # when the current write has taken too long
         self._gone = False
         super().__init__(
@@ -73,12 +73,12 @@ class EventStream(EventSourceResponse):
         if loop.time() >= self._late_at:
             self._gone = serving.cancel()
             return
-        self._watching = loop.call_at(min(self._late_at, loop.time() + self._patience_s), self._watch, serving)
+        self._watching = loop.call_at(min(self._late_at, loop.time() + self._send_timeout_s), self._watch, serving)
 
     async def _send_with_timeout(self, send: Send, message: Message) -> None:
         """Send a block; note when it must have left, and leave the waiting to `_watch`. The library's own version opens
         a cancel scope for each block, which was a quarter of the relay's work."""
-        self._late_at = min(self._late_at, asyncio.get_running_loop().time() + self._patience_s)
+        self._late_at = min(self._late_at, asyncio.get_running_loop().time() + self._send_timeout_s)
         await send(message)
         self._late_at = math.inf
 

@@ -40,7 +40,7 @@ class JobStream:
         self.expires_at = math.inf
         self.accepted = False
         self.ended = False
-        self._patience_s, self._run_s = job.queue_deadline_ms / 1000, job.run_deadline_ms / 1000
+        self._queue_deadline_s, self._run_s = job.queue_deadline_ms / 1000, job.run_deadline_ms / 1000
         self.behind = False
         self._buffer_max = buffer_max
         self._pending: list[Event] = []
@@ -54,7 +54,7 @@ class JobStream:
         """
         self.accepted = True
         self.behind = logged
-        self.expires_at = now + self._patience_s + EXPIRY_GRACE_S
+        self.expires_at = now + self._queue_deadline_s + EXPIRY_GRACE_S
 
     def overdue(self, now: float) -> Deadline | None:
         """Return the deadline that has passed without a worker that expires the job."""

@@ -211,12 +211,12 @@ async def test_what_is_requeued_and_cancelled_gives_back_no_more_than_it_took(
 
 
 async def test_a_key_is_known_by_its_secret_and_stored_as_a_digest(client: Redis) -> None:
-    ring = ApiKeyStore(client)
-    key, secret = await ring.create("team", requests_per_minute=5, models=("a", "b"))
+    api_keys = ApiKeyStore(client)
+    key, secret = await api_keys.create("team", requests_per_minute=5, models=("a", "b"))
 
-    assert await ring.authenticate(secret) == key
+    assert await api_keys.authenticate(secret) == key
     assert await ApiKeyStore(client).authenticate(secret) == key
-    assert await ring.authenticate(secret + "x") is None
+    assert await api_keys.authenticate(secret + "x") is None
     stored = [str(await client.hgetall(name)) async for name in client.scan_iter("penstock:key:*")]
     assert len(stored) == 1
     assert secret not in stored[0]
@@ -225,8 +225,8 @@ async def test_a_key_is_known_by_its_secret_and_stored_as_a_digest(client: Redis
 
 async def test_processes_agree_about_keys_after_redis_was_emptied(client: Redis) -> None:
     one, other = ApiKeyStore(client), ApiKeyStore(client)
-    for ring in (one, other):
-        assert await ring.authenticate("both have seen the first salt") is None
+    for api_keys in (one, other):
+        assert await api_keys.authenticate("both have seen the first salt") is None
     await client.flushall()
 
     key, secret = await one.create("made after it")
@@ -237,38 +237,38 @@ async def test_processes_agree_about_keys_after_redis_was_emptied(client: Redis)
 
 async def test_a_key_expires_and_is_changed_and_revoked(client: Redis) -> None:
     now = 1000.0
-    ring = ApiKeyStore(client, clock=lambda: now)
-    key, secret = await ring.create("team", expires_s=1010)
-    assert await ring.authenticate(secret)
+    api_keys = ApiKeyStore(client, clock=lambda: now)
+    key, secret = await api_keys.create("team", expires_s=1010)
+    assert await api_keys.authenticate(secret)
 
     now = 1010.0
-    assert await ring.authenticate(secret) is None
+    assert await api_keys.authenticate(secret) is None
 
-    changed = await ring.change(key.id, expires_s=0, weight=2.5)
-    assert await ring.authenticate(secret) == changed
-    await ring.revoke(key.id)
-    assert await ring.authenticate(secret) is None
-    assert await ring.all() == []
+    changed = await api_keys.change(key.id, expires_s=0, weight=2.5)
+    assert await api_keys.authenticate(secret) == changed
+    await api_keys.revoke(key.id)
+    assert await api_keys.authenticate(secret) is None
+    assert await api_keys.all() == []
     with pytest.raises(NotFound):
-        await ring.revoke(key.id)
+        await api_keys.revoke(key.id)
 
 
 async def test_a_secret_that_clients_have_already_becomes_a_key_once(client: Redis) -> None:
-    ring = ApiKeyStore(client)
+    api_keys = ApiKeyStore(client)
 
-    _, secret = await ring.create("moved here", secret="the-key-of-fastchat")
+    _, secret = await api_keys.create("moved here", secret="the-key-of-fastchat")
 
     assert secret == "the-key-of-fastchat"
-    assert await ring.authenticate(secret)
+    assert await api_keys.authenticate(secret)
     with pytest.raises(InvalidRequest):
-        await ring.create("again", secret=secret)
+        await api_keys.create("again", secret=secret)
 
 
 async def test_a_wrong_secret_and_an_unknown_one_cost_what_a_right_one_does(
     client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ring = ApiKeyStore(client)
-    _, secret = await ring.create("a team")
+    api_keys = ApiKeyStore(client)
+    _, secret = await api_keys.create("a team")
     compared: list[tuple[int, int]] = []
 
     def compare(one: bytes, other: bytes) -> bool:
@@ -278,9 +278,9 @@ async def test_a_wrong_secret_and_an_unknown_one_cost_what_a_right_one_does(
     same = hmac.compare_digest
     monkeypatch.setattr("shared.catalog.api_keys.hmac.compare_digest", compare)
 
-    assert await ring.authenticate(secret)
+    assert await api_keys.authenticate(secret)
     for wrong in (secret[:-1] + "x", secret[:10], "", "sk-unknown", secret + "x", "\U0001f600"):
-        assert await ring.authenticate(wrong) is None
+        assert await api_keys.authenticate(wrong) is None
     assert compared == [(32, 32)] * 7  # digests have one length and are compared to their ends
 
 

@@ -194,10 +194,10 @@ class EngineLoop:
         """
         self._watch.begin()
         try:
-            with time_limit(run.patience_s):
+            with time_limit(run.reading_left_s):
                 return run.advance(sequence, new)
         finally:
-            run.patience_s = min(run.patience_s + READ_S_EACH - self._watch.end(), READ_S_MAX)
+            run.reading_left_s = min(run.reading_left_s + READ_S_EACH - self._watch.end(), READ_S_MAX)
 
     def _finish(self, run: JobRun, outcome: Outcome) -> Update:
         events: list[Event] = [run.finish(outcome)]

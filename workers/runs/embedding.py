@@ -7,7 +7,7 @@ from shared.domain.errors import ContextLengthExceeded, InvalidRequest
 from shared.domain.events import Completed, Embedded, Event, Usage
 from shared.queue.protocols import Delivery
 from workers.engines.base import Embedder, Engine
-from workers.runs.run import JobRun, known
+from workers.runs.run import JobRun, require_known
 
 
 class Embedding(JobRun):
@@ -114,7 +114,7 @@ def _encoded(
         elif isinstance(item, str):
             ids = engine.tokenizer.encode_text(item, keep)
         else:
-            ids = known(item[:keep], engine.limits.vocabulary, param=param)
+            ids = require_known(item[:keep], engine.limits.vocabulary, param=param)
         if not ids:
             raise InvalidRequest(f"'{param}' must not hold a text without tokens.", param=param)
         if len(ids) > longest:

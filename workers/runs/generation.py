@@ -10,7 +10,7 @@ from shared.queue.protocols import Delivery
 from workers.engines.base import Defaults, Engine
 from workers.parsers.output_parser import ParsedDelta
 from workers.runs.detokenizer import IncrementalDetokenizer
-from workers.runs.run import JobRun, known
+from workers.runs.run import JobRun, require_known
 from workers.scheduling.sequence import NOTHING, Sampled, SamplingParams, Sequence
 from workers.text.tokenizer import Chat, plain_chat, require_room
 
@@ -46,8 +46,8 @@ class Generation(JobRun):
             message = f"The model '{job.model}' writes no text: ask /v1/embeddings or /v1/rerank."
             raise InvalidRequest(message, param="model")
         self._prompts = _prompts(job, engine)
-        known([id_ for id_, _ in job.sampling.logit_bias], engine.limits.vocabulary, param="logit_bias")
-        known(job.sampling.stop_token_ids, engine.limits.vocabulary, param="stop_token_ids")
+        require_known([id_ for id_, _ in job.sampling.logit_bias], engine.limits.vocabulary, param="logit_bias")
+        require_known(job.sampling.stop_token_ids, engine.limits.vocabulary, param="stop_token_ids")
         super().__init__(delivery, prompt_tokens=sum(len(prompt.ids) for prompt in self._prompts))
         self._n = job.sampling.n
         self._eos_ids = frozenset(job.sampling.stop_token_ids)
@@ -206,7 +206,7 @@ def _prompts(job: Job, engine: Engine) -> list[Prompt]:
         ids = (
             engine.tokenizer.encode_text(item)
             if isinstance(item, str)
-            else known(item, engine.limits.vocabulary, param="prompt")
+            else require_known(item, engine.limits.vocabulary, param="prompt")
         )
         if not ids:
             raise InvalidRequest("'prompt' must not be empty: it has no tokens.", param="prompt")

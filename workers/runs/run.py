@@ -17,7 +17,7 @@ class JobRun(ABC):
         self.delivery = delivery
         self.prompt_tokens = prompt_tokens
         self.ended = False  # the last event has its number; no event may follow
-        self.patience_s = READ_S_MAX  # time left for reading the answer; each token brings a little
+        self.reading_left_s = READ_S_MAX  # time left for reading the answer; each token brings a little
         self._next_seq = len(delivery.log)
 
     @property
@@ -61,7 +61,7 @@ class JobRun(ABC):
         return self._next_seq - 1
 
 
-def known(ids: Seq[int], vocabulary: int, *, param: str) -> list[int]:
+def require_known(ids: Seq[int], vocabulary: int, *, param: str) -> list[int]:
     """The same ids. Raises InvalidRequest for a token id that the model does not have."""
     if unknown := [id_ for id_ in ids if id_ >= vocabulary]:
         raise InvalidRequest(f"'{param}' names token {unknown[0]}; this model has {vocabulary}.", param=param)

@@ -4,7 +4,7 @@ from shared.domain.errors import InvalidRequest
 from shared.domain.events import Completed, Event, Tokenized, Usage
 from shared.queue.protocols import Delivery
 from workers.engines.base import Engine
-from workers.runs.run import JobRun, known
+from workers.runs.run import JobRun, require_known
 
 
 class Tokenization(JobRun):
@@ -34,7 +34,7 @@ def _answer(delivery: Delivery, engine: Engine) -> tuple[tuple[int, ...], tuple[
     """The ids, and the text of each if the request asks for it; for given ids, no ids and their text."""
     request, tokenizer = delivery.job.request, engine.tokenizer
     if (given := request.get("tokens")) is not None:
-        return (), (tokenizer.decode(known(given, engine.limits.vocabulary, param="tokens")),)
+        return (), (tokenizer.decode(require_known(given, engine.limits.vocabulary, param="tokens")),)
     if request.get("messages"):
         if not engine.writes:
             raise InvalidRequest("'messages' must not be sent to an embedding model: send 'prompt'.", param="messages")
