@@ -215,6 +215,8 @@ class EngineLoop:
                 self._embedding.add(run)
             case Generation():
                 self._add_sequences(run)
+            case _:
+                assert run.done, f"nobody computes a {type(run).__name__}"
 
     def _add_sequences(self, run: Generation) -> None:
         for sequence in run.unfinished:
