@@ -12,7 +12,7 @@ SECTIONS = {
 HEAD = """# Settings
 
 A process reads these environment variables once, at its start. A bad value stops the start and names its variable, and
-a `PENSTOCK_` variable that is no setting is warned of. Options of the commands (`penstock api --help`) win over them.
+a process warns of a `PENSTOCK_` variable that is no setting. Options of the commands (`penstock api --help`) win over them.
 Compose takes some of them from `.env` ([.env.example](../.env.example)), and the chart takes them in lower case without
 the prefix ([helm/values.yaml](../helm/values.yaml)).
 

@@ -13,7 +13,7 @@ NOT_PUBLIC = (
 
 
 def is_public(address: str) -> bool:
-    """Whether an address, as the resolver writes it, is one host of the public internet."""
+    """Return True if the address, as the resolver writes it, is one host of the public internet."""
     found = ip_address(address)
     if found.version == 6 and found not in PUBLIC_V6:
         return False

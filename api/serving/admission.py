@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from api.formats.common import SERVICE_TIERS
 from api.http.auth import Caller, require_use
 from api.http.request_options import RequestOptions, weights
 from api.schemas.base import listed
@@ -24,7 +25,8 @@ from shared.settings import Settings
 
 KNOWN_FOR_S = 5.0
 MISSED_FOR_S = 10.0  # the workers' next heartbeat registers a model again after Redis was emptied
-TIERS = {"priority": Priority.INTERACTIVE, "flex": Priority.BATCH}  # OpenAI's service tiers
+# The tiers `auto` and `default` ask for no class: the key or the setting decides.
+TIERS = {tier: priority for priority, tier in SERVICE_TIERS.items() if tier != "default"}
 ANY_OBJECT = {"type": "object"}
 
 

@@ -229,8 +229,8 @@ def _record(found: Mapping[bytes, bytes]) -> FileRecord:
 
 
 def _said_by_redis(error: FilesFull | QueueUnavailable) -> bool:
-    """Whether Redis has refused the registration. After a lost connection the file may be registered, and then its
-    bytes are needed."""
+    """Return True if Redis has refused the registration. After a lost connection the file may be registered, and then
+    its bytes are needed."""
     return isinstance(error, FilesFull) or isinstance(error.__cause__, ResponseError)
 
 

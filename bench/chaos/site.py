@@ -87,7 +87,6 @@ class Site:
         self.proxy = Proxy("127.0.0.1", self.redis.port)
         self.workers: list[Process] = []
         self.apis: list[tuple[Process, str]] = []
-        self.base_fds: dict[int, int] = {}
         self.code = code
         self._counted = 0
         self.files = folder / "files"

@@ -123,7 +123,7 @@ class Failed:
 
     @property
     def by_request(self) -> bool:
-        """Whether the request was at fault, rather than the engine or a worker."""
+        """True if the request was at fault, rather than the engine or a worker."""
         return self.code in REQUEST_FAULTS
 
 

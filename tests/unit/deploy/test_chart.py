@@ -1,7 +1,6 @@
 """The chart renders valid objects for every way to use it, and its files agree with the code."""
 
 import json
-import os
 import re
 import subprocess
 import tarfile
@@ -15,7 +14,7 @@ import yaml
 
 from shared.domain.events import REQUEST_FAULTS
 from shared.observability.metrics import ApiMetrics, WorkerMetrics
-from tests.conftest import ROOT
+from tests.conftest import ROOT, lacking
 from tools.dashboard import dashboard
 from tools.release import Release, pack_chart
 from tools.values_schema import schema
@@ -39,8 +38,7 @@ def helm() -> Any:
     try:
         import helm_python
     except ImportError:
-        assert not os.environ.get("CI"), "CI must have helm-python-sdk"
-        pytest.skip("pip install '.[chart]' brings Helm")
+        lacking("helm-python-sdk: pip install '.[chart]'")
     return helm_python
 
 
@@ -106,8 +104,7 @@ def test_a_mistake_in_a_custom_object_is_found(
 def checked_by_their_types(made: list[dict[str, Any]], folder: Path) -> str:
     """Return the unknown fields, wrong types and wrong values that TypeScript and the CRDs' patterns find."""
     if not (PACKAGES / "typescript").exists():
-        assert not os.environ.get("CI"), "CI must have `make clients`"
-        pytest.skip("make clients")
+        lacking("TypeScript, which `make clients` installs")
     (folder / "node_modules").symlink_to(PACKAGES)
     (folder / "package.json").write_text('{"type": "module"}')
     lines = [f"import {{ I{kind} }} from '{module}';" for kind, module in sorted(CUSTOM_TYPES.items())]
