@@ -17,7 +17,6 @@ import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from bench.models import SIZES, VOCABULARY, make_model
-from workers.engines.base import Defaults
 from workers.engines.native.causal.batched import BatchedEngine
 from workers.engines.native.kernels import attention
 from workers.engines.native.kernels.kv_cache import KVCache
@@ -25,6 +24,7 @@ from workers.engines.native.weights.onednn_linear import pack
 from workers.engines.offline import compute_all
 from workers.engines.scripted import ScriptedTokenizer
 from workers.process.host_memory import wait_until_fetched
+from workers.protocols import Defaults
 from workers.scheduling.engine_limits import EngineLimits
 from workers.scheduling.sequence import SamplingParams, Sequence
 

@@ -13,7 +13,7 @@ import click
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from workers.model_loading import BUILTIN
+from workers.loading.model_spec import BUILTIN
 
 SIZES: dict[str, dict[str, int]] = {
     "25m": {"hidden_size": 512, "num_hidden_layers": 6, "intermediate_size": 1536, "num_attention_heads": 8},

@@ -71,14 +71,14 @@ def api(host: str | None, port: int | None, redis_url: str | None) -> None:
         asyncio.run(serve(settings))
 
 
+NAMED = click.argument("named", metavar="[MODEL]...", nargs=-1)
 MODEL = click.option(
     "--model",
     "-m",
     "models",
     multiple=True,
-    default=["builtin"],
-    show_default=True,
-    help="Model to serve: builtin, a folder, or a Hugging Face id. May be repeated.",
+    help="Model to serve: builtin, a folder, or a Hugging Face id; the same as the argument MODEL. May be repeated. "
+    "The default is builtin.",
 )
 ADAPTER = click.option(
     "--adapter",
@@ -87,30 +87,56 @@ ADAPTER = click.option(
     multiple=True,
     help="LoRA adapter to serve as a model: NAME=FOLDER or NAME=HUGGING_FACE_ID. May be repeated.",
 )
+ENGINE = click.option(
+    "--engine",
+    help="Engine that computes the models. The default is PENSTOCK_ENGINE, or the one that fits each source.",
+)
+ENGINE_OPTION = click.option(
+    "--engine-option",
+    "engine_options",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Option that only this engine knows; VALUE is JSON, or else a text. May be repeated.",
+)
+BUILTIN = ("builtin",)
 
 
 @main.command()
+@NAMED
 @MODEL
 @ADAPTER
+@ENGINE
+@ENGINE_OPTION
 @click.option("--redis-url", help=REDIS_URL_HELP)
 @click.option("--port", type=int, help="Port for health checks and metrics; 0 picks a free one.")
-def worker(models: tuple[str, ...], adapters: tuple[str, ...], redis_url: str | None, port: int | None) -> None:
+def worker(
+    named: tuple[str, ...],
+    models: tuple[str, ...],
+    adapters: tuple[str, ...],
+    engine: str | None,
+    engine_options: tuple[str, ...],
+    redis_url: str | None,
+    port: int | None,
+) -> None:
     """Run a worker, which loads models and answers queued jobs."""
     for name in NO_BARS:  # progress bars are not log lines; the libraries read these variables when they are imported
         os.environ.setdefault(name, "1")
-    with server(redis_url=redis_url or noted_url(), worker_port=port) as settings:
+    with server(redis_url=redis_url or noted_url(), worker_port=port, engine=engine) as settings:
         from workers.process.thread_spin import spare_other_processes
 
         spare_other_processes()
+        from workers.loading.model_spec import specs_of
         from workers.main import run as run_worker
-        from workers.model_loading import parse_specs
 
-        run_worker(parse_specs(models, adapters), settings)
+        run_worker(specs_of((*named, *models) or BUILTIN, adapters, engine_options, settings), settings)
 
 
 @main.command()
+@NAMED
 @MODEL
 @ADAPTER
+@ENGINE
+@ENGINE_OPTION
 @click.option(
     "--workers",
     "-w",
@@ -133,8 +159,11 @@ def worker(models: tuple[str, ...], adapters: tuple[str, ...], redis_url: str | 
     help="Folder for data and logs. Only one `penstock up` at a time can use it.",
 )
 def up(
+    named: tuple[str, ...],
     models: tuple[str, ...],
     adapters: tuple[str, ...],
+    engine: str | None,
+    engine_options: tuple[str, ...],
     workers: int,
     host: str | None,
     port: int | None,
@@ -144,9 +173,17 @@ def up(
     """Run everything on this machine: Redis, the API and the workers. Ctrl-C stops it."""
     from cli.up import up as run_all
 
-    settings = load_settings(host=host, port=port, redis_url=redis_url)
+    settings = load_settings(host=host, port=port, redis_url=redis_url, engine=engine)
     chosen = settings.redis_url if "redis_url" in settings.model_fields_set else None
-    run_all(models, adapters, workers=workers, data=data, redis_url=chosen, settings=settings)
+    run_all(
+        (*named, *models) or BUILTIN,
+        adapters,
+        engine_options,
+        workers=workers,
+        data=data,
+        redis_url=chosen,
+        settings=settings,
+    )
 
 
 @main.command()

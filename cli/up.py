@@ -29,7 +29,7 @@ from shared.redis import keys
 from shared.redis.client import connect, translated
 from shared.redis.health import require_healthy
 from shared.settings import Settings
-from workers.model_loading import parse_specs
+from workers.loading.model_spec import specs_of
 
 STOP_S = 5.0
 APPENDFSYNC = {"fast": "everysec", "safe": "always", "durable": "always"}
@@ -42,6 +42,7 @@ Result = TypeVar("Result")
 def up(
     models: Sequence[str],
     adapters: Sequence[str],
+    engine_options: Sequence[str],
     *,
     workers: int,
     data: Path,
@@ -49,9 +50,14 @@ def up(
     settings: Settings,
 ) -> None:
     """Run until Ctrl-C or SIGTERM. Raises SettingsError, before anything starts, for settings that cannot work."""
-    specs = parse_specs(models, adapters)
+    specs = specs_of(models, adapters, engine_options, settings)
     names = [name for spec in specs for name in (spec.name, *dict(spec.adapters))]
-    model_options = [*[f"--model={text}" for text in models], *[f"--adapter={text}" for text in adapters]]
+    model_options = [
+        *[f"--model={text}" for text in models],
+        *[f"--adapter={text}" for text in adapters],
+        *([f"--engine={settings.engine}"] if settings.engine else []),
+        *[f"--engine-option={text}" for text in engine_options],
+    ]
     settings = settings.model_copy(update={"port": settings.port or free_port()})
     folder = DataFolder(data)
     stopping = _stopped_by_signals()

@@ -115,6 +115,12 @@ class Settings(BaseSettings):
     docs: bool = Field(True, description="whether the API serves /docs, /redoc and /openapi.json")
     metrics: bool = Field(True, description="whether the API serves /metrics")
 
+    engine: str = Field(
+        "", description="engine that computes the models of a worker; empty takes the one that fits each source"
+    )
+    engine_options: str = Field(
+        "", description='options that only this engine knows: a JSON object, like {"key": "value"}'
+    )
     sequences_max: int = Field(32, ge=1, description="sequences in one engine step")
     batch_tokens_max: int = Field(512, ge=1, description="tokens computed in one step, decode and prefill together")
     kv_cache_gib: float = Field(0, ge=0, description="memory of the KV cache; 0 takes a part of the free memory")

@@ -14,9 +14,9 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from workers.engines.base import Engine
 from workers.engines.offline import compute_all
-from workers.model_loading import BUILTIN
+from workers.loading.model_spec import BUILTIN
+from workers.protocols import Engine
 from workers.scheduling.sequence import SamplingParams, Sequence
 
 SMALL: dict[str, Any] = {

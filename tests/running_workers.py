@@ -12,8 +12,8 @@ from shared.queue.memory_queue import MemoryQueue
 from shared.queue.protocols import Bounds
 from shared.settings import load_settings
 from workers.engines.scripted import ScriptedEngine
+from workers.loading.loaded import stepped
 from workers.loop.worker import Worker
-from workers.model_loading import Loaded
 from workers.process.single_thread import SingleThread
 from workers.scheduling.engine_limits import EngineLimits
 
@@ -49,7 +49,7 @@ def make_worker(
     given = {"heartbeat_ms": 100, "idle_wait_ms": 10, "drain_s": 5} | settings
     return Worker(
         name,
-        [Loaded([INFO], engine(limits=limits, step_ms=step_ms, tokens=20), SingleThread("engine"))],
+        [stepped([INFO], engine(limits=limits, step_ms=step_ms, tokens=20), SingleThread("engine"))],
         queue=queue,
         channel=queue,
         announce=announce,

@@ -7,7 +7,7 @@ SECTIONS = {
     "redis_url": "Every process",
     "queue_jobs_max": "The queue and its jobs",
     "header_bytes_max": "The API",
-    "sequences_max": "Workers and their engines",
+    "engine": "Workers and their engines",
 }
 HEAD = """# Settings
 

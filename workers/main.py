@@ -23,11 +23,12 @@ from shared.queue.redis_queue import RedisQueue, iso_now
 from shared.redis.client import connect, translated
 from shared.redis.health import patiently, require_healthy
 from shared.settings import Settings
-from workers.engines.base import EngineBroken
+from workers.loading.loaded import Loaded, load
+from workers.loading.model_spec import ModelSpec
 from workers.loop.health import HealthServer
 from workers.loop.worker import Worker
-from workers.model_loading import Loaded, ModelSpec, load, load_engine
 from workers.process.ranks import rank, world
+from workers.protocols import EngineBroken
 
 log = logging.getLogger(__name__)
 WORKER_TTL_S = 10
@@ -36,8 +37,8 @@ BROKEN = 70  # exit status: the engine is lost; a new process may serve
 
 def run(specs: Sequence[ModelSpec], settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; under torchrun, as one of its ranks. Raises SettingsError if it cannot start."""
-    if world() > 1 and (len(specs) > 1 or specs[0].source == "scripted"):
-        raise SettingsError("MODEL: under torchrun a worker serves one model, and not the scripted engine")
+    if world() > 1 and (len(specs) > 1 or specs[0].engine != "native"):
+        raise SettingsError("MODEL: under torchrun a worker serves one model, by the native engine")
     if rank() == 0:
         start_tracing(settings, service="penstock-worker")
         asyncio.run(serve(specs, settings))
@@ -47,6 +48,7 @@ def run(specs: Sequence[ModelSpec], settings: Settings) -> None:
 
 def _follow(spec: ModelSpec, settings: Settings) -> None:
     """Compute the steps that rank 0 sends, until it ends them or is gone."""
+    from workers.engines.native.loader import load_engine
     from workers.engines.native.weights.parallel import follow
 
     for sign in (signal.SIGTERM, signal.SIGINT):
@@ -84,17 +86,11 @@ async def serve(specs: Sequence[ModelSpec], settings: Settings) -> None:
     finally:
         server.should_exit = True
         await serving
-        if world() > 1:
-            await asyncio.to_thread(_dismiss)
+        for model in models:
+            await asyncio.to_thread(model.close)
         await presence.leave()
         await client.aclose()
         await blocking.aclose()
-
-
-def _dismiss() -> None:
-    from workers.engines.native.weights.parallel import tell
-
-    tell(None)
 
 
 class _Presence:

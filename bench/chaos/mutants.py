@@ -167,7 +167,7 @@ MUTANTS = [
     Mutant(
         name="nobody says that a drop has made room",
         file="workers/runners/engine_loop.py",
-        old="        if (waited or self.places > places) and not self.waiting:\n            self._room()\n",
+        old="        if (waited or self.places > places) and not self.waiting:\n            self._more_places()\n",
         new="",
         histories=1000,
     ),

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from cli.embedded_redis import EmbeddedRedis
 from tests.e2e.conftest import BUILTIN
 from tests.e2e.harness import Stack, eventually, running_stack
-from workers.model_loading import BUILTIN as FOLDER
+from workers.loading.model_spec import BUILTIN as FOLDER
 
 QUESTION: list[Any] = [{"role": "user", "content": "Tell me a story about a fox."}]
 

@@ -18,7 +18,7 @@ from tests.conftest import lacking
 from tests.documents import blocks, curl_lines
 from tests.e2e.harness import Stack, eventually, standalone_stack
 from tests.ports import free_port
-from workers.model_loading import BUILTIN
+from workers.loading.model_spec import BUILTIN
 
 ROOT = Path(__file__).parents[2]
 CLIENTS = ROOT / "tests" / "clients"

@@ -21,7 +21,7 @@ from tests.conftest import ROOT
 from tests.documents import DOCUMENTS, blocks
 from tests.e2e.conftest import BUILTIN
 from tests.e2e.harness import Stack, eventually, standalone_stack
-from workers.model_loading import BUILTIN as FOLDER
+from workers.loading.model_spec import BUILTIN as FOLDER
 
 COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 

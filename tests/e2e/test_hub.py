@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from workers.model_loading import BUILTIN
+from workers.loading.model_spec import BUILTIN
 
 REPOSITORY = "penstock/tiny"
 COMMIT = "c" * 40
@@ -91,7 +91,8 @@ def test_a_hub_id_is_downloaded_and_answers(hub: str, tmp_path: Path, name: str)
     script = f"""
 from shared.settings import load_settings
 from tools.tiny_model.evaluate import answers, plain
-from workers.model_loading import load_engine, parse_specs
+from workers.engines.native.loader import load_engine
+from workers.loading.model_spec import parse_specs
 engine = load_engine(parse_specs(["{REPOSITORY}"])[0], load_settings())
 print(engine.kind, answers(engine, [plain("What is 2 + 2?")]))
 """

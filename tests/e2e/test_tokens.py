@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from tests.e2e.conftest import BUILTIN
 from tests.e2e.harness import Stack, standalone_stack
 from tests.models import ranking_model
-from workers.model_loading import BUILTIN as FOLDER
+from workers.loading.model_spec import BUILTIN as FOLDER
 
 TEXT = "Hello, what is 3 + 4? 你好 🦊"
 CHAT = [{"role": "user", "content": "Hello!"}]

@@ -8,7 +8,8 @@ from tools.tiny_model.evaluate import answers, plain
 from workers.engines.native.kernels.attention import gather, kernels
 from workers.engines.native.kernels.kv_cache import KVCache
 from workers.engines.native.kernels.step_layout import Scoring, Step
-from workers.model_loading import load_engine, parse_specs
+from workers.engines.native.loader import load_engine
+from workers.loading.model_spec import parse_specs
 from workers.scheduling.engine_limits import BLOCK_SIZE
 
 QUESTIONS = ["Hello!", "你好", "What is 7 + 5?", "Count from 1 to 20.", "Tell me a story about a fox.", "Spell house."]

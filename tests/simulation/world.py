@@ -21,10 +21,11 @@ from shared.queue.protocols import Bounds
 from shared.settings import load_settings
 from tests.factories import make_job
 from tests.simulation.loop import STEP_S, Process, SimulatedThread
-from workers.engines.base import OutOfMemory
 from workers.engines.scripted import ScriptedEngine
+from workers.loading.loaded import stepped
 from workers.loop.worker import Worker
-from workers.model_loading import Loaded
+from workers.protocols import OutOfMemory
+from workers.runners.engine_loop import EngineLoop
 from workers.scheduling.engine_limits import BLOCK_SIZE, EngineLimits
 from workers.scheduling.scheduler import Batch
 from workers.scheduling.sequence import Sampled, Sequence
@@ -184,7 +185,7 @@ class World:
         connection: Any = Connection(self, process)
         worker = Worker(
             f"w{len(self.workers)}",
-            [Loaded([INFO], SimulatedEngine(thread, self.rng), thread)],
+            [stepped([INFO], SimulatedEngine(thread, self.rng), thread)],
             queue=connection,
             channel=connection,
             announce=process.gate,
@@ -271,7 +272,7 @@ class World:
     def _has_room(self, worker: Worker) -> bool:
         """Return True if the queue and the engine see free room, whatever the worker itself remembers."""
         held = [record.job for record in self.queue._running.values() if record.worker == worker.name]
-        (scheduler,) = (engine_loop._scheduler for engine_loop in worker._engine_loops)
+        (scheduler,) = (runner._scheduler for runner in worker._runners if isinstance(runner, EngineLoop))
         return not scheduler.waiting and sum(job.sequences for job in held) < scheduler.places
 
     async def _watch(self) -> None:

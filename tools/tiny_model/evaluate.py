@@ -11,9 +11,10 @@ from typing import Any
 from shared.settings import load_settings
 from tools.tiny_model.dialogues import TOPICS, Pair
 from tools.tiny_model.tool_talks import Talk, json_talk, tool_talk
-from workers.engines.base import Engine
+from workers.engines.native.loader import load_engine
 from workers.engines.offline import compute_all
-from workers.model_loading import load_engine, parse_specs
+from workers.loading.model_spec import parse_specs
+from workers.protocols import Engine
 from workers.runs.detokenizer import IncrementalDetokenizer
 from workers.scheduling.sequence import Sampled, SamplingParams, Sequence
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
-from workers.engines.base import Engine
+from workers.protocols import Engine
 from workers.scheduling.scheduler import Scheduler
 from workers.scheduling.sequence import Sampled, Sequence
 

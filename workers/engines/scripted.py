@@ -19,11 +19,16 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from shared.domain.errors import EngineError, InvalidRequest
+from shared.domain.errors import EngineError, InvalidRequest, SettingsError
 from shared.domain.events import FinishReason
 from shared.domain.job import Grammar
-from workers.engines.base import Defaults, OutOfMemory
+from shared.settings import Settings
+from workers.loading.loaded import Loaded, infos_of, stepped
+from workers.loading.model_spec import ModelSpec
+from workers.loading.options import EngineOptions, validated
 from workers.parsers.output_parser import ParsedDelta, PlainParser
+from workers.process.single_thread import SingleThread
+from workers.protocols import Defaults, OutOfMemory
 from workers.scheduling.engine_limits import EngineLimits
 from workers.scheduling.scheduler import Batch
 from workers.scheduling.sequence import Constraint, Sampled, Sequence
@@ -31,6 +36,7 @@ from workers.text.tokenizer import Chat, plain_chat
 
 END = 0
 VOCABULARY = 50_000
+CONTEXT = 1_000_000
 FAULTS = ("raise", "exit", "hang", "oom", "read", "decode", "grammar")
 FAULT_IDS = 1_000_000  # ids from here on stand for a fault: kind * FAULT_IDS + position
 FAULT = re.compile("fault:(" + "|".join(FAULTS) + r")@(\d{1,5})")
@@ -145,6 +151,22 @@ class ScriptedEngine:
         if position >= self._tokens:
             return END
         return scripted_token(sequence, position)
+
+
+def load(spec: ModelSpec, settings: Settings, thread: SingleThread) -> Loaded:
+    """Raises SettingsError for adapters, and for any option."""
+    validated(spec.engine, spec.options, EngineOptions)
+    if spec.adapters:
+        raise SettingsError("ADAPTER: the scripted engine has no weights that could be adapted")
+    limits = EngineLimits(
+        sequences_max=settings.sequences_max,
+        batch_tokens_max=settings.batch_tokens_max,
+        context_length=settings.context_length or CONTEXT,
+        vocabulary=VOCABULARY,
+        prefix_cache=settings.prefix_cache,
+    )
+    engine = ScriptedEngine(limits=limits, step_ms=settings.scripted_step_ms, tokens=settings.scripted_tokens)
+    return stepped(infos_of(spec, engine), engine, thread)
 
 
 def scripted_token(sequence: Sequence, position: int) -> int:

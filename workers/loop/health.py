@@ -24,7 +24,7 @@ class HealthServer(uvicorn.Server):
             return _answer(worker.accepting)
 
         async def page(_: Request) -> Response:
-            return Response(metrics.page(), media_type=CONTENT_TYPE)
+            return Response(b"".join([metrics.page(), *worker.metrics_pages()]), media_type=CONTENT_TYPE)
 
         app = Starlette(routes=[Route("/health/live", live), Route("/health/ready", ready), Route("/metrics", page)])
         super().__init__(uvicorn.Config(app, log_config=None, lifespan="off", access_log=False))

@@ -13,47 +13,35 @@ from functools import partial
 
 from shared.domain.errors import InvalidRequest, QueueUnavailable
 from shared.domain.events import Deadline, Delta, Expired, Failed, Finished, Outcome
-from shared.domain.job import Kind, ModelInfo
+from shared.domain.job import ModelInfo
 from shared.observability.metrics import WorkerMetrics, watch_loop
 from shared.process.tasks import end
 from shared.queue.protocols import LOST, SETTLED, CancelChannel, Delivery, QueueConsumer, Room, Write
 from shared.settings import Settings
-from workers.engines.base import Engine, EngineBroken
+from workers.loading.loaded import Loaded
 from workers.loop.held_job import HeldJob
 from workers.loop.room import room_beside
-from workers.model_loading import Loaded
-from workers.process.time_limit import TimeLimitExceeded, time_limit
-from workers.runners.engine_loop import EngineLoop
+from workers.protocols import EngineBroken
+from workers.runners.base import Runner
 from workers.runners.outbox import Outbox, Update
-from workers.runs.embedding import Embedding
-from workers.runs.generation import Generation
 from workers.runs.run import JobRun
-from workers.runs.tokenization import Tokenization
 
 log = logging.getLogger(__name__)
 RETRY_S = 0.2
 ROOM_S = 1.0  # longest wait for room without looking again
 CLAIMED_AT_ONCE = 8  # so that each idle worker gets some of many jobs that arrive together
-ENCODE_S_MAX = 30.0
-REPLAY_S_MAX = 0.01  # for each event that earlier attempts wrote
 LARGE_TOKENS = 8192  # a prompt that is estimated to have more is large
 STOP_S = 1.0  # for the last step to end when stopping; a hung one is abandoned
 FLUSH_S = 2.0  # for the last events to reach Redis when stopping
-RUNS: dict[Kind, Callable[[Delivery, Engine], JobRun]] = {
-    Kind.CHAT: Generation,
-    Kind.COMPLETION: Generation,
-    Kind.EMBEDDING: Embedding,
-    Kind.TOKENS: Tokenization,
-}
 
 
 @dataclass(slots=True)
 class Served:
-    """One model of this worker. An adapter shares the engine and engine loop of its base."""
+    """One model of this worker. An adapter shares the runner of its base."""
 
     info: ModelInfo
-    engine: Engine
-    engine_loop: EngineLoop
+    begin: Callable[[Delivery], JobRun]
+    runner: Runner
 
 
 class Worker:
@@ -91,8 +79,8 @@ class Worker:
         """Serve until `stop` is called, then drain and release."""
         with suppress(QueueUnavailable):  # each heartbeat announces again
             await self._announce()
-        for engine_loop in self._engine_loops:
-            engine_loop.start()
+        for runner in self._runners:
+            runner.start()
         async with asyncio.TaskGroup() as tasks:
             intakes = [tasks.create_task(self._intake(served, tasks)) for served in self._served.values()]
             outlet = tasks.create_task(self._outlet())
@@ -111,18 +99,22 @@ class Worker:
         self._room.set()
 
     @property
-    def _engine_loops(self) -> set[EngineLoop]:
-        return {served.engine_loop for served in self._served.values()}
+    def _runners(self) -> set[Runner]:
+        return {served.runner for served in self._served.values()}
 
     @property
     def alive(self) -> bool:
-        """True while every engine's thread steps."""
+        """True while every runner advances."""
         timeout = self._settings.step_timeout_s
-        return all(engine_loop.alive(step_timeout_s=timeout) for engine_loop in self._engine_loops)
+        return all(runner.alive(step_timeout_s=timeout) for runner in self._runners)
 
     @property
     def accepting(self) -> bool:
         return not self._quiet.is_set() and self.alive and self._lease_is_fresh()
+
+    def metrics_pages(self) -> list[bytes]:
+        """The engines' own metrics, in Prometheus' text format."""
+        return [runner.metrics_page() for runner in self._runners]
 
     async def _intake(self, served: Served, tasks: asyncio.TaskGroup) -> None:
         while not self._quiet.is_set():
@@ -148,31 +140,24 @@ class Worker:
                 await self._room.wait()
 
     def _serve(self, model: Loaded) -> list[Served]:
-        """Claim jobs for one model; all its names share the engine loop."""
-        engine_loop = EngineLoop(
-            model.infos[0].name,
-            model.engine,
-            model.thread,
-            outbox=self._outbox,
-            metrics=self._metrics,
-            room=self._wake_intakes,
-        )
+        """Claim jobs for one model; all its names share the runner."""
+        runner = model.make_runner(self._outbox, self._metrics, self._wake_intakes)
         for info in model.infos:
             self._metrics.begin(info.name)
-        return [Served(info, model.engine, engine_loop) for info in model.infos]
+        return [Served(info, model.begin, runner) for info in model.infos]
 
     def _wake_intakes(self) -> None:
-        """Wake the intakes; called from an engine's thread."""
+        """Wake the intakes; called from a runner's thread."""
         self._loop.call_soon_threadsafe(self._room.set)
 
     def _room_of(self, served: Served) -> Room:
         """The room for further claims; none while jobs that are here already wait for a place, and no more than there
         are places just now: another worker may have room for the rest."""
-        if served.engine_loop.waiting:
+        if served.runner.waiting:
             return Room(0)
         jobs = [held.delivery.job for held in self._held.values()]
-        mine = [job for job in jobs if self._served[job.model].engine_loop is served.engine_loop]
-        return room_beside(mine, served.engine_loop.places)
+        mine = [job for job in jobs if self._served[job.model].runner is served.runner]
+        return room_beside(mine, served.runner.places)
 
     async def _claim(self, served: Served, room: Room) -> list[Delivery]:
         if not self._lease_is_fresh():
@@ -211,7 +196,7 @@ class Worker:
             return
         try:
             async with self._large if delivery.job.prompt_tokens_estimate > LARGE_TOKENS else nullcontext():
-                run = await asyncio.to_thread(_begin, delivery, served.engine)
+                run = await asyncio.to_thread(served.begin, delivery)
             events = run.opening()
         except InvalidRequest as error:
             refusal = Failed(code=error.code or "invalid_request", message=str(error), param=error.param)
@@ -223,10 +208,10 @@ class Worker:
             return
         if (held := self._holding(delivery)) is None:
             return
-        held.start(run, partial(served.engine_loop.end, run, Expired(deadline=Deadline.RUN)))
+        held.start(run, partial(served.runner.end, run, Expired(deadline=Deadline.RUN)))
         if events:
             self._outbox.put_now(Update(run, events))
-        served.engine_loop.add(run)
+        served.runner.add(run)
 
     async def _refuse(self, delivery: Delivery, outcome: Outcome) -> None:
         await self._settle(Write(delivery=delivery, events=(Finished(seq=len(delivery.log), outcome=outcome),)))
@@ -277,7 +262,7 @@ class Worker:
     async def _give_up(self, delivery: Delivery, length: int) -> None:
         """End a job whose log has a gap that no worker can fill."""
         if (held := self._holding(delivery)) and held.run:
-            self._served[delivery.job.model].engine_loop.drop(held.run)
+            self._served[delivery.job.model].runner.drop(held.run)
         await self._settle(_gap(delivery, length))
 
     async def _settle(self, write: Write) -> None:
@@ -345,7 +330,7 @@ class Worker:
         for held in filter(None, map(self._holding, deliveries)):
             delivery = held.delivery
             if held.run:
-                self._served[delivery.job.model].engine_loop.drop(held.run)
+                self._served[delivery.job.model].runner.drop(held.run)
             self._metrics.lost.labels(delivery.job.model, found).inc()
             held.let_go("cancelled" if found == "cancelled" else "lost")
             self._forget(delivery)
@@ -361,9 +346,7 @@ class Worker:
             await self._until_room(min(0.2, self._settings.drain_s))
 
     async def _release(self, outlet: asyncio.Task[None]) -> None:
-        await asyncio.wait(
-            [asyncio.wrap_future(engine_loop.stop()) for engine_loop in self._engine_loops], timeout=STOP_S
-        )
+        await asyncio.wait([asyncio.wrap_future(runner.stop()) for runner in self._runners], timeout=STOP_S)
         self._outbox.close()
         await asyncio.wait([outlet], timeout=FLUSH_S)
         try:
@@ -389,12 +372,3 @@ def _write(update: Update) -> Write:
 def _gap(delivery: Delivery, length: int) -> Write:
     failed = Failed(code="internal_error", message="A part of the job's log is lost, and no worker has it.")
     return Write(delivery=delivery, events=(Finished(seq=length, outcome=failed),))
-
-
-def _begin(delivery: Delivery, engine: Engine) -> JobRun:
-    """Make the job's run, in a thread. Raises InvalidRequest for a prompt that cannot be encoded in time."""
-    try:
-        with time_limit(ENCODE_S_MAX + REPLAY_S_MAX * len(delivery.log)):
-            return RUNS[delivery.job.kind](delivery, engine)
-    except TimeLimitExceeded as error:
-        raise InvalidRequest(f"The prompt takes more than {ENCODE_S_MAX:g} s to encode. Shorten it.") from error

@@ -2,7 +2,7 @@
 
 import logging
 
-from workers.engines.base import Embedder, EngineBroken
+from workers.protocols import Embedder, EngineBroken
 from workers.runners.failures import engine_failed
 from workers.runners.outbox import Update
 from workers.runners.step_metrics import StepMetrics

@@ -1,37 +1,36 @@
-"""The engine loop runs in the engine's thread: it takes runs in, steps, and delivers events. It waits for the network
-only while the outbox is full.
+"""The engine loop runs in an engine's thread and makes its steps: the scheduler picks a batch, the engine computes it,
+and the runs read the tokens.
 
 A failed step fails only the job that cannot be computed: its sequences are computed again, each alone, and a job fails
 only if its sequence fails alone. A step that runs out of memory is tried again with less in it. An answer that cannot
 be read (its text, its tool calls, its grammar) fails its own job and no other."""
 
 import logging
-import queue
 from collections.abc import Callable
-from concurrent.futures import Future
 
-from shared.domain.events import Event, Outcome
 from shared.observability.metrics import WorkerMetrics
-from workers.engines.base import Engine, EngineBroken, OutOfMemory
 from workers.process.single_thread import SingleThread
-from workers.process.time_limit import time_limit
+from workers.protocols import Engine, EngineBroken, OutOfMemory
 from workers.runners.embedding_steps import EmbeddingSteps
+from workers.runners.engine_thread import EngineThread
 from workers.runners.failures import engine_failed, unreadable
 from workers.runners.outbox import Outbox, Update
 from workers.runners.step_metrics import StepMetrics
 from workers.runners.step_watch import StepWatch
 from workers.runs.embedding import Embedding
 from workers.runs.generation import Generation
-from workers.runs.run import READ_S_MAX, JobRun
+from workers.runs.run import JobRun
 from workers.scheduling.engine_limits import BLOCK_SIZE
 from workers.scheduling.scheduler import Batch, Scheduler
 from workers.scheduling.sequence import Sampled, Sequence
 
 log = logging.getLogger(__name__)
-READ_S_EACH = 0.005  # what a token adds to the time that reading its answer may take
 
 
-class EngineLoop:
+class EngineLoop(EngineThread):
+    """The runner of an `Engine`. Other threads read `waiting` and `places`, which change only in `_count`. It calls
+    `more_places` when there is a place again: an intake that waits for one would not notice any other change."""
+
     def __init__(
         self,
         model: str,
@@ -40,88 +39,40 @@ class EngineLoop:
         *,
         outbox: Outbox,
         metrics: WorkerMetrics,
-        room: Callable[[], None],
+        more_places: Callable[[], None],
     ) -> None:
-        """The engine must have been loaded in `thread`. `room` is called in it when no job waits any more for a place
-        in the batch, or when there are more places.
-
-        `waiting` is the number of jobs without a place in the batch, and `places` the number of places, when that was
-        last decided. Other threads read both. They change only in `_count`, which calls `room` when there is some
-        again: an intake that waits for room would not notice any other change."""
-        self.waiting = 0
-        self.places = engine.limits.sequences_max
-        self._room = room
-        self._engine = engine
-        self._outbox = outbox
-        self._scheduler = Scheduler(engine.limits)
-        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._owners: dict[Sequence, Generation] = {}
+        """The engine must have been loaded in `thread`. `more_places` is called in it when no job waits any more for a
+        place in the batch, or when there are more places."""
         self._metrics = StepMetrics(metrics, model, blocks=engine.limits.blocks)
-        self._watch = StepWatch(self._metrics.durations)
+        super().__init__(
+            thread, outbox=outbox, watch=StepWatch(self._metrics.durations), places=engine.limits.sequences_max
+        )
+        self._more_places = more_places
+        self._engine = engine
+        self._scheduler = Scheduler(engine.limits)
+        self._owners: dict[Sequence, Generation] = {}
         self._embedding = EmbeddingSteps(
             engine.embedder, tokens_max=engine.limits.batch_tokens_max, watch=self._watch, metrics=self._metrics
         )
-        self._stopping = False
-        self._thread = thread
-        self._ended: Future[None] = Future()
 
-    def start(self) -> None:
-        self._ended = self._thread.repeat(self._iterate)
+    @property
+    def _busy(self) -> bool:
+        return self._scheduler.busy or bool(self._embedding)
 
-    def add(self, run: JobRun) -> None:
-        self._inbox.put(lambda: self._add(run))
-
-    def drop(self, run: JobRun) -> None:
-        """Drop it before the next step; a run that has ended is no error."""
-        self._inbox.put(lambda: self._drop(run))
-
-    def end(self, run: JobRun, outcome: Outcome) -> None:
-        """End it with this outcome, unless it has ended by itself."""
-        self._inbox.put(lambda: self._end(run, outcome))
-
-    def stop(self) -> Future[None]:
-        """Stop stepping. The future is done when the current step has ended, which a hung one never does."""
-        self._inbox.put(self._stop)
-        return self._ended
-
-    def alive(self, *, step_timeout_s: float) -> bool:
-        """True while it steps, no step or reading takes longer than that, and steps have got somewhere within it."""
-        return not self._ended.done() and self._watch.alive(step_timeout_s=step_timeout_s)
-
-    def _iterate(self) -> bool:
-        """Run commands, step, deliver; False once it must stop."""
-        try:
-            self._run_commands()
-            if not self._stopping and self._scheduler.busy:
-                self._deliver(self._step())
-            if not self._stopping and self._embedding and not self._scheduler.suspecting:
-                self._deliver(self._embedding.step())
-        except Exception:
-            log.critical("the engine is lost", exc_info=True)
-            raise
-        return not self._stopping
-
-    def _run_commands(self) -> None:
-        """Run the commands in the inbox; wait for one when there is nothing to compute."""
-        block = self._thread.may_wait and not self._scheduler.busy and not self._embedding
-        self._count()
-        while not self._stopping:
-            try:
-                command = self._inbox.get(block=block)
-            except queue.Empty:
-                break
-            command()
-            block = False
+    def _compute(self) -> None:
+        if self._scheduler.busy:
+            self._deliver(self._step())
+        if self._embedding and not self._scheduler.suspecting:
+            self._deliver(self._embedding.step())
 
     def _count(self) -> None:
-        """Set the gauges and call `room` if there is some; before each step, and before a pause."""
         self._metrics.running.set(len(self._owners))
         self._metrics.blocks.set(self._scheduler.blocks_used)
         self._metrics.waiting.set(self._scheduler.waiting)
         waited, self.waiting = self.waiting, self._scheduler.jobs_waiting
         places, self.places = self.places, self._scheduler.places
         if (waited or self.places > places) and not self.waiting:
-            self._room()
+            self._more_places()
 
     def _step(self) -> list[Update]:
         batch = self._scheduler.next_batch()
@@ -144,10 +95,6 @@ class EngineLoop:
             computed = bool(batch.rows)
         self._watch.record(progress=computed or bool(updates))
         return updates
-
-    def _deliver(self, updates: list[Update]) -> None:
-        if updates:
-            self._outbox.put(updates)
 
     def _recover(self, batch: Batch, error: Exception) -> list[Update]:
         """Plan the batch again, with less in it or each sequence alone; return the events of a job that fails. A job
@@ -188,26 +135,6 @@ class EngineLoop:
             updates.append(Update(run, events))
         return updates
 
-    def _read(self, run: Generation, sequence: Sequence, new: Sampled) -> list[Event]:
-        """The events that the token adds to the answer. Reading may take as long as the run has time left, so that it
-        fails long before the worker seems to hang; its neighbours wait meanwhile, so the whole answer shares that time.
-        """
-        self._watch.begin()
-        try:
-            with time_limit(run.reading_left_s):
-                return run.advance(sequence, new)
-        finally:
-            run.reading_left_s = min(run.reading_left_s + READ_S_EACH - self._watch.end(), READ_S_MAX)
-
-    def _finish(self, run: JobRun, outcome: Outcome) -> Update:
-        events: list[Event] = [run.finish(outcome)]
-        self._drop(run)
-        return Update(run, events)
-
-    def _end(self, run: JobRun, outcome: Outcome) -> None:
-        if not run.ended:
-            self._outbox.put([self._finish(run, outcome)])
-
     def _add(self, run: JobRun) -> None:
         """A run that is done already adds nothing to compute."""
         match run:
@@ -236,6 +163,3 @@ class EngineLoop:
         del self._owners[sequence]
         self._scheduler.drop(sequence)
         self._engine.free(sequence)
-
-    def _stop(self) -> None:
-        self._stopping = True

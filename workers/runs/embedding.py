@@ -6,7 +6,7 @@ from collections.abc import Sequence as Seq
 from shared.domain.errors import ContextLengthExceeded, InvalidRequest
 from shared.domain.events import Completed, Embedded, Event, Usage
 from shared.queue.protocols import Delivery
-from workers.engines.base import Embedder, Engine
+from workers.protocols import Embedder, Model
 from workers.runs.run import JobRun, require_known
 
 
@@ -14,16 +14,16 @@ class Embedding(JobRun):
     """One vector for each input; those in the log are not computed again. For a cross-encoder, input 0 is the query: it
     gets no vector and is paired with every other input."""
 
-    def __init__(self, delivery: Delivery, engine: Engine) -> None:
+    def __init__(self, delivery: Delivery, model: Model) -> None:
         """Raises InvalidRequest if the model makes no such vectors, or an input does not fit it."""
-        embedder, request = engine.embedder, delivery.job.request
-        if embedder is None or delivery.job.model in engine.adapters:
+        embedder, request = model.embedder, delivery.job.request
+        if embedder is None or delivery.job.model in model.adapters:
             raise InvalidRequest(f"The model '{delivery.job.model}' makes no embeddings.", param="model")
         if embedder.pair and not request.get("rank"):
             raise InvalidRequest(f"The model '{delivery.job.model}' only ranks, at /v1/rerank.", param="model")
         _require_dimensions(request["dimensions"], embedder.size)
         param = "documents" if request.get("rank") else "input"
-        self.passages = _encoded(request["inputs"], request["truncate"], engine, embedder, param)
+        self.passages = _encoded(request["inputs"], request["truncate"], model, embedder, param)
         self._dimensions: int | None = request["dimensions"]
         logged = {event.index for event in delivery.log if isinstance(event, Embedded)}
         self.left = deque(index for index, passage in enumerate(self.passages) if passage and index not in logged)
@@ -100,7 +100,7 @@ def _require_dimensions(dimensions: int | None, size: int) -> None:
 
 
 def _encoded(
-    inputs: list[str | list[int]], truncate: int | None, engine: Engine, embedder: Embedder, param: str
+    inputs: list[str | list[int]], truncate: int | None, model: Model, embedder: Embedder, param: str
 ) -> list[list[int]]:
     """Token ids of each input. `truncate`: how many tokens to keep, -1 for as many as fit; None for no truncation."""
     longest = embedder.tokens_max
@@ -112,9 +112,9 @@ def _encoded(
         if embedder.pair:
             ids = embedder.pair(str(inputs[0]), str(item), keep)
         elif isinstance(item, str):
-            ids = engine.tokenizer.encode_text(item, keep)
+            ids = model.tokenizer.encode_text(item, keep)
         else:
-            ids = require_known(item[:keep], engine.limits.vocabulary, param=param)
+            ids = require_known(item[:keep], model.limits.vocabulary, param=param)
         if not ids:
             raise InvalidRequest(f"'{param}' must not hold a text without tokens.", param=param)
         if len(ids) > longest:

@@ -7,8 +7,8 @@ from shared.domain.errors import ContextLengthExceeded, InvalidRequest
 from shared.domain.events import Completed, Delta, Echoed, Event, FinishReason, Likelihood, Logprobs, Usage
 from shared.domain.job import Job, Kind, Sampling
 from shared.queue.protocols import Delivery
-from workers.engines.base import Defaults, Engine
 from workers.parsers.output_parser import ParsedDelta
+from workers.protocols import Defaults, Model
 from workers.runs.detokenizer import IncrementalDetokenizer
 from workers.runs.run import JobRun, require_known
 from workers.scheduling.sequence import NOTHING, Sampled, SamplingParams, Sequence
@@ -39,27 +39,27 @@ class Generation(JobRun):
     """Output that earlier attempts logged counts as output, never as prompt, so that stops, budgets and usage continue
     where they were. Choices are numbered over all prompts: `n` for the first, then `n` for the next."""
 
-    def __init__(self, delivery: Delivery, engine: Engine) -> None:
+    def __init__(self, delivery: Delivery, model: Model) -> None:
         """Raises InvalidRequest when a prompt cannot be encoded or does not fit the model."""
         job = delivery.job
-        if not engine.writes:
+        if not model.writes:
             message = f"The model '{job.model}' writes no text: ask /v1/embeddings or /v1/rerank."
             raise InvalidRequest(message, param="model")
-        self._prompts = _prompts(job, engine)
-        require_known([id_ for id_, _ in job.sampling.logit_bias], engine.limits.vocabulary, param="logit_bias")
-        require_known(job.sampling.stop_token_ids, engine.limits.vocabulary, param="stop_token_ids")
+        self._prompts = _prompts(job, model)
+        require_known([id_ for id_, _ in job.sampling.logit_bias], model.limits.vocabulary, param="logit_bias")
+        require_known(job.sampling.stop_token_ids, model.limits.vocabulary, param="stop_token_ids")
         super().__init__(delivery, prompt_tokens=sum(len(prompt.ids) for prompt in self._prompts))
         self._n = job.sampling.n
         self._eos_ids = frozenset(job.sampling.stop_token_ids)
         if not job.sampling.ignore_eos:
-            self._eos_ids |= engine.tokenizer.eos_ids
-        self._token_bytes = engine.tokenizer.token_bytes
+            self._eos_ids |= model.tokenizer.eos_ids
+        self._token_bytes = model.tokenizer.token_bytes
         self._echoed = {event.prompt for event in delivery.log if isinstance(event, Echoed)}
         choices = range(len(self._prompts) * self._n)
         self._detokenizers = [self._detokenizer(choice) for choice in choices]
         self._parsers = [self._prompt(choice).chat.make_parser(f"{job.id} {choice}") for choice in choices]
         self._reasoned = 0  # tokens
-        self.sequences = [self._sequence(engine, choice) for choice in choices]
+        self.sequences = [self._sequence(model, choice) for choice in choices]
         self._open = set(choices)
         self._replay_log()
 
@@ -70,9 +70,9 @@ class Generation(JobRun):
             prompt.chat.decode, eos_ids=self._eos_ids, stop=stop, tokens_max=prompt.tokens_max
         )
 
-    def _sequence(self, engine: Engine, choice: int) -> Sequence:
+    def _sequence(self, model: Model, choice: int) -> Sequence:
         job, choice_of_prompt = self.delivery.job, choice % self._n
-        sampling = _sampling_params(job.sampling, engine.defaults, self._eos_ids)
+        sampling = _sampling_params(job.sampling, model.defaults, self._eos_ids)
         if choice_of_prompt == 0 and choice // self._n not in self._echoed:
             sampling = replace(sampling, prompt_logprobs=job.request.get("prompt_logprobs"))
         return Sequence(
@@ -82,7 +82,7 @@ class Generation(JobRun):
             prompt=self._prompt(choice).ids,
             sampling=sampling,
             salt=job.cache_salt.encode(),
-            adapter=job.model if job.model in engine.adapters else "",
+            adapter=job.model if job.model in model.adapters else "",
             constraint=self._prompt(choice).chat.constraint(),
         )
 
@@ -193,26 +193,26 @@ class Generation(JobRun):
                     self._open.discard(event.choice)
 
 
-def _prompts(job: Job, engine: Engine) -> list[Prompt]:
+def _prompts(job: Job, model: Model) -> list[Prompt]:
     """The prompts of a job: a chat has one; a completion may have several, each a text or token ids."""
-    context, max_tokens, grammar = engine.limits.context_length, job.sampling.max_tokens, job.sampling.grammar
+    context, max_tokens, grammar = model.limits.context_length, job.sampling.max_tokens, job.sampling.grammar
     if job.kind is Kind.CHAT:
-        chat = engine.tokenizer.chat(job.request, grammar, tokens_max=context)
+        chat = model.tokenizer.chat(job.request, grammar, tokens_max=context)
         return [Prompt(chat.ids, budget(len(chat.ids), max_tokens, context, param="messages"), chat)]
     prompts = []
     for item in job.request["prompts"]:
         if isinstance(item, str):
-            require_room(len(item), engine.tokenizer, context, param="prompt")
+            require_room(len(item), model.tokenizer, context, param="prompt")
         ids = (
-            engine.tokenizer.encode_text(item)
+            model.tokenizer.encode_text(item)
             if isinstance(item, str)
-            else require_known(item, engine.limits.vocabulary, param="prompt")
+            else require_known(item, model.limits.vocabulary, param="prompt")
         )
         if not ids:
             raise InvalidRequest("'prompt' must not be empty: it has no tokens.", param="prompt")
-        echo = (item if isinstance(item, str) else engine.tokenizer.decode(ids)) if job.request["echo"] else None
+        echo = (item if isinstance(item, str) else model.tokenizer.decode(ids)) if job.request["echo"] else None
         tokens_max = budget(len(ids), max_tokens, context, param="prompt")
-        prompts.append(Prompt(ids, tokens_max, plain_chat(ids, engine.tokenizer, grammar), echo))
+        prompts.append(Prompt(ids, tokens_max, plain_chat(ids, model.tokenizer, grammar), echo))
     return prompts
 
 

@@ -1,18 +1,18 @@
-"""A run that turns a text into tokens, or tokens into text. It gives the engine nothing to compute."""
+"""A run that turns a text into tokens, or tokens into text. It gives the model nothing to compute."""
 
 from shared.domain.errors import InvalidRequest
 from shared.domain.events import Completed, Event, Tokenized, Usage
 from shared.queue.protocols import Delivery
-from workers.engines.base import Engine
+from workers.protocols import Model
 from workers.runs.run import JobRun, require_known
 
 
 class Tokenization(JobRun):
     """A run that is done when it is made."""
 
-    def __init__(self, delivery: Delivery, engine: Engine) -> None:
+    def __init__(self, delivery: Delivery, model: Model) -> None:
         """Raises InvalidRequest for a request that the model's template or vocabulary refuses."""
-        self._answer = _answer(delivery, engine)
+        self._answer = _answer(delivery, model)
         super().__init__(delivery, prompt_tokens=0)
 
     @property
@@ -30,13 +30,13 @@ class Tokenization(JobRun):
         return [*told, *super().closing()]
 
 
-def _answer(delivery: Delivery, engine: Engine) -> tuple[tuple[int, ...], tuple[str, ...]]:
+def _answer(delivery: Delivery, model: Model) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """The ids, and the text of each if the request asks for it; for given ids, no ids and their text."""
-    request, tokenizer = delivery.job.request, engine.tokenizer
+    request, tokenizer = delivery.job.request, model.tokenizer
     if (given := request.get("tokens")) is not None:
-        return (), (tokenizer.decode(require_known(given, engine.limits.vocabulary, param="tokens")),)
+        return (), (tokenizer.decode(require_known(given, model.limits.vocabulary, param="tokens")),)
     if request.get("messages"):
-        if not engine.writes:
+        if not model.writes:
             raise InvalidRequest("'messages' must not be sent to an embedding model: send 'prompt'.", param="messages")
         ids = tokenizer.chat(request).ids
     else:

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from shared.domain.errors import ContextLengthExceeded
-from workers.model_loading import BUILTIN
+from workers.loading.model_spec import BUILTIN
 from workers.runs.detokenizer import IncrementalDetokenizer
 from workers.text.chat_tokenizer import ChatTokenizer
 

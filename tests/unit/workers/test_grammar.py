@@ -13,9 +13,10 @@ from shared.domain.job import Grammar, GrammarKind
 from shared.queue.protocols import Delivery
 from shared.settings import load_settings
 from tests.factories import make_job
-from workers.engines.base import Engine
+from workers.engines.native.loader import load_engine
 from workers.engines.offline import compute_all
-from workers.model_loading import load_engine, parse_specs
+from workers.loading.model_spec import parse_specs
+from workers.protocols import Engine
 from workers.runs.generation import Generation
 from workers.scheduling.sequence import Sampled, Sequence
 from workers.text.grammar import COMPILED_MAX, GRAMMAR_BYTES_MAX, Grammars

@@ -10,9 +10,9 @@ import pytest
 from shared.observability.metrics import WorkerMetrics
 from shared.queue.protocols import Delivery
 from tests.factories import make_job
-from workers.engines.base import OutOfMemory
 from workers.engines.scripted import ScriptedEngine
 from workers.process.single_thread import SingleThread
+from workers.protocols import OutOfMemory
 from workers.runners.engine_loop import EngineLoop
 from workers.runners.outbox import Outbox
 from workers.runs.generation import Generation
@@ -60,7 +60,7 @@ class Stack:
             thread,
             outbox=Outbox(asyncio.get_running_loop(), steps_max=10**6),
             metrics=WorkerMetrics(),
-            room=self._wake,
+            more_places=self._wake,
         )
         self.jobs: list[Generation] = []
         self.waits: list[int] = []  # the longest wait of each job

@@ -15,10 +15,11 @@ from shared.queue.protocols import Delivery
 from shared.settings import load_settings
 from tests.factories import make_job
 from tests.models import CALLING_TEMPLATE, calling_model
-from workers.engines.base import Engine
+from workers.engines.native.loader import load_engine
 from workers.engines.offline import compute_all
-from workers.model_loading import BUILTIN, load_engine, parse_specs
+from workers.loading.model_spec import BUILTIN, parse_specs
 from workers.parsers.tool_formats import HERMES, LLAMA, MISTRAL, TOOL_FORMATS, ToolFormat
+from workers.protocols import Engine
 from workers.runs.generation import Generation
 from workers.scheduling.sequence import Sampled, Sequence
 from workers.text.chat_template import ChatTemplate

@@ -23,9 +23,9 @@ from tests.running_workers import (
     text_of,
     working,
 )
-from workers.engines.base import OutOfMemory
 from workers.engines.scripted import ScriptedEngine
 from workers.loop.worker import ROOM_S
+from workers.protocols import OutOfMemory
 from workers.scheduling.scheduler import Batch
 from workers.scheduling.sequence import Sampled
 

@@ -14,9 +14,10 @@ from shared.domain.lifecycle import State
 from shared.queue.memory_queue import MemoryQueue
 from tests.factories import make_job
 from tests.running_workers import eventually, heard, log_of, make_worker, outcome_of, submit, text_of, working
-from workers.engines.base import EngineBroken
 from workers.engines.scripted import ScriptedEngine, ScriptedTokenizer
 from workers.parsers.output_parser import ParsedDelta, PlainParser
+from workers.protocols import EngineBroken
+from workers.runners.engine_loop import EngineLoop
 from workers.scheduling.scheduler import Batch, Scheduler
 from workers.scheduling.sequence import Sampled
 from workers.text.tokenizer import Chat
@@ -190,8 +191,9 @@ async def test_a_job_that_fails_while_its_deadline_passes_ends_once(queue: Memor
     job = await submit(queue, make_job(prompt="fault:raise@2", run_deadline_ms=300, max_tokens=50))
     async with working(make_worker(queue, step_ms=30)) as worker:
         await eventually(lambda: job.id in worker._held and worker._held[job.id]._deadline)
-        timer, (engine_loop,) = worker._held[job.id]._deadline, worker._engine_loops
+        timer, (engine_loop,) = worker._held[job.id]._deadline, worker._runners
         assert timer
+        assert isinstance(engine_loop, EngineLoop)
         await eventually(lambda: timer.when() < asyncio.get_running_loop().time())
         passed = threading.Event()
         engine_loop._inbox.put(passed.set)
@@ -230,7 +232,7 @@ async def test_a_prompt_that_takes_too_long_to_encode_is_refused(
         while True:
             pass
 
-    monkeypatch.setattr("workers.loop.worker.ENCODE_S_MAX", 0.2)
+    monkeypatch.setattr("workers.runs.begin.ENCODE_S_MAX", 0.2)
     monkeypatch.setattr(ScriptedTokenizer, "encode_text", forever)
     job = await submit(queue, make_job())
 

@@ -18,7 +18,6 @@ import torch
 
 from shared.domain.errors import SettingsError
 from shared.settings import Settings
-from workers.engines.base import Defaults
 from workers.engines.native.agreement import TextEngine, disagreement, keeps_bits, own_logits
 from workers.engines.native.causal.batched import BatchedEngine
 from workers.engines.native.causal.stepwise import StepwiseEngine
@@ -31,6 +30,7 @@ from workers.engines.native.weights.onednn_linear import can_pack, pack, unpack
 from workers.engines.native.weights.parallel import least, require_one, tell
 from workers.process.host_memory import memory_available
 from workers.process.ranks import rank, world
+from workers.protocols import Defaults
 from workers.scheduling.engine_limits import BLOCK_SIZE, EngineLimits
 from workers.text.tokenizer import Tokenizer
 

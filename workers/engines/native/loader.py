@@ -24,16 +24,21 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from shared.domain.errors import SettingsError
 from shared.settings import Settings
-from workers.engines.base import Defaults, Engine
 from workers.engines.native.agreement import TextEngine
 from workers.engines.native.causal.batched import BatchedEngine
 from workers.engines.native.embedding.encoder import encoder_engine, ranking_engine
 from workers.engines.native.embedding.pooling import is_embedding_folder, load_pooling
 from workers.engines.native.engine_selection import engine_for
 from workers.engines.native.hub_files import located
-from workers.engines.native.weights.parallel import require_one
+from workers.engines.native.weights.parallel import require_one, tell
 from workers.engines.native.weights.placement import placement
+from workers.loading.loaded import Loaded, infos_of, stepped
+from workers.loading.model_spec import ModelSpec
+from workers.loading.options import EngineOptions, validated
 from workers.process.host_memory import keep_freed_memory
+from workers.process.ranks import world
+from workers.process.single_thread import SingleThread
+from workers.protocols import Defaults, Engine
 from workers.scheduling.engine_limits import BLOCK_SIZE, EngineLimits
 from workers.text.chat_tokenizer import ChatTokenizer
 
@@ -47,6 +52,23 @@ class Use(enum.Enum):
     RANKS = AutoModelForSequenceClassification
     EMBEDS = AutoModel
     WRITES = AutoModelForCausalLM
+
+
+def load(spec: ModelSpec, settings: Settings, thread: SingleThread) -> Loaded:
+    """Load a model that `thread` computes from now on. Raises SettingsError if it cannot be loaded."""
+    engine = load_engine(spec, settings)
+    return stepped(infos_of(spec, engine), engine, thread, close=_dismiss_ranks)
+
+
+def load_engine(spec: ModelSpec, settings: Settings) -> Engine:
+    """Load the engine in this thread, which alone may compute it. Raises SettingsError for any option, too."""
+    validated(spec.engine, spec.options, EngineOptions)
+    return load_torch_engine(spec.source, settings, adapters=spec.adapters)
+
+
+def _dismiss_ranks() -> None:
+    if world() > 1:
+        tell(None)
 
 
 def load_torch_engine(source: str, settings: Settings, *, adapters: Seq[tuple[str, str]] = ()) -> Engine:

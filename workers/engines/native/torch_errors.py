@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from shared.domain.errors import EngineError
-from workers.engines.base import EngineBroken, OutOfMemory
+from workers.protocols import EngineBroken, OutOfMemory
 
 CPU_OUT_OF_MEMORY = "can't allocate memory"  # torch raises a plain RuntimeError for it
 

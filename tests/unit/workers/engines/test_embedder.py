@@ -19,11 +19,11 @@ from shared.queue.protocols import Delivery
 from shared.settings import load_settings
 from tests.factories import make_job
 from tests.models import pair_tokenizer, random_model, ranking_model
-from workers.engines.base import Engine
 from workers.engines.native.embedding.cross_encoder import CrossEncoder
 from workers.engines.native.embedding.embedder import ModelEmbedder, PackedEmbedder
 from workers.engines.native.loader import load_torch_engine
-from workers.model_loading import BUILTIN
+from workers.loading.model_spec import BUILTIN
+from workers.protocols import Engine
 from workers.runs.embedding import Embedding
 from workers.runs.generation import Generation
 from workers.text.chat_tokenizer import ChatTokenizer

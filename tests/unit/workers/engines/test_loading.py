@@ -8,12 +8,13 @@ import torch
 
 from shared.domain.errors import InvalidRequest, SettingsError
 from shared.settings import load_settings
-from workers.engines.base import EngineBroken, OutOfMemory
 from workers.engines.native.engine_selection import fitted
+from workers.engines.native.loader import load_engine
 from workers.engines.native.torch_errors import translated
 from workers.engines.native.weights.onednn_linear import pack, unpack
-from workers.model_loading import BUILTIN, load_engine, parse_specs
+from workers.loading.model_spec import BUILTIN, parse_specs
 from workers.process.host_memory import memory_available, wait_until_fetched, zeros
+from workers.protocols import EngineBroken, OutOfMemory
 from workers.scheduling.engine_limits import BLOCK_SIZE, EngineLimits
 
 

@@ -15,7 +15,7 @@ from shared.settings import load_settings
 from tests.models import expected, generate, prompts, random_model, sequence
 from workers.engines.native.loader import load_torch_engine
 from workers.engines.native.weights.lora import AdaptedLinear, Adapters
-from workers.model_loading import parse_specs
+from workers.loading.model_spec import parse_specs
 
 # Warnings of peft itself.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")

@@ -9,9 +9,9 @@ import torch
 
 from shared.settings import load_settings
 from tests.models import GREEDY, TOKENS, expected, generate, prompts, random_model, sequence
-from workers.engines.base import Defaults, Engine
 from workers.engines.native.engine_selection import engine_for
 from workers.engines.native.loader import load_torch_engine
+from workers.protocols import Defaults, Engine
 from workers.scheduling.scheduler import Scheduler
 from workers.scheduling.sequence import Sampled, SamplingParams, Sequence
 

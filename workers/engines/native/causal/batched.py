@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from workers.engines.base import Defaults, Embedder
 from workers.engines.native.causal.sampler import choose, score
 from workers.engines.native.kernels.kv_cache import KVCache
 from workers.engines.native.kernels.step_layout import Chunk, Kernel, Numbers, Plan, Step, bucket_size
 from workers.engines.native.torch_errors import translated
 from workers.engines.native.weights.lora import Adapters
+from workers.protocols import Defaults, Embedder
 from workers.scheduling.engine_limits import BLOCK_SIZE, EngineLimits
 from workers.scheduling.scheduler import Batch, Row
 from workers.scheduling.sequence import Sampled, Sequence

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from workers.engines.base import Defaults, Embedder
 from workers.engines.native.causal.sampler import choose, score
 from workers.engines.native.torch_errors import translated
 from workers.engines.native.weights.lora import Adapters
+from workers.protocols import Defaults, Embedder
 from workers.scheduling.engine_limits import EngineLimits
 from workers.scheduling.scheduler import Batch
 from workers.scheduling.sequence import Sampled, Sequence

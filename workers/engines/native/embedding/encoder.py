@@ -4,12 +4,12 @@ from typing import Any
 
 from shared.domain.errors import EngineError
 from shared.settings import Settings
-from workers.engines.base import Defaults, Embedder
 from workers.engines.native.embedding.cross_encoder import CrossEncoder
 from workers.engines.native.embedding.embedder import EmbedderTrials
 from workers.engines.native.embedding.pooling import Pooling
 from workers.engines.native.kernels import attention
 from workers.engines.native.weights.onednn_linear import can_pack, pack, unpack
+from workers.protocols import Defaults, Embedder
 from workers.scheduling.engine_limits import EngineLimits
 from workers.scheduling.scheduler import Batch
 from workers.scheduling.sequence import Sampled, Sequence

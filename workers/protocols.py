@@ -1,4 +1,5 @@
-"""The protocol of engines. An engine computes steps; it knows nothing of jobs, text, Redis or HTTP."""
+"""The protocols of models and engines. A model is all that a run must know of what computes it. An engine is a model
+that computes steps; it knows nothing of jobs, text, Redis or HTTP."""
 
 from collections.abc import Callable, Container
 from collections.abc import Sequence as Seq
@@ -46,9 +47,10 @@ class Embedder(Protocol):
         called from the engine's thread. Raises as `Engine.step` does."""
 
 
-class Engine(Protocol):
-    """`kind` is its name in `/v1/models`: batched, stepwise, embedding or scripted. Nothing is decided by it: `writes`
-    is true if it generates text, `embedder` says whether it makes vectors, and `Tokenizer.abilities` names the rest."""
+class Model(Protocol):
+    """A model that speaks tokens, whoever computes it. `kind` is its engine's name in `/v1/models`: batched, stepwise,
+    embedding or scripted. Nothing is decided by it: `writes` is true if the model generates text, `embedder` says
+    whether it makes vectors, and `Tokenizer.abilities` names the rest."""
 
     kind: str
     writes: bool
@@ -65,6 +67,10 @@ class Engine(Protocol):
     @property
     def embedder(self) -> Embedder | None:
         """The embedder; None for a model that makes no vectors."""
+
+
+class Engine(Model, Protocol):
+    """A model that is computed in steps which our scheduler makes."""
 
     def step(self, batch: Batch) -> list[Sampled]:
         """Compute the batch; return one token for each sampling row, in order. Blocks; called from one thread.

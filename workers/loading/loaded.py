@@ -1,0 +1,95 @@
+"""A loaded model: what a worker needs of it, whoever computes it."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+from shared.domain.job import ModelInfo
+from shared.observability.metrics import WorkerMetrics
+from shared.queue.protocols import Delivery
+from shared.settings import Settings
+from workers.loading.loaders import imported, loader_of
+from workers.loading.model_spec import ModelSpec
+from workers.process.single_thread import SingleThread
+from workers.protocols import Engine, Model
+from workers.runners.base import MakeRunner, Runner
+from workers.runners.engine_loop import EngineLoop
+from workers.runners.outbox import Outbox
+from workers.runs.begin import begin
+from workers.runs.run import JobRun
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model that is ready. `infos` describes it under each of its names, alone and with each of its adapters. `begin`
+    makes the run of a delivery; it blocks, is called in a thread, and raises InvalidRequest. `make_runner` is called
+    once. `close` frees what is left when the runner has stopped; it may block."""
+
+    infos: list[ModelInfo]
+    begin: Callable[[Delivery], JobRun]
+    make_runner: MakeRunner
+    close: Callable[[], None] = _nothing
+
+
+async def load(spec: ModelSpec, settings: Settings) -> Loaded:
+    """Load a model in a thread of its own. Raises SettingsError, in one sentence, for one that cannot be loaded."""
+    thread = SingleThread(f"engine {spec.name}")
+
+    def call() -> Loaded:
+        loaded: Loaded = imported(loader_of(spec.engine))(spec, settings, thread)
+        return loaded
+
+    return await asyncio.wrap_future(thread.submit(call))
+
+
+def stepped(
+    infos: list[ModelInfo], engine: Engine, thread: SingleThread, *, close: Callable[[], None] = _nothing
+) -> Loaded:
+    """An engine that was loaded in `thread`, computed there in steps of ours."""
+
+    def make_runner(outbox: Outbox, metrics: WorkerMetrics, more_places: Callable[[], None]) -> Runner:
+        return EngineLoop(infos[0].name, engine, thread, outbox=outbox, metrics=metrics, more_places=more_places)
+
+    return Loaded(infos, partial(begin, engine), make_runner, close)
+
+
+def infos_of(spec: ModelSpec, model: Model) -> list[ModelInfo]:
+    """A model that speaks tokens, as the registry lists it: first itself, then its other names, then its adapters."""
+    info = ModelInfo(
+        name=spec.name,
+        engine=model.kind,
+        context_length=model.limits.context_length,
+        created_s=int(time.time()),
+        capabilities=_capabilities(model),
+        slots=model.limits.sequences_max,
+        prompt_chars_max=_prompt_chars_max(model),
+    )
+    aliases = [replace(info, name=name) for name in spec.aliases]
+    adapted = [replace(info, name=name, parent=spec.name) for name, _ in spec.adapters]
+    return [info, *aliases, *adapted]
+
+
+def _prompt_chars_max(model: Model) -> int:
+    """The most characters of a prompt; 0, unknown, for a model that only makes vectors: it may cut its texts, or take a
+    long word for one token."""
+    return model.limits.context_length * model.tokenizer.token_chars_max if model.writes else 0
+
+
+def _capabilities(model: Model) -> tuple[str, ...]:
+    written = model.tokenizer.abilities if model.writes else frozenset()
+    able = {
+        "chat": model.writes,
+        "completions": model.writes,
+        "tools": "tools" in written,
+        "reasoning": "reasoning" in written,
+        "structured_outputs": "structured_outputs" in written,
+        "embeddings": model.embedder is not None and model.embedder.pair is None,
+        "rerank": model.embedder is not None,
+    }
+    return tuple(name for name, can in able.items() if can)

@@ -1,0 +1,116 @@
+"""What a worker is told to serve: `SOURCE`, `NAME=SOURCE` or `NAME,NAME=SOURCE`, where a source is `builtin`,
+`scripted`, a local folder, a hub id, or what else an engine takes."""
+
+import re
+from collections.abc import Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from shared.domain.errors import SettingsError
+from shared.settings import Settings
+from workers.loading.loaders import engine_of, loader_of
+from workers.loading.options import parse_options
+
+BUILTIN = Path(__file__).parent.parent / "models" / "penstock-tiny"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
+HUB_PAGE = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co|modelscope\.cn/models)/([\w.-]+/[\w.-]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """`adapters`: name and source of each. `aliases`: further names of the model. `engine` is in the table of loaders;
+    `options` are for it alone, and it validates them."""
+
+    name: str
+    source: str
+    adapters: tuple[tuple[str, str], ...] = ()
+    aliases: tuple[str, ...] = ()
+    engine: str = "native"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def specs_of(models: Seq[str], adapters: Seq[str], engine_options: Seq[str], settings: Settings) -> list[ModelSpec]:
+    """What a command line and the settings say together. Raises SettingsError, as `parse_specs` does."""
+    options = parse_options(engine_options, settings.engine_options)
+    return parse_specs(models, adapters, engine=settings.engine, options=options)
+
+
+def parse_specs(
+    models: Seq[str], adapters: Seq[str] = (), *, engine: str = "", options: Mapping[str, Any] | None = None
+) -> list[ModelSpec]:
+    """Parse the names of models. `adapters`: `NAME=SOURCE`, or `NAME=SOURCE@MODEL` if there are several models.
+    `engine` and `options` are those of all models; without an engine each source has the one that fits it. Raises
+    SettingsError for a name that no queue can have or that comes twice, for a folder that holds no model, and for an
+    engine that does not exist."""
+    given = [_model(text, engine, options or {}) for text in models]
+    specs = {spec.name: spec for spec in given}
+    for text in adapters:
+        name, source, base = _adapter(text, list(specs))
+        specs[base] = replace(specs[base], adapters=(*specs[base].adapters, (name, source)))
+    names = [name for spec in specs.values() for name in (spec.name, *spec.aliases, *dict(spec.adapters))]
+    if len(specs) < len(models) or len(set(names)) < len(names):
+        raise SettingsError(f"MODEL: two models have the same name: {', '.join(names)}")
+    return list(specs.values())
+
+
+def _adapter(text: str, models: list[str]) -> tuple[str, str, str]:
+    """The adapter's name, its source, and the model it belongs to."""
+    _require_no_url("ADAPTER", text)
+    before, _, base = text.rpartition("@")
+    if base not in models:
+        before, base = text, models[0]
+        if len(models) > 1 or ("@" in text and not Path(text.partition("=")[2]).is_dir()):
+            raise SettingsError(f"ADAPTER: {text} does not end in @ and a model that is served: {', '.join(models)}")
+    name, _, source = before.partition("=")
+    _require_name("ADAPTER", name)
+    return name, _folder("ADAPTER", source), base
+
+
+def _model(text: str, engine: str, options: Mapping[str, Any]) -> ModelSpec:
+    _require_no_url("MODEL", text)
+    name, _, source = text.rpartition("=")
+    engine = engine or engine_of(source)
+    own_name = source
+    if loader_of(engine).files:
+        source = str(BUILTIN) if source in ("builtin", BUILTIN.name) else source
+        source = _model_files(source)
+        own_name = Path(source).resolve().name if Path(source).is_dir() else source
+    names = name.split(",") if name else [own_name]
+    for each in names:
+        _require_name("MODEL", each)
+    return ModelSpec(names[0], source, aliases=tuple(names[1:]), engine=engine, options=options)
+
+
+def _model_files(source: str) -> str:
+    source = _folder("MODEL", source)
+    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+        raise SettingsError(f"MODEL: {source} is a folder without a config.json, not a Hugging Face model")
+    return source
+
+
+def _folder(what: str, source: str) -> str:
+    """The source, if it can be one. Raises SettingsError for a local one that is missing, or no folder."""
+    path = Path(source).expanduser()
+    if source and path.is_dir():
+        return str(path)
+    if source.endswith(".gguf"):
+        raise SettingsError(f"{what}: {source} is GGUF, which is not loaded; name a folder or hub id with safetensors")
+    if source and path.is_file():
+        raise SettingsError(f"{what}: {source} is a file; name the folder with its config.json")
+    if not source or source.startswith((".", "/", "~")):
+        raise SettingsError(f"{what}: there is no folder {source}")
+    return source
+
+
+def _require_no_url(what: str, text: str) -> None:
+    if "://" in text:
+        page = HUB_PAGE.search(text)
+        example = f"here {page[1]}" if page else "like Qwen/Qwen2.5-0.5B-Instruct"
+        raise SettingsError(f"{what}: {text} is a URL; name a local folder or a hub id, {example}")
+
+
+def _require_name(what: str, name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise SettingsError(f"{what}: {name!r} cannot be a model's name (letters, digits, '.', '_', '-', '/')")
