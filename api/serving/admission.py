@@ -188,6 +188,7 @@ class Admission:
         stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
         return Sampling(
             seed=secrets.randbits(63) if body.seed is None else body.seed,
+            seeded=body.seed is not None,
             temperature=body.temperature,
             top_p=body.top_p,
             top_k=None if body.top_k is None else max(body.top_k, 0),

@@ -62,6 +62,7 @@ class ModelRegistry:
             capabilities=tuple(fields.get(b"capabilities", b"").decode().split()),
             slots=int(fields.get(b"slots", 1)),
             prompt_chars_max=int(fields.get(b"prompt_chars_max", 0)),
+            dtype=fields.get(b"dtype", b"").decode(),
             workers=alive,
             waiting=waiting,
             paused=bool(paused),
@@ -76,4 +77,5 @@ def _fields(info: ModelInfo) -> dict[Any, Any]:
         "capabilities": " ".join(info.capabilities),
         "slots": info.slots,
         "prompt_chars_max": info.prompt_chars_max,
+        "dtype": info.dtype,
     }

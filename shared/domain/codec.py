@@ -97,7 +97,7 @@ def encode_event(event: Event) -> bytes:
         case Echoed():
             return orjson.dumps(["p", event.prompt, event.text, [_row_to_wire(each) for each in event.logprobs]])
         case Started():
-            return orjson.dumps(["s", event.prompt_tokens])
+            return orjson.dumps(["s", event.prompt_tokens, *([event.dtype] if event.dtype else [])])
         case Embedded():
             return orjson.dumps(["v", event.index, vector_to_base64(event.vector)])
         case Tokenized():
@@ -133,8 +133,8 @@ def event_from_wire(seq: int, wire: list[Any]) -> Event:
                 )
             case ["p", prompt, text, rows, *_]:
                 return Echoed(seq=seq, prompt=prompt, text=text, logprobs=tuple(map(_row_from_wire, rows)))
-            case ["s", prompt_tokens, *_]:
-                return Started(seq=seq, prompt_tokens=prompt_tokens)
+            case ["s", prompt_tokens, *rest]:
+                return Started(seq=seq, prompt_tokens=prompt_tokens, dtype=(rest[0] if rest else "") or "")
             case ["v", index, vector, *_]:
                 return Embedded(seq=seq, index=index, vector=_vector_from_base64(vector))
             case ["t", ids, texts, *_]:

@@ -48,10 +48,12 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
-    """The worker has tokenised and accepted the job. It is always event 0, written once over all attempts."""
+    """The worker has tokenised and accepted the job. It is always event 0, written once over all attempts. `dtype` is
+    the number format that the first attempt computed in; empty if unknown."""
 
     seq: int
     prompt_tokens: int
+    dtype: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,9 +53,11 @@ class Sampling:
     chosen tokens, and n for those of the n likeliest tokens as well.
 
     `seed` is always set (drawn at admission when the client sends none), so that a resumed job continues identically.
+    `seeded` is false if it was drawn: an engine that draws faster without a seed may then do so.
     """
 
     seed: int
+    seeded: bool = True
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -137,7 +139,8 @@ class Job:
 class ModelInfo:
     """A model as its worker describes it. `engine` is batched, stepwise, embedding or scripted. `parent` is the model
     that an adapter adapts. `capabilities` lists the requests it serves, `slots` is how many jobs a worker runs at a
-    time, and no prompt of more than `prompt_chars_max` characters can fit, however it is tokenised; 0 if unknown."""
+    time, and no prompt of more than `prompt_chars_max` characters can fit, however it is tokenised; 0 if unknown.
+    `dtype` is the number format of its weights, like float32; empty if unknown."""
 
     name: str
     engine: str
@@ -147,6 +150,7 @@ class ModelInfo:
     capabilities: tuple[str, ...] = ()
     slots: int = 1
     prompt_chars_max: int = 0
+    dtype: str = ""
     workers: int = 0
     waiting: int = 0
     paused: bool = False

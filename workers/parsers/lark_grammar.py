@@ -5,7 +5,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from shared.domain.job import Grammar, GrammarKind
+
 WHITESPACE = {"whitespace_pattern": r"[\x20\x0A\x09]{0,40}"}  # enough to indent, but bounded
+STARTS = re.compile(r"(?m)^\s*(%llguidance\b|start\s*:)")  # what vLLM takes for Lark
+ESCAPED_OR_SLASH = re.compile(r"\\.|/", re.DOTALL)
 ANY = "(.|\\n)*"
 TEXT = f"TEXT: /{ANY}/"
 
@@ -45,6 +49,34 @@ class Lark:
         name = f"rule_{len(self._rules)}"
         self._rules.append(f"{name}{'[lazy]' if lazy else ''}: {body}")
         return name
+
+
+def as_lark(grammar: Grammar, *, reasoning: tuple[int, int, bool] | None = None) -> str:
+    """The grammar as Lark. `reasoning`: the tokens around the reasoning that may come before the answer, and whether it
+    has begun already."""
+    answer = _answer(grammar)
+    if reasoning is None:
+        return answer if STARTS.search(answer) else f"%llguidance {{}}\n{answer}"
+    opening, closing, begun = reasoning
+    thoughts = f"<[^{closing}]>* <[{closing}]>"
+    before = thoughts if begun else f"(<[{opening}]> {thoughts})?"
+    return f"start: {before} answer\nanswer: %lark {{\n{answer}\n}}"
+
+
+def _answer(grammar: Grammar) -> str:
+    match grammar.kind:
+        case GrammarKind.JSON_SCHEMA:
+            schema = json.loads(grammar.text)
+            # A schema's own settings come first, as where llguidance reads the schema itself.
+            settings = WHITESPACE | schema.get("x-guidance", {}) if isinstance(schema, dict) else WHITESPACE
+            schema = {**schema, "x-guidance": settings} if isinstance(schema, dict) else schema
+            text = "start: %json " + json.dumps(schema)
+        case GrammarKind.REGEX:
+            escaped = ESCAPED_OR_SLASH.sub(lambda found: "\\/" if found[0] == "/" else found[0], grammar.text)
+            text = "start: /" + escaped.replace("\n", "\\n") + "/"
+        case GrammarKind.LARK:
+            text = grammar.text
+    return text
 
 
 def _regex(schema: Mapping[str, Any]) -> str:

@@ -234,6 +234,7 @@ def _sampling_params(sampling: Sampling, defaults: Defaults, eos_ids: frozenset[
     """The request's sampling parameters, and the model's own for those it leaves open."""
     return SamplingParams(
         seed=sampling.seed,
+        seeded=sampling.seeded,
         temperature=_or(sampling.temperature, defaults.temperature),
         top_p=_or(sampling.top_p, defaults.top_p),
         top_k=_or(sampling.top_k, defaults.top_k),

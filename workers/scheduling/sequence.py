@@ -10,7 +10,8 @@ from workers.scheduling.engine_limits import BLOCK_SIZE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """Sampling parameters with every default filled in. Temperature 0 is greedy; top_k 0 is off.
+    """Sampling parameters with every default filled in. Temperature 0 is greedy; top_k 0 is off. `seeded` is false if
+    nobody asked for this seed.
 
     `banned` token ids cannot be sampled for the first `min_tokens` tokens. `logprobs` asks for the log probability of
     the sampled token and of that many of the likeliest ones; None asks for nothing. `prompt_logprobs` asks for the same
@@ -21,6 +22,7 @@ class SamplingParams:
     temperature: float
     top_p: float
     top_k: int
+    seeded: bool = True
     min_p: float = 0
     repetition_penalty: float = 1
     presence_penalty: float = 0
@@ -54,6 +56,10 @@ class Constraint(Protocol):
     @property
     def ended(self) -> bool:
         """True if nothing but the end may follow."""
+
+    @property
+    def lark(self) -> str:
+        """The whole constraint as a grammar in llguidance's dialect of Lark, for an engine that keeps to it by itself."""
 
     def accept(self, token: int) -> None:
         """Advance by a token that was taken. Raises EngineError for one that is not allowed, InvalidRequest if the

@@ -20,7 +20,7 @@ import torch
 
 from shared.domain.errors import EngineError, InvalidRequest
 from shared.domain.job import Grammar, GrammarKind
-from workers.parsers.lark_grammar import WHITESPACE
+from workers.parsers.lark_grammar import WHITESPACE, as_lark
 
 COMPILED_MAX = 64
 OUTSIDE = "doesn't satisfy the grammar"  # llguidance's error for a token that its mask forbids
@@ -38,11 +38,11 @@ class Reasoning(NamedTuple):
 
 class GrammarState:
     """A `Constraint`. The accepted tokens are its state, so accepting the logged tokens again restores it. Reasoning is
-    free; the answer after it keeps to the grammar. `param` names the request's parameter that holds the grammar."""
+    free; the answer after it keeps to the grammar."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, reasoning: Reasoning | None = None, *, param: str) -> None:
+    def __init__(self, matcher: llguidance.LLMatcher, grammar: Grammar, reasoning: Reasoning | None = None) -> None:
         self.matcher = matcher
-        self._param = param
+        self._grammar = grammar
         self.free = bool(reasoning and reasoning.begun)
         self._reasoning = reasoning
         self._first = True
@@ -51,6 +51,10 @@ class GrammarState:
     def ended(self) -> bool:
         """True if nothing but the end may follow."""
         return not self.free and bool(self.matcher.is_stopped())
+
+    @property
+    def lark(self) -> str:
+        return as_lark(self._grammar, reasoning=self._reasoning)
 
     @property
     def opening(self) -> int | None:
@@ -69,7 +73,7 @@ class GrammarState:
         said = _first_error(self.matcher)
         if OUTSIDE in said:
             return EngineError(f"the answer left its grammar: {said}")
-        return InvalidRequest(f"'{self._param}' cannot be followed: {said}", param=self._param)
+        return InvalidRequest(f"'{self._grammar.param}' cannot be followed: {said}", param=self._grammar.param)
 
 
 class Grammars:
@@ -88,7 +92,7 @@ class Grammars:
         self._compiled.move_to_end(grammar)
         if len(self._compiled) > COMPILED_MAX:
             self._compiled.popitem(last=False)
-        return GrammarState(matcher.deep_copy(), reasoning, param=grammar.param)
+        return GrammarState(matcher.deep_copy(), grammar, reasoning)
 
     def _compile(self, grammar: Grammar) -> llguidance.LLMatcher:
         if len(grammar.text) > GRAMMAR_BYTES_MAX:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,8 @@ JOBS = [
         **PLAIN,
     ),
 ]
+STARTED = Started(seq=0, prompt_tokens=3, dtype="float32")  # since 0.3
+DRAWN = Job(id="d", kind=Kind.CHAT, request={"messages": []}, sampling=Sampling(seed=7, seeded=False), **PLAIN)
 READ_ALOUD = """
 import json, sys
 from shared.codec import decode_event, decode_job, encode_event, encode_job
@@ -107,12 +110,12 @@ json.dump({"jobs": jobs, "events": events}, sys.stdout)
 """
 
 
-@pytest.mark.parametrize("event", EVENTS, ids=repr)
+@pytest.mark.parametrize("event", [*EVENTS, STARTED], ids=repr)
 def test_an_event_survives_the_wire(event: Event) -> None:
     assert decode_event(event.seq, encode_event(event)) == event
 
 
-@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.id)
+@pytest.mark.parametrize("job", [*JOBS, DRAWN], ids=lambda job: job.id)
 def test_a_job_survives_the_wire(job: Job) -> None:
     assert decode_job(encode_job(job)) == job
 
@@ -133,21 +136,30 @@ def test_what_earlier_releases_wrote_is_read(release: Path) -> None:
 
 
 def test_the_release_before_reads_what_this_one_writes(release_before: Path) -> None:
+    jobs, events = _read_aloud(release_before, JOBS, EVENTS)
+
+    assert [decode_job(job.encode()) for job in jobs] == JOBS
+    assert events == [encode_event(event).decode() for event in EVENTS]
+
+
+def test_the_release_before_ignores_what_this_one_adds(release_before: Path) -> None:
+    jobs, events = _read_aloud(release_before, [DRAWN], [STARTED])
+
+    assert decode_job(jobs[0].encode()) == replace(DRAWN, sampling=Sampling(seed=7))
+    assert decode_event(0, events[0].encode()) == Started(seq=0, prompt_tokens=3)
+
+
+def _read_aloud(release: Path, jobs: list[Job], events: list[Event]) -> tuple[list[str], list[str]]:
+    """What the release writes of jobs and events that this one wrote."""
     told = {
-        "jobs": [encode_job(job).decode() for job in JOBS],
-        "events": [encode_event(event).decode() for event in EVENTS],
+        "jobs": [encode_job(job).decode() for job in jobs],
+        "events": [encode_event(event).decode() for event in events],
     }
     read = subprocess.run(
-        [sys.executable, "-c", READ_ALOUD],
-        cwd=release_before,
-        input=json.dumps(told).encode(),
-        capture_output=True,
-        check=True,
+        [sys.executable, "-c", READ_ALOUD], cwd=release, input=json.dumps(told).encode(), capture_output=True, check=True
     )
-
     again = json.loads(read.stdout)
-    assert [decode_job(job.encode()) for job in again["jobs"]] == JOBS
-    assert again["events"] == told["events"]
+    return again["jobs"], again["events"]
 
 
 def test_what_a_later_release_adds_is_ignored() -> None:
