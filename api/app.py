@@ -16,8 +16,8 @@ from api.background.batch_runner import BatchRunner
 from api.background.webhook_notifier import WebhookNotifier
 from api.http import problems
 from api.http.auth import LIMIT_HEADERS, Authentication, Authenticator, keys_required
-from api.http.bodies import BodyReader
 from api.http.docs import described_app
+from api.http.json_route import BodyReader
 from api.http.middleware import BodyLimit, RequestFrame
 from api.http.origins import OriginGuard, origins_of, readers
 from api.routes import (
@@ -44,8 +44,9 @@ from api.serving.relay import Relay
 from api.serving.services import Services
 from api.stores.batches import BatchStore
 from api.stores.files import FileStore
-from api.stores.responses import ResponseStore
-from api.stores.stored_chats import ChatStore
+from api.stores.json_store import RecordStore
+from api.stores.responses import RESPONSES
+from api.stores.stored_chats import STORED_CHATS
 from api.stores.webhooks import Webhooks
 from shared.catalog.api_keys import ApiKeyStore
 from shared.observability.metrics import ApiMetrics, watch_loop
@@ -87,7 +88,7 @@ def make_app(settings: Settings) -> FastAPI:
         relaying = asyncio.create_task(services.relay.run())
         runner = BatchRunner(services, folder=Path(settings.files), at_once=settings.batch_requests)
         notifier = WebhookNotifier(
-            [shard.client for shard in services.shard_map.shards], webhooks=services.webhooks, channel=services.channel
+            [shard.client for shard in services.shard_map.shards], webhooks=services.webhooks, channel=services.queue
         )
         forever = (services.redis_monitor.run(), runner.run(), notifier.run(), watch_loop(counts.loop_lag))
         background = [asyncio.create_task(work) for work in forever]
@@ -159,13 +160,13 @@ def _make_shard_map(settings: Settings) -> ShardMap:
 def _make_services(settings: Settings, metrics: ApiMetrics) -> Services:
     shard_map = _make_shard_map(settings)
     client, clients = shard_map.home.client, [each.client for each in shard_map.shards]
-    fleet, model_registry = ShardedQueue(shard_map), ShardedModelRegistry(shard_map)
+    queue, model_registry = ShardedQueue(shard_map), ShardedModelRegistry(shard_map)
     api_keys = ApiKeyStore(client, counting=clients)
     stored = {"ttl_s": settings.response_ttl_s, "tenant_bytes_max": settings.stored_bytes_max}
     relay = Relay(
         f"api-{uuid.uuid4().hex[:12]}",
-        queue=fleet,
-        channel=fleet,
+        queue=queue,
+        channel=queue,
         silence_ms=settings.silence_ms,
         buffer_max=settings.stream_buffer_max,
         metrics=metrics,
@@ -174,20 +175,19 @@ def _make_services(settings: Settings, metrics: ApiMetrics) -> Services:
         settings=settings,
         redis=client,
         shard_map=shard_map,
-        queue=fleet,
+        queue=queue,
         relay=relay,
         redis_monitor=RedisMonitor(clients, settings, metrics),
         job_records=ShardedJobRecords(shard_map),
         admission=Admission(model_registry, settings),
-        channel=fleet,
         bodies=BodyReader(),
         webhooks=Webhooks(client, private=settings.webhook_private),
-        responses=ResponseStore(client, **stored),
-        chats=ChatStore(client, **stored),
+        responses=RecordStore(client, RESPONSES, **stored),
+        chats=RecordStore(client, STORED_CHATS, **stored),
         files=FileStore(Path(settings.files), client, tenant_bytes_max=settings.files_bytes_max),
         batches=BatchStore(client, owner=relay.name),
         keys=api_keys,
-        authenticator=Authenticator(api_keys, required=keys_required(settings)),
+        authenticator=Authenticator(api_keys, queue=queue, required=keys_required(settings)),
         model_registry=model_registry,
         demand=ShardedDemand(shard_map),
         metrics=metrics,

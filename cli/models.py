@@ -53,7 +53,7 @@ def forget(redis_url: str | None, model: str) -> None:
     async def forget_model(backend: Backend) -> None:
         await backend.require_model(model)
         listed = model in [info.name for info in await backend.model_registry.models()]
-        if in_use := await backend.queue.forget(model):
+        if in_use := await backend.queue.forget_model(model):
             raise InvalidRequest(f"{model} is not forgotten: {in_use}.")
         kept = _kept(model, failed) if (failed := await backend.failed_jobs(model)) else ""
         echo(f"{model} {'forgotten' if listed else 'was already forgotten'}{kept}")

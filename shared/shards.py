@@ -240,8 +240,8 @@ class ShardedQueue:
     async def pause(self, model: str, *, paused: bool) -> None:
         await (await self._shard_map.of_model(model)).queue.pause(model, paused=paused)
 
-    async def forget(self, model: str) -> InUse:
-        return await (await self._shard_map.of_model(model)).queue.forget(model)
+    async def forget_model(self, model: str) -> InUse:
+        return await (await self._shard_map.of_model(model)).queue.forget_model(model)
 
     async def listen(self, subscriber: str) -> AsyncIterator[Heard]:
         """Yield the events of all shards. Raises the error that ends the listening to any of them: a process that hears

@@ -131,9 +131,9 @@ class BatchRun:
             return COMPLETED
         if ending := await self._look():
             return ending
-        return await first_of(self._all_lines(parts), self._watch())
+        return await first_of(self._all_lines(parts), self._until_stopped())
 
-    async def _watch(self) -> Ending:
+    async def _until_stopped(self) -> Ending:
         """Save the counts periodically; return when the batch must end before its lines do."""
         while True:
             await asyncio.sleep(LOOK_S)
@@ -160,19 +160,19 @@ class BatchRun:
         return None
 
     async def _all_lines(self, parts: PartialResults) -> Ending:
-        room = _Room(lines_max=self._at_once, bytes_max=LINES_BYTES_MAX)
+        running = _RunningLines(lines_max=self._at_once, bytes_max=LINES_BYTES_MAX)
 
         async def one(line: BatchLine) -> None:
             try:
                 await self._line(parts, line)
             finally:
-                await room.leave(line.size)
+                await running.leave(line.size)
 
         try:
             async with asyncio.TaskGroup() as tasks:
                 try:
                     async for line in self._left(parts):
-                        await room.enter(line.size)
+                        await running.enter(line.size)
                         tasks.create_task(one(line))
                 except FileNotFoundError:
                     return INPUT_GONE
@@ -303,8 +303,8 @@ class BatchRun:
         return replace(self._batch, completed=len(done[True]), failed=len(done[False] - done[True]))
 
 
-class _Room:
-    """Bounds the lines that run at a time, and their bytes; a single line always has room."""
+class _RunningLines:
+    """Bounds the lines that run at a time, and their bytes; a single line always fits."""
 
     def __init__(self, *, lines_max: int, bytes_max: int) -> None:
         self._lines_max = lines_max
@@ -314,7 +314,7 @@ class _Room:
 
     async def enter(self, size: int) -> None:
         async with self._left:
-            await self._left.wait_for(lambda: self._has_room(size))
+            await self._left.wait_for(lambda: self._fits(size))
             self._lines += 1
             self._bytes += size
 
@@ -324,7 +324,7 @@ class _Room:
             self._bytes -= size
             self._left.notify_all()
 
-    def _has_room(self, size: int) -> bool:
+    def _fits(self, size: int) -> bool:
         return not self._lines or (self._lines < self._lines_max and self._bytes + size <= self._bytes_max)
 
 

@@ -60,7 +60,7 @@ class BatchRunner:
                 return
             if batch_id in self._running or (batch_id not in cancelled and self._pauses(batch_id)):
                 continue
-            if lease := await self._store.take(batch_id):
+            if lease := await self._store.claim(batch_id):
                 task = asyncio.create_task(self._work(lease))
                 self._running[batch_id] = task
                 task.add_done_callback(partial(self._left, batch_id))
@@ -73,7 +73,7 @@ class BatchRunner:
         self._known = {batch_id: known[batch_id] for batch_id in ids if batch_id in known}
         self._failed = {batch_id: failed for batch_id, failed in self._failed.items() if batch_id in self._known}
         for batch_id in set(ids) - self._known.keys():
-            await self._store.forget(batch_id)
+            await self._store.close_gone(batch_id)
 
     def _pauses(self, batch_id: str) -> bool:
         return batch_id in self._failed and self._clock() < self._failed[batch_id].until_s

@@ -60,7 +60,7 @@ class WebhookNotifier:
     async def _tell_due(self) -> None:
         """Start all due deliveries that find room; put off the others, so that they do not hide later ones."""
         while len(self._telling) < AT_ONCE:
-            due = await self._webhooks.queue.take(TAKEN_AT_ONCE)
+            due = await self._webhooks.queue.claim(TAKEN_AT_ONCE)
             running = Counter(self._telling.values())
             now, wait = shared_out(due, running=running, at_once=AT_ONCE, each_at_once=EACH_AT_ONCE)
             for delivery in now:
@@ -78,7 +78,7 @@ class WebhookNotifier:
             endpoint = await self._webhooks.get(delivery.endpoint, tenant=delivery.tenant)
             result = await self._webhooks.send(endpoint, delivery.event, delivery.payload)
             if result.good:
-                await queue.drop(delivery)
+                await queue.remove(delivery)
                 return
             if not result.attempted:
                 await queue.put_off([delivery], seconds=BUSY_S)
@@ -87,7 +87,7 @@ class WebhookNotifier:
             log.info("webhook not taken", extra=about)
             await queue.retry_later(delivery)
         except NotFound:
-            await queue.drop(delivery)
+            await queue.remove(delivery)
         except QueueUnavailable as error:
             log.warning("a webhook waits for redis", extra={"delivery": delivery.id, "error": str(error)})
         except Exception:

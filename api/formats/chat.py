@@ -1,14 +1,33 @@
 """Formats the events of a chat job as OpenAI's chunks of a stream, or as one complete chat completion."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-from api.formats.common import SERVICE_TIERS, head, usage_object
+from api.formats.common import SERVICE_TIERS, AnswerCollector, StreamFormatter, WithEventIds, head, usage_object
+from api.http.event_position import START, Position
 from api.http.sse import DONE, frame
 from shared.domain.events import CallPart, Completed, Delta, Event, Finished, Likelihood, Logprobs, Started, Usage
 from shared.domain.job import Job
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatFormatter:
+    """Formats the answer of a chat with `n` choices."""
+
+    n: int
+    include_usage: bool = False
+    logprobs: bool = False
+
+    def stream(self, job: Job, *, ids: bool, after: Position = START) -> StreamFormatter:
+        """Return the formatter of the stream. With `ids`, it leaves out the frames up to `after`."""
+        formatter = ChatStreamFormatter(job, n=self.n, include_usage=self.include_usage)
+        return WithEventIds(formatter, after=after) if ids else formatter
+
+    def whole(self, job: Job) -> AnswerCollector:
+        return ChatCollector(job, n=self.n, logprobs=self.logprobs)
 
 
 class ChatStreamFormatter:

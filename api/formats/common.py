@@ -14,8 +14,8 @@ SERVICE_TIERS = {Priority.INTERACTIVE: "priority", Priority.STANDARD: "default",
 
 
 class Formatter(Protocol):
-    """Formats the events of a job for its client. `RenderOptions` implement it for chats and text completions,
-    `ResponseRecord` for responses, and `WholeOnly` for answers that are never streamed.
+    """Formats the events of a job for its client: `ChatFormatter`, `CompletionFormatter`, `ResponseRecord`, or
+    `WholeOnly` for answers that are never streamed.
 
     `job` is the job that really runs: an earlier one if an Idempotency-Key was sent again."""
 

@@ -4,22 +4,35 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from api.formats.common import head, usage_object
+from api.formats.common import AnswerCollector, StreamFormatter, WithEventIds, head, never_streamed, usage_object
+from api.http.event_position import START, Position
 from api.http.sse import DONE, frame
 from shared.domain.events import Completed, Delta, Echoed, Event, Finished, Likelihood, Logprobs, Started, Usage
 from shared.domain.job import Job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CompletionForm:
-    """The form of a text completion. The client gets the best `n` of the `candidates` of each prompt. `echo` returns
-    each prompt before its choices; `logprobs` adds log probabilities."""
+class CompletionFormatter:
+    """Formats a text completion. The client gets the best `n` of the `candidates` of each prompt. `echo` returns each
+    prompt before its choices; `logprobs` adds log probabilities."""
 
     prompts: int
     candidates: int
     n: int
-    echo: bool
-    logprobs: bool
+    echo: bool = False
+    logprobs: bool = False
+    include_usage: bool = False
+
+    def stream(self, job: Job, *, ids: bool, after: Position = START) -> StreamFormatter:
+        """Return the formatter of the stream. With `ids`, it leaves out the frames up to `after`. Raises InvalidRequest
+        if the best of several candidates are wanted, since these are known at the end."""
+        if self.n < self.candidates:
+            raise never_streamed()
+        formatter = CompletionStreamFormatter(job, self)
+        return WithEventIds(formatter, after=after) if ids else formatter
+
+    def whole(self, job: Job) -> AnswerCollector:
+        return CompletionCollector(job, self)
 
 
 @dataclass(slots=True)
@@ -48,7 +61,7 @@ class Choice:
         self.total += sum(each.chosen.logprob for each in event.logprobs)
         self.tokens += len(event.logprobs)
 
-    def body(self, form: CompletionForm) -> dict[str, Any]:
+    def body(self, form: CompletionFormatter) -> dict[str, Any]:
         """Return the complete choice."""
         logprobs = None
         if form.logprobs:
@@ -61,7 +74,7 @@ class Choice:
             "finish_reason": self.reason,
         }
 
-    def take(self, form: CompletionForm) -> dict[str, Any]:
+    def flush(self, form: CompletionFormatter) -> dict[str, Any]:
         """Return the part that was added since the last call."""
         taken = self.body(form)
         self.texts, self.logprobs = [], []
@@ -85,7 +98,7 @@ class Choice:
 class _Choices:
     """All generated choices. A choice whose prompt is echoed waits for the echo."""
 
-    def __init__(self, form: CompletionForm) -> None:
+    def __init__(self, form: CompletionFormatter) -> None:
         self.all = [Choice(index) for index in range(form.candidates * form.prompts)]
         self._candidates = form.candidates
         self._echo = form.echo
@@ -115,10 +128,10 @@ class CompletionStreamFormatter:
 
     tells_failure = False
 
-    def __init__(self, job: Job, form: CompletionForm, *, include_usage: bool) -> None:
+    def __init__(self, job: Job, form: CompletionFormatter) -> None:
         self._head = head(job, "text_completion")
         self._form = form
-        self._include_usage = include_usage
+        self._no_usage: dict[str, Any] = {"usage": None} if form.include_usage else {}
         self._choices = _Choices(form)
 
     def opening(self) -> bytes:
@@ -129,11 +142,11 @@ class CompletionStreamFormatter:
             case Delta() | Echoed():
                 for choice, part in self._choices.ready(event):
                     choice.add(part)
-                    body = choice.take(self._form)
+                    body = choice.flush(self._form)
                     if body["text"] or body["finish_reason"] or (body["logprobs"] and body["logprobs"]["tokens"]):
-                        yield frame(self._head | {"choices": [body]} | ({"usage": None} if self._include_usage else {}))
+                        yield frame(self._head | {"choices": [body]} | self._no_usage)
             case Finished(outcome=Completed(usage=usage)):
-                if self._include_usage:
+                if self._form.include_usage:
                     yield frame(self._head | {"choices": [], "usage": usage_object(usage)})
                 yield DONE
             case Started() | Finished():
@@ -143,7 +156,7 @@ class CompletionStreamFormatter:
 class CompletionCollector:
     """Collects all choices, and keeps the best."""
 
-    def __init__(self, job: Job, form: CompletionForm) -> None:
+    def __init__(self, job: Job, form: CompletionFormatter) -> None:
         self._head = head(job, "text_completion")
         self._form = form
         self._choices = _Choices(form)

@@ -27,7 +27,7 @@ ResponseEvent = dict[str, Any]
 
 
 class ResponseBuilder:
-    """Builds one response. `head` has the fields that the response repeats of its request. `take` returns the client's
+    """Builds one response. `head` has the fields that the response repeats of its request. `apply` returns the client's
     events, without numbers."""
 
     def __init__(self, response_id: str, head: dict[str, Any], *, created_s: int, status: str = "queued") -> None:
@@ -43,7 +43,7 @@ class ResponseBuilder:
     def opening(self) -> list[ResponseEvent]:
         return [{"type": "response.created", "response": self.body()}]
 
-    def take(self, event: Event) -> list[ResponseEvent]:
+    def apply(self, event: Event) -> list[ResponseEvent]:
         match event:
             case Started():
                 self.status = "in_progress"
@@ -188,7 +188,7 @@ class ResponseStreamFormatter:
         return b"".join(self._framed(self._builder.opening()))
 
     def frames(self, event: Event) -> Iterator[bytes]:
-        return self._framed(self._builder.take(event))
+        return self._framed(self._builder.apply(event))
 
     def _framed(self, events: Iterable[ResponseEvent]) -> Iterator[bytes]:
         for each in events:
@@ -206,7 +206,7 @@ class ResponseCollector:
         self._builder = builder
 
     def add(self, event: Event) -> None:
-        self._builder.take(event)
+        self._builder.apply(event)
 
     def body(self, usage: Usage) -> dict[str, Any]:
         return self._builder.body()

@@ -5,6 +5,7 @@ import ipaddress
 import math
 import time
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 
 from fastapi import Request
@@ -13,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from api.http.problems import Problem, problem_of
 from shared.catalog.api_keys import ApiKey, ApiKeyStore
 from shared.domain.errors import Forbidden, LimitReached, QueueUnavailable
-from shared.queue.protocols import RateLimits, RateLimitsLeft
+from shared.queue.protocols import QueueProducer, RateLimits, RateLimitsLeft
 from shared.settings import Settings
 
 ANONYMOUS = "anonymous"
@@ -36,8 +37,9 @@ class Authenticator:
     """Looks up callers by key, each key at most every two seconds. If `required`, no request passes without a key.
     Otherwise an unknown key only names a tenant: OpenAI clients always send some key."""
 
-    def __init__(self, api_keys: ApiKeyStore, *, required: bool) -> None:
+    def __init__(self, api_keys: ApiKeyStore, *, queue: QueueProducer, required: bool) -> None:
         self._api_keys = api_keys
+        self._queue = queue
         self._required = required
         self._known: OrderedDict[bytes, tuple[float, ApiKey | None]] = OrderedDict()
         self._closed: OrderedDict[str, float] = OrderedDict()
@@ -65,11 +67,19 @@ class Authenticator:
             month=self._api_keys.month(),
         )
 
-    def close(self, caller: Caller, wait_s: float) -> None:
-        """Read no body from this caller for `wait_s` seconds: its requests of this minute are used up."""
+    async def charge(self, caller: Caller | None) -> None:
+        """Count a request that was refused for its own fault. Once the caller's requests of this minute are used up,
+        no body of its is read."""
+        limits = self.rate_limits(caller) if caller else None
+        if not caller or not limits or not limits.requests:
+            return
+        with suppress(QueueUnavailable):
+            self._close(caller.tenant, wait_s=await self._queue.charge(caller.tenant, limits))
+
+    def _close(self, tenant: str, *, wait_s: float) -> None:
         if wait_s > 0:
-            self._closed[caller.tenant] = time.monotonic() + wait_s
-            self._closed.move_to_end(caller.tenant)
+            self._closed[tenant] = time.monotonic() + wait_s
+            self._closed.move_to_end(tenant)
             if len(self._closed) > KNOWN_MAX:
                 self._closed.popitem(last=False)
 

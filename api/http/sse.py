@@ -55,7 +55,7 @@ class EventStream(EventSourceResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         serving = asyncio.current_task()
         assert serving
-        self._watch(serving)
+        self._cut_off_if_late(serving)
         with self._opened:
             try:
                 await super().__call__(scope, receive, send)
@@ -66,18 +66,20 @@ class EventStream(EventSourceResponse):
                     raise
                 serving.uncancel()
             finally:
-                self._watching.cancel()
+                self._timer.cancel()
 
-    def _watch(self, serving: "asyncio.Task[None]") -> None:
+    def _cut_off_if_late(self, serving: "asyncio.Task[None]") -> None:
         loop = asyncio.get_running_loop()
         if loop.time() >= self._late_at:
             self._gone = serving.cancel()
             return
-        self._watching = loop.call_at(min(self._late_at, loop.time() + self._send_timeout_s), self._watch, serving)
+        self._timer = loop.call_at(
+            min(self._late_at, loop.time() + self._send_timeout_s), self._cut_off_if_late, serving
+        )
 
     async def _send_with_timeout(self, send: Send, message: Message) -> None:
-        """Send a block; note when it must have left, and leave the waiting to `_watch`. The library's own version opens
-        a cancel scope for each block, which was a quarter of the relay's work."""
+        """Send a block; note when it must have left, and leave the waiting to `_cut_off_if_late`. The library's own
+        version opens a cancel scope for each block, which was a quarter of the relay's work."""
         self._late_at = min(self._late_at, asyncio.get_running_loop().time() + self._send_timeout_s)
         await send(message)
         self._late_at = math.inf

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
+from api.http.json_route import JsonRoute
 from api.http.problems import Problem, Refused
 from api.routes.jobs import job_object
-from api.routes.json_route import JsonRoute
 from api.schemas.admin import KeyLimits, NewKey, ReplayRequest
 from api.serving.services import Services, ServicesDep, services_of
 from shared.catalog.api_keys import ApiKey
@@ -162,7 +162,7 @@ async def resume_model(name: str, services: ServicesDep) -> dict[str, Any]:
 async def forget_model(name: str, services: ServicesDep) -> dict[str, Any]:
     """Forget a model that is no longer served. It must have no workers, and no waiting or running jobs."""
     await services.model_registry.model(name)
-    if in_use := await services.queue.forget(name):
+    if in_use := await services.queue.forget_model(name):
         raise InvalidRequest(f"The model '{name}' is in use: {in_use}.", param="name")
     return {"id": name, "object": "model", "deleted": True}
 

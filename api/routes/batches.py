@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request
 
 from api.formats.listing import listing
 from api.http.auth import caller_of
-from api.routes.json_route import JsonRoute
+from api.http.json_route import JsonRoute
 from api.schemas.batch import BatchRequest
 from api.serving.services import Services, ServicesDep
 from api.stores.batches import Batch, Status

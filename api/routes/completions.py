@@ -3,8 +3,8 @@
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from api.http.json_route import JsonRoute
 from api.http.request_options import RequestOptionsDep
-from api.routes.json_route import JsonRoute
 from api.schemas.completion import CompletionRequest
 from api.serving.respond import respond
 from api.serving.services import ServicesDep

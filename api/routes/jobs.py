@@ -41,7 +41,8 @@ async def stream_job_events(
         record = await services.responses.get(job_id, tenant=render_options.tenant)
         formatter = record.stream(job, ids=True, after=sequence_number_after(starting_after, last_event_id))
     else:
-        formatter = render_options.stream(job, ids=True, after=position_after(starting_after, last_event_id))
+        after = position_after(starting_after, last_event_id)
+        formatter = render_options.formatter().stream(job, ids=True, after=after)
     return await resume_stream(services, job, formatter)
 
 

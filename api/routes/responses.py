@@ -8,8 +8,8 @@ from fastapi.responses import JSONResponse, Response
 from api.formats.listing import listing, page_of
 from api.http.auth import caller_of
 from api.http.event_position import sequence_number_after
+from api.http.json_route import JsonRoute
 from api.http.request_options import LastEventId, RequestOptionsDep, StartingAfter
-from api.routes.json_route import JsonRoute
 from api.schemas.response import ResponseRequest
 from api.serving.render_options import decode_render_options
 from api.serving.respond import respond, resume_stream, submit
@@ -117,13 +117,13 @@ async def _before(body: ResponseRequest, services: Services, request: Request) -
 
 async def _now(services: Services, record: ResponseRecord) -> dict[str, Any]:
     """Build the response from the job's log. A job that another tool ended, without a last event, has failed."""
-    (page,) = await services.channel.read([(record.id, 0)])
+    (page,) = await services.queue.read([(record.id, 0)])
     builder = record.builder(record.id)
     for event in page.events:
-        builder.take(event)
+        builder.apply(event)
     over = page.state is None or page.state in TERMINAL
     if over and not (page.events and isinstance(page.events[-1], Finished)):
-        builder.take(Finished(seq=len(page.events), outcome=GONE))
+        builder.apply(Finished(seq=len(page.events), outcome=GONE))
     return builder.body()
 
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Query, Request
 
 from api.formats.listing import listing, page_of
 from api.http.auth import caller_of
-from api.routes.json_route import JsonRoute
+from api.http.json_route import JsonRoute
 from api.schemas.base import Metadata, Strict
 from api.serving.render_options import decode_render_options
 from api.serving.services import Services, ServicesDep
@@ -96,12 +96,12 @@ async def list_chat_messages(
 
 async def _body(services: Services, chat: StoredChat) -> dict[str, Any]:
     """Build the completion from the job's log. Raises NotFound for an unfinished one."""
-    (page,) = await services.channel.read([(chat.id, 0)])
+    (page,) = await services.queue.read([(chat.id, 0)])
     last = page.events[-1] if page.events else None
     if not isinstance(last, Finished) or not isinstance(last.outcome, Completed):
         raise NotFound(f"The chat completion {chat.id} has not finished.", param="completion_id")
     found, render_options = await services.job_records.record(chat.id), decode_render_options(chat.view)
-    answer = render_options.whole(render_options.job(chat.id, priority=found.priority))
+    answer = render_options.formatter().whole(render_options.job(chat.id, priority=found.priority))
     for event in page.events:
         answer.add(event)
     return answer.body(last.outcome.usage) | {"metadata": chat.metadata}

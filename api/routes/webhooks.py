@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from api.formats.listing import listing
 from api.http.auth import caller_of
-from api.routes.json_route import JsonRoute
+from api.http.json_route import JsonRoute
 from api.schemas.base import Items, Strict
 from api.serving.services import ServicesDep
 from api.stores.webhooks import EVENTS, Endpoint, payload_of

@@ -37,7 +37,7 @@ class Leaving:
         self._due[job_id] = _now() + grace_s
         self._added.set()
 
-    def drop(self, job_id: str) -> None:
+    def remove(self, job_id: str) -> None:
         """Keep the job, which has a reader again."""
         self._due.pop(job_id, None)
 
@@ -82,7 +82,7 @@ class Leaving:
                 if job_id in self._due:
                     self._due[job_id] = _now() + AGAIN_S
             else:
-                self.drop(job_id)
+                self.remove(job_id)
 
 
 def _now() -> float:

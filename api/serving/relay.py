@@ -30,7 +30,7 @@ EXPIRY_GRACE_S = 2.0  # time for a worker to expire the job itself
 
 
 class JobStream:
-    """The events of one job, which one task reads through `take`."""
+    """The events of one job, which one task reads through `Relay.next_events`."""
 
     def __init__(self, job: Job, *, buffer_max: int, now: float) -> None:
         self.job_id, self.model = job.id, job.model
@@ -143,11 +143,11 @@ class Relay:
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            self._tasks = [tasks.create_task(work()) for work in (self._hear, self._watch, self._leaving.run)]
+            self._tasks = [tasks.create_task(work()) for work in (self._hear, self._check_silent, self._leaving.run)]
 
     def quiet(self) -> None:
         """Prepare for the end of this process: no more jobs are cancelled, since a client whose stream breaks may
-        resume it at another process. From now on `take` raises Stopping."""
+        resume it at another process. From now on `next_events` raises Stopping."""
         self._closing = True
         for stream in self._all():
             stream.wake()
@@ -163,7 +163,7 @@ class Relay:
         end, the job is cancelled after its grace, unless another process reads it."""
         stream = JobStream(job, buffer_max=self._buffer_max, now=self._now())
         self._streams.setdefault(job.id, []).append(stream)
-        self._leaving.drop(job.id)
+        self._leaving.remove(job.id)
         self._metrics.open_streams.inc()
         try:
             yield stream
@@ -179,7 +179,7 @@ class Relay:
         """Note that the job is, or may be, enqueued. `logged` means that it was there before: its log is read first."""
         stream.accept(self._now(), logged=logged)
 
-    async def take(self, stream: JobStream) -> list[Event]:
+    async def next_events(self, stream: JobStream) -> list[Event]:
         """Return the next events: at least one, and all that are there, so that a busy stream needs fewer writes.
         Raises Stopping."""
         while True:
@@ -200,7 +200,7 @@ class Relay:
                 for stream in self._streams.get(job_id, ()):
                     stream.hear(events, now)
 
-    async def _watch(self) -> None:
+    async def _check_silent(self) -> None:
         """Compare every silent stream with its log, since pub/sub loses messages without a sign."""
         while True:
             await asyncio.sleep(self._silence_s / 2)

@@ -5,10 +5,9 @@ from typing import Any
 
 import orjson
 
-from api.formats.chat import ChatCollector, ChatStreamFormatter
-from api.formats.common import AnswerCollector, StreamFormatter, WithEventIds, never_streamed
-from api.formats.completion import CompletionCollector, CompletionForm, CompletionStreamFormatter
-from api.http.event_position import START, Position
+from api.formats.chat import ChatFormatter
+from api.formats.common import Formatter, never_streamed
+from api.formats.completion import CompletionFormatter
 from shared.domain.job import Job, Kind, Priority, Sampling
 
 # These names are stored, since neighbouring releases read them.
@@ -57,35 +56,24 @@ class RenderOptions:
             priority=priority,
         )
 
-    def stream(self, job: Job, *, ids: bool, after: Position = START) -> StreamFormatter:
-        """Return the formatter of the job's stream. With `ids`, it leaves out the frames up to `after`. Raises
-        InvalidRequest for an answer that cannot be streamed."""
-        formatter = self._chunks(job)
-        return WithEventIds(formatter, after=after) if ids else formatter
-
-    def whole(self, job: Job) -> AnswerCollector:
-        if self.kind is Kind.CHAT:
-            return ChatCollector(job, n=self.n_generated, logprobs=self.logprobs)
-        return CompletionCollector(job, self._form)
-
-    def _chunks(self, job: Job) -> StreamFormatter:
+    def formatter(self) -> ChatFormatter | CompletionFormatter:
+        """Rebuild the formatter of the job's answer. Raises InvalidRequest for an answer that cannot be streamed."""
         match self.kind:
             case Kind.CHAT:
-                return ChatStreamFormatter(job, n=self.n_generated, include_usage=self.include_usage)
-            case Kind.COMPLETION if self.n_generated == self.n_returned:
-                return CompletionStreamFormatter(job, self._form, include_usage=self.include_usage)
+                return ChatFormatter(n=self.n_generated, include_usage=self.include_usage, logprobs=self.logprobs)
+            case Kind.COMPLETION:
+                return CompletionFormatter(
+                    prompts=self.prompts,
+                    candidates=self.n_generated,
+                    n=self.n_returned,
+                    echo=self.echo,
+                    logprobs=self.logprobs,
+                    include_usage=self.include_usage,
+                )
         raise never_streamed()
 
-    @property
-    def _form(self) -> CompletionForm:
-        return CompletionForm(
-            prompts=self.prompts, candidates=self.n_generated, n=self.n_returned, echo=self.echo, logprobs=self.logprobs
-        )
 
-
-def render_options_of(
-    job: Job, *, include_usage: bool = False, n_returned: int | None = None, logprobs: bool = False
-) -> RenderOptions:
+def render_options_of(job: Job, formatter: Formatter) -> RenderOptions:
     return RenderOptions(
         kind=job.kind,
         model=job.model,
@@ -94,13 +82,21 @@ def render_options_of(
         grace_ms=job.grace_ms,
         queue_deadline_ms=job.queue_deadline_ms,
         run_deadline_ms=job.run_deadline_ms,
-        n_generated=job.sampling.n,
-        n_returned=job.sampling.n if n_returned is None else n_returned,
-        prompts=len(job.request.get("prompts", [None])),
-        echo=bool(job.request.get("echo")),
-        logprobs=logprobs,
-        include_usage=include_usage,
+        **_fields_of(formatter),
     )
+
+
+def _fields_of(formatter: Formatter) -> dict[str, Any]:
+    """Return the fields from which a formatter is rebuilt. The formatter of a response is the record that is stored
+    with it, and no answer but these is streamed."""
+    match formatter:
+        case ChatFormatter(n=n):
+            fields = {"n_generated": n, "n_returned": n}
+        case CompletionFormatter(prompts=prompts, candidates=candidates, n=n, echo=echo):
+            fields = {"n_generated": candidates, "n_returned": n, "prompts": prompts, "echo": echo}
+        case _:
+            return {"n_generated": 1, "n_returned": 1}
+    return fields | {"logprobs": formatter.logprobs, "include_usage": formatter.include_usage}
 
 
 def decode_render_options(data: str) -> RenderOptions:

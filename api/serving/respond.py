@@ -1,5 +1,5 @@
-"""Answers a request by a job: enqueue it, or find the one that the same request created before, relay its events, and
-leave it when the client leaves. All kinds of jobs are answered alike."""
+"""Answers a request by a job: `enqueue_and_open` opens a stream for the job's events and enqueues the job, and then
+`respond_stream` or `respond_whole` formats the events that come. All kinds of jobs are answered alike."""
 
 import asyncio
 import time
@@ -24,10 +24,10 @@ from api.serving.submission import Submission
 from shared.domain.errors import QueueUnavailable, Stopping
 from shared.domain.events import Completed, Delta, Event, Finished, Started, Usage
 from shared.domain.job import Job
+from shared.observability.metrics import ApiMetrics
 from shared.observability.tracing import TRACER, to_carry
 from shared.process.tasks import first_of
-from shared.queue.protocols import Bounds
-from shared.settings import Settings
+from shared.queue.protocols import Accepted, Bounds
 
 CLIENT_LEFT = 499  # no client reads this status; logs and metrics count it
 
@@ -43,70 +43,28 @@ async def respond(
     )
 
 
-async def respond_whole(
-    services: Services, submission: Submission, options: RequestOptions, request: Request
-) -> Response:
-    with ExitStack() as opened:
-        job, events, headers = await enqueue_and_open(services, submission, options, opened)
-        try:
-            body = await first_of(collect(services, events, submission.formatter.whole(job)), _left(request))
-        except Stopping:
-            if not options.idempotency:  # the client cannot find the job: it never got its id
-                await services.queue.leave(job.id, subscriber=services.relay.name)
-            raise
-        if body is None:
-            return Response(status_code=CLIENT_LEFT)
-        return Response(orjson.dumps(body), media_type="application/json", headers=headers)
-
-
 async def respond_stream(services: Services, submission: Submission, options: RequestOptions) -> Response:
+    """Enqueue the job, and send the frames of its events as they come. A job that fails before its first token is
+    answered by an HTTP status."""
     with ExitStack() as opened:
-        job, events, headers = await enqueue_and_open(services, submission, options, opened)
-        early = await _early(services, events)
+        job, stream, headers = await enqueue_and_open(services, submission, options, opened)
+        first_events = await _first_token(services, stream)
         formatter = submission.formatter.stream(job, ids=options.event_ids)
-        blocks = _blocks(services, events, early, formatter, options.began)
-        return EventStream(blocks, services.settings, opened=opened.pop_all(), headers=headers)
-
-
-async def submit(services: Services, submission: Submission, options: RequestOptions) -> tuple[Job, dict[str, str]]:
-    """Enqueue without waiting; return the job and the response headers."""
-    with ExitStack() as opened:
-        job, _, headers = await enqueue_and_open(services, submission, options, opened)
-        return job, headers
-
-
-async def resume_stream(services: Services, job: Job, formatter: StreamFormatter) -> Response:
-    """Stream the frames of an existing job. `job` has the fields that the relay needs."""
-    with ExitStack() as opened:
-        events = opened.enter_context(services.relay.open(job))
-        await services.queue.attach(job.id, subscriber=services.relay.name)
-        services.relay.accept(events, logged=True)
-        blocks = _blocks(services, events, [], formatter, time.monotonic())
-        return EventStream(blocks, services.settings, opened=opened.pop_all(), headers={"x-penstock-job-id": job.id})
+        body = _body(services, stream, first_events, formatter, began=options.began)
+        return EventStream(body, services.settings, opened=opened.pop_all(), headers=headers)
 
 
 async def enqueue_and_open(
     services: Services, submission: Submission, options: RequestOptions, opened: ExitStack
 ) -> tuple[Job, JobStream, dict[str, str]]:
-    """Enqueue the job and open its stream; return the job that answers the request, its events, and the response
-    headers."""
+    """Open a stream for the job's events, and then enqueue the job, so that no event is missed. Return the job that
+    answers the request, which is an earlier one if the same request came before; its stream; and the response headers.
+    """
     job = submission.job
-    bounds = _bounds(services.settings)
     services.redis_monitor.check((await services.shard_map.of_model(job.model)).client)
     stream = opened.enter_context(services.relay.open(job))
     try:
-        with TRACER.start_as_current_span(f"send {job.model}", kind=SpanKind.PRODUCER) as span:
-            span.set_attributes({"messaging.destination.name": job.model, "messaging.message.id": job.id})
-            accepted = await services.queue.enqueue(
-                job,
-                bounds=bounds,
-                subscriber=services.relay.name,
-                idempotency=options.idempotency,
-                rate_limits=services.authenticator.rate_limits(options.caller, paced=options.paced),
-                render_options=submission.render_options.encode(),
-                trace=to_carry(),
-                record=submission.record,
-            )
+        accepted = await _enqueue(services, submission, options)
     except QueueUnavailable:
         services.metrics.redis_errors.inc()
         # The job may be enqueued although its answer was lost; accepting the stream makes its closing cancel the job.
@@ -124,48 +82,56 @@ async def enqueue_and_open(
     return job, stream, headers | limit_headers(options.caller.key, accepted.limits_left)
 
 
-def _bounds(settings: Settings) -> Bounds:
-    return Bounds(
-        jobs_max=settings.queue_jobs_max, tokens_max=settings.queue_tokens_max, bytes_max=settings.queue_bytes_max
-    )
+async def _enqueue(services: Services, submission: Submission, options: RequestOptions) -> Accepted:
+    """Call `RedisQueue.enqueue` of the Redis that has the job's model."""
+    job, settings = submission.job, services.settings
+    with TRACER.start_as_current_span(f"send {job.model}", kind=SpanKind.PRODUCER) as span:
+        span.set_attributes({"messaging.destination.name": job.model, "messaging.message.id": job.id})
+        return await services.queue.enqueue(
+            job,
+            bounds=Bounds(
+                jobs_max=settings.queue_jobs_max,
+                tokens_max=settings.queue_tokens_max,
+                bytes_max=settings.queue_bytes_max,
+            ),
+            subscriber=services.relay.name,
+            idempotency=options.idempotency,
+            rate_limits=services.authenticator.rate_limits(options.caller, paced=options.paced),
+            render_options=submission.render_options.encode(),
+            trace=to_carry(),
+            record=submission.record,
+        )
 
 
-async def _early(services: Services, stream: JobStream) -> list[Event]:
-    """Wait a moment for the first token, so that an early failure is still an HTTP status."""
-    early: list[Event] = []
+async def _first_token(services: Services, stream: JobStream) -> list[Event]:
+    """Wait a moment for the first token, and return the events up to there. Raises Refused if the job fails first."""
+    events: list[Event] = []
     try:
         async with asyncio.timeout(services.settings.first_event_ms / 1000):
-            while all(isinstance(event, Started) for event in early):
-                early += await services.relay.take(stream)
+            while all(isinstance(event, Started) for event in events):
+                events += await services.relay.next_events(stream)
     except TimeoutError:
-        return early
-    _raise_failure(early)
-    return early
+        return events
+    _require_success(events)
+    return events
 
 
-async def _blocks(
-    services: Services, stream: JobStream, early: list[Event], formatter: StreamFormatter, began: float
+async def _body(
+    services: Services, stream: JobStream, first_events: list[Event], formatter: StreamFormatter, *, began: float
 ) -> AsyncIterator[bytes]:
-    """Yield the body of a stream."""
-    seen = began
-    first_seen, next_seen = (
-        each.labels(stream.model) for each in (services.metrics.first_token, services.metrics.between_tokens)
-    )
-    observe = first_seen.observe
+    """Yield the body of a stream: the frames of all events that are there, in one block, until the last event."""
+    times = TokenTimes(services.metrics, stream.model, began=began)
     try:
         if block := formatter.opening():
             yield block
-        events = early or await services.relay.take(stream)
+        events = first_events or await services.relay.next_events(stream)
         while True:
-            if any(isinstance(event, Delta) and event.text for event in events):
-                seen, before = time.monotonic(), seen
-                observe(seen - before)
-                observe = next_seen.observe
+            times.note(events)
             if block := b"".join(frame for event in events for frame in formatter.frames(event)):
                 yield block
             if isinstance(events[-1], Finished):
                 break
-            events = await services.relay.take(stream)
+            events = await services.relay.next_events(stream)
     except Stopping:
         raise StreamBroken from None  # the client resumes at another process
     if (problem := problem_of_outcome(events[-1].outcome)) and not formatter.tells_failure:
@@ -173,16 +139,49 @@ async def _blocks(
         raise StreamBroken
 
 
+class TokenTimes:
+    """Observes the time to the first token of a stream, and the times between tokens. `began` is when the request came,
+    by the monotonic clock."""
+
+    def __init__(self, metrics: ApiMetrics, model: str, *, began: float) -> None:
+        self._seen = began
+        self._observe = metrics.first_token.labels(model).observe
+        self._observe_next = metrics.between_tokens.labels(model).observe
+
+    def note(self, events: Sequence[Event]) -> None:
+        if any(isinstance(event, Delta) and event.text for event in events):
+            seen, before = time.monotonic(), self._seen
+            self._observe(seen - before)
+            self._seen, self._observe = seen, self._observe_next
+
+
+async def respond_whole(
+    services: Services, submission: Submission, options: RequestOptions, request: Request
+) -> Response:
+    """Enqueue the job, and answer when it has ended."""
+    with ExitStack() as opened:
+        job, stream, headers = await enqueue_and_open(services, submission, options, opened)
+        try:
+            body = await first_of(collect(services, stream, submission.formatter.whole(job)), _left(request))
+        except Stopping:
+            if not options.idempotency:  # the client cannot find the job: it never got its id
+                await services.queue.leave(job.id, subscriber=services.relay.name)
+            raise
+        if body is None:
+            return Response(status_code=CLIENT_LEFT)
+        return Response(orjson.dumps(body), media_type="application/json", headers=headers)
+
+
 async def collect(services: Services, stream: JobStream, answer: AnswerCollector) -> dict[str, Any]:
     while True:
-        events = await services.relay.take(stream)
+        events = await services.relay.next_events(stream)
         for event in events:
             answer.add(event)
-        if usage := _raise_failure(events):
+        if usage := _require_success(events):
             return answer.body(usage)
 
 
-def _raise_failure(events: Sequence[Event]) -> Usage | None:
+def _require_success(events: Sequence[Event]) -> Usage | None:
     """Return the usage if these events complete the job; raise Refused if they end it otherwise."""
     last = events[-1]
     if not isinstance(last, Finished):
@@ -197,3 +196,20 @@ async def _left(request: Request) -> None:
     """Return when the client closes the connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+async def submit(services: Services, submission: Submission, options: RequestOptions) -> tuple[Job, dict[str, str]]:
+    """Enqueue without waiting; return the job and the response headers."""
+    with ExitStack() as opened:
+        job, _, headers = await enqueue_and_open(services, submission, options, opened)
+        return job, headers
+
+
+async def resume_stream(services: Services, job: Job, formatter: StreamFormatter) -> Response:
+    """Stream the frames of an existing job. `job` has the fields that the relay needs."""
+    with ExitStack() as opened:
+        stream = opened.enter_context(services.relay.open(job))
+        await services.queue.attach(job.id, subscriber=services.relay.name)
+        services.relay.accept(stream, logged=True)
+        body = _body(services, stream, [], formatter, began=time.monotonic())
+        return EventStream(body, services.settings, opened=opened.pop_all(), headers={"x-penstock-job-id": job.id})

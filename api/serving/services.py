@@ -1,7 +1,7 @@
 """The objects that all routes share. `app` creates them once and passes them on.
 
-The protocols are implemented by the classes of `shared.shards`, which make one queue of all Redis: `ShardedQueue` is
-queue and channel, and passes each verb on to the `RedisQueue` or `RedisChannel` of the Redis that has the model or job.
+The classes of `shared.shards` make one queue of all Redis. A verb of `queue` is that of `RedisQueue`, called for the
+Redis that has the model or the job; `listen` and `read` are those of `RedisChannel`.
 """
 
 from dataclasses import dataclass
@@ -11,46 +11,42 @@ from fastapi import Depends, Request
 from redis.asyncio import Redis
 
 from api.http.auth import Authenticator
-from api.http.bodies import BodyReader
+from api.http.json_route import BodyReader
 from api.serving.admission import Admission
 from api.serving.redis_monitor import RedisMonitor
 from api.serving.relay import Relay
 from api.stores.batches import BatchStore
 from api.stores.files import FileStore
-from api.stores.responses import ResponseStore
-from api.stores.stored_chats import ChatStore
+from api.stores.json_store import RecordStore
+from api.stores.responses import ResponseRecord
+from api.stores.stored_chats import StoredChat
 from api.stores.webhooks import Webhooks
 from shared.catalog.api_keys import ApiKeyStore
-from shared.catalog.demand import DemandReader
-from shared.catalog.job_records import JobRecords
-from shared.catalog.model_registry import ModelRegistry
 from shared.observability.metrics import ApiMetrics
-from shared.queue.protocols import EventChannel, QueueProducer
 from shared.settings import Settings
-from shared.shards import ShardMap
+from shared.shards import ShardedDemand, ShardedJobRecords, ShardedModelRegistry, ShardedQueue, ShardMap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
     settings: Settings
     redis: Redis
-    queue: QueueProducer  # ShardedQueue
+    queue: ShardedQueue
     relay: Relay
     shard_map: ShardMap
     redis_monitor: RedisMonitor
-    job_records: JobRecords  # ShardedJobRecords
+    job_records: ShardedJobRecords
     admission: Admission
-    channel: EventChannel  # ShardedQueue
     bodies: BodyReader
     webhooks: Webhooks
-    responses: ResponseStore
-    chats: ChatStore
+    responses: RecordStore[ResponseRecord]
+    chats: RecordStore[StoredChat]
     files: FileStore
     batches: BatchStore
     keys: ApiKeyStore
     authenticator: Authenticator
-    model_registry: ModelRegistry  # ShardedModelRegistry
-    demand: DemandReader  # ShardedDemand
+    model_registry: ShardedModelRegistry
+    demand: ShardedDemand
     metrics: ApiMetrics
 
 

@@ -1,57 +1,115 @@
-"""Turns a valid body into a submission: the job, and the formatter of its events. There is one function for each
-endpoint that a batch may hold, which its route calls, too; rerank and tokens make theirs in the route. All raise
-InvalidRequest, NotFound or Forbidden, and enqueue nothing yet."""
+"""From a valid body to a submission: the job that a worker computes, and the formatter of its answer for this client.
+There is one function for each endpoint. All raise InvalidRequest, NotFound or Forbidden, and enqueue nothing yet."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from api.formats.chat import ChatFormatter
 from api.formats.common import Formatter, WholeOnly
+from api.formats.completion import CompletionFormatter
 from api.formats.embedding import EmbeddingCollector
+from api.formats.rerank import RankingCollector
+from api.formats.tokens import TextCollector, TokenCountCollector, TokenListCollector
 from api.http.request_options import RequestOptions
-from api.schemas.chat import ChatCompletionRequest
+from api.schemas.base import listed
+from api.schemas.chat import ChatCompletionRequest, Message
 from api.schemas.completion import CompletionRequest
 from api.schemas.embedding import EmbeddingRequest
+from api.schemas.rerank import RerankRequest
 from api.schemas.response import ResponseRequest
+from api.schemas.tokens import Counted, DetokenizeRequest, TokenCountRequest, TokenizeRequest
+from api.schemas.tools import tools_request
 from api.serving.render_options import RenderOptions, render_options_of
+from api.serving.sampling import sampling_of
 from api.serving.services import Services
 from api.stores.responses import ResponseRecord, chat_of, record_of
 from api.stores.stored_chats import stored_chat
-from shared.domain.job import Job
+from shared.domain.job import Job, Kind
 from shared.queue.protocols import StoredRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A request that is ready to be enqueued. `formatter` shapes the job's events for this client; `render_options` are
-    stored with the job, so that any API process can shape them later; `record` is stored when the job is accepted."""
+    """A request that is ready to be enqueued. `formatter` formats the job's events for this client; `record` is stored
+    when the job is accepted."""
 
     job: Job
-    render_options: RenderOptions
     formatter: Formatter
     record: StoredRecord | None = None
+
+    @property
+    def render_options(self) -> RenderOptions:
+        """Return what is stored with the job, so that any API process can rebuild the formatter later."""
+        return render_options_of(self.job, self.formatter)
 
 
 async def chat_submission(
     services: Services, body: ChatCompletionRequest, options: RequestOptions, *, store: bool = False
 ) -> Submission:
     """Submit a chat. With `store`, the client can read it again for as long as responses are kept."""
-    job = await services.admission.chat(body, options)
-    render_options = render_options_of(job, include_usage=_usage(body), logprobs=bool(body.logprobs))
+    job = await _chat_job(services, body, options)
+    formatter = ChatFormatter(n=job.sampling.n, include_usage=_include_usage(body), logprobs=bool(body.logprobs))
+    submission = Submission(job, formatter)
     if not store:
-        return Submission(job, render_options, render_options)
-    job = replace(job, keep_s=services.settings.response_ttl_s)
-    return Submission(
-        job, render_options, render_options, services.chats.stored(stored_chat(body, job, render_options.encode()))
+        return submission
+    record = services.chats.stored(stored_chat(body, job, submission.render_options.encode()))
+    return replace(submission, job=replace(job, keep_s=services.settings.response_ttl_s), record=record)
+
+
+async def _chat_job(services: Services, body: ChatCompletionRequest, options: RequestOptions) -> Job:
+    sampling = sampling_of(
+        body,
+        n=body.n or 1,
+        max_tokens=body.max_completion_tokens or body.max_tokens,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        choices_max=services.settings.choices_max,
+    )
+    tools = tools_request(body.tools, body.tool_choice, body.parallel_tool_calls)
+    return await services.admission.job(
+        "chatcmpl",
+        body.model,
+        Kind.CHAT,
+        options,
+        request=_conversation(body.messages, tools, body.chat_template_kwargs, body.reasoning_effort),
+        sampling=sampling,
+        tier=body.service_tier,
+        user=body.user or body.safety_identifier,
+        cache_salt=services.admission.salt(body.cache_salt, options),
     )
 
 
 async def completion_submission(services: Services, body: CompletionRequest, options: RequestOptions) -> Submission:
-    job = await services.admission.completion(body, options)
-    render_options = render_options_of(
-        job, include_usage=_usage(body), n_returned=body.n or 1, logprobs=body.logprobs is not None
+    """Submit a completion. Of `best_of` candidates the client gets `n`."""
+    n, prompts, echo = body.n or 1, listed(body.prompt), bool(body.echo)
+    candidates = body.best_of or n
+    ranked = 0 if candidates > n else None
+    job = await services.admission.job(
+        "cmpl",
+        body.model,
+        Kind.COMPLETION,
+        options,
+        request={"prompts": prompts, "echo": echo, "prompt_logprobs": body.logprobs if echo else None},
+        sampling=sampling_of(
+            body,
+            n=candidates,
+            max_tokens=body.max_tokens,
+            logprobs=ranked if body.logprobs is None else body.logprobs,
+            choices_max=services.settings.choices_max,
+        ),
+        tier=body.service_tier,
+        user=body.user,
+        cache_salt=services.admission.salt(body.cache_salt, options),
     )
-    return Submission(job, render_options, render_options)
+    formatter = CompletionFormatter(
+        prompts=len(prompts),
+        candidates=candidates,
+        n=n,
+        echo=echo,
+        logprobs=body.logprobs is not None,
+        include_usage=_include_usage(body),
+    )
+    return Submission(job, formatter)
 
 
 async def response_submission(
@@ -67,22 +125,85 @@ async def response_submission(
     if record is None:
         priority = services.admission.priority(options, body.service_tier)
         record = record_of(body, options.caller.tenant, (), priority=priority)
-    job = replace(await services.admission.chat(chat_of(body, record.items), options), id=record.id)
+    job = replace(await _chat_job(services, chat_of(body, record.items), options), id=record.id)
     if record.background:
         job = replace(job, grace_ms=None, notify=True)
     if not store:
-        return Submission(job, render_options_of(job), record)
+        return Submission(job, record)
     job = replace(job, keep_s=services.settings.response_ttl_s)
-    return Submission(job, render_options_of(job), record, services.responses.stored(record))
+    return Submission(job, record, services.responses.stored(record))
 
 
 async def embedding_submission(services: Services, body: EmbeddingRequest, options: RequestOptions) -> Submission:
-    job = await services.admission.embedding(body, options)
+    request = {"inputs": listed(body.input), "dimensions": body.dimensions, "truncate": body.truncate_prompt_tokens}
+    job = await services.admission.job("embd", body.model, Kind.EMBEDDING, options, request=request, user=body.user)
     in_base64 = body.encoding_format == "base64"
-    return Submission(job, render_options_of(job), WholeOnly(lambda made: EmbeddingCollector(made, base64=in_base64)))
+    return Submission(job, WholeOnly(lambda made: EmbeddingCollector(made, base64=in_base64)))
 
 
-def _usage(body: ChatCompletionRequest | CompletionRequest) -> bool:
+async def ranking_submission(services: Services, body: RerankRequest, options: RequestOptions) -> Submission:
+    """Submit a ranking: an embedding whose first input is the query."""
+    texts, top_n, with_texts = body.texts, body.top_n, body.return_documents
+    request = {
+        "inputs": [body.query, *texts],
+        "dimensions": None,
+        "truncate": body.truncate_prompt_tokens,
+        "rank": True,
+    }
+    job = await services.admission.job("rank", body.model, Kind.EMBEDDING, options, request=request, user=body.user)
+    return Submission(job, WholeOnly(lambda made: RankingCollector(made, texts, top_n=top_n, with_texts=with_texts)))
+
+
+async def tokenize_submission(services: Services, body: TokenizeRequest, options: RequestOptions) -> Submission:
+    job = await _tokens_job(services, body, options, texts=body.return_token_strs)
+    length = (await services.model_registry.model(body.model)).context_length
+    return Submission(job, WholeOnly(lambda made: TokenListCollector(made, context_length=length)))
+
+
+async def token_count_submission(services: Services, body: TokenCountRequest, options: RequestOptions) -> Submission:
+    job = await _tokens_job(services, body, options)
+    length, max_tokens = (await services.model_registry.model(body.model)).context_length, body.max_tokens
+    return Submission(
+        job, WholeOnly(lambda made: TokenCountCollector(made, context_length=length, max_tokens=max_tokens))
+    )
+
+
+async def detokenize_submission(services: Services, body: DetokenizeRequest, options: RequestOptions) -> Submission:
+    job = await services.admission.job("tok", body.model, Kind.TOKENS, options, request={"tokens": body.tokens})
+    return Submission(job, WholeOnly(TextCollector))
+
+
+async def _tokens_job(services: Services, body: Counted, options: RequestOptions, *, texts: bool = False) -> Job:
+    request: dict[str, Any] = {"special": body.add_special_tokens, "texts": texts}
+    if body.messages is None:
+        request["prompt"] = body.prompt
+    else:
+        request |= _conversation(body.messages, tools_request(body.tools, None, None), body.chat_template_kwargs)
+    return await services.admission.job("tok", body.model, Kind.TOKENS, options, request=request)
+
+
+def _conversation(
+    messages: Sequence[Message],
+    tools: dict[str, Any],
+    template: dict[str, Any] | None,
+    effort: str | None = None,
+) -> dict[str, Any]:
+    """Build a chat's `Job.request` from the parameters that were given."""
+    about = {"template": template, "effort": effort}
+    given = {name: value for name, value in about.items() if value}
+    return {"messages": [_message(message) for message in messages], **tools, **given}
+
+
+def _message(message: Message) -> dict[str, Any]:
+    """Write a message for the chat template. Templates know no developer role, which OpenAI defines as the system role
+    of newer models.
+    """
+    role = "system" if message.role == "developer" else message.role
+    kept = message.model_dump(include={"name", "reasoning_content", "tool_calls", "tool_call_id"}, exclude_none=True)
+    return {"role": role, "content": message.text, **kept}
+
+
+def _include_usage(body: ChatCompletionRequest | CompletionRequest) -> bool:
     return bool(body.stream_options and body.stream_options.include_usage)
 
 

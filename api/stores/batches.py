@@ -10,8 +10,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from api.stores.json_store import JsonStore, encode
-from api.stores.pages import Body, PageRequest, Pick, page
+from api.stores.json_store import JsonStore, RecordKind, encode
 from shared.domain.errors import LimitReached, NotFound
 from shared.redis import keys
 from shared.redis.client import RUN_COMMANDS, Command, translated, words_of
@@ -128,6 +127,11 @@ class Lease:
         self._until_s = asked_at_s + LEASE_S
 
 
+BATCHES = RecordKind(
+    record=Batch, key=keys.batch, index=keys.batches_of, name="batch", param="batch_id", readers={"status": Status}
+)
+
+
 class BatchStore(JsonStore[Batch]):
     """Stores batches. One process at a time runs a batch: the holder of its lease, and only the holder writes."""
 
@@ -139,8 +143,7 @@ class BatchStore(JsonStore[Batch]):
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        readers = {"status": Status}
-        super().__init__(client, Batch, key=keys.batch, name="batch", param="batch_id", readers=readers)
+        super().__init__(client, BATCHES)
         self._owner = owner
         self._clock = clock
         self._monotonic = monotonic
@@ -165,16 +168,12 @@ class BatchStore(JsonStore[Batch]):
                 retry_after_s=FULL_RETRY_S,
             )
 
-    async def page(self, tenant: str, asked: PageRequest, pick: Pick) -> tuple[list[Body], bool]:
-        """Return a page of the tenant's batches; see `api.stores.pages`."""
-        return await page(self._redis, keys.batches_of(tenant), asked, pick)
-
     async def open(self) -> list[str]:
         with translated():
             found: Any = await self._redis.smembers(keys.BATCHES)
         return sorted(batch_id.decode() for batch_id in found)
 
-    async def forget(self, batch_id: str) -> None:
+    async def close_gone(self, batch_id: str) -> None:
         """Drop a batch whose record is gone from the open ones. One that only a later release can read stays."""
         with translated():
             if not await self._redis.exists(keys.batch(batch_id)):
@@ -193,7 +192,7 @@ class BatchStore(JsonStore[Batch]):
             asked: Any = await self._redis.mget([keys.batch_cancel(batch_id) for batch_id in batch_ids])
         return {batch_id for batch_id, found in zip(batch_ids, asked, strict=True) if found}
 
-    async def take(self, batch_id: str) -> Lease | None:
+    async def claim(self, batch_id: str) -> Lease | None:
         """Take the batch's lease; return None when a process has it already."""
         lease = Lease(batch_id, f"{self._owner}.{secrets.token_hex(4)}", clock=self._monotonic)
         with translated():

@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
-from redis.asyncio import Redis
 
 from api.formats.common import SERVICE_TIERS, AnswerCollector, StreamFormatter
 from api.formats.response import ResponseBuilder, ResponseCollector, ResponseStreamFormatter
 from api.http.problems import validation_problem
 from api.schemas.chat import ChatCompletionRequest
 from api.schemas.response import LOGPROBS, MessageItem, ResponseRequest
-from api.stores.json_store import AcceptedStore
+from api.stores.json_store import RecordKind
 from shared.domain.errors import InvalidRequest
 from shared.domain.job import Job, Priority
-from shared.queue.protocols import StoredRecord
 from shared.redis import keys
 
 RESPONSE_PREFIX = "resp_"  # begins the ids of responses and of their jobs
@@ -35,6 +33,10 @@ class ResponseRecord:
     head: dict[str, Any]
     items: list[dict[str, Any]]
     own: int
+
+    @property
+    def created_ms(self) -> int:
+        return self.created_s * 1000
 
     def builder(self, job_id: str) -> ResponseBuilder:
         """Return a builder of this response from the job's events. The job is its own, or an earlier one of the same
@@ -57,20 +59,7 @@ class ResponseRecord:
         ]
 
 
-class ResponseStore(AcceptedStore[ResponseRecord]):
-    def __init__(self, client: Redis, *, ttl_s: int, tenant_bytes_max: int) -> None:
-        super().__init__(
-            client,
-            ResponseRecord,
-            key=keys.response,
-            name="response",
-            param="response_id",
-            ttl_s=ttl_s,
-            tenant_bytes_max=tenant_bytes_max,
-        )
-
-    def stored(self, record: ResponseRecord) -> StoredRecord:
-        return self._stored(record, created_ms=record.created_s * 1000)
+RESPONSES = RecordKind(record=ResponseRecord, key=keys.response, name="response", param="response_id")
 
 
 def record_of(

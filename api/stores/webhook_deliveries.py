@@ -1,4 +1,4 @@
-"""Webhook deliveries in Redis. A delivery is due at a time, leased for an attempt, and then dropped or put off. Its
+"""Webhook deliveries in Redis. A delivery is due at a time, leased for an attempt, and then removed or put off. Its
 record stays for two days, so that nothing is sent twice."""
 
 import time
@@ -23,7 +23,7 @@ redis.call('ZADD', KEYS[2], ARGV[2], ARGV[3])
 return 1
 """
 # Returns due deliveries, which are due again later should this process die. Those whose record has expired are dropped.
-TAKE = """
+CLAIM = """
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, ARGV[3])
 local found = {}
 for _, id in ipairs(due) do
@@ -54,7 +54,7 @@ class WebhookDeliveryStore:
         self._redis = client
         self._clock = clock
         self._put = client.register_script(PUT)
-        self._take = client.register_script(TAKE)
+        self._claim = client.register_script(CLAIM)
 
     async def add(self, delivery: WebhookDelivery) -> None:
         """Add a delivery, unless it was added before."""
@@ -67,17 +67,17 @@ class WebhookDeliveryStore:
             ("ZADD", keys.DELIVERIES, self._clock(), delivery.id),
         ]
 
-    async def take(self, limit: int) -> list[WebhookDelivery]:
+    async def claim(self, limit: int) -> list[WebhookDelivery]:
         """Lease the deliveries that are due now for `LEASE_S` seconds."""
         now = self._clock()
         with translated():
-            due: Any = await self._take(keys=[keys.DELIVERIES], args=[now, now + LEASE_S, limit, keys.delivery("")])
+            due: Any = await self._claim(keys=[keys.DELIVERIES], args=[now, now + LEASE_S, limit, keys.delivery("")])
         return [delivery for data in due if (delivery := decode(WebhookDelivery, data))]
 
     async def retry_later(self, delivery: WebhookDelivery) -> None:
-        """Schedule the next attempt after a failed one, or drop the delivery after the last."""
+        """Schedule the next attempt after a failed one, or remove the delivery after the last."""
         if delivery.attempts >= len(PAUSES_S):
-            await self.drop(delivery)
+            await self.remove(delivery)
             return
         due_s = self._clock() + PAUSES_S[delivery.attempts]
         await self._write(replace(delivery, attempts=delivery.attempts + 1), due_s, "XX", "KEEPTTL")
@@ -90,8 +90,8 @@ class WebhookDeliveryStore:
         with translated():
             await self._redis.zadd(keys.DELIVERIES, {each.id: due_s for each in deliveries}, xx=True)
 
-    async def drop(self, delivery: WebhookDelivery) -> None:
-        """Drop a delivery that has succeeded or is given up."""
+    async def remove(self, delivery: WebhookDelivery) -> None:
+        """Remove a delivery that has succeeded or is given up."""
         with translated():
             await self._redis.zrem(keys.DELIVERIES, delivery.id)
 

@@ -38,21 +38,21 @@ class Mutant:
 MUTANTS = [
     Mutant(
         name="no owner check in append",
-        file="shared/queue/ownership.lua",
+        file="shared/queue/lifecycle.lua",
         old="if h[1] ~= write.claim_token or h[2] ~= 'started' then",
         new="if false then",
         under=("F2",),
     ),
     Mutant(
         name="no owner check in settle",
-        file="shared/queue/end.lua",
+        file="shared/queue/lifecycle.lua",
         old="if owner ~= claim_token then return 'lost' end\n  if status ~= 'started' then",
         new="if owner == nil then return 'lost' end\n  if false then",
         under=("F2", "F17"),
     ),
     Mutant(
         name="closed before the last events are logged",
-        file="shared/queue/end.lua",
+        file="shared/queue/lifecycle.lua",
         old="  local outbox = {}\n  if not append_events(id, subscribers, args.first,",
         new="  local outbox = {}\n  close(model, id, ending, args.iso, args.ttl_s)\n  table.remove(args.events, 1)\n"
         "  if not append_events(id, subscribers, args.first,",
@@ -60,7 +60,7 @@ MUTANTS = [
     ),
     Mutant(
         name="the end is published, never logged",
-        file="shared/queue/end.lua",
+        file="shared/queue/lifecycle.lua",
         old="  close(model, id, ending, args.iso, args.ttl_s)\n  correct",
         new="  redis.call('RPOP', LOG .. id)\n  close(model, id, ending, args.iso, args.ttl_s)\n  correct",
         under=("F1",),
@@ -89,7 +89,7 @@ MUTANTS = [
     ),
     Mutant(
         name="leases never run out",
-        file="shared/queue/ownership.lua",
+        file="shared/queue/leases.lua",
         old="'-inf', now, 'WITHSCORES'",
         new="'-inf', 0, 'WITHSCORES'",
         under=("F1",),
@@ -110,35 +110,35 @@ MUTANTS = [
     ),
     Mutant(
         name="released without its log",
-        file="shared/queue/ownership.lua",
+        file="shared/queue/leases.lua",
         old="note(job, 'released by ' .. args.worker)",
         new="redis.call('DEL', LOG .. id)",
         under=("I10",),
     ),
     Mutant(
         name="released jobs are forgotten",
-        file="shared/queue/ownership.lua",
+        file="shared/queue/leases.lua",
         old="redis.call('ZADD', LEASES .. model, now_ms(), id)",
         new="redis.call('ZREM', LEASES .. model, id)",
         under=("F3",),
     ),
     Mutant(
         name="poison takes its neighbours along",
-        file="shared/queue/ownership.lua",
+        file="shared/queue/lifecycle.lua",
         old="if attempt == args.attempts_max and attempt > 1 then\n    redis.call('HSET'",
         new="if false then\n    redis.call('HSET'",
         under=("F5",),
     ),
     Mutant(
         name="a key makes a new job each time",
-        file="shared/queue/intake.lua",
+        file="shared/queue/lifecycle.lua",
         old="if before and before.usable then",
         new="if false then",
         under=("F16",),
     ),
     Mutant(
         name="an API that wakes cancels what another one reads",
-        file="shared/queue/end.lua",
+        file="shared/queue/readers.lua",
         old="redis.call('PUBSUB', 'NUMSUB', other)[2] > 0",
         new="false",
         under=("F6",),
@@ -152,7 +152,7 @@ MUTANTS = [
     ),
     Mutant(
         name="the queue's jobs live for ever",
-        file="shared/queue/end.lua",
+        file="shared/queue/lifecycle.lua",
         old="redis.call('EXPIRE', job, status == 'failed' and ttl_s + 3600 or ttl_s)",
         new="",
         under=("F1",),
@@ -194,9 +194,9 @@ MUTANTS = [
     ),
     Mutant(
         name="a refused request is stored",
-        file="shared/queue/intake.lua",
-        old="  local limit, limit_ms = over_limit(fields, place.cost)\n",
-        new="  write_record(record)\n  local limit, limit_ms = over_limit(fields, place.cost)\n",
+        file="shared/queue/lifecycle.lua",
+        old="  local reason, first, second = refusal(",
+        new="  write_record(record)\n  local reason, first, second = refusal(",
         under=("F19c",),
     ),
     Mutant(

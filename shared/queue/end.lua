@@ -1,36 +1,5 @@
--- How jobs end: settled by their owner, cancelled by anybody, left by their client; and how a model is forgotten.
-
--- part: close
--- needs: clock, drop_entry, idempotency, let_go, raise_ttl, timeline, wake, width
--- Close a job: its entry, its lease, its registry, its lifetime. Only failed jobs keep their payload, since only they
--- can run again.
-local function close(model, id, status, iso, ttl_s)
-  local job = JOB .. id
-  local sid, claim_token, idempotency, isolated, worker, keep_s, notify, tenant = unpack(redis.call(
-    'HMGET', job, 'sid', 'exec', 'idempotency', 'alone', 'worker_name', 'keep_s', 'notify', 'tenant'))
-  if sid then drop_entry(model, sid) end
-  if claim_token then redis.call('ZREM', STARTED .. model, id .. ':' .. claim_token) end
-  if isolated then redis.call('DEL', SUSPECT .. worker) end
-  redis.call('ZREM', LEASES .. model, id)
-  let_go(id)
-  redis.call('HDEL', job, 'sid', 'exec', 'alone', 'moved')
-  redis.call('HSET', job, 'status', status, 'ended_at', iso)
-  if status ~= 'failed' then redis.call('HDEL', job, 'payload') end
-  if status == 'finished' and (idempotency or '') ~= '' then ttl_s = math.max(ttl_s, IDEMPOTENCY_TTL_S) end
-  ttl_s = math.max(ttl_s, tonumber(keep_s or 0))
-  if notify == '1' then redis.call('RPUSH', NOTICES, id .. ' ' .. tenant) end
-  local registry = ({ finished = FINISHED, failed = FAILED, canceled = CANCELED })[status] .. model
-  local now_s = math.floor(now_ms() / 1000)
-  redis.call('ZREMRANGEBYSCORE', registry, '-inf', now_s)
-  redis.call('ZADD', registry, now_s + ttl_s, id)
-  raise_ttl(registry, ttl_s + 3600)
-  -- `rq requeue --all` dies on a registered id without a hash.
-  redis.call('EXPIRE', job, status == 'failed' and ttl_s + 3600 or ttl_s)
-  redis.call('EXPIRE', LOG .. id, ttl_s)
-  note(job, status)
-  -- Its worker may have passed over others that were too wide beside it.
-  if width_of(id) > 1 and redis.call('LLEN', QUEUE .. model) > 0 then wake(model) end
-end
+-- What ends without the owner of a job: a job that anybody cancels, and a model that is forgotten. What the end of any
+-- job corrects is here, too.
 
 -- part: correct
 -- needs: charge, clock, correct_limits, place, rate
@@ -75,64 +44,12 @@ local function cancel_job(id, iso, ttl_s, event, by)
   return status
 end
 
--- verb: settle
--- takes: model, id, claim_token, status, iso, number ttl_s, worker, exc, number tokens, number output, number first
--- takes: list events
--- needs: close, correct, drop_entry, log, output
--- End a job with its last events, if the caller owns it. -> settled | lost | the length of a log that is shorter than
--- the caller thinks
-local function settle(args)
-  local model, id, claim_token, ending = args.model, args.id, args.claim_token, args.status
-  local owner, status, subscribers, sid =
-    unpack(redis.call('HMGET', JOB .. id, 'exec', 'status', 'subscribers', 'sid'))
-  if owner ~= claim_token then return 'lost' end
-  if status ~= 'started' then                      -- RQ cancelled or abandoned it: only our entry is left
-    if sid then drop_entry(model, sid) end
-    redis.call('ZREM', STARTED .. model, id .. ':' .. claim_token)
-    redis.call('ZREM', LEASES .. model, id)
-    redis.call('HDEL', JOB .. id, 'sid', 'exec')
-    return 'lost'
-  end
-  local outbox = {}
-  if not append_events(id, subscribers, args.first, args.events, outbox) then return redis.call('LLEN', LOG .. id) end
-  close(model, id, ending, args.iso, args.ttl_s)
-  correct(model, id, args.tokens)
-  if ending == 'finished' then note_output(model, args.output) end
-  if args.exc ~= '' then
-    local results = RESULTS .. id
-    redis.call('XADD', results, 'MAXLEN', 10, '*', 'type', 2, 'worker_name', args.worker, 'exc_string', args.exc)
-    redis.call('EXPIRE', results, args.ttl_s)
-  end
-  local counter = ending == 'finished' and 'successful_job_count' or 'failed_job_count'
-  if ending ~= 'canceled' and redis.call('EXISTS', WORKER .. args.worker) == 1 then
-    redis.call('HINCRBY', WORKER .. args.worker, counter, 1)
-  end
-  publish(outbox)
-  return 'settled'
-end
-
 -- verb: cancel
 -- takes: id, iso, number ttl_s, event, by
 -- needs: cancel_job
 -- End a job as cancelled unless it has ended. -> the state the job was in; '' when there is no such job
 local function cancel(args)
   return cancel_job(args.id, args.iso, args.ttl_s, args.event, args.by)
-end
-
--- verb: leave
--- takes: id, iso, number ttl_s, event, channel
--- needs: cancel_job
--- Cancel a job unless another process still reads it. -> as cancel; 'kept' when one does
-local function leave(args)
-  local others = {}
-  for other in string.gmatch(redis.call('HGET', JOB .. args.id, 'subscribers') or '', '%S+') do
-    if other ~= args.channel and redis.call('PUBSUB', 'NUMSUB', other)[2] > 0 then others[#others + 1] = other end
-  end
-  if others[1] then
-    redis.call('HSET', JOB .. args.id, 'subscribers', table.concat(others, ' '))
-    return 'kept'
-  end
-  return cancel_job(args.id, args.iso, args.ttl_s, args.event, 'its client')
 end
 
 -- verb: forget_model

@@ -219,7 +219,7 @@ local function ahead(model, class)
   return jobs, tokens, math.floor(wait)
 end
 
--- part: refusal
+-- part: over_bounds
 -- needs: ahead, bytes, clock, lane
 local WEIGHED_FOR_MS = 5000     -- waiting bytes are counted anew at most once in this time
 local NEWCOMER_SHARE = 5        -- a tenant with less than this part of a full queue may go over its bound
@@ -238,8 +238,8 @@ local function too_many_bytes(model, most)
   return bytes > most
 end
 
--- The reason why a new job may not be pushed; '' when it may.
-local function refusal(model, place, bounds, queue_deadline_ms)
+-- The bound of the queue that a new job would exceed; '' when it may be pushed.
+local function over_bounds(model, place, bounds, queue_deadline_ms)
   local depth = redis.call('LLEN', QUEUE .. model)
   if depth == 0 then return '' end
   if depth >= bounds.jobs then

@@ -1,7 +1,7 @@
--- The steps on a job that several verbs share: its timeline, its log, its subscribers, its stream entry, and waking a
--- worker for it. The files are linked by lua.py, which explains their headers. Every verb is one call, so it happens
--- completely or not at all, and sending it again (a retry after a lost reply) changes nothing more. keys.py documents
--- every key and every field of a job's hash.
+-- The steps on a job that several verbs share: its timeline, its stream entry, and waking a worker for it. The files
+-- are linked by lua.py, which explains their headers. Every verb is one call, so it happens completely or not at all,
+-- and sending it again (a retry after a lost reply) changes nothing more. keys.py documents every key and every field
+-- of a job's hash.
 
 -- part: clock
 local function now_ms()
@@ -23,46 +23,6 @@ local TIMELINE_MAX = 8000
 local function note(job, words)
   local lines = redis.call('HGET', job, 'timeline') or ''
   if #lines < TIMELINE_MAX then redis.call('HSET', job, 'timeline', lines .. now_ms() .. ' ' .. words .. '\n') end
-end
-
--- part: log
-local LOG_TTL_S = 7 * 86400     -- no log outlives this, even if nobody ever settles its job
-
--- Append events to a job's log, and to `outbox` for each of its subscribers. `first` is the number of the first event.
--- Events that the log holds already (a retry) are not written again, but they are published again, since readers drop
--- repeats by number. Return false when the log is shorter than `first`.
-local function append_events(id, subscribers, first, events, outbox)
-  local log = LOG .. id
-  local have = redis.call('LLEN', log)
-  if have < first then return false end
-  for i = have - first + 1, #events do redis.call('RPUSH', log, events[i]) end
-  if have == 0 then redis.call('EXPIRE', log, LOG_TTL_S) end
-  local message = '["' .. id .. '",' .. first .. ',[' .. table.concat(events, ',') .. ']]'
-  for channel in string.gmatch(subscribers or '', '%S+') do
-    outbox[channel] = outbox[channel] or {}
-    table.insert(outbox[channel], message)
-  end
-  return true
-end
-
-local function publish(outbox)
-  for channel, messages in pairs(outbox) do
-    redis.call('PUBLISH', channel, '[' .. table.concat(messages, ',') .. ']')
-  end
-end
-
--- part: subscribe
--- Publish the job's further events to this channel as well; return the job's state.
-local function subscribe(id, channel)
-  local job = JOB .. id
-  local status, subscribers = unpack(redis.call('HMGET', job, 'status', 'subscribers'))
-  if channel ~= '' and (status == 'queued' or status == 'started') then
-    for other in string.gmatch(subscribers or '', '%S+') do
-      if other == channel then return status end
-    end
-    redis.call('HSET', job, 'subscribers', (subscribers or '') .. ' ' .. channel)
-  end
-  return status
 end
 
 -- part: idempotency

@@ -227,7 +227,7 @@ class MemoryQueue:
         (self._paused.add if paused else self._paused.discard)(model)
         self._arrived.set()
 
-    async def forget(self, model: str) -> InUse:
+    async def forget_model(self, model: str) -> InUse:
         running = sum(record.job.model == model for record in self._running.values())
         in_use = InUse(jobs=len(self._line(model)) + running, workers=0)
         if not in_use:

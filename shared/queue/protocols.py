@@ -205,7 +205,7 @@ class QueueProducer(Protocol):
     async def pause(self, model: str, *, paused: bool) -> None:
         """Stop claims of the model's waiting jobs, or allow them again; running jobs go on."""
 
-    async def forget(self, model: str) -> InUse:
+    async def forget_model(self, model: str) -> InUse:
         """Forget the model, and whether it was paused, unless it is still in use; return what uses it."""
 
 

@@ -1,7 +1,7 @@
-"""The queue in Redis: it encodes the arguments of the Lua verbs and decodes their answers. It decides nothing."""
+"""The queue in Redis. Each method encodes the arguments of the Lua verb that has its name, calls it, and decodes its
+answer; it decides nothing. The verbs of every job are enqueue, claim, append and settle, all in `lifecycle.lua`.
+`lua.py` links a verb with the parts that it needs."""
 
-import math
-import random
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
@@ -13,14 +13,7 @@ from redis.asyncio import Redis
 
 from shared import rq_view
 from shared.domain.codec import decode_event, decode_job, encode_event, encode_job
-from shared.domain.errors import (
-    DecodeError,
-    IdempotencyKeyReused,
-    LimitReached,
-    QueueFull,
-    QueueUnavailable,
-    StorageFull,
-)
+from shared.domain.errors import DecodeError, QueueUnavailable, StorageFull
 from shared.domain.events import Cancelled, Completed, Deadline, Expired, Failed, Finished, Outcome
 from shared.domain.job import Job, Kind
 from shared.domain.lifecycle import Move, State, after, settling
@@ -41,24 +34,11 @@ from shared.queue.protocols import (
     Write,
     finished,
 )
+from shared.queue.refusals import refusal_of
 from shared.redis import keys
 from shared.redis.client import translated
 
-RETRY_AFTER_S = (1, 120)
-JITTER = 0.25  # spreads the retries of clients that were refused together
 VECTORS_TTL_S = 60
-REFUSALS = {
-    "queue_full": "{ahead} jobs are waiting for model {model}, which is as many as may.",
-    "queue_tokens_full": "The jobs that wait for model {model} are as large together as they may be.",
-    "queue_bytes_full": "The requests that wait for model {model} have as many bytes together as they may.",
-    "deadline_unreachable": "The job would wait about {wait_s:.0f} s for {model}, longer than its queue deadline.",
-}
-LIMITS = {
-    "limit_requests": "The key's limit of {0.requests} requests a minute is reached.",
-    "limit_tokens": "The key's limit of {0.tokens} tokens a minute is reached.",
-    "limit_jobs": "The key has {0.jobs} jobs at a time already, which is as many as it may.",
-    "quota": "The key's {0.month_tokens} tokens of this month are used up.",
-}
 
 
 class RedisQueue:
@@ -123,44 +103,17 @@ class RedisQueue:
             fields=flat(fields),
             records=[_content(record)] if record else [],
         )
-        verdict, ahead, wait_s = answer[0].decode(), int(answer[1]), int(answer[2]) / 1000
-        if verdict == "reused":
-            raise IdempotencyKeyReused("This Idempotency-Key came before with another body.")
-        if record and verdict == "storage_full":
-            raise StorageFull(used=ahead, bytes_max=record.tenant_bytes_max)
-        if verdict in LIMITS:
-            raise LimitReached(LIMITS[verdict].format(rate_limits), limit=verdict, retry_after_s=math.ceil(wait_s))
-        if verdict in REFUSALS:
-            raise QueueFull(
-                REFUSALS[verdict].format(ahead=ahead, model=job.model, wait_s=wait_s),
-                reason=verdict,
-                position=ahead + 1,
-                wait_s=wait_s,
-                retry_after_s=retry_after_s(wait_s),
-            )
+        verdict, number, wait_s = answer[0].decode(), int(answer[1]), int(answer[2]) / 1000
+        if refused := refusal_of(verdict, number, wait_s, model=job.model, rate_limits=rate_limits, record=record):
+            raise refused
         return Accepted(
             job_id=answer[3].decode(),
             created_ms=int(answer[4]),
-            ahead=ahead,
+            ahead=number,
             wait_s=wait_s,
             attached=verdict == "attached",
             limits_left=_left(answer[5:]) if rate_limits else None,
         )
-
-    async def charge(self, tenant: str, rate_limits: RateLimits) -> float:
-        return int(await self._call("charge", tenant=tenant, limits=_limits(rate_limits)["limits"])) / 1000
-
-    async def store(self, record: StoredRecord) -> None:
-        about = {"tenant": record.tenant, "id": record.id, "created_ms": record.created_ms}
-        verdict, used = await self._call("store", **about, records=[_content(record)])
-        if verdict == b"storage_full":
-            raise StorageFull(used=used, bytes_max=record.tenant_bytes_max)
-
-    async def discard(self, record: StoredRecord) -> None:
-        await self._call("discard", tenant=record.tenant, key=record.key, index=record.index, id=record.id)
-
-    async def attach(self, job_id: str, *, subscriber: str) -> State | None:
-        return _state(await self._call("attach", id=job_id, channel=keys.events_channel(subscriber)))
 
     async def claim(
         self, model: str, *, worker: str, limit: int, room: Room = ANY_ROOM, wait_ms: int = 0
@@ -171,13 +124,6 @@ class RedisQueue:
         with translated():
             woken: Any = await self._blocking.blpop([keys.wake(model)], timeout=wait_ms / 1000)
         return await self._claim(model, worker, limit, room) if woken else []
-
-    async def renew(self, held: Sequence[Delivery], *, worker: str) -> list[str]:
-        rows = [{"model": d.job.model, "id": d.job.id, "claim_token": d.claim_token} for d in held]
-        lost = await self._call(
-            "renew", worker=worker, iso=iso_now(), ttl_s=self._worker_ttl_s, lease_ms=self._lease_ms, held=rows
-        )
-        return [job_id.decode() for job_id in lost]
 
     async def append(self, writes: Sequence[Write]) -> dict[str, int]:
         rows = [
@@ -211,10 +157,20 @@ class RedisQueue:
         )
         return answer if isinstance(answer, int) else {b"settled": SETTLED, b"lost": LOST}[answer]
 
+    async def renew(self, held: Sequence[Delivery], *, worker: str) -> list[str]:
+        rows = [{"model": d.job.model, "id": d.job.id, "claim_token": d.claim_token} for d in held]
+        lost = await self._call(
+            "renew", worker=worker, iso=iso_now(), ttl_s=self._worker_ttl_s, lease_ms=self._lease_ms, held=rows
+        )
+        return [job_id.decode() for job_id in lost]
+
     async def release(self, held: Sequence[Delivery], *, worker: str) -> None:
         for model in {delivery.job.model for delivery in held}:
             mine = [{"id": d.job.id, "claim_token": d.claim_token} for d in held if d.job.model == model]
             await self._call("release", model=model, worker=worker, held=mine)
+
+    async def attach(self, job_id: str, *, subscriber: str) -> State | None:
+        return _state(await self._call("attach", id=job_id, channel=keys.events_channel(subscriber)))
 
     async def cancel(self, job_id: str, *, by: str = "its client") -> State | None:
         return _state(await self._call("cancel", **self._cancelling(job_id), by=by))
@@ -234,6 +190,18 @@ class RedisQueue:
         verdict, replayed_as = answer[0].decode(), answer[1].decode()
         return (State.FAILED if verdict in ("ok", "replayed") else _state(answer[0])), replayed_as
 
+    async def charge(self, tenant: str, rate_limits: RateLimits) -> float:
+        return int(await self._call("charge", tenant=tenant, limits=_limits(rate_limits)["limits"])) / 1000
+
+    async def store(self, record: StoredRecord) -> None:
+        about = {"tenant": record.tenant, "id": record.id, "created_ms": record.created_ms}
+        verdict, used = await self._call("store", **about, records=[_content(record)])
+        if verdict == b"storage_full":
+            raise StorageFull(used=used, bytes_max=record.tenant_bytes_max)
+
+    async def discard(self, record: StoredRecord) -> None:
+        await self._call("discard", tenant=record.tenant, key=record.key, index=record.index, id=record.id)
+
     async def depth(self, model: str) -> int:
         with translated():
             return int(await self._redis.llen(keys.queue(model)))
@@ -242,7 +210,7 @@ class RedisQueue:
         with translated():
             await (self._redis.set(keys.paused(model), 1) if paused else self._redis.delete(keys.paused(model)))
 
-    async def forget(self, model: str) -> InUse:
+    async def forget_model(self, model: str) -> InUse:
         jobs, workers = await self._call("forget_model", model=model)
         return InUse(jobs=jobs, workers=workers)
 
@@ -363,12 +331,6 @@ def _left(answer: list[int]) -> RateLimitsLeft | None:
     requests, tokens, requests_ms, tokens_ms = answer
     reset = {"requests_reset_s": requests_ms / 1000, "tokens_reset_s": tokens_ms / 1000}
     return RateLimitsLeft(requests=requests, tokens=tokens, **reset)
-
-
-def retry_after_s(wait_s: float) -> int:
-    """Estimate when the jobs that wait now are served, in whole seconds within `RETRY_AFTER_S`."""
-    low, high = RETRY_AFTER_S
-    return min(high, max(low, round(wait_s * random.uniform(1, 1 + JITTER))))
 
 
 def iso_now() -> str:

@@ -6,29 +6,29 @@
 | key                        | type    | written by        | holds                                        | lifetime |
 |----------------------------|---------|-------------------|----------------------------------------------|----------|
 | rq:job:{job}               | hash    | see below         | RQ's fields of a job and ours                | while waiting or running; then the job's lifetime |
-| rq:queue:{model}           | list    | intake.lua, rq    | ids of waiting jobs, oldest first            | while it has entries |
-| rq:queues                  | set     | intake.lua, end.lua | keys of all queues, what `rq info` lists     | the deployment's |
-| rq:wip:{model}             | zset    | ownership.lua, end.lua | `job:exec` of running jobs                   | while it has members |
-| rq:finished:{model}        | zset    | end.lua           | finished ids by expiry                       | member: the job's lifetime |
-| rq:failed:{model}          | zset    | end.lua, intake.lua, rq | failed ids by expiry, those replayed left out | member: 7 days |
-| rq:canceled:{model}        | zset    | end.lua, rq       | cancelled ids by expiry                      | member: the job's lifetime |
-| rq:results:{job}           | stream  | end.lua           | RQ's result record with the traceback        | the job's lifetime |
-| rq:worker:{worker}         | hash    | rq_view, ownership.lua, end.lua | RQ's worker fields                           | 10 s after the last heartbeat |
+| rq:queue:{model}           | list    | lifecycle.lua, requeue.lua, end.lua, rq | ids of waiting jobs, oldest first            | while it has entries |
+| rq:queues                  | set     | lifecycle.lua, end.lua | keys of all queues, what `rq info` lists     | the deployment's |
+| rq:wip:{model}             | zset    | lifecycle.lua, leases.lua | `job:exec` of running jobs                   | while it has members |
+| rq:finished:{model}        | zset    | lifecycle.lua     | finished ids by expiry                       | member: the job's lifetime |
+| rq:failed:{model}          | zset    | lifecycle.lua, requeue.lua, rq | failed ids by expiry, those replayed left out | member: 7 days |
+| rq:canceled:{model}        | zset    | lifecycle.lua, rq | cancelled ids by expiry                      | member: the job's lifetime |
+| rq:results:{job}           | stream  | lifecycle.lua     | RQ's result record with the traceback        | the job's lifetime |
+| rq:worker:{worker}         | hash    | rq_view, lifecycle.lua, leases.lua | RQ's worker fields                           | 10 s after the last heartbeat |
 | rq:workers                 | set     | rq_view           | keys of workers                              | cleaned by every reader |
 | rq:workers:{model}         | set     | rq_view           | keys of the model's workers                  | cleaned by every reader |
 | rq:suspended               | string  | rq                | set by `rq suspend`: nothing new is claimed  | the operator's |
-| penstock:stream:{model}    | stream  | intake.lua, ownership.lua, job.lua | one entry `j`=job id per waiting or running job | while it has entries |
-| penstock:wake:{model}      | list    | job.lua, ownership.lua | one element, which wakes one idle worker     | 1 h; none while no job waits |
+| penstock:stream:{model}    | stream  | lifecycle.lua, leases.lua, job.lua | one entry `j`=job id per waiting or running job | while it has entries |
+| penstock:wake:{model}      | list    | job.lua, lifecycle.lua | one element, which wakes one idle worker     | 1 h; none while no job waits |
 | penstock:lane:{lane}       | list    | fair_queue.lua    | `entry job cost` of a tenant's waiting jobs  | while it has entries |
 | penstock:line:{line}       | zset    | fair_queue.lua    | members with waiting jobs, by tokens served  | while it has members |
 | penstock:served:{line}     | zset    | fair_queue.lua    | idle members, by tokens served               | 1 day |
-| penstock:load:{model}      | hash    | fair_queue.lua    | jobs and tokens waiting, of each class; bytes | while jobs wait |
+| penstock:load:{model}      | hash    | fair_queue.lua, lifecycle.lua | jobs and tokens waiting, of each class; bytes | while jobs wait |
 | penstock:rate:{model}      | hash    | fair_queue.lua    | how fast jobs and tokens were served         | 1 day after the last job |
 | penstock:pace:{model}      | string  | demand            | tokens a second of one worker                | 7 days |
-| penstock:leases:{model}    | zset    | ownership.lua, end.lua | running jobs by the time their lease ends    | while it has members |
-| penstock:claim:{exec}      | string  | ownership.lua     | ids that a claim got, for a repeated claim   | 30 s |
-| penstock:suspect:{worker}  | string  | ownership.lua, end.lua | the job that this worker now runs isolated   | until it progresses; 1 h at most |
-| penstock:idempotency:{key} | string  | intake.lua        | `job fingerprint created_ms`                 | 24 h |
+| penstock:leases:{model}    | zset    | lifecycle.lua, leases.lua | running jobs by the time their lease ends    | while it has members |
+| penstock:claim:{exec}      | string  | lifecycle.lua     | ids that a claim got, for a repeated claim   | 30 s |
+| penstock:suspect:{worker}  | string  | lifecycle.lua, leases.lua | the job that this worker now runs isolated   | until it progresses; 1 h at most |
+| penstock:idempotency:{key} | string  | lifecycle.lua     | `job fingerprint created_ms`                 | 24 h |
 | penstock:paused:{model}    | string  | redis_queue       | nothing new is claimed of this model         | the operator's |
 | penstock:key:{key}         | hash    | api_keys          | an API key: its limits and its salted digest | until revoked |
 | penstock:keys              | set     | api_keys          | ids of API keys                              | the deployment's |
@@ -41,7 +41,7 @@
 | penstock:stored:{tenant}   | zset    | records.lua       | `bytes key` of chats and responses by when they expire | as long as the last of them |
 | penstock:stored-bytes:{tenant} | string | records.lua    | how many bytes those are together            | as long as the last of them |
 | penstock:webhooks:{tenant} | hash    | api.stores.webhooks      | endpoints by id, as JSON                     | until removed |
-| penstock:notices           | list    | end.lua           | `job tenant` of ended jobs to report         | while it has entries |
+| penstock:notices           | list    | lifecycle.lua     | `job tenant` of ended jobs to report         | while it has entries |
 | penstock:delivery:{delivery} | string | api.stores.webhook_deliveries   | a webhook delivery, as JSON                  | 2 days |
 | penstock:deliveries        | zset    | api.stores.webhook_deliveries    | deliveries by when they are tried next       | while it has members |
 | penstock:response:{response} | string | records.lua     | the request of a response, as JSON           | the response's lifetime |
@@ -55,11 +55,11 @@
 | penstock:batch-lease:{batch} | string | api.stores.batches        | the owner of its lease: `process.token`      | 10 s |
 | penstock:batch-cancel:{batch} | string | api.stores.batches       | marks a batch to be cancelled                | 30 days |
 | penstock:mended:{start}    | string  | health            | Redis's file was rewritten since this start  | 1 day |
-| penstock:log:{job}         | list    | job.lua           | the job's events, by number                  | 7 days at most; then the job's lifetime |
-| penstock:previous:{job}    | list    | intake.lua        | the log before `rq requeue`                  | 7 days |
+| penstock:log:{job}         | list    | lifecycle.lua     | the job's events, by number                  | 7 days at most; then the job's lifetime |
+| penstock:previous:{job}    | list    | lifecycle.lua     | the log before `rq requeue`                  | 7 days |
 | penstock:models            | set     | model_registry    | names of models ever served                  | cleaned by every reader |
 | penstock:model:{model}     | hash    | model_registry    | the model as its workers describe it         | 7 days after the last worker |
-| penstock:events:{api}      | channel | job.lua           | the events of the jobs an API process reads  | - |
+| penstock:events:{api}      | channel | lifecycle.lua     | the events of the jobs an API process reads  | - |
 | penstock:control:{worker}  | channel | end.lua           | ids of jobs this worker must drop            | - |
 
 The fields of rq:job:{job}. `enqueue` stands for redis_queue and rq_view, which send a new job's fields to the verbs
@@ -73,41 +73,41 @@ enqueue and replay; a field that says nothing is not sent. "the hash" has the li
 | description    | enqueue                   | rq                                         | kind and model, no word of the prompt                  | the hash |
 | timeout        | enqueue                   | rq                                         | a number that RQ wants                                 | the hash |
 | failure_ttl    | enqueue                   | rq                                         | lifetime of a failed job, in seconds                   | the hash |
-| origin         | enqueue                   | intake.lua, end.lua, job_records, rq            | the model                                              | the hash |
-| status         | enqueue, ownership.lua, end.lua, rq | job.lua, intake.lua, ownership.lua, end.lua, redis_queue, event_channel, job_records, rq | the state, see lifecycle | the hash |
-| started_at     | ownership.lua             | job_records, rq                                 | when it was claimed last, ISO 8601                     | the hash |
-| ended_at       | end.lua, rq               | job_records, rq                                 | when it ended, ISO 8601                                | a requeue |
-| last_heartbeat | ownership.lua             | rq                                         | when its lease was renewed, ISO 8601                   | the hash |
-| worker_name    | ownership.lua             | ownership.lua, end.lua, job_records, rq         | the worker that claimed it last                        | the hash |
-| payload        | enqueue                   | fair_queue.lua, ownership.lua, redis_queue, job_records | the job, as codec writes it                    | its end, unless it fails |
+| origin         | enqueue                   | requeue.lua, end.lua, job_records, rq           | the model                                              | the hash |
+| status         | enqueue, lifecycle.lua, rq          | lifecycle.lua, requeue.lua, leases.lua, readers.lua, end.lua, redis_queue, event_channel, job_records, rq | the state, see lifecycle | the hash |
+| started_at     | lifecycle.lua             | job_records, rq                                 | when it was claimed last, ISO 8601                     | the hash |
+| ended_at       | lifecycle.lua, rq         | job_records, rq                                 | when it ended, ISO 8601                                | a requeue |
+| last_heartbeat | lifecycle.lua, leases.lua | rq                                         | when its lease was renewed, ISO 8601                   | the hash |
+| worker_name    | lifecycle.lua             | lifecycle.lua, leases.lua, end.lua, job_records, rq | the worker that claimed it last                        | the hash |
+| payload        | enqueue                   | lifecycle.lua, fair_queue.lua, redis_queue, job_records | the job, as codec writes it                    | its end, unless it fails |
 | created_ms     | enqueue                   | -                                          | when the request came                                  | the hash |
 | class          | enqueue                   | fair_queue.lua, job_records                     | the rank of its priority                               | the hash |
-| tenant         | enqueue                   | fair_queue.lua, key_limits.lua, end.lua, job_records | for whom it runs                                  | the hash |
+| tenant         | enqueue                   | lifecycle.lua, fair_queue.lua, key_limits.lua, job_records | for whom it runs                                  | the hash |
 | weight         | enqueue                   | fair_queue.lua                             | the tenant's share beside others                       | the hash |
 | prompt_tokens  | enqueue                   | end.lua                                    | an estimate of its prompt's tokens                     | the hash |
 | output_max     | enqueue                   | -                                          | the most tokens of its answer, -1 for no limit         | the hash |
 | width          | enqueue                   | job.lua                                    | sequences that an engine makes of it, if several       | the hash |
-| patience_ms    | enqueue                   | key_limits.lua, ownership.lua              | its queue deadline                                     | the hash |
-| run_ms         | enqueue                   | key_limits.lua, ownership.lua, end.lua     | its run deadline                                       | the hash |
-| keep_s         | enqueue                   | end.lua                                    | lifetime after its end, if longer than usual           | the hash |
-| notify         | enqueue                   | end.lua                                    | 1: its end goes onto penstock:notices                  | the hash |
-| idempotency    | enqueue                   | end.lua                                    | its idempotency key                                    | the hash |
+| patience_ms    | enqueue                   | lifecycle.lua, key_limits.lua              | its queue deadline                                     | the hash |
+| run_ms         | enqueue                   | lifecycle.lua, end.lua, key_limits.lua     | its run deadline                                       | the hash |
+| keep_s         | enqueue                   | lifecycle.lua                              | lifetime after its end, if longer than usual           | the hash |
+| notify         | enqueue                   | lifecycle.lua                              | 1: its end goes onto penstock:notices                  | the hash |
+| idempotency    | enqueue                   | lifecycle.lua                              | its idempotency key                                    | the hash |
 | fingerprint    | enqueue                   | -                                          | a digest of the request that came with that key        | the hash |
 | limits         | enqueue                   | -                                          | limits of its API key, as key_limits.lua reads them    | the hash |
 | month          | enqueue                   | key_limits.lua                             | the month that its tokens count to; none without a key | the hash |
 | view           | enqueue                   | redis_queue, job_records                        | options that rebuild its stream                        | the hash |
-| trace          | enqueue                   | ownership.lua                              | its W3C trace context                                  | the hash |
+| trace          | enqueue                   | lifecycle.lua                              | its W3C trace context                                  | the hash |
 | replay_of      | enqueue                   | job_records                                     | the failed job that it replays                         | the hash |
-| subscribers    | enqueue, job.lua, end.lua | job.lua, ownership.lua, end.lua            | channels of the API processes that read it             | the hash |
-| cost           | intake.lua                | fair_queue.lua, key_limits.lua             | tokens that it is expected to take                     | the hash |
-| sid            | intake.lua, ownership.lua | intake.lua, ownership.lua, end.lua, demand | the id of its stream entry                             | its end |
-| attempt        | intake.lua, ownership.lua | ownership.lua, job_records                      | claims without progress, from 1                        | the hash |
-| exec           | ownership.lua             | intake.lua, ownership.lua, end.lua         | the claim token of its owner                           | its end, a release, a requeue |
-| deadline_ms    | ownership.lua             | ownership.lua, end.lua                     | when its run deadline passes, by Redis's clock         | a requeue |
-| alone          | ownership.lua             | ownership.lua, end.lua                     | 1: it runs isolated                                    | progress, another claim, its end |
-| moved          | ownership.lua             | ownership.lua                              | 1: it has progressed since its claim                   | another claim, its end |
+| subscribers    | enqueue, readers.lua      | lifecycle.lua, readers.lua, end.lua        | channels of the API processes that read it             | the hash |
+| cost           | lifecycle.lua             | fair_queue.lua, key_limits.lua             | tokens that it is expected to take                     | the hash |
+| sid            | lifecycle.lua, leases.lua | lifecycle.lua, requeue.lua, leases.lua, end.lua, demand | the id of its stream entry                             | its end |
+| attempt        | lifecycle.lua, leases.lua | lifecycle.lua, leases.lua, job_records          | claims without progress, from 1                        | the hash |
+| exec           | lifecycle.lua             | lifecycle.lua, requeue.lua, leases.lua     | the claim token of its owner                           | its end, a release, a requeue |
+| deadline_ms    | lifecycle.lua             | lifecycle.lua, end.lua                     | when its run deadline passes, by Redis's clock         | a requeue |
+| alone          | lifecycle.lua             | lifecycle.lua                              | 1: it runs isolated                                    | progress, another claim, its end |
+| moved          | lifecycle.lua             | lifecycle.lua, leases.lua                  | 1: it has progressed since its claim                   | another claim, its end |
 | paid           | key_limits.lua            | key_limits.lua                             | 1: its key's limits were corrected by what it took     | a requeue |
-| replayed_as    | intake.lua                | intake.lua, job_records                         | the job that replays it                                | the hash |
+| replayed_as    | requeue.lua               | requeue.lua, job_records                        | the job that replays it                                | the hash |
 | timeline       | job.lua                   | job.lua, job_records                            | what happened to it, a line for each, with its time    | the hash |
 """
 

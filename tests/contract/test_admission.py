@@ -7,15 +7,12 @@ from redis.asyncio import Redis
 
 from api.http.auth import Caller
 from api.http.request_options import RequestOptions
-from api.schemas.chat import ChatCompletionRequest
-from api.schemas.completion import CompletionRequest
 from api.serving.admission import KNOWN_FOR_S, MISSED_FOR_S, Admission
 from shared.catalog.model_registry import ModelRegistry
 from shared.domain.errors import ContextLengthExceeded, NotFound
-from shared.domain.job import ModelInfo
+from shared.domain.job import Job, Kind, ModelInfo
 from shared.settings import load_settings
 
-ASK = CompletionRequest.model_validate({"model": "m", "prompt": "x"})
 TERMS = RequestOptions(caller=Caller("t"))
 
 
@@ -24,22 +21,22 @@ async def test_a_model_outlives_a_flush_until_its_workers_speak_again(client: Re
     directory = ModelRegistry(client)
     admission = Admission(directory, load_settings(), clock=lambda: now[0])
     with pytest.raises(NotFound):
-        await admission.completion(ASK, TERMS)
+        await completion(admission)
     await directory.announce(ModelInfo(name="m", engine="scripted", context_length=9, created_s=0))
-    await admission.completion(ASK, TERMS)
+    await completion(admission)
 
     await client.flushdb()
     now[0] += KNOWN_FOR_S + 1
-    job = await admission.completion(ASK, TERMS)
+    job = await completion(admission)
     now[0] += MISSED_FOR_S
 
     assert job.model == "m"
     with pytest.raises(NotFound):
-        await admission.completion(ASK, TERMS)
+        await completion(admission)
 
 
-def completion_of(prompt: Any) -> CompletionRequest:
-    return CompletionRequest.model_validate({"model": "m", "prompt": prompt})
+async def completion(admission: Admission, prompt: Any = "x") -> Job:
+    return await admission.job("cmpl", "m", Kind.COMPLETION, TERMS, request={"prompts": [prompt]})
 
 
 async def test_a_prompt_that_cannot_fit_is_refused_before_any_worker_looks_at_it(client: Redis) -> None:
@@ -47,12 +44,12 @@ async def test_a_prompt_that_cannot_fit_is_refused_before_any_worker_looks_at_it
     admission = Admission(directory, load_settings())
     of_ten = ModelInfo(name="m", engine="scripted", context_length=10, created_s=0, prompt_chars_max=60)
     await directory.announce(of_ten)
-    chat = {"model": "m", "messages": [{"role": "user", "content": "x" * 31}, {"role": "user", "content": "x" * 30}]}
+    chat = {"messages": [{"role": "user", "content": "x" * 31}, {"role": "user", "content": "x" * 30}]}
 
     for request, param in (("x" * 61, "prompt"), ([0] * 11, "prompt")):
         with pytest.raises(ContextLengthExceeded) as refused:
-            await admission.completion(completion_of(request), TERMS)
+            await completion(admission, request)
         assert refused.value.param == param
     with pytest.raises(ContextLengthExceeded, match="messages"):
-        await admission.chat(ChatCompletionRequest.model_validate(chat), TERMS)
-    assert await admission.completion(completion_of("x" * 60), TERMS)
+        await admission.job("chatcmpl", "m", Kind.CHAT, TERMS, request=chat)
+    assert await completion(admission, "x" * 60)

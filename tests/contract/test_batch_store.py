@@ -66,7 +66,7 @@ async def started(store: BatchStore, files: FileStore, **about: str) -> Batch:
 
 
 async def leased(store: BatchStore, batch_id: str = "batch_1") -> Lease:
-    lease = await store.take(batch_id)
+    lease = await store.claim(batch_id)
     assert lease
     return lease
 
@@ -74,12 +74,12 @@ async def leased(store: BatchStore, batch_id: str = "batch_1") -> Lease:
 async def test_a_lease_has_one_owner(client: Redis, store: BatchStore) -> None:
     lease = await leased(store)
 
-    assert await store.take("batch_1") is None
-    assert await BatchStore(client, owner="api-2").take("batch_1") is None
+    assert await store.claim("batch_1") is None
+    assert await BatchStore(client, owner="api-2").claim("batch_1") is None
     await store.keep(lease)
     await store.release(lease)
 
-    assert await BatchStore(client, owner="api-2").take("batch_1")
+    assert await BatchStore(client, owner="api-2").claim("batch_1")
 
 
 async def test_whoever_lost_its_lease_writes_nothing(client: Redis, store: BatchStore, files: FileStore) -> None:
@@ -209,9 +209,9 @@ async def test_a_record_that_cannot_be_read_hides_no_other_and_stays_open(
     await client.set(keys.batch(bad.id), '{"status": "of a later release"}')
 
     assert await store.get_many([bad.id, good.id]) == [good]
-    await store.forget(bad.id)
+    await store.close_gone(bad.id)
     assert await store.open() == ["bad", "good"]
     await client.delete(keys.batch(bad.id))
-    await store.forget(bad.id)
+    await store.close_gone(bad.id)
 
     assert await store.open() == ["good"]

@@ -45,21 +45,21 @@ async def due_at(client: Redis) -> dict[str, float]:
 
 async def test_what_is_added_again_is_told_once(client: Redis, store: WebhookDeliveryStore) -> None:
     await store.add(delivery("d"))
-    (taken,) = await store.take(10)
-    await store.drop(taken)
+    (taken,) = await store.claim(10)
+    await store.remove(taken)
 
     await store.add(delivery("d"))
 
-    assert await store.take(10) == []
+    assert await store.claim(10) == []
     assert 0 < await client.ttl(keys.delivery("d")) <= LIFETIME_S
 
 
 async def test_what_is_taken_is_due_again_should_its_process_die(client: Redis, store: WebhookDeliveryStore) -> None:
     await store.add(delivery("d"))
 
-    assert await store.take(10) == [delivery("d")]
+    assert await store.claim(10) == [delivery("d")]
 
-    assert await store.take(10) == []
+    assert await store.claim(10) == []
     assert await due_at(client) == {"d": 1000 + LEASE_S}
 
 
@@ -68,10 +68,10 @@ async def test_an_attempt_in_vain_is_counted_and_the_last_is_the_last(
 ) -> None:
     await store.add(delivery("d"))
     for pause_s in PAUSES_S:
-        (tried,) = await WebhookDeliveryStore(client, clock=lambda: 1e9).take(10)
+        (tried,) = await WebhookDeliveryStore(client, clock=lambda: 1e9).claim(10)
         await store.retry_later(tried)
         assert await due_at(client) == {"d": 1000 + pause_s}
-    (last,) = await WebhookDeliveryStore(client, clock=lambda: 1e9).take(10)
+    (last,) = await WebhookDeliveryStore(client, clock=lambda: 1e9).claim(10)
 
     await store.retry_later(last)
 
@@ -83,13 +83,13 @@ async def test_what_has_outlived_itself_is_dropped_and_does_not_come_back(
     client: Redis, store: WebhookDeliveryStore
 ) -> None:
     await store.add(delivery("d"))
-    (taken,) = await store.take(10)
+    (taken,) = await store.claim(10)
     await client.delete(keys.delivery("d"))
 
     await store.retry_later(taken)
     assert await client.exists(keys.delivery("d")) == 0
 
-    assert await WebhookDeliveryStore(client, clock=lambda: 1e9).take(10) == []
+    assert await WebhookDeliveryStore(client, clock=lambda: 1e9).claim(10) == []
     assert await due_at(client) == {}
 
 
@@ -97,7 +97,7 @@ async def test_the_commands_of_a_transaction_say_the_same(client: Redis, store: 
     for command in store.addition(delivery("d")):
         await client.execute_command(*command)
 
-    assert await store.take(10) == [delivery("d")]
+    assert await store.claim(10) == [delivery("d")]
     assert await client.ttl(keys.delivery("d")) > 0
 
 
@@ -324,7 +324,7 @@ async def test_a_delivery_that_waits_for_another_look_up_of_its_tenant_is_not_an
     assert not (await webhooks.send(other, "evt", "{}")).good  # no server listens there, but the delivery was tried
     assert (await webhooks.send(other, "evt", "{}")).attempted
     await webhooks.notify("t", "response.completed", "resp_1")
-    (taken,) = await webhooks.queue.take(10)
+    (taken,) = await webhooks.queue.claim(10)
     await WebhookNotifier([client], webhooks=webhooks, channel=RedisChannel(client))._tell(taken)
-    (waiting,) = await WebhookDeliveryStore(client, clock=lambda: time.time() + 2 * BUSY_S).take(10)
+    (waiting,) = await WebhookDeliveryStore(client, clock=lambda: time.time() + 2 * BUSY_S).claim(10)
     assert waiting == taken

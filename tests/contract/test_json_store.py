@@ -7,14 +7,16 @@ import pytest
 from redis.asyncio import Redis
 
 from api.stores.batches import Batch, BatchStore, Status
-from api.stores.json_store import JsonStore
-from api.stores.responses import ResponseRecord, ResponseStore
-from api.stores.stored_chats import ChatStore, StoredChat
+from api.stores.json_store import JsonStore, RecordStore
+from api.stores.responses import RESPONSES, ResponseRecord
+from api.stores.stored_chats import STORED_CHATS, StoredChat
 from api.stores.webhook_deliveries import WebhookDelivery, WebhookDeliveryStore
 from shared.domain.errors import NotFound
 from shared.queue.redis_queue import RedisQueue
 from shared.redis import keys
 
+Responses = RecordStore[ResponseRecord]
+Chats = RecordStore[StoredChat]
 RESPONSE = ResponseRecord(
     id="resp_1", tenant="t", created_s=7, background=False, head={"model": "é"}, items=[{"type": "message"}], own=0
 )
@@ -33,16 +35,16 @@ CHAT_JSON = (
 
 
 @pytest.fixture
-def responses(client: Redis) -> ResponseStore:
-    return ResponseStore(client, ttl_s=60, tenant_bytes_max=10_000)
+def responses(client: Redis) -> Responses:
+    return RecordStore(client, RESPONSES, ttl_s=60, tenant_bytes_max=10_000)
 
 
 @pytest.fixture
-def chats(client: Redis) -> ChatStore:
-    return ChatStore(client, ttl_s=60, tenant_bytes_max=10_000)
+def chats(client: Redis) -> Chats:
+    return RecordStore(client, STORED_CHATS, ttl_s=60, tenant_bytes_max=10_000)
 
 
-async def test_a_record_is_what_release_0_2_wrote(client: Redis, responses: ResponseStore, chats: ChatStore) -> None:
+async def test_a_record_is_what_release_0_2_wrote(client: Redis, responses: Responses, chats: Chats) -> None:
     queue = RedisQueue(client)
 
     await queue.store(responses.stored(RESPONSE))
@@ -57,9 +59,7 @@ async def test_a_record_is_what_release_0_2_wrote(client: Redis, responses: Resp
 
 
 @pytest.mark.parametrize("tenant", ["other", ""])
-async def test_a_record_of_another_tenant_is_as_good_as_none(
-    client: Redis, responses: ResponseStore, tenant: str
-) -> None:
+async def test_a_record_of_another_tenant_is_as_good_as_none(client: Redis, responses: Responses, tenant: str) -> None:
     await client.set(keys.response("resp_1"), RESPONSE_JSON)
 
     with pytest.raises(NotFound, match="There is no response resp_1") as refused:
@@ -68,7 +68,7 @@ async def test_a_record_of_another_tenant_is_as_good_as_none(
     assert refused.value.param == "response_id"
 
 
-async def test_fields_of_a_later_release_are_left_out(client: Redis, responses: ResponseStore) -> None:
+async def test_fields_of_a_later_release_are_left_out(client: Redis, responses: Responses) -> None:
     await client.set(keys.response("resp_1"), json.dumps(asdict(RESPONSE) | {"later": 1}))
 
     assert await responses.get("resp_1", tenant="t") == RESPONSE
@@ -76,7 +76,7 @@ async def test_fields_of_a_later_release_are_left_out(client: Redis, responses: 
 
 @pytest.mark.parametrize("data", [b"\xff", b"[]", b"7", b"{}", b'{"id": "resp_1"}'])
 async def test_a_record_that_cannot_be_read_keeps_nobody_from_the_others(
-    client: Redis, responses: ResponseStore, data: bytes
+    client: Redis, responses: Responses, data: bytes
 ) -> None:
     await client.set(keys.response("bad"), data)
     await client.set(keys.response("resp_1"), RESPONSE_JSON)
@@ -114,4 +114,4 @@ async def test_a_delivery_that_cannot_be_read_does_not_hide_the_others(client: R
     await client.zadd(keys.DELIVERIES, {"bad": 1})
     await store.add(good)
 
-    assert await store.take(10) == [good]
+    assert await store.claim(10) == [good]

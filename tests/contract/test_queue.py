@@ -293,16 +293,16 @@ async def test_a_model_is_forgotten_when_nothing_of_it_waits_or_runs(backend: Ba
     job = make_job()
     await backend.queue.enqueue(job, bounds=TEN)
     await backend.queue.pause("m", paused=True)
-    waiting = await backend.queue.forget("m")
+    waiting = await backend.queue.forget_model("m")
     await backend.queue.pause("m", paused=False)
     (delivery,) = await backend.queue.claim("m", worker="w", limit=1)
-    running = await backend.queue.forget("m")
+    running = await backend.queue.forget_model("m")
     await backend.queue.settle(write(delivery, done(0)), worker="w")
     await backend.queue.pause("m", paused=True)
 
     assert (waiting.jobs, running.jobs) == (1, 1)
-    assert not await backend.queue.forget("m")
-    assert not await backend.queue.forget("m")  # a second call changes nothing
+    assert not await backend.queue.forget_model("m")
+    assert not await backend.queue.forget_model("m")  # a second call changes nothing
     await backend.queue.enqueue(make_job(), bounds=TEN)
     assert await backend.queue.claim("m", worker="w", limit=1)  # it is no longer paused
 

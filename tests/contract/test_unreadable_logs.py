@@ -55,8 +55,8 @@ async def test_the_other_silent_streams_are_filled(
                 await client.rpush(keys.log(bad.id), unreadable)
             relay.accept(stream)
 
-        events = await asyncio.wait_for(relay.take(broken), 3)
-        others = await asyncio.wait_for(relay.take(whole), 3)
+        events = await asyncio.wait_for(relay.next_events(broken), 3)
+        others = await asyncio.wait_for(relay.next_events(whole), 3)
 
     assert events[:2] == others == [started(), delta(1)]
     assert isinstance(events[2], Finished)
@@ -70,12 +70,12 @@ async def test_the_other_jobs_of_a_published_batch_are_heard(client: Redis, queu
     with relay.open(job) as stream:
         await begin(queue, job, subscriber="api")
         relay.accept(stream, logged=True)
-        assert await asyncio.wait_for(relay.take(stream), 3) == [started(), delta(1)]
+        assert await asyncio.wait_for(relay.next_events(stream), 3) == [started(), delta(1)]
         stream.heard_at += 3600  # every event that comes now was published
         for message in (b"5", b"[5]", b'[["a",0,[["x"]]],["%b",2,[["d",0,"y",[2]]]]]' % job.id.encode()):
             await client.publish(keys.events_channel("api"), message)
 
-        assert await asyncio.wait_for(relay.take(stream), 3) == [delta(2, "y")]
+        assert await asyncio.wait_for(relay.next_events(stream), 3) == [delta(2, "y")]
 
 
 async def test_a_job_whose_log_cannot_be_read_fails_and_keeps_its_bytes(client: Redis, queue: RedisQueue) -> None:

@@ -12,7 +12,7 @@ import httpx
 import openai
 import pytest
 
-from api.http.bodies import CONTAINERS_MAX, STRINGS_MAX, VALUES_MAX
+from api.http.json_route import CONTAINERS_MAX, STRINGS_MAX, VALUES_MAX
 from tests.e2e.harness import Stack, standalone_stack
 
 log = logging.getLogger(__name__)

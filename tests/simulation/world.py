@@ -319,7 +319,7 @@ class World:
             while not client.ended:
                 try:
                     async with asyncio.timeout(1):
-                        events = await relay.take(stream)
+                        events = await relay.next_events(stream)
                 except TimeoutError:
                     if (relay, process) in self.relays:
                         continue  # the worker is only slow

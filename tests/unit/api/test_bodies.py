@@ -2,7 +2,7 @@
 
 import pytest
 
-from api.http.bodies import CONTAINERS_MAX, DEPTH_MAX, STRINGS_MAX, VALUES_MAX, read, require_bounded
+from api.http.json_route import CONTAINERS_MAX, DEPTH_MAX, STRINGS_MAX, VALUES_MAX, read, require_bounded
 from api.http.problems import Refused
 from api.schemas.chat import ChatCompletionRequest
 from shared.domain.errors import InvalidRequest

@@ -1,18 +1,21 @@
 """The events of an answer are formatted as stream frames and as whole answers."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import orjson
 import pytest
 
+from api.formats.chat import ChatFormatter
 from api.formats.common import StreamFormatter, WholeOnly
+from api.formats.completion import CompletionFormatter
 from api.formats.embedding import EmbeddingCollector
 from api.formats.response import ResponseBuilder, ResponseStreamFormatter
 from api.serving.render_options import decode_render_options, render_options_of
 from shared.domain.errors import InvalidRequest
 from shared.domain.events import Completed, Delta, Echoed, Event, Finished, FinishReason, Likelihood, Logprobs, Usage
-from shared.domain.job import Job
+from shared.domain.job import Job, Kind
 from tests.factories import done, make_job, started
 
 USAGE = Usage(prompt_tokens=3, completion_tokens=2)
@@ -39,10 +42,10 @@ def completion_job(**sampling: Any) -> Job:
 
 def test_each_part_of_a_completion_is_a_frame_of_its_own() -> None:
     job = completion_job(n=1)
-    view = render_options_of(job, logprobs=True)
+    formatter = CompletionFormatter(prompts=2, candidates=1, n=1, echo=True, logprobs=True)
 
     frames = bodies(
-        view.stream(job, ids=False),
+        formatter.stream(job, ids=False),
         started(),
         said(1, 1, "early"),
         said(2, 1, "too"),
@@ -60,7 +63,7 @@ def test_each_part_of_a_completion_is_a_frame_of_its_own() -> None:
 
 def test_the_best_candidates_of_each_prompt_are_returned() -> None:
     job = completion_job(n=2)
-    answer = render_options_of(job, n_returned=1).whole(job)
+    answer = CompletionFormatter(prompts=2, candidates=2, n=1, echo=True).whole(job)
     for prompt in (1, 0):
         answer.add(Echoed(seq=0, prompt=prompt, text=f"{prompt}:"))
 
@@ -98,26 +101,50 @@ def test_a_part_is_added_empty_and_then_grows() -> None:
     assert told[-1]["response"]["output"][0]["content"] == [told[7]["part"]]
 
 
-def test_a_view_gives_the_same_answer_after_it_was_stored() -> None:
+@pytest.mark.parametrize(
+    "formatter",
+    [
+        ChatFormatter(n=2, include_usage=True, logprobs=True),
+        ChatFormatter(n=2),
+        CompletionFormatter(prompts=2, candidates=3, n=2, echo=True, logprobs=True, include_usage=True),
+        CompletionFormatter(prompts=1, candidates=2, n=2),
+    ],
+)
+def test_a_formatter_is_rebuilt_from_what_is_stored_with_its_job(
+    formatter: ChatFormatter | CompletionFormatter,
+) -> None:
+    chat = isinstance(formatter, ChatFormatter)
+    job = replace(make_job(n=2), kind=Kind.CHAT if chat else Kind.COMPLETION)
+
+    stored = decode_render_options(render_options_of(job, formatter).encode())
+
+    assert stored.formatter() == formatter
+
+
+def test_a_job_that_is_rebuilt_gives_the_same_answer() -> None:
     job = make_job(n=2, logprobs=0)
     events: list[Event] = [started(), said(1, 0, "x"), said(2, 1, "y"), done(3)]
-    view = render_options_of(job, include_usage=True, logprobs=True)
-    stored = decode_render_options(view.encode())
+    formatter = ChatFormatter(n=2, include_usage=True, logprobs=True)
+    stored = decode_render_options(render_options_of(job, formatter).encode())
+    rebuilt = stored.job(job.id)
 
-    whole, again = view.whole(job), stored.whole(stored.job(job.id))
+    whole, again = formatter.whole(job), stored.formatter().whole(rebuilt)
     for event in events:
         whole.add(event)
         again.add(event)
 
     assert again.body(USAGE) == whole.body(USAGE)
-    assert bodies(stored.stream(stored.job(job.id), ids=True), *events) == bodies(view.stream(job, ids=True), *events)
+    assert bodies(stored.formatter().stream(rebuilt, ids=True), *events) == bodies(
+        formatter.stream(job, ids=True), *events
+    )
 
 
 def test_an_answer_that_comes_whole_is_not_streamed() -> None:
     ranked = completion_job(n=2)
     only = WholeOnly(lambda job: EmbeddingCollector(job, base64=False))
+    best = CompletionFormatter(prompts=2, candidates=2, n=1)
 
-    for formatter, job in ((render_options_of(ranked, n_returned=1), ranked), (only, make_job())):
+    for formatter, job in ((best, ranked), (only, make_job())):
         with pytest.raises(InvalidRequest, match="cannot be streamed: send the request again"):
             formatter.stream(job, ids=True)
 
@@ -129,7 +156,7 @@ def test_a_response_that_was_cut_is_incomplete() -> None:
     told = [
         each
         for event in (started(), cut, Finished(seq=2, outcome=Completed(usage=USAGE)))
-        for each in builder.take(event)
+        for each in builder.apply(event)
     ]
 
     assert told[-1]["type"] == "response.incomplete"
@@ -137,7 +164,7 @@ def test_a_response_that_was_cut_is_incomplete() -> None:
 
 
 def test_stored_render_options_keep_the_names_that_neighbouring_releases_read() -> None:
-    options = render_options_of(make_job(n=3), n_returned=2)
+    options = render_options_of(make_job(n=3), ChatFormatter(n=3))
 
     stored = json.loads(options.encode())
 

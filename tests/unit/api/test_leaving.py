@@ -55,7 +55,7 @@ async def test_a_job_that_is_read_again_is_not_left(queue: Queue, leaving: Leavi
     leaving.add("back", grace_s=0.05)
     leaving.add("gone", grace_s=0.1)
 
-    leaving.drop("back")
+    leaving.remove("back")
 
     assert await queue.next() == "gone"
     assert queue.left.empty()
@@ -97,7 +97,7 @@ async def test_jobs_that_wait_are_bounded(queue: Queue, caplog: pytest.LogCaptur
     with caplog.at_level(logging.WARNING):
         for at in range(JOBS_MAX + 1):
             leaving.add(str(at), grace_s=0)
-        leaving.drop("0")
+        leaving.remove("0")
         leaving.add("one more", grace_s=0)
 
     assert caplog.text.count("is not cancelled") == 1

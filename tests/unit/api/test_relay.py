@@ -148,7 +148,7 @@ async def test_a_silent_stream_is_filled_from_its_log(relay_and_queue: tuple[Rel
         (delivery,) = await queue.claim("m", worker="w", limit=1)
         await queue.append([write(delivery, *EVENTS[:4])])
 
-        assert await asyncio.wait_for(relay.take(opened), 3) == EVENTS[:4]
+        assert await asyncio.wait_for(relay.next_events(opened), 3) == EVENTS[:4]
 
 
 async def test_a_job_that_no_worker_ever_takes_expires(relay_and_queue: tuple[Relay, MemoryQueue]) -> None:
@@ -158,7 +158,7 @@ async def test_a_job_that_no_worker_ever_takes_expires(relay_and_queue: tuple[Re
         await queue.enqueue(job, subscriber="api", bounds=Bounds(jobs_max=1))
         relay.accept(opened)
 
-        assert await asyncio.wait_for(relay.take(opened), 3) == [Finished(seq=0, outcome=Expired())]
+        assert await asyncio.wait_for(relay.next_events(opened), 3) == [Finished(seq=0, outcome=Expired())]
     await relay.close()
 
     (found,) = await queue.read([(job.id, 0)])
@@ -178,7 +178,7 @@ async def test_leaving_early_cancels_and_leaving_at_the_end_does_not(
             if job is ended:
                 await queue.settle(write(delivery, *EVENTS), worker="w")
                 while not opened.ended:
-                    await asyncio.wait_for(relay.take(opened), 3)
+                    await asyncio.wait_for(relay.next_events(opened), 3)
     await relay.close()
 
     states = [found.state for found in await queue.read([(left.id, 0), (ended.id, 0)])]

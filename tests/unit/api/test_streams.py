@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from api.formats.chat import ChatFormatter
 from api.formats.common import StreamFormatter
+from api.formats.completion import CompletionFormatter
 from api.formats.response import ResponseBuilder, ResponseStreamFormatter
 from api.http.event_position import position_after, sequence_number_after
 from api.serving.render_options import render_options_of
@@ -40,14 +42,18 @@ Opened = Callable[[str | None], StreamFormatter]
 
 
 def chat(after: str | None) -> StreamFormatter:
-    render_options = render_options_of(make_job(n=2, logprobs=1), include_usage=True, logprobs=True)
-    return render_options.stream(render_options.job("chatcmpl-1"), ids=True, after=position_after(None, after))
+    formatter = ChatFormatter(n=2, include_usage=True, logprobs=True)
+    render_options = render_options_of(make_job(n=2, logprobs=1), formatter)
+    job = render_options.job("chatcmpl-1")
+    return render_options.formatter().stream(job, ids=True, after=position_after(None, after))
 
 
 def completion(after: str | None) -> StreamFormatter:
     job = make_job(completion={"prompts": ["one", "two"], "echo": True}, n=2, logprobs=1)
-    render_options = render_options_of(job, include_usage=True, logprobs=True)
-    return render_options.stream(render_options.job("cmpl-1"), ids=True, after=position_after(after, None))
+    formatter = CompletionFormatter(prompts=2, candidates=2, n=2, echo=True, include_usage=True, logprobs=True)
+    render_options = render_options_of(job, formatter)
+    job = render_options.job("cmpl-1")
+    return render_options.formatter().stream(job, ids=True, after=position_after(after, None))
 
 
 def response(after: str | None) -> StreamFormatter:

@@ -156,7 +156,11 @@ def _read_aloud(release: Path, jobs: list[Job], events: list[Event]) -> tuple[li
         "events": [encode_event(event).decode() for event in events],
     }
     read = subprocess.run(
-        [sys.executable, "-c", READ_ALOUD], cwd=release, input=json.dumps(told).encode(), capture_output=True, check=True
+        [sys.executable, "-c", READ_ALOUD],
+        cwd=release,
+        input=json.dumps(told).encode(),
+        capture_output=True,
+        check=True,
     )
     again = json.loads(read.stdout)
     return again["jobs"], again["events"]

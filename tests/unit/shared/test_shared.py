@@ -25,7 +25,7 @@ from shared.domain.events import (
     Usage,
 )
 from shared.domain.lifecycle import TABLE, TERMINAL, IllegalMove, Move, State
-from shared.queue.redis_queue import LIMITS, REFUSALS, retry_after_s
+from shared.queue.refusals import LIMITS, REFUSALS, retry_after_s
 from shared.redis import keys
 from shared.settings import load_settings
 from tests.conftest import ROOT

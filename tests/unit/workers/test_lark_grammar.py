@@ -8,9 +8,9 @@ import llguidance.hf
 import numpy as np
 import pytest
 from transformers import AutoTokenizer
+from workers.model_loading import BUILTIN
 
 from shared.domain.job import Grammar, GrammarKind
-from workers.model_loading import BUILTIN
 from workers.text.grammar import Grammars, GrammarState, Reasoning, forbid
 
 TOKENIZER = AutoTokenizer.from_pretrained(BUILTIN)
@@ -57,7 +57,9 @@ def test_the_text_of_a_constraint_allows_what_the_constraint_allows(
 def test_what_vllm_would_take_for_another_dialect_says_which_it_is() -> None:
     grammar = Grammar(kind=GrammarKind.LARK, text='start[capture]: "a"', param="p")
 
-    assert Grammars(TOKENIZER, vocabulary=VOCABULARY, eos_ids=frozenset({EOS})).constraint(grammar).lark.startswith("%ll")
+    assert (
+        Grammars(TOKENIZER, vocabulary=VOCABULARY, eos_ids=frozenset({EOS})).constraint(grammar).lark.startswith("%ll")
+    )
 
 
 def _allowed(state: GrammarState) -> np.ndarray:

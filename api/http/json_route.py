@@ -1,20 +1,27 @@
-"""JSON bodies of requests: bounded before they are parsed, and parsed and validated off the event loop when they are
-large.
+"""Routes whose bodies are strict JSON: no lone surrogates, no NaN, no unbounded nesting. A request that is refused for
+its own fault counts against its key's requests a minute.
 
 A small body can hold a great many values, and each costs a hundred times its bytes as a Python object. So the raw bytes
 are counted first, which takes milliseconds; a body that passes is cheap to parse, and the schemas bound each of its
-lists."""
+lists. A large body is parsed and validated off the event loop."""
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import orjson
+from fastapi import Request
+from fastapi.responses import Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
 
+from api.http.auth import Authenticator
 from api.http.problems import Refused, validation_problem
-from shared.domain.errors import InvalidRequest
+from shared.domain.errors import Forbidden, IdempotencyKeyReused, InvalidRequest, NotFound
 
+AT_FAULT = (InvalidRequest, NotFound, Forbidden, IdempotencyKeyReused, HTTPException)
 Body = TypeVar("Body", bound=BaseModel)
 AT_ONCE = 2  # large bodies, which bounds their memory
 LARGE_BYTES = 32_768
@@ -24,6 +31,58 @@ STRINGS_MAX = 200_000  # names of fields included
 VALUES_MAX = 1_000_000
 BRACKETS = b"[]{}"
 EVERYTHING_ELSE = bytes(set(range(256)) - set(BRACKETS))
+
+
+class JsonRoute(APIRoute):
+    """Reads the body before FastAPI does, by the `authenticator` and the `bodies` of the app's services."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+        if self.body_field is None:
+            return handler
+        model: type[BaseModel] = self.body_field.field_info.annotation  # type: ignore[assignment]
+
+        async def handle(request: Request) -> Response:
+            services = request.app.state.services
+            authenticator: Authenticator = services.authenticator
+            caller = getattr(request.state, "caller", None)
+            if caller:
+                authenticator.require_open(caller)
+            try:
+                made = await _read(services.bodies, request, model)
+            except (Refused, *AT_FAULT):
+                await authenticator.charge(caller)
+                raise
+            try:
+                return await handler(made)
+            except AT_FAULT:  # not Refused, which a job raises after it has counted as a request
+                await authenticator.charge(caller)
+                raise
+
+        return handle
+
+
+class ReadRequest(Request):
+    """A request whose body is already the validated model, so that FastAPI has nothing left to do."""
+
+    def __init__(self, request: Request, data: bytes, model: BaseModel) -> None:
+        super().__init__(request.scope, request.receive)
+        self._data = data
+        self._model = model
+
+    async def body(self) -> bytes:
+        return self._data
+
+    async def json(self) -> BaseModel:
+        return self._model
+
+
+async def _read(bodies: "BodyReader", request: Request, model: type[BaseModel]) -> Request:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if not kind.startswith("application/") or not kind.endswith(("/json", "+json")):
+        raise InvalidRequest("The header 'Content-Type: application/json' is expected.", param="Content-Type")
+    data = await request.body()
+    return ReadRequest(request, data, await bodies.read(data, model))
 
 
 class BodyReader:

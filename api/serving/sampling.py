@@ -1,0 +1,62 @@
+"""From the parameters of a body to the job's sampling parameters, and to the grammar of its answer."""
+
+import json
+import secrets
+
+from api.schemas.sampling import GenerationRequest
+from shared.domain.errors import InvalidRequest
+from shared.domain.job import Grammar, GrammarKind, Sampling
+
+ANY_OBJECT = {"type": "object"}
+
+
+def sampling_of(
+    body: GenerationRequest, *, n: int, max_tokens: int | None, logprobs: int | None, choices_max: int
+) -> Sampling:
+    """Return the sampling parameters of a body. Raises InvalidRequest for more than `choices_max` choices, and for
+    limits that contradict each other."""
+    if n > choices_max:
+        param = "n" if n == body.n else "best_of"
+        raise InvalidRequest(f"'{param}' must be at most {choices_max}.", param=param)
+    if max_tokens is not None and (body.min_tokens or 0) > max_tokens:
+        raise InvalidRequest(f"'min_tokens' must not exceed the limit of {max_tokens} tokens.", param="min_tokens")
+    stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    return Sampling(
+        seed=secrets.randbits(63) if body.seed is None else body.seed,
+        seeded=body.seed is not None,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=None if body.top_k is None else max(body.top_k, 0),
+        min_p=body.min_p,
+        repetition_penalty=body.repetition_penalty,
+        presence_penalty=body.presence_penalty or 0,
+        frequency_penalty=body.frequency_penalty or 0,
+        logit_bias=tuple((int(token), bias) for token, bias in (body.logit_bias or {}).items()),
+        max_tokens=max_tokens,
+        min_tokens=body.min_tokens or 0,
+        ignore_eos=bool(body.ignore_eos),
+        stop=tuple(stop),
+        stop_token_ids=tuple(body.stop_token_ids or ()),
+        n=n,
+        logprobs=logprobs,
+        grammar=_grammar(body),
+    )
+
+
+def _grammar(body: GenerationRequest) -> Grammar | None:
+    """Return the requested form of the answer. JSON without a schema is an object, as OpenAI defines it."""
+    form = body.response_format
+    if form and form.type != "text":
+        schema = json.dumps((form.json_schema and form.json_schema.schema_) or ANY_OBJECT)
+        return Grammar(kind=GrammarKind.JSON_SCHEMA, text=schema, param="response_format")
+    if (wanted := body.structured_outputs) is None:
+        return None
+    if wanted.json_ is not None:
+        schema = wanted.json_ if isinstance(wanted.json_, str) else json.dumps(wanted.json_)
+        return Grammar(kind=GrammarKind.JSON_SCHEMA, text=schema, param="structured_outputs.json")
+    if wanted.regex is not None:
+        return Grammar(kind=GrammarKind.REGEX, text=wanted.regex, param="structured_outputs.regex")
+    if wanted.choice is not None:
+        rule = "start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in wanted.choice)
+        return Grammar(kind=GrammarKind.LARK, text=rule, param="structured_outputs.choice")
+    return Grammar(kind=GrammarKind.LARK, text=wanted.grammar or "", param="structured_outputs.grammar")
