@@ -8,9 +8,9 @@ import llguidance.hf
 import numpy as np
 import pytest
 from transformers import AutoTokenizer
-from workers.model_loading import BUILTIN
 
 from shared.domain.job import Grammar, GrammarKind
+from workers.loading.model_spec import BUILTIN
 from workers.text.grammar import Grammars, GrammarState, Reasoning, forbid
 
 TOKENIZER = AutoTokenizer.from_pretrained(BUILTIN)
