@@ -22,13 +22,13 @@ class Outbox:
     def __init__(self, loop: asyncio.AbstractEventLoop, *, steps_max: int) -> None:
         self._loop = loop
         self._arrived = asyncio.Event()
-        self._room = threading.Semaphore(steps_max)
-        self._steps: deque[tuple[list[Update], bool]] = deque()  # each with whether it takes room
+        self._steps_left = threading.Semaphore(steps_max)
+        self._steps: deque[tuple[list[Update], bool]] = deque()  # each with whether it counts as a step
         self._closed = False
 
     def put(self, updates: list[Update]) -> None:
         """Put the events of a step, from the engine's thread. Waits while `steps_max` steps are not taken yet."""
-        self._room.acquire()
+        self._steps_left.acquire()
         self._steps.append((updates, True))
         self._loop.call_soon_threadsafe(self._arrived.set)
 
@@ -49,9 +49,9 @@ class Outbox:
             await self._arrived.wait()
         merged: dict[JobRun, list[Event]] = {}
         while self._steps:
-            updates, takes_room = self._steps.popleft()
+            updates, counted = self._steps.popleft()
             for update in updates:
                 merged.setdefault(update.run, []).extend(update.events)
-            if takes_room:
-                self._room.release()
+            if counted:
+                self._steps_left.release()
         return [Update(run, events) for run, events in merged.items()]

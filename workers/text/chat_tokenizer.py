@@ -16,7 +16,7 @@ from workers.parsers.tool_grammar import Tools, grammar_for, tools_of
 from workers.scheduling.sequence import Constraint
 from workers.text.chat_template import ChatTemplate
 from workers.text.grammar import Grammars, Reasoning
-from workers.text.tokenizer import Chat, plain_chat, require_room
+from workers.text.tokenizer import Chat, plain_chat, require_fit
 
 HALF = "\ufffd"
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # a byte token of SentencePiece
@@ -48,7 +48,7 @@ class ChatTokenizer:
             self._require_tools(tools)
         prompt = self._template.render(request, reasons=self._thinking is not None)
         if tokens_max is not None:
-            require_room(len(prompt.text), self, tokens_max, param="messages")
+            require_fit(len(prompt.text), self, tokens_max, param="messages")
         ids = self._template.encode(prompt)
         if not (tools or self._thinking or self._own):
             return plain_chat(ids, self, wanted)
