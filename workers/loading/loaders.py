@@ -8,6 +8,7 @@ that it cannot load. Its module is imported only if a model needs it, and it alo
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from shared.domain.errors import SettingsError
@@ -26,13 +27,25 @@ LOADERS = {
     "native": Loader(path="workers.engines.native.loader:load"),
     "scripted": Loader(path="workers.engines.scripted:load", files=False),
 }
+CUSTOM = Loader(path="workers.engines.custom.loader:load", files=False)
+ENTRY_POINTS = "penstock.engines"
 
 
 def loader_of(engine: str) -> Loader:
     """The loader of an engine. Raises SettingsError for one that does not exist."""
-    if engine not in LOADERS:
-        raise SettingsError(f"ENGINE: there is no engine {engine!r}; there are {', '.join(LOADERS)}")
-    return LOADERS[engine]
+    if engine in LOADERS:
+        return LOADERS[engine]
+    if class_of_its_own(engine):
+        return CUSTOM
+    message = f"there are {', '.join(LOADERS)}, and classes of your own, PACKAGE.MODULE:CLASS"
+    raise SettingsError(f"ENGINE: there is no engine {engine!r}; {message}")
+
+
+def class_of_its_own(engine: str) -> EntryPoint | None:
+    """Where a class of somebody else's is: PACKAGE.MODULE:CLASS, or what an installed package calls so."""
+    if ":" in engine:
+        return EntryPoint(engine, engine, ENTRY_POINTS)
+    return next(iter(entry_points(group=ENTRY_POINTS, name=engine)), None)
 
 
 def imported(loader: Loader) -> Callable[..., Any]:

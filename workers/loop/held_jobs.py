@@ -132,6 +132,16 @@ class HeldJobs:
             held.let_go("cancelled" if found == "cancelled" else "lost")
             self._remove(delivery)
 
+    async def release(self, deliveries: Sequence[Delivery]) -> None:
+        """Hand jobs back to the queue, with their logs. Raises QueueUnavailable, and then still holds them."""
+        held = [each for each in map(self.of, deliveries) if each]
+        if held:
+            await self._queue.release([each.delivery for each in held], worker=self._worker)
+        for each in held:
+            each.let_go("released")
+            if self.of(each.delivery):
+                self._remove(each.delivery)
+
     def end(self, delivery: Delivery, last: Finished) -> None:
         """Count and log the end of a job that has been settled, and forget it."""
         model, outcome = delivery.job.model, type(last.outcome).__name__.lower()

@@ -38,14 +38,16 @@ class Outlet:
     async def run(self) -> None:
         """Write events until the outbox is closed and empty."""
         while updates := await self._outbox.take():
-            for update in updates:
+            written = [update for update in updates if update.events]
+            for update in written:
                 if held := self._held.of(update.run.delivery):
                     held.wrote(update.events)
-            running = [update for update in updates if not isinstance(update.events[-1], Finished)]
+            running = [update for update in written if not isinstance(update.events[-1], Finished)]
             if running:
                 await self.append([_write(update) for update in running])
-            ended = [update for update in updates if isinstance(update.events[-1], Finished)]
+            ended = [update for update in written if isinstance(update.events[-1], Finished)]
             await asyncio.gather(*[self.settle(_write(update)) for update in ended])
+            await self._put_back([update.run.delivery for update in updates if update.put_back])
 
     async def append(self, writes: Sequence[Write]) -> None:
         """Write events of jobs that go on, all by one call, until Redis has them or refuses them."""
@@ -83,6 +85,15 @@ class Outlet:
             last = write.events[-1]
             assert isinstance(last, Finished)
             self._held.end(write.delivery, last)
+
+    async def _put_back(self, deliveries: Sequence[Delivery]) -> None:
+        """Hand jobs back that cannot be computed here now, for any worker to claim."""
+        while deliveries:
+            try:
+                await self._held.release(deliveries)
+                return
+            except QueueUnavailable as error:
+                await self._outage.pause("release", error)
 
     def _lose(self, write: Write) -> None:
         """Give up a job whose claim token is no longer valid: its events go nowhere."""

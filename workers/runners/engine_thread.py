@@ -196,8 +196,13 @@ def engine_failed(error: Exception) -> Failed:
 def unreadable(error: Exception) -> Failed:
     """The answer cannot be read; that is the client's fault if its grammar is the cause."""
     if isinstance(error, InvalidRequest):
-        return Failed(code=error.code or "invalid_request", message=str(error), param=error.param)
+        return refused(error)
     return _engine_error(f"The answer cannot be read: {error}", error)
+
+
+def refused(error: InvalidRequest) -> Failed:
+    """The outcome of a job whose own request is at fault."""
+    return Failed(code=error.code or "invalid_request", message=str(error), param=error.param)
 
 
 def _engine_error(message: str, error: Exception) -> Failed:
