@@ -137,10 +137,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """A model as its worker describes it. `engine` is batched, stepwise, embedding or scripted. `parent` is the model
-    that an adapter adapts. `capabilities` lists the requests it serves, `slots` is how many jobs a worker runs at a
-    time, and no prompt of more than `prompt_chars_max` characters can fit, however it is tokenised; 0 if unknown.
-    `dtype` is the number format of its weights, like float32; empty if unknown."""
+    """A model as its worker describes it. `engine` is batched, stepwise, embedding, llamacpp or scripted. `parent` is
+    the model that an adapter adapts. `capabilities` lists the requests it serves, `slots` is how many jobs a worker
+    runs at a time, and no prompt of more than `prompt_chars_max` characters can fit, however it is tokenised; 0 if
+    unknown. `dtype` is the number format of its weights, like float32; empty if unknown."""
 
     name: str
     engine: str
