@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 from shared.domain.errors import SettingsError
@@ -17,15 +18,17 @@ from shared.domain.errors import SettingsError
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loader:
     """`path` is the module and its function. `files` is true if the source of its models is a folder, a file or a hub
-    id, and false if it is only a name."""
+    id, and false if it is only a name. With a `suffix` it is a file with this ending, or a folder with such a file."""
 
     path: str
     files: bool = True
+    suffix: str = ""
 
 
 LOADERS = {
     "native": Loader(path="workers.engines.native.loader:load"),
     "scripted": Loader(path="workers.engines.scripted:load", files=False),
+    "llamacpp": Loader(path="workers.engines.llamacpp.loader:load", suffix=".gguf"),
 }
 CUSTOM = Loader(path="workers.engines.custom.loader:load", files=False)
 ENTRY_POINTS = "penstock.engines"
@@ -60,4 +63,8 @@ def imported(loader: Loader) -> Callable[..., Any]:
 
 def engine_of(source: str) -> str:
     """The engine that serves a source if none is named."""
-    return "scripted" if source == "scripted" else "native"
+    if source == "scripted":
+        return source
+    path = Path(source).expanduser()
+    bare = path.is_dir() and not (path / "config.json").is_file() and any(path.glob("*.gguf"))
+    return "llamacpp" if bare or path.suffix == ".gguf" else "native"

@@ -67,7 +67,7 @@ class Scheduler:
         self._limits = limits
         self._sequences_max = limits.sequences_max
         self._tokens_max = limits.batch_tokens_max
-        self._pool = BlockPool(limits.blocks)
+        self._pool = BlockPool(limits.blocks, idle_max=limits.idle_blocks_max)
         self._sharing = PrefixSharing(self._pool, enabled=limits.prefix_cache)
         self._arrivals: dict[Sequence, int] = {}  # every sequence here, and its number in the order of arrival
         self._arrived = 0

@@ -15,7 +15,7 @@ from workers.parsers.tool_formats import thinking_of, tool_format_of
 from workers.parsers.tool_grammar import Tools, grammar_for, tools_of
 from workers.scheduling.sequence import Constraint
 from workers.text.chat_template import ChatTemplate
-from workers.text.grammar import Grammars, Reasoning
+from workers.text.grammar import Grammars, Reasoning, compiler_of
 from workers.text.tokenizer import Chat, plain_chat, require_fit
 
 HALF = "\ufffd"
@@ -25,9 +25,18 @@ BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # a byte token of SentencePiece
 class ChatTokenizer:
     """Prompts are made by the model's own chat template; a model without one gets `role: content` lines."""
 
-    def __init__(self, tokenizer: Any, eos_ids: frozenset[int], *, vocabulary: int) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        eos_ids: frozenset[int],
+        *,
+        vocabulary: int,
+        make_compiler: Callable[[], Any] | None = None,
+    ) -> None:
+        """`make_compiler` is for a tokenizer that is none of transformers' but called like one: see `Grammars`."""
         self.eos_ids = eos_ids
-        self._grammars = Grammars(tokenizer, vocabulary=vocabulary, eos_ids=eos_ids)
+        own = partial(compiler_of, tokenizer, vocabulary=vocabulary, eos_ids=eos_ids)
+        self._grammars = Grammars(make_compiler or own)
         self._tokenizer = tokenizer
         self._decode = _decoder(tokenizer)
         self.token_chars_max = max(map(len, tokenizer.get_vocab()), default=1)
