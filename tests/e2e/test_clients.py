@@ -12,7 +12,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-import yaml
 
 from tests.conftest import lacking
 from tests.documents import blocks, curl_lines
@@ -24,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 CLIENTS = ROOT / "tests" / "clients"
 VENV = Path(sys.prefix)
 KEY = "sk-0123456789abcdef0123456789abcdef"  # LiteLLM refuses a weaker key
+LITELLM_KEYS = {"LITELLM_MASTER_KEY": KEY, "OPENAI_API_KEY": "none"}
 SCRIPTED = '"scripted"'  # a command with this is for the slow scripted engine
 OLD, MANY, AIPERF = (VENV / name / "bin" for name in ("openai-1", "clients", "aiperf"))
 
@@ -74,15 +74,11 @@ def test_libraries(builtin: Stack, name: str) -> None:
 
 @pytest.fixture
 def litellm_proxy(builtin: Stack, tmp_path: Path) -> Iterator[str]:
-    """Start LiteLLM's proxy in front of Penstock."""
+    """Start LiteLLM's proxy in front of Penstock, configured as the documents say."""
     require(MANY / "litellm")
     port, log = free_port(), tmp_path / "litellm.log"
-    served = {"model": "openai/penstock-tiny", "api_base": f"{builtin.base}/v1", "api_key": "none"}
-    config = {
-        "model_list": [{"model_name": "small", "litellm_params": served}],
-        "general_settings": {"master_key": KEY},
-    }
-    (tmp_path / "litellm.yaml").write_text(yaml.safe_dump(config))
+    (config,) = blocks(ROOT / "docs" / "migrate.md", "yaml")
+    (tmp_path / "litellm.yaml").write_text(config.replace("http://127.0.0.1:8000", builtin.base))
     command = [
         str(MANY / "litellm"),
         "--config",
@@ -93,7 +89,7 @@ def litellm_proxy(builtin: Stack, tmp_path: Path) -> Iterator[str]:
         str(port),
     ]
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env=surroundings())
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=surroundings() | LITELLM_KEYS)
     try:
         base = f"http://127.0.0.1:{port}"
         eventually("LiteLLM's proxy is up", lambda: answers(f"{base}/health/liveliness", process), seconds=90)
