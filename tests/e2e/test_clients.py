@@ -130,16 +130,17 @@ def test_aiperf(builtin: Stack, tmp_path: Path) -> None:
     assert found["time_to_first_token"]["avg"] > 0
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_schemathesis_finds_no_server_error(tmp_path: Path) -> None:
     where = {"SCHEMATHESIS_HOOKS": "schemathesis_hooks", "PYTHONPATH": str(CLIENTS)}
-    how = ["--checks", "not_a_server_error", "--phases", "examples,fuzzing", "--max-examples", 40, "--max-time", 90]
+    how = ["--checks", "not_a_server_error", "--phases", "examples,fuzzing", "--max-examples", 40]
     shown = ["--seed", 1, "--continue-on-failure", "--warnings", "off", "--no-color"]
     with standalone_stack(tmp_path, "scripted", scripted_step_ms=1, admin_key="secret") as stack:
         known = ["--header", "Authorization: Bearer secret", "--request-timeout", 30]
         said = run([MANY / "st", "run", f"{stack.base}/openapi.json", *how, *known, *shown], more=where, cwd=tmp_path)
 
-    assert sum(map(int, re.findall(r"(\d+) generated", said))) > 500, said
+    assert sum(map(int, re.findall(r"(\d+) generated", said))) > 1500, said
 
 
 def test_the_curl_lines_of_the_documents(builtin: Stack, tmp_path: Path) -> None:
@@ -153,12 +154,12 @@ def test_the_curl_lines_of_the_documents(builtin: Stack, tmp_path: Path) -> None
         assert run([shutil.which("bash"), "-c", command], more={"JOB": job}, cwd=tmp_path), line
 
 
-def test_a_worker_is_killed_as_the_readme_says(tmp_path: Path) -> None:
+def test_a_worker_is_killed_as_the_readme_says(scripted: Stack, tmp_path: Path) -> None:
     (ask,) = [line for line in curl_lines() if SCRIPTED in line]
     (kill,) = re.findall(r"^\$ (kill .*)$", "\n".join(blocks(ROOT / "README.md", "console")), re.MULTILINE)
     body = json.loads(re.findall(r"-d '(.*)'", ask)[0])
+    undisturbed = scripted.post(body | {"stream": False, "max_tokens": 200}).json()["choices"][0]["message"]["content"]
     with standalone_stack(tmp_path, "scripted", workers=2, scripted_step_ms=50, scripted_tokens=200) as stack:
-        undisturbed = stack.post(body | {"stream": False}).json()["choices"][0]["message"]["content"]
         command = ["bash", "-c", ask.replace("http://127.0.0.1:8000", stack.base)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as stream:
             assert stream.stdout
