@@ -131,7 +131,7 @@ def test_aiperf(builtin: Stack, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_schemathesis_finds_no_server_error(tmp_path: Path) -> None:
     where = {"SCHEMATHESIS_HOOKS": "schemathesis_hooks", "PYTHONPATH": str(CLIENTS)}
     how = ["--checks", "not_a_server_error", "--phases", "examples,fuzzing", "--max-examples", 40]
