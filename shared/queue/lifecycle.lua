@@ -44,14 +44,14 @@ local function enqueue(args)
     return { 'reused', 0, 0, before.id, before.created_ms }
   end
   if before and before.usable then
-    subscribe(before.id, fields.subscribers)
+    subscribe(before.id, fields.subscribers)                             -- readers.lua
     return { 'attached', 0, 0, before.id, before.created_ms }
   end
   local cost = cost_of(model, tonumber(fields.prompt_tokens), tonumber(fields.output_max))
   local reason, first, second = refusal(args, fields, record, cost, jobs, wait)
   if reason then return { reason, first, second, id, fields.created_ms } end
   accept(model, id, args.fields, fields, cost)
-  write_record(record)
+  write_record(record)                                                   -- records.lua
   if fields.idempotency ~= '' then
     local known = id .. ' ' .. fields.fingerprint .. ' ' .. fields.created_ms
     redis.call('SET', IDEMPOTENCY .. fields.idempotency, known, 'EX', IDEMPOTENCY_TTL_S)
@@ -311,7 +311,7 @@ local function settle(args)
   local outbox = {}
   if not append_events(id, subscribers, args.first, args.events, outbox) then return redis.call('LLEN', LOG .. id) end
   close(model, id, ending, args.iso, args.ttl_s)
-  correct(model, id, args.tokens)
+  correct(model, id, args.tokens)                  -- end.lua
   if ending == 'finished' then note_output(model, args.output) end
   if args.exc ~= '' then
     local results = RESULTS .. id

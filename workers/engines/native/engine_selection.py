@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from shared.domain.errors import SettingsError
 from shared.settings import Settings
+from workers.engines.cache_size import fitted
 from workers.engines.native.agreement import TextEngine, disagreement, keeps_bits, own_logits
 from workers.engines.native.causal.batched import BatchedEngine
 from workers.engines.native.causal.stepwise import StepwiseEngine
@@ -28,10 +28,10 @@ from workers.engines.native.kernels.kv_cache import KVCache
 from workers.engines.native.kernels.step_layout import Kernel
 from workers.engines.native.weights.onednn_linear import can_pack, pack, unpack
 from workers.engines.native.weights.parallel import least, require_one, tell
-from workers.process.host_memory import memory_available
+from workers.process.free_memory import memory_available
 from workers.process.ranks import rank, world
 from workers.protocols import Defaults
-from workers.scheduling.engine_limits import BLOCK_SIZE, EngineLimits
+from workers.scheduling.engine_limits import EngineLimits
 from workers.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -128,15 +128,3 @@ def _room(device: torch.device, settings: Settings) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0] * ACCELERATOR_SHARE)
     return int(memory_available() * CPU_SHARE)
-
-
-def fitted(limits: EngineLimits, bytes_per_block: int, room: int) -> EngineLimits:
-    """The limits with as many blocks as the sequences can use and the room holds, and a context that fits into them.
-    Raises SettingsError if the room, in bytes, holds no block."""
-    blocks = min(limits.blocks, room // bytes_per_block)
-    if not blocks:
-        raise SettingsError("PENSTOCK_KV_CACHE_GIB: there is no memory for the key-value cache of a single token")
-    context = min(limits.context_length, blocks * BLOCK_SIZE)
-    if context < limits.context_length:
-        log.warning("the key-value cache is small: shorter contexts", extra={"context_length": context})
-    return replace(limits, blocks=blocks, context_length=context)
