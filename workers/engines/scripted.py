@@ -122,6 +122,7 @@ class ScriptedEmbedder:
 
 class ScriptedEngine:
     kind = "scripted"
+    dtype = ""
     writes = True
 
     def __init__(self, *, limits: EngineLimits, step_ms: float, tokens: int) -> None:
