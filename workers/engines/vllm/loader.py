@@ -107,6 +107,7 @@ def _model(spec: ModelSpec, llm: LLMEngine, settings: Settings) -> VllmModel:
     embedder = _embedder(spec, llm, tokenizer)
     eos_ids = frozenset[int]() if embedder else eos_ids_of(generation, tokenizer)
     return VllmModel(
+        writes=embedder is None,
         limits=limits,
         defaults=defaults_of(generation),
         tokenizer=ChatTokenizer(tokenizer, eos_ids, vocabulary=limits.vocabulary),

@@ -18,8 +18,9 @@ from workers.text.tokenizer import Tokenizer
 
 @dataclass(kw_only=True)
 class VllmModel:
-    """A `Model`. `exact` says which output vLLM takes for its own when a sequence resumes."""
+    """A `Model`."""
 
+    writes: bool
     limits: EngineLimits
     defaults: Defaults
     tokenizer: Tokenizer
@@ -27,10 +28,6 @@ class VllmModel:
     embedder: Embedder | None
     dtype: str
     kind: str = "vllm"
-
-    @property
-    def writes(self) -> bool:
-        return self.embedder is None
 
 
 class VllmEmbedder:

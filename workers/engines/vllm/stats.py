@@ -50,4 +50,4 @@ class _Vllm:
 
 def metrics_page() -> bytes:
     """vLLM's own metrics in Prometheus' text format."""
-    return generate_latest(_Vllm())  # type: ignore[arg-type]
+    return generate_latest(_Vllm())
