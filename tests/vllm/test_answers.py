@@ -10,7 +10,7 @@ import pytest
 from tests.e2e.harness import eventually, metric
 from tests.vllm.conftest import MODEL, Engines
 
-MESSAGES = [{"role": "user", "content": "Count from one to twenty, please."}]
+MESSAGES: Any = [{"role": "user", "content": "Count from one to twenty, please."}]
 SCHEMA = {
     "type": "object",
     "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer"}},
