@@ -89,7 +89,8 @@ def test_prompt_logprobs_are_those_of_our_own_engine(vllm: Engines, expected: di
 
 
 def test_a_seed_gives_the_same_answer_again_and_choices_differ(vllm: Engines) -> None:
-    wild = {"temperature": 1.5, "max_tokens": 40, "n": 2}
+    story = [{"role": "user", "content": "Tell a story."}]
+    wild = {"messages": story, "temperature": 2.0, "max_tokens": 60, "n": 2}
 
     first, again, other = ask(vllm, seed=3, **wild), ask(vllm, seed=3, **wild), ask(vllm, **wild)
 
@@ -137,7 +138,7 @@ def test_the_worker_shows_the_metrics_of_vllm(vllm: Engines) -> None:
     (url,) = vllm.stack.worker_urls()
 
     assert metric(url, "vllm:generation_tokens_total") > 0
-    assert metric(url, "penstock_tokens_total") > 0
+    assert metric(url, "penstock_generated_tokens_total") > 0
 
 
 def _comparable(answer: Any) -> Any:

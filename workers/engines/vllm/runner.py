@@ -23,11 +23,9 @@ from workers.engines.vllm.stats import Stats, metrics_page
 from workers.process.single_thread import SingleThread
 from workers.protocols import EngineBroken
 from workers.runners.embedding_steps import EmbeddingSteps
-from workers.runners.engine_thread import EngineThread
-from workers.runners.failures import engine_failed, unreadable
+from workers.runners.engine_thread import EngineThread, StepClock, engine_failed, unreadable
 from workers.runners.outbox import Outbox, Update
 from workers.runners.step_metrics import StepMetrics
-from workers.runners.step_watch import StepWatch
 from workers.runs.embedding import Embedding
 from workers.runs.generation import Generation
 from workers.runs.run import JobRun
@@ -57,8 +55,8 @@ class VllmRunner(EngineThread):
     ) -> None:
         """vLLM must have been started in `thread`. `loras` are the adapters by the names of their models."""
         self._metrics = StepMetrics(metrics, name, blocks=model.limits.blocks)
-        watch = StepWatch(self._metrics.durations)
-        super().__init__(thread, outbox=outbox, watch=watch, places=model.limits.sequences_max)
+        clock = StepClock(self._metrics.durations)
+        super().__init__(thread, outbox=outbox, clock=clock, places=model.limits.sequences_max)
         self.sleeps = bool(llm.vllm_config.model_config.enable_sleep_mode)
         self._llm = llm
         self._model = model
@@ -72,7 +70,7 @@ class VllmRunner(EngineThread):
         self._requests = Requests()
         self._asleep = False
         tokens_max = model.limits.batch_tokens_max
-        self._embedding = EmbeddingSteps(model.embedder, tokens_max=tokens_max, watch=watch, metrics=self._metrics)
+        self._embedding = EmbeddingSteps(model.embedder, tokens_max=tokens_max, clock=clock, metrics=self._metrics)
 
     def add(self, run: JobRun) -> None:
         super().add(run)
@@ -169,7 +167,7 @@ class VllmRunner(EngineThread):
     def _step(self) -> list[Update]:
         before, preempted, prefilled = self._stats.steps, self._stats.preempted, self._stats.prefilled
         try:
-            with self._watch.step():
+            with self._clock.step():
                 outputs = self._llm.step()
         except EngineDeadError as error:
             raise EngineBroken("vLLM's engine core has died") from error
@@ -179,7 +177,7 @@ class VllmRunner(EngineThread):
             if (sequence := self._requests.sequence(output.request_id)) is not None:
                 tokens += len(output.outputs[0].token_ids)
                 updates += self._take(sequence, output)
-        self._watch.record(progress=self._stats.steps > before)
+        self._clock.record(progress=self._stats.steps > before)
         if outputs or self._stats.prefilled > prefilled:
             self._metrics.step(
                 len(outputs),
