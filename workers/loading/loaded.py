@@ -69,6 +69,7 @@ def infos_of(spec: ModelSpec, model: Model) -> list[ModelInfo]:
         capabilities=_capabilities(model),
         slots=model.limits.sequences_max,
         prompt_chars_max=_prompt_chars_max(model),
+        dtype=model.dtype,
     )
     aliases = [replace(info, name=name) for name in spec.aliases]
     adapted = [replace(info, name=name, parent=spec.name) for name, _ in spec.adapters]

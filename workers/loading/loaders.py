@@ -27,6 +27,7 @@ class Loader:
 
 LOADERS = {
     "native": Loader(path="workers.engines.native.loader:load"),
+    "vllm": Loader(path="workers.engines.vllm.loader:load"),
     "scripted": Loader(path="workers.engines.scripted:load", files=False),
     "llamacpp": Loader(path="workers.engines.llamacpp.loader:load", suffix=".gguf"),
 }
