@@ -78,7 +78,8 @@ class PassingOn(Selective):
     """A body whose unknown fields and unsupported parameters are kept (`model_extra`), since there are models whose
     server may understand them. `require_known` refuses them for all other models."""
 
-    model_config = ConfigDict(extra="allow")
+    # What /docs shows are the fields that mean something to every model.
+    model_config = ConfigDict(extra="allow", json_schema_extra={"additionalProperties": False})
 
     @model_validator(mode="before")
     @classmethod

@@ -10,7 +10,7 @@ from api.formats.common import SERVICE_TIERS
 from api.http.auth import Caller, require_use
 from api.http.request_options import RequestOptions, weights
 from api.schemas.sampling import GenerationRequest
-from api.serving.passing_on import passed_on
+from api.serving.passing_on import passed_on, require_media
 from shared.catalog.model_registry import ModelRegistry
 from shared.domain.errors import ContextLengthExceeded, NotFound
 from shared.domain.job import Job, Kind, ModelInfo, Priority, Sampling, text_of
@@ -51,6 +51,7 @@ class Admission:
         computes, beside what of `body` is for the model's own server. Raises NotFound, Forbidden, InvalidRequest or
         ContextLengthExceeded."""
         known = await self._require_model(model, options.caller)
+        require_media(request, known)
         extra = passed_on(body, known) if body else {}
         settings = self._settings
         priority = self.priority(options, tier)

@@ -1,6 +1,7 @@
 -- What an upstream lets all workers together ask of it: requests and tokens a minute, as buckets that fill up again;
 -- requests at a time, as leases; and a pause while it has no room. A claim takes a job from the first quota that has
--- room for it. So a job waits in its queue and not at the upstream, and every rule of the queue goes on to hold.
+-- room for it. So a job waits in its queue and not at the upstream, and every rule of the queue goes on to hold. Its
+-- keys are those of key_limits.lua; a quota's name begins with `upstream:`, and no id of an API key does.
 
 -- part: quota
 -- needs: buckets, clock, width

@@ -11,9 +11,10 @@ from api.http.request_options import RequestOptions
 from api.schemas.base import EXTRA_MAX
 from api.schemas.chat import ChatCompletionRequest
 from api.schemas.completion import CompletionRequest
+from api.schemas.tokens import TokenizeRequest
 from api.serving.admission import Admission
 from api.serving.services import Services
-from api.serving.submission import chat_submission, completion_submission
+from api.serving.submission import chat_submission, completion_submission, tokenize_submission
 from shared.catalog.model_registry import ModelRegistry
 from shared.domain.codec import decode_job, encode_job
 from shared.domain.errors import InvalidRequest
@@ -93,6 +94,13 @@ async def test_a_model_that_cannot_take_a_part_refuses_it(services: Services, mo
         await chat_job(services, chat(model, [TEXT, part]))
 
     assert refused.value.param == "messages.content"
+
+
+async def test_an_image_is_no_text_whose_tokens_can_be_counted(services: Services) -> None:
+    body = TokenizeRequest.model_validate({"model": "plain", "messages": [{"role": "user", "content": [TEXT, IMAGE]}]})
+
+    with pytest.raises(InvalidRequest, match="must not contain content of type 'image_url'"):
+        await tokenize_submission(services, body, OPTIONS)
 
 
 async def test_text_in_parts_stays_one_text(services: Services) -> None:
