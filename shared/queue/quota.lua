@@ -13,6 +13,13 @@ local function listed(rows)
   return quotas
 end
 
+local function are_limited(quotas)
+  for _, quota in ipairs(quotas) do
+    if quota.requests > 0 or quota.tokens > 0 then return true end
+  end
+  return false
+end
+
 local function has_room(quota, cost)
   local name, now = quota.name, now_ms()
   if tonumber(redis.call('HGET', BUCKET .. name, 'paused_ms') or 0) > now then return false end
