@@ -90,6 +90,10 @@ class Generation(JobRun):
     def _prompt(self, choice: int) -> Prompt:
         return self._prompts[choice // self._n]
 
+    def tokens_left(self, sequence: Sequence) -> int:
+        """How many tokens the answer may still have."""
+        return self._prompt(sequence.choice).tokens_max - sequence.output_length
+
     @property
     def unfinished(self) -> list[Sequence]:
         return [sequence for sequence in self.sequences if sequence.choice in self._open]
