@@ -36,6 +36,9 @@ class Served:
 
 
 class Intake:
+    """Its `queue` is a `RedisQueue`. What a chat's `begin` makes, unless its model is a source of text, is a
+    `Generation`, and the runner of an engine that computes our steps is an `EngineLoop`."""
+
     def __init__(
         self,
         worker: str,

@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 
 class Outlet:
+    """Its `queue` is a `RedisQueue`; runners put events into its `outbox`."""
+
     def __init__(
         self,
         worker: str,

@@ -111,7 +111,7 @@ class EngineLoop(EngineThread):
                 self._metrics.shared.inc(sequence.cached_tokens or 0)
             written = run.next_seq
             try:
-                events = self._read(run, sequence, new)
+                events = self._advance(run, sequence, new)
             except Exception as error:
                 log.exception("an answer cannot be read", extra={"job_id": run.delivery.job.id})
                 run.take_back(written)

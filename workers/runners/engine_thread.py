@@ -122,10 +122,10 @@ class EngineThread(ABC):
             command()
             block = False
 
-    def _read(self, run: Generation, sequence: Sequence, new: Sampled) -> list[Event]:
-        """The events that the token adds to the answer. Reading may take as long as the run has time left, so that it
-        fails long before the worker seems to hang; its neighbours wait meanwhile, so the whole answer shares that time.
-        """
+    def _advance(self, run: Generation, sequence: Sequence, new: Sampled) -> list[Event]:
+        """Call `run.advance`, which reads the token, and return its events. It may take as long as the run has time
+        left, so that it fails long before the worker seems to hang; its neighbours wait meanwhile, so the whole answer
+        shares that time."""
         self._clock.begin()
         try:
             with time_limit(run.reading_left_s):

@@ -200,7 +200,7 @@ class VllmRunner(EngineThread):
             sequence.ids.append(token)
             told = new.logprobs[at] if new.logprobs else None
             try:
-                events += self._read(run, sequence, _sampled(token, told, sequence.sampling.logprobs or 0))
+                events += self._advance(run, sequence, _sampled(token, told, sequence.sampling.logprobs or 0))
             except Exception as error:
                 log.exception("an answer cannot be read", extra={"job_id": run.delivery.job.id})
                 run.take_back(written)
