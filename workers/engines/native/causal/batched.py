@@ -119,6 +119,7 @@ class BatchedEngine:
         return rows if count == len(rows) else np.pad(rows, (0, count - len(rows)), mode="edge")
 
     def _step(self, plan: Plan) -> Step:
+        singles = plan.positions if self._deterministic else plan.positions[: plan.decoding]
         return Step(
             cache=self.cache,
             blocks=self._tensor(plan.tables[plan.owners, plan.positions // BLOCK_SIZE].astype(np.int64)),
@@ -128,6 +129,7 @@ class BatchedEngine:
             tables=self._tensor(plan.tables),
             decoding=plan.decoding,
             chunks=plan.chunks,
+            longest=int(singles.max(initial=-1)) + 1,
             kernel=self.kernel,
             alone=self._deterministic,
         )
