@@ -1,5 +1,5 @@
-"""Compiles the Triton kernels for a CUDA device that is not here, as a worker's steps ask for them, and prints how often
-and in how much shared memory: `python -m tests.triton_compiler CAPABILITY DTYPE`. Nothing is launched."""
+"""Compile the Triton kernels for a CUDA device that is not here, as a worker asks for them; print how often it happened
+and the shared memory they take: `python -m tests.triton_compiler CAPABILITY DTYPE HEAD_SIZE`. Nothing is launched."""
 
 import json
 import sys
