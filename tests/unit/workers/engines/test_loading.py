@@ -8,7 +8,7 @@ import torch
 
 from shared.domain.errors import InvalidRequest, SettingsError
 from shared.settings import load_settings
-from workers.engines.native.engine_selection import fitted
+from workers.engines.native.device_limits import fitted
 from workers.engines.native.loader import load_engine
 from workers.engines.native.torch_errors import translated
 from workers.engines.native.weights.onednn_linear import pack, unpack
@@ -124,6 +124,7 @@ def test_zeros_are_zeros_of_any_type_and_can_be_written() -> None:
         (torch.OutOfMemoryError("no room"), OutOfMemory),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), OutOfMemory),
         (torch.AcceleratorError("unspecified launch failure"), EngineBroken),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), EngineBroken),  # torch before 2.8
         (RuntimeError("something else"), RuntimeError),
     ],
 )

@@ -103,8 +103,8 @@ def gather_chunks(
             blocks = step.tables[chunk.owner, : -(-end // keys.shape[1])].long()
             near_keys, near_values = (each[blocks].flatten(0, 1)[:end].transpose(0, 1) for each in (keys, values))
         mask = _mask(chunk, step, scoring, query.dtype)
-        seen = (query[:, rows], near_keys, near_values)
-        parts.append(_attention(*(each.unsqueeze(0) for each in seen), mask, scoring)[0].transpose(0, 1))
+        mixed = _attention(query[None, :, rows], near_keys[None], near_values[None], mask, scoring)
+        parts.append(mixed[0].transpose(0, 1))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

@@ -123,7 +123,8 @@ def _launch(
 def tile_tokens(size: int, number_bytes: int) -> int:
     """The number of tokens scored at once, for heads of `size` numbers."""
     fewest, most = TILES
-    return max(fewest, min(most, TILE_BYTES // (triton.next_power_of_2(size) * number_bytes)))
+    width: int = triton.next_power_of_2(size)
+    return max(fewest, min(most, TILE_BYTES // (width * number_bytes)))
 
 
 # What changes from step to step must not be specialised: Triton would compile the kernel anew, for seconds, when a
