@@ -41,13 +41,18 @@ def attend(lengths: list[int], new: list[int], *, size: int, window: int | None,
     """Write and read as one layer of a step does."""
     spans = [(sum(new[:at]), sum(new[: at + 1]), at, lengths[at] - new[at]) for at in range(len(new))]
     decoding, tokens = new.count(1), sum(new)
+    width = max(lengths) // BLOCK_SIZE + 1
+    blocks, offsets = torch.zeros(2 * tokens, dtype=torch.int64).split(tokens)  # as parts of one transfer
+    owners, positions, tables = torch.zeros(2 * tokens + len(lengths) * width, dtype=torch.int32).split(
+        [tokens, tokens, len(lengths) * width]
+    )
     step = Step(
         cache=KVCache(blocks=1),
-        blocks=torch.zeros(tokens, dtype=torch.int64),
-        offsets=torch.zeros(tokens, dtype=torch.int64),
-        owners=torch.zeros(tokens, dtype=torch.int32),
-        positions=torch.zeros(tokens, dtype=torch.int32),
-        tables=torch.zeros(len(lengths), max(lengths) // BLOCK_SIZE + 1, dtype=torch.int32),
+        blocks=blocks,
+        offsets=offsets,
+        owners=owners,
+        positions=positions,
+        tables=tables.view(len(lengths), width),
         decoding=decoding,
         chunks=[Chunk(*span) for span in spans[decoding:]],
         longest=max(lengths),

@@ -128,8 +128,11 @@ def tile_tokens(size: int, number_bytes: int) -> int:
 
 
 # What changes from step to step must not be specialised: Triton would compile the kernel anew, for seconds, when a
-# number first becomes 1 or a multiple of 16.
-@triton.jit(do_not_specialize=["cap", "window", "width"])  # type: ignore[untyped-decorator]
+# number first becomes 1 or a multiple of 16, or an array first begins there. Those of a step are parts of one transfer.
+ANYWHERE = ["tables", "owners", "positions", "blocks", "offsets"]
+
+
+@triton.jit(do_not_specialize=["cap", "window", "width"], do_not_specialize_on_alignment=ANYWHERE)  # type: ignore[untyped-decorator]
 def _attend(  # type: ignore[no-untyped-def]
     query,
     keys,
@@ -233,7 +236,7 @@ def _combine(weight, mixed, out, parts, SIZE: tl.constexpr, TILE: tl.constexpr, 
     tl.store(out + row * SIZE + axis, tl.sum(value * share[:, None], 0) / tl.sum(share, 0), mask=axis < SIZE)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize_on_alignment=ANYWHERE)  # type: ignore[untyped-decorator]
 def _store(  # type: ignore[no-untyped-def]
     key,
     value,

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from workers.engines.native.kernels.kv_cache import KVCache
+from workers.engines.native.transfer import Numbers, uploaded
 
 FEW, MULTIPLE = 32, 16
 
@@ -40,9 +41,6 @@ class Scoring(NamedTuple):
     def plain(self) -> bool:
         """True if scores are neither capped nor windowed, and there are no sinks."""
         return not self.window and self.cap is None and self.sinks is None
-
-
-Numbers = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +95,7 @@ class Step:
         number."""
         if rows not in self.made:
             cut = [(at, min(rows, end - at)) for begin, end, _, _ in self.chunks for at in range(begin, end, rows)]
-            self.made[rows] = torch.tensor(cut, dtype=torch.int32).to(self.blocks.device, non_blocking=True)
+            self.made[rows] = uploaded(np.array(cut, dtype=np.int32), self.blocks.device)
         return self.made[rows]
 
 
