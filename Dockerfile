@@ -40,6 +40,7 @@ COPY shared shared
 COPY api api
 COPY cli cli
 COPY workers workers
+COPY penstock penstock
 RUN uv pip install --no-deps --build-constraints requirements/lock.txt --require-build-hashes . && uv pip check
 
 FROM ${PYTHON_IMAGE} AS base
@@ -67,7 +68,9 @@ CMD ["api"]
 
 FROM base AS worker
 COPY --from=worker-builder /opt/venv /opt/venv
-ENV PENSTOCK_WORKER_HOST=0.0.0.0 PENSTOCK_WORKER_PORT=9100 HF_HOME=/models
+# The code is read-only, so compiled kernels are kept in the volume. Machine code is for one type of CPU, so the build
+# cannot bring it along.
+ENV PENSTOCK_WORKER_HOST=0.0.0.0 PENSTOCK_WORKER_PORT=9100 HF_HOME=/models NUMBA_CACHE_DIR=/models/.kernels
 VOLUME /models
 EXPOSE 9100
 HEALTHCHECK --interval=5s --timeout=3s --start-period=120s \

@@ -1,5 +1,5 @@
 # make up       run everything on this machine: Redis, the API and workers
-# make test     run all tests, with real Redis and real processes, in TESTS_AT_ONCE=2 processes of pytest
+# make test     run all tests, with real Redis and real processes, in TESTS_AT_ONCE=3 processes of pytest
 # make fast     check in a minute: format, lint, types, import contracts, sizes, unit tests
 # make clients  install other clients (openai, LangChain, LlamaIndex, LiteLLM, ...; 2 GB), so that their tests run, too
 # make chaos    inject faults under load and print a verdict
@@ -12,12 +12,13 @@
 PYTHON ?= python3
 TORCH ?= cpu
 WORKERS ?= 1
-TESTS_AT_ONCE ?= 2
+# Most tests wait for other processes, so three of them keep two cores busy.
+TESTS_AT_ONCE ?= 3
 BIN := .venv/bin
 LOCKED := -c requirements/lock.txt
 # Each process of pytest takes tests in order, so that the tests of a file share the processes it starts. A process that
 # runs out of tests takes half of another one's.
-AT_ONCE = -n $(TESTS_AT_ONCE) --dist worksteal
+AT_ONCE = --dist worksteal -n
 
 # $(1) is pip's install or download. The lock has no torch, since each platform has its own build on an index of its
 # own; the Linux CPU build has a local version. CUDA's libraries come later, in the exact versions that torch names.
@@ -38,11 +39,12 @@ up: .venv/.ready
 	@$(if $(REDIS_URL),PENSTOCK_REDIS_URL="$$REDIS_URL") exec $(BIN)/penstock up --workers $(WORKERS) \
 		$(if $(MODEL),--model '$(MODEL)') $(if $(PORT),--port $(PORT)) $(if $(DATA),--data '$(DATA)')
 
-# Tests that compare times run last and have the machine to themselves, even if one of the others has failed.
+# Tests that compare times run last and have the machine to themselves, even if one of the others has failed. Only their
+# files are imported again.
 test: .venv/.ready-dev
 	@together=0; \
-	$(BIN)/pytest $(AT_ONCE) -m 'not alone' --durations=10 || together=$$?; \
-	$(BIN)/pytest -m alone --durations=10 && exit $$together
+	$(BIN)/pytest $(AT_ONCE) $(TESTS_AT_ONCE) -m 'not alone' --durations=10 || together=$$?; \
+	$(BIN)/pytest -m alone --durations=10 $$(grep -rl --include='test_*.py' mark.alone tests) && exit $$together
 
 chaos: .venv/.ready-dev
 	$(BIN)/python -m bench.chaos
@@ -54,7 +56,7 @@ fast: .venv/.ready-dev
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target types unit format lint contracts sizes
 
 unit:
-	$(BIN)/pytest $(AT_ONCE) tests/unit -m 'not slow and not alone' --durations=10
+	$(BIN)/pytest $(AT_ONCE) 2 tests/unit -m 'not slow and not alone' --durations=10
 
 format:
 	$(BIN)/ruff format --check .

@@ -182,7 +182,8 @@ async def _exists(shard: Shard, job_id: str) -> bool:
 
 
 class ShardedQueue:
-    """The verbs of QueueProducer and EventChannel, each passed on to the Redis of its model or job."""
+    """A QueueProducer and an EventChannel: each verb is that of `RedisQueue` or `RedisChannel`, called for the Redis
+    that has the model or the job."""
 
     def __init__(self, shard_map: ShardMap) -> None:
         self._shard_map = shard_map

@@ -31,6 +31,11 @@ ROOT = Path(__file__).parents[1]
 SERVERS = ["embedded", "oldest", "system"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the longest tests first, so that none of them is left when the others are done."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 def lacking(what: str) -> NoReturn:
     """Skip on a laptop; fail in CI, which installs everything."""
     if os.environ.get("CI"):

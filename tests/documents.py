@@ -15,7 +15,11 @@ def blocks(path: Path, *languages: str) -> list[str]:
     return [str(block) for block in found]
 
 
+def command_lines(path: Path) -> list[str]:
+    """Return what a document shows behind a prompt, with its continued lines."""
+    return re.findall(r"^ *\$ ((?:.*\\\n)*.*)$", "\n".join(blocks(path, "console")), re.MULTILINE)
+
+
 def curl_lines() -> list[str]:
     """Return every curl command in the documents for users and operators."""
-    shown = [block for path in DOCUMENTS for block in blocks(path, "console")]
-    return re.findall(r"^\$ (curl (?:.*\\\n)*.*)$", "\n".join(shown), re.MULTILINE)
+    return [line for path in DOCUMENTS for line in command_lines(path) if line.startswith("curl ")]

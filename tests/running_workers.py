@@ -13,6 +13,7 @@ from shared.queue.protocols import Bounds
 from shared.settings import load_settings
 from workers.engines.scripted import ScriptedEngine
 from workers.loading.loaded import stepped
+from workers.loop.held_jobs import HeldJob
 from workers.loop.worker import Worker
 from workers.process.single_thread import SingleThread
 from workers.scheduling.engine_limits import EngineLimits
@@ -66,6 +67,12 @@ async def working(worker: Worker) -> AsyncIterator[Worker]:
     finally:
         worker.stop()
         await asyncio.wait_for(running, 10)
+
+
+def held_job(worker: Worker, job: Job) -> HeldJob:
+    held = worker._held.by_id(job.id)
+    assert held
+    return held
 
 
 async def submit(queue: MemoryQueue, job: Job) -> Job:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 FILE_MAX, FUNCTION_MAX, MEDIAN_MAX = 400, 70, 10
-SOURCES = ("shared", "api", "workers", "cli", "bench", "tools")
+SOURCES = ("penstock", "shared", "api", "workers", "cli", "bench", "tools")
 LUA_FUNCTION = re.compile(
     r"^(?P<indent> *)(?:local )?function (?P<name>[\w.]+)[^\n]*(?:(?<=\bend)|\n(?:.*\n)*?(?P=indent)end\b)",
     re.MULTILINE,

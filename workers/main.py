@@ -106,12 +106,13 @@ class _Presence:
         self._born = iso_now()
 
     async def announce(self) -> None:
+        """Announce the models first, so that whoever sees the worker can ask for its models."""
+        for info in self._infos:
+            await self._directory.announce(info)
         with translated():
             await rq_view.register_worker(
                 self._client, self.name, self.models, born=self._born, ttl_s=WORKER_TTL_S, url=self.url
             )
-        for info in self._infos:
-            await self._directory.announce(info)
 
     async def leave(self) -> None:
         try:

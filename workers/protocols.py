@@ -49,8 +49,8 @@ class Embedder(Protocol):
 
 class Model(Protocol):
     """A model that speaks tokens, whoever computes it. `kind` is its engine's name in `/v1/models`: batched, stepwise,
-    embedding or scripted. Nothing is decided by it: `writes` is true if the model generates text, `embedder` says
-    whether it makes vectors, and `Tokenizer.abilities` names the rest."""
+    embedding, llamacpp or scripted. Nothing is decided by it: `writes` is true if the model generates text, `embedder`
+    says whether it makes vectors, and `Tokenizer.abilities` names the rest."""
 
     kind: str
     writes: bool

@@ -104,4 +104,9 @@ def usage_object(usage: Usage) -> dict[str, Any]:
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
         "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
-    }
+    } | estimated(usage)
+
+
+def estimated(usage: Usage) -> dict[str, Any]:
+    """Return the field that says so, if nobody counted the tokens."""
+    return {"estimated": True} if usage.estimated else {}

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from api.formats.common import estimated
 from shared.domain.codec import vector_to_base64
 from shared.domain.events import Embedded, Event, Usage
 from shared.domain.job import Job
@@ -26,5 +27,5 @@ class EmbeddingCollector:
             }
             for index, vector in sorted(self._vectors.items())
         ]
-        tokens = {"prompt_tokens": usage.prompt_tokens, "total_tokens": usage.prompt_tokens}
+        tokens = {"prompt_tokens": usage.prompt_tokens, "total_tokens": usage.prompt_tokens} | estimated(usage)
         return {"object": "list", "data": data, "model": self._job.model, "usage": tokens}

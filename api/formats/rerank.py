@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from api.formats.common import estimated
 from shared.domain.events import Embedded, Event, Usage
 from shared.domain.job import Job
 
@@ -33,5 +34,5 @@ class RankingCollector:
             | ({"document": {"text": self._texts[index]}} if self._with_texts else {})
             for index in ranked
         ]
-        used = {"prompt_tokens": usage.prompt_tokens, "total_tokens": usage.prompt_tokens}
+        used = {"prompt_tokens": usage.prompt_tokens, "total_tokens": usage.prompt_tokens} | estimated(usage)
         return {"id": self._job.id, "object": "list", "model": self._job.model, "results": results, "usage": used}

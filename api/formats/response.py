@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from api.formats.chat import likelihood_object
+from api.formats.common import estimated
 from api.http.problems import problem_of_outcome
 from shared.domain.events import (
     CallPart,
@@ -223,4 +224,4 @@ def _usage(usage: Usage) -> dict[str, Any]:
         "output_tokens": usage.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-    }
+    } | estimated(usage)

@@ -39,6 +39,7 @@ STATUS = {
     "poison": 500,
     "job_lost": 500,
     "internal_error": 500,
+    "upstream_lost": 502,
     "redis_unavailable": 503,
     "shutting_down": 503,
 }

@@ -56,8 +56,11 @@ class ReasoningTokens(BaseModel):
 
 
 class PromptUsage(BaseModel):
+    """`estimated` is true, and only there then, if the tokens of a model without a tokenizer were not counted."""
+
     prompt_tokens: int
     total_tokens: int
+    estimated: bool | None = None
 
 
 class TokenUsage(PromptUsage):
@@ -99,6 +102,7 @@ class InputTokens(BaseModel):
     output_tokens: int
     output_tokens_details: ReasoningTokens
     total_tokens: int
+    estimated: bool | None = None
 
 
 class ResponseError(BaseModel):
@@ -218,6 +222,7 @@ class ModelObject(BaseModel):
     context_length: int
     capabilities: list[str]
     engine: str
+    resume: Literal["exact", "prefill", "restart"]
     workers: int
     waiting_jobs: int
     paused: bool

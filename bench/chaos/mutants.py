@@ -159,9 +159,9 @@ MUTANTS = [
     ),
     Mutant(
         name="an outage ends the intake",
-        file="workers/loop/worker.py",
-        old='            await self._redis_is_away("claim", error)\n            return []',
-        new="            self._quiet.clear()\n            await asyncio.Event().wait()\n            return []",
+        file="workers/loop/intake.py",
+        old='            await self._outage.pause("claim", error)\n            return []',
+        new="            self.closed = False\n            await asyncio.Event().wait()\n            return []",
         under=("F8",),
     ),
     Mutant(

@@ -63,6 +63,7 @@ class ModelRegistry:
             slots=int(fields.get(b"slots", 1)),
             prompt_chars_max=int(fields.get(b"prompt_chars_max", 0)),
             dtype=fields.get(b"dtype", b"").decode(),
+            resume=fields.get(b"resume", b"exact").decode(),
             workers=alive,
             waiting=waiting,
             paused=bool(paused),
@@ -78,4 +79,5 @@ def _fields(info: ModelInfo) -> dict[Any, Any]:
         "slots": info.slots,
         "prompt_chars_max": info.prompt_chars_max,
         "dtype": info.dtype,
+        "resume": info.resume,
     }

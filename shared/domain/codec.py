@@ -183,7 +183,10 @@ def _row_from_wire(row: list[Any]) -> Logprobs:
 def _outcome_to_wire(outcome: Outcome) -> dict[str, Any]:
     match outcome:
         case Completed(usage=usage):
-            return {"completed": asdict(usage)}
+            counts = asdict(usage)
+            if not counts["estimated"]:
+                del counts["estimated"]
+            return {"completed": counts}
         case Failed():
             return {"failed": {"code": outcome.code, "message": outcome.message, "param": outcome.param}}
         case Cancelled():

@@ -38,12 +38,13 @@ class CallPart(NamedTuple):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
     """Token counts over all choices; the prompt counts once. Its `cached_tokens` came from the prefix cache, and the
-    `reasoning_tokens` of the completion precede the answer."""
+    `reasoning_tokens` of the completion precede the answer. They are `estimated` if nobody counted real tokens."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
     reasoning_tokens: int = 0
+    estimated: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

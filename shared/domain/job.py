@@ -137,9 +137,11 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """A model as its worker describes it. `engine` is batched, stepwise, embedding or scripted. `parent` is the model
-    that an adapter adapts. `capabilities` lists the requests it serves, `slots` is how many jobs a worker runs at a
-    time, and no prompt of more than `prompt_chars_max` characters can fit, however it is tokenised; 0 if unknown.
+    """A model as its worker describes it. `engine` is batched, stepwise, embedding, llamacpp or scripted. `parent` is
+    the model that an adapter adapts. `capabilities` lists the requests it serves, `slots` is how many jobs a worker
+    runs at a time, and no prompt of more than `prompt_chars_max` characters can fit, however it is tokenised; 0 if
+    unknown, like `context_length`. `resume` says what becomes of an answer whose worker dies: it goes on with the same
+    tokens (`exact`), goes on perhaps otherwise (`prefill`), or fails unless it had not begun (`restart`).
     `dtype` is the number format of its weights, like float32; empty if unknown."""
 
     name: str
@@ -151,6 +153,7 @@ class ModelInfo:
     slots: int = 1
     prompt_chars_max: int = 0
     dtype: str = ""
+    resume: str = "exact"
     workers: int = 0
     waiting: int = 0
     paused: bool = False

@@ -2,7 +2,7 @@
 -- job corrects is here, too.
 
 -- part: correct
--- needs: charge, clock, correct_limits, place, rate
+-- needs: charge, clock, correct_limits, leave_quota, place, rate
 -- Return the time in milliseconds between two ends if they were spread evenly: this job's duration divided by how many
 -- ran with it; nil if it is not known.
 local function usual_gap(model, id)
@@ -17,6 +17,7 @@ local function correct(model, id, tokens)
   local place = place_of(JOB .. id)
   charge_both(model, place, tokens - place.cost)
   correct_limits(id, math.floor(tokens - place.cost))
+  leave_quota(model, id, tokens - place.cost)
   note_rate(model, tokens, usual_gap(model, id))
 end
 

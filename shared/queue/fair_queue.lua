@@ -134,10 +134,13 @@ local function fits(model, place, widest)
   return not id or width_of(id) <= most
 end
 
--- The least-served class and tenant whose next job is not too wide; nil when there is none.
-local function next_place(model, widest)
+-- The least-served class and tenant whose next job is not too wide; nil when there is none. `urgent` asks for the most
+-- urgent class instead of the least-served.
+local function next_place(model, widest, urgent)
   local look_max = next(widest) and LOOK_MAX or 1
-  for _, class in ipairs(redis.call('ZRANGE', LINE .. model, 0, -1)) do
+  local classes = redis.call('ZRANGE', LINE .. model, 0, -1)
+  if urgent then table.sort(classes) end
+  for _, class in ipairs(classes) do
     local tenants = redis.call('ZRANGE', LINE .. model .. ':' .. class, 0, look_max - 1)
     if not tenants[1] then deactivate(model, class) end
     for _, tenant in ipairs(tenants) do
@@ -149,13 +152,13 @@ end
 
 -- Take the next job out and charge for it. Return its stream entry and id, nil when no job waits. The caller checks
 -- that the job still waits.
-local function pop(model, widest)
-  local place = next_place(model, widest)
+local function pop(model, widest, urgent)
+  local place = next_place(model, widest, urgent)
   if not place then return nil end
   local item = redis.call('LPOP', lane_of(model, place))
   if not item then
     deactivate_if_empty(model, place)
-    return pop(model, widest)
+    return pop(model, widest, urgent)
   end
   local sid, id, cost = string.match(item, '^(%S+) (%S+) (%S+)$')
   place.weight = tonumber(redis.call('HGET', JOB .. id, 'weight') or 1)
@@ -163,6 +166,13 @@ local function pop(model, widest)
   charge_both(model, place, tonumber(cost))
   deactivate_if_empty(model, place)
   return sid, id
+end
+
+-- The cost of the job that pop() would take out of the most urgent class; nil when there is none.
+local function next_cost(model, widest)
+  local place = next_place(model, widest, true)
+  local item = place and redis.call('LINDEX', lane_of(model, place), 0)
+  return item and tonumber(string.match(item, '%S+$'))
 end
 
 -- part: rate_life

@@ -3,7 +3,7 @@
 -- the job back. A job whose lease has lapsed is taken over by the next claim.
 
 -- part: lapsed
--- needs: clock, drop_entry, start, timeline, width
+-- needs: clock, drop_entry, place, quota, start, timeline, width
 local SUSPECT_KEPT_S = 30       -- after its job was taken over
 local SWEEP_MAX = 10000
 local LAPSED_MORE = 64          -- lapsed leases examined beyond `limit`, since some may not be claimed here
@@ -55,9 +55,12 @@ local function claim_lapsed(args, ids)
   for i = 1, #lapsed, 2 do
     if #ids >= args.limit or args.room <= 0 then return end
     local id, width = lapsed[i], width_of(lapsed[i])
-    if width <= args.room or now - lapsed[i + 1] > ELSEWHERE_MS then
+    local cost = #args.quotas > 0 and place_of(JOB .. id).cost
+    local quota = cost and quota_for(args.quotas, cost)
+    if (quota or not cost) and (width <= args.room or now - lapsed[i + 1] > ELSEWHERE_MS) then
       local claimed = reclaim(args, id)
       if claimed then args.room = args.room - width end
+      if claimed and quota then take_quota(quota, id, cost, args.lease_ms) end
       ids[#ids + 1] = claimed
     end
   end
@@ -65,16 +68,17 @@ end
 
 -- verb: renew
 -- takes: worker, iso, ttl_s, number lease_ms, list held (model, id, claim_token)
--- needs: clock
+-- needs: clock, renew_quota
 -- Extend the leases of these jobs and the life of their worker's record. -> ids that are no longer the caller's
 local function renew(args)
   local iso, lost, current, until_ms = args.iso, {}, nil, now_ms() + args.lease_ms
   for each in args.held do
     local id, job = each.id, JOB .. each.id
-    local h = redis.call('HMGET', job, 'exec', 'status')     -- read by index, as in append
+    local h = redis.call('HMGET', job, 'exec', 'status', 'quota')     -- read by index, as in append
     if h[1] == each.claim_token and h[2] == 'started' then
       current = current or id
       redis.call('ZADD', LEASES .. each.model, until_ms, id)
+      if h[3] then renew_quota(h[3], id, until_ms) end
       redis.call('HSET', job, 'last_heartbeat', iso)
     else
       lost[#lost + 1] = id
@@ -89,7 +93,7 @@ end
 
 -- verb: release
 -- takes: model, worker, list held (id, claim_token)
--- needs: clock, timeline, wake
+-- needs: clock, leave_quota, place, timeline, wake
 -- Hand these jobs back, with their logs: the next claim anywhere continues them. -> how many were the caller's
 local function release(args)
   local model, released = args.model, 0
@@ -103,6 +107,7 @@ local function release(args)
       redis.call('ZADD', LEASES .. model, now_ms(), id)
       redis.call('HSET', job, 'sid', redis.call('XADD', STREAM .. model, '*', 'j', id))
       redis.call('XDEL', STREAM .. model, sid)
+      leave_quota(model, id, -place_of(job).cost)
       note(job, 'released by ' .. args.worker)
       wake(model)
       released = released + 1

@@ -44,14 +44,14 @@ local function enqueue(args)
     return { 'reused', 0, 0, before.id, before.created_ms }
   end
   if before and before.usable then
-    subscribe(before.id, fields.subscribers)
+    subscribe(before.id, fields.subscribers)                             -- readers.lua
     return { 'attached', 0, 0, before.id, before.created_ms }
   end
   local cost = cost_of(model, tonumber(fields.prompt_tokens), tonumber(fields.output_max))
   local reason, first, second = refusal(args, fields, record, cost, jobs, wait)
   if reason then return { reason, first, second, id, fields.created_ms } end
   accept(model, id, args.fields, fields, cost)
-  write_record(record)
+  write_record(record)                                                   -- records.lua
   if fields.idempotency ~= '' then
     local known = id .. ' ' .. fields.fingerprint .. ' ' .. fields.created_ms
     redis.call('SET', IDEMPOTENCY .. fields.idempotency, known, 'EX', IDEMPOTENCY_TTL_S)
@@ -109,10 +109,11 @@ end
 
 -- verb: claim
 -- takes: model, worker, claim_token, iso, number lease_ms, number limit, number room, number attempts_max
--- takes: number widest, list tenants
--- needs: add_entry, clock, drop_entry, lapsed, pop, start, sync, unlist, width
+-- takes: number widest, list tenants, list quotas (name, number requests, number tokens, number at_once)
+-- needs: add_entry, clock, drop_entry, lapsed, pop, quota, start, sync, unlist, width
 -- Claim up to `limit` jobs or `room` sequences: lapsed leases first, then the least-served class and tenant. `widest`
--- bounds the jobs of `tenants`. A repeated claim gets the same jobs. -> {delivery*}
+-- bounds the jobs of `tenants`. With `quotas`, each job is taken from the first that has room for it, and the most
+-- urgent class comes first. A repeated claim gets the same jobs. -> {delivery*}
 local CLAIM_TTL_S = 30
 
 -- Claim a waiting job, unless another tool has cancelled or deleted it meanwhile.
@@ -129,12 +130,17 @@ end
 -- Add the jobs that wait, in the order of fair_queue.lua, to `ids`. Return whether no more of them wait.
 local function claim_next(args, ids, widest)
   while #ids < args.limit and args.room > 0 do
-    local sid, id = pop(args.model, widest)
+    local limited = #args.quotas > 0
+    local cost = limited and next_cost(args.model, widest)
+    local quota = cost and quota_for(args.quotas, cost)        -- quota.lua
+    if cost and not quota then return false end
+    local sid, id = pop(args.model, widest, limited)
     if not sid then return not next(widest) end    -- else there may be some that are too wide for this worker
     local claimed = claim_waiting(args, sid, id)
     if claimed then
       ids[#ids + 1] = claimed
       args.room = args.room - width_of(id)
+      if quota then take_quota(quota, id, cost, args.lease_ms) end
     end
   end
   return false
@@ -162,22 +168,23 @@ local function claim_jobs(args, widest)
 end
 
 -- Return a claim's answer for a job: {id, attempt, payload, log, late, milliseconds left to run, isolated, milliseconds
--- since it was queued or handed over, trace context}
+-- since it was queued or handed over, trace context, quota}
 local function delivery(id)
   local job, now = JOB .. id, now_ms()
-  local sid, attempt, payload, queue_deadline_ms, deadline_ms, isolated, trace = unpack(
-    redis.call('HMGET', job, 'sid', 'attempt', 'payload', 'patience_ms', 'deadline_ms', 'alone', 'trace'))
+  local sid, attempt, payload, queue_deadline_ms, deadline_ms, isolated, trace, quota = unpack(
+    redis.call('HMGET', job, 'sid', 'attempt', 'payload', 'patience_ms', 'deadline_ms', 'alone', 'trace', 'quota'))
   local late = ''
   local waited = now - string.match(sid, '^%d+')   -- an entry's id is the time at which it was made
   if attempt == '1' and waited > tonumber(queue_deadline_ms or 0) then late = 'queue' end
   local left = deadline_ms and deadline_ms - now or ''
   if left ~= '' and left <= 0 then late = 'run' end
   local log = redis.call('LRANGE', LOG .. id, 0, -1)
-  return { id, tonumber(attempt), payload or '', log, late, left, isolated and 1 or 0, waited, trace or '' }
+  return { id, tonumber(attempt), payload or '', log, late, left, isolated and 1 or 0, waited, trace or '', quota or '' }
 end
 
 local function claim(args)
   local claim_token, worker, widest, ids = args.claim_token, args.worker, {}, {}
+  args.quotas = listed(args.quotas)
   for _, tenant in ipairs(args.tenants) do widest[tenant] = args.widest end
   local before = redis.call('GET', CLAIM .. claim_token)
   if before then
@@ -218,7 +225,7 @@ local function start(args, id, attempt)
   else
     redis.call('HDEL', job, 'alone')
   end
-  redis.call('HDEL', job, 'moved')
+  redis.call('HDEL', job, 'moved', 'quota')
   note(job, 'claimed by ' .. args.worker .. ', attempt ' .. attempt)
   return id
 end
@@ -304,7 +311,7 @@ local function settle(args)
   local outbox = {}
   if not append_events(id, subscribers, args.first, args.events, outbox) then return redis.call('LLEN', LOG .. id) end
   close(model, id, ending, args.iso, args.ttl_s)
-  correct(model, id, args.tokens)
+  correct(model, id, args.tokens)                  -- end.lua
   if ending == 'finished' then note_output(model, args.output) end
   if args.exc ~= '' then
     local results = RESULTS .. id

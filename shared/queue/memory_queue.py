@@ -59,7 +59,7 @@ class _Record:
 
 class MemoryQueue:
     """The queue in memory. `clock_ms` is passed in, so that a test can let leases run out without waiting. Only Redis
-    enforces rate limits.
+    enforces rate limits and quotas.
     """
 
     def __init__(self, clock_ms: Callable[[], float], *, lease_ms: int = 3000, attempts_max: int = 3) -> None:

@@ -86,6 +86,7 @@ class Delivery:
     attempts; `late` names a deadline that has passed already; `left_ms` is what remains of the run deadline.
     `isolated` is set when workers died running this job or beside it: it must run alone until it progresses.
     `waited_ms` counts from the time at which it was queued or handed over. `trace` is its W3C trace context.
+    `quota` names the one of the room's quotas that it was taken from.
     """
 
     job: Job
@@ -97,6 +98,18 @@ class Delivery:
     isolated: bool = False
     waited_ms: float = 0
     trace: str = ""
+    quota: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quota:
+    """What an upstream lets all workers together ask of it: requests and tokens a minute, and requests at once; 0 for
+    no limit. `name` is the same for all who share it."""
+
+    name: str
+    requests: int = 0
+    tokens: int = 0
+    at_once: int = 0
 
 
 ANY_WIDTH = 10**9
@@ -105,11 +118,13 @@ ANY_WIDTH = 10**9
 @dataclass(frozen=True, slots=True)
 class Room:
     """The room that a worker has left: `sequences` in all. Each of `tenants` already runs a wide job there, so a job of
-    theirs may have at most `widest` sequences."""
+    theirs may have at most `widest` sequences. With `quotas`, a job is claimed only if one of them has room for it,
+    from the first that has."""
 
     sequences: int = ANY_WIDTH
     widest: int = ANY_WIDTH
     tenants: frozenset[str] = frozenset()
+    quotas: tuple[Quota, ...] = ()
 
     def fits(self, job: Job) -> bool:
         return job.tenant not in self.tenants or job.sequences <= self.widest

@@ -5,7 +5,7 @@ answer; it decides nothing. The verbs of every job are enqueue, claim, append an
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -253,13 +253,14 @@ class RedisQueue:
             attempts_max=self._attempts_max,
             widest=room.widest,
             tenants=sorted(room.tenants),
+            quotas=[asdict(quota) for quota in room.quotas],
         )
         claimed = [await self._delivery(model, worker, token, row) for row in rows]
         return [delivery for delivery in claimed if delivery]
 
     async def _delivery(self, model: str, worker: str, token: str, row: list[Any]) -> Delivery | None:
         """Decode a claimed job; one that cannot be decoded fails at once and keeps its raw bytes."""
-        job_id, attempt, payload, log, late, left_ms, alone, waited_ms, trace = row
+        job_id, attempt, payload, log, late, left_ms, alone, waited_ms, trace, quota = row
         try:
             return Delivery(
                 job=decode_job(payload),
@@ -271,6 +272,7 @@ class RedisQueue:
                 isolated=bool(alone),
                 waited_ms=waited_ms,
                 trace=trace.decode(),
+                quota=quota.decode(),
             )
         except DecodeError as error:
             event = encode_event(Finished(seq=len(log), outcome=Failed(code="internal_error", message=str(error))))

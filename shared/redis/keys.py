@@ -33,8 +33,8 @@
 | penstock:key:{key}         | hash    | api_keys          | an API key: its limits and its salted digest | until revoked |
 | penstock:keys              | set     | api_keys          | ids of API keys                              | the deployment's |
 | penstock:keys:salt         | string  | api_keys          | the salt of key ids and digests              | the deployment's |
-| penstock:bucket:{key}      | hash    | key_limits.lua    | requests and tokens left of a minute's       | 10 minutes |
-| penstock:holding:{key}     | zset    | key_limits.lua    | the key's jobs, by their last deadline       | the longest job's |
+| penstock:bucket:{key}      | hash    | key_limits.lua, quota.lua | requests and tokens left of a minute's, of an API key or an upstream | 10 minutes |
+| penstock:holding:{key}     | zset    | key_limits.lua, quota.lua | the jobs of an API key by their last deadline, or of an upstream by the end of their lease | the longest job's |
 | penstock:usage:{key}:{month} | string | key_limits.lua    | tokens used                                  | 70 days |
 | penstock:chat:{job}        | string  | records.lua       | the request of a stored chat, as JSON        | as long as a response |
 | penstock:chats:{tenant}    | zset    | records.lua       | ids of stored chats by when they came        | as long as the last of them |
@@ -107,6 +107,7 @@ enqueue and replay; a field that says nothing is not sent. "the hash" has the li
 | alone          | lifecycle.lua             | lifecycle.lua                              | 1: it runs isolated                                    | progress, another claim, its end |
 | moved          | lifecycle.lua             | lifecycle.lua, leases.lua                  | 1: it has progressed since its claim                   | another claim, its end |
 | paid           | key_limits.lua            | key_limits.lua                             | 1: its key's limits were corrected by what it took     | a requeue |
+| quota          | quota.lua                 | quota.lua, leases.lua, lifecycle.lua       | the upstream's quota that it was taken from            | another claim, a release, its end |
 | replayed_as    | requeue.lua               | requeue.lua, job_records                        | the job that replays it                                | the hash |
 | timeline       | job.lua                   | job.lua, job_records                            | what happened to it, a line for each, with its time    | the hash |
 """

@@ -38,4 +38,10 @@ with openai.OpenAI(base_url=f"{proxy}/v1", api_key=key, max_retries=0) as client
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == "1, 2, 3, 4, 5."
     said = client.chat.completions.create(model="small", **ask("What is the weather in Rome?", tools=[WEATHER]))
     assert said.choices[0].message.tool_calls[0].function.arguments == '{"city": "Rome"}', said
+    try:
+        client.chat.completions.create(model="small", extra_headers={"x-penstock-priority": "first"}, **ask("Hello"))
+    except openai.BadRequestError as error:
+        assert "interactive, standard or batch is expected" in error.message, error
+    else:
+        raise AssertionError("the priority did not arrive")
 print("litellm")

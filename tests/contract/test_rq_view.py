@@ -1,4 +1,4 @@
-"""RQ's tools can read a worker's record."""
+"""RQ's tools can read a worker's record, and whoever reads it finds the worker's models."""
 
 import ipaddress
 import socket
@@ -6,8 +6,12 @@ import socket
 import pytest
 from redis.asyncio import Redis
 
+from shared.catalog.model_registry import ModelRegistry
+from shared.domain.errors import QueueUnavailable
+from shared.domain.job import ModelInfo
 from shared.redis import keys
 from shared.rq_view import register_worker, unregister_worker
+from workers.main import _Presence
 
 
 async def test_a_heartbeat_asks_no_name_server(client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,3 +26,17 @@ async def test_a_heartbeat_asks_no_name_server(client: Redis, monkeypatch: pytes
     assert asked == []
     await unregister_worker(client, "w", ["m"])
     assert await client.keys("rq:worker*") == []
+
+
+async def test_a_worker_is_listed_only_when_its_models_are(client: Redis) -> None:
+    model = ModelInfo(name="m", engine="scripted", context_length=9, created_s=0)
+    presence = _Presence(client, [model], url="http://127.0.0.1:1")
+    await client.set(keys.MODELS, "the write of a model fails")
+
+    with pytest.raises(QueueUnavailable):
+        await presence.announce()
+
+    assert await client.keys("rq:worker*") == []
+    await client.delete(keys.MODELS)
+    await presence.announce()
+    assert [info.workers for info in await ModelRegistry(client).models()] == [1]

@@ -24,12 +24,13 @@ READY_S = 60.0
 
 
 def eventually(what: str, truth: Callable[[], Any], *, seconds: float = 10.0) -> Any:
-    """Wait for the first true result and return it. Processes give no event to wait for, so this polls every 10 ms."""
-    wait, deadline = threading.Event(), time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    """Wait for the first true result and return it. Processes give no event to wait for, so this polls: every 10 ms at
+    first, then every 2 % of what has passed, since a look may cost what it waits for as much as a request."""
+    wait, began = threading.Event(), time.monotonic()
+    while (passed := time.monotonic() - began) < seconds:
         if answer := truth():
             return answer
-        wait.wait(0.01)
+        wait.wait(min(0.01 + 0.02 * passed, 0.1))
     raise AssertionError(f"not within {seconds} s: {what}")
 
 

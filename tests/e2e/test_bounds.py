@@ -4,8 +4,10 @@ import asyncio
 import json
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
+import openai
 import psutil
 import pytest
 
@@ -98,3 +100,23 @@ def test_a_crowd_that_comes_at_once_is_served(scripted: Stack) -> None:
         return [answer.text.count("[DONE]") for answer in answers if answer.status_code == 200]
 
     assert asyncio.run(crowd()) == [1] * CROWD
+
+
+def test_what_is_stored_is_bounded_for_each_key(tmp_path: Path) -> None:
+    with standalone_stack(tmp_path, "m=scripted", stored_bytes_max=20_000, scripted_tokens=4) as stack:
+        client = stack.client(api_key="mine")
+        text = "x" * 15_000
+        first = client.responses.create(model="m", input=text)
+
+        with pytest.raises(openai.RateLimitError) as refused:
+            client.responses.create(model="m", input=text)
+        with pytest.raises(openai.RateLimitError):
+            client.chat.completions.create(model="m", messages=[{"role": "user", "content": text}], store=True)
+
+        assert refused.value.code == "storage_full"
+        assert "Delete" in refused.value.message
+        assert len(stack.redis.keys("penstock:response:*")) == 1
+        assert client.responses.create(model="m", input=text, store=False).status == "completed"
+        assert stack.client(api_key="another").responses.create(model="m", input=text).status == "completed"
+        client.responses.delete(first.id)
+        assert client.responses.create(model="m", input=text).status == "completed"

@@ -72,6 +72,7 @@ def test_two_ranks_answer_as_one_and_stop_together(tmp_path: Path, stack: Stack,
     assert stack.served() == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_rank_that_dies_takes_the_worker_with_it_and_its_streams_go_on_elsewhere(
     tmp_path: Path, stack: Stack, builtin: Stack, victim: int

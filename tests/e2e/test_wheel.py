@@ -19,7 +19,7 @@ from tests.e2e.conftest import BUILTIN
 from tests.e2e.test_faults import ask
 from tests.e2e.test_up import up
 
-PACKAGES = ("api", "cli", "shared", "workers")
+PACKAGES = ("api", "cli", "penstock", "shared", "workers")
 SDIST = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
 COMPILED_S = 180.0  # a new environment has no compiled attention yet
 # The environment leaves out the checkout, which may be on the path of the tests.

@@ -58,7 +58,7 @@ def test_every_module_is_on_the_map() -> None:
         folder: set(re.findall(r"[\w.]+", modules)) for folder, modules in zip(parts[1::2], parts[2::2], strict=True)
     }
 
-    for folder in ("shared", "api", "workers", "cli"):
+    for folder in ("penstock", "shared", "api", "workers", "cli"):
         sources = [path for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".lua")]
         for path in sources:
             name = path.stem if path.suffix == ".py" else path.name

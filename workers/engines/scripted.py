@@ -88,6 +88,7 @@ class UnreadableGrammar:
     """A constraint that refuses the token of this number."""
 
     ended = False
+    lark = "start: /.*/s"
 
     def __init__(self, position: int) -> None:
         self._left = position

@@ -8,6 +8,8 @@ that it cannot load. Its module is imported only if a model needs it, and it alo
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 from shared.domain.errors import SettingsError
@@ -16,23 +18,37 @@ from shared.domain.errors import SettingsError
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loader:
     """`path` is the module and its function. `files` is true if the source of its models is a folder, a file or a hub
-    id, and false if it is only a name."""
+    id, and false if it is only a name. With a `suffix` it is a file with this ending, or a folder with such a file."""
 
     path: str
     files: bool = True
+    suffix: str = ""
 
 
 LOADERS = {
     "native": Loader(path="workers.engines.native.loader:load"),
     "scripted": Loader(path="workers.engines.scripted:load", files=False),
+    "llamacpp": Loader(path="workers.engines.llamacpp.loader:load", suffix=".gguf"),
 }
+CUSTOM = Loader(path="workers.engines.custom.loader:load", files=False)
+ENTRY_POINTS = "penstock.engines"
 
 
 def loader_of(engine: str) -> Loader:
     """The loader of an engine. Raises SettingsError for one that does not exist."""
-    if engine not in LOADERS:
-        raise SettingsError(f"ENGINE: there is no engine {engine!r}; there are {', '.join(LOADERS)}")
-    return LOADERS[engine]
+    if engine in LOADERS:
+        return LOADERS[engine]
+    if class_of_its_own(engine):
+        return CUSTOM
+    message = f"there are {', '.join(LOADERS)}, and classes of your own, PACKAGE.MODULE:CLASS"
+    raise SettingsError(f"ENGINE: there is no engine {engine!r}; {message}")
+
+
+def class_of_its_own(engine: str) -> EntryPoint | None:
+    """Where a class of somebody else's is: PACKAGE.MODULE:CLASS, or what an installed package calls so."""
+    if ":" in engine:
+        return EntryPoint(engine, engine, ENTRY_POINTS)
+    return next(iter(entry_points(group=ENTRY_POINTS, name=engine)), None)
 
 
 def imported(loader: Loader) -> Callable[..., Any]:
@@ -47,4 +63,8 @@ def imported(loader: Loader) -> Callable[..., Any]:
 
 def engine_of(source: str) -> str:
     """The engine that serves a source if none is named."""
-    return "scripted" if source == "scripted" else "native"
+    if source == "scripted":
+        return source
+    path = Path(source).expanduser()
+    bare = path.is_dir() and not (path / "config.json").is_file() and any(path.glob("*.gguf"))
+    return "llamacpp" if bare or path.suffix == ".gguf" else "native"

@@ -72,8 +72,11 @@ def _model(text: str, engine: str, options: Mapping[str, Any]) -> ModelSpec:
     _require_no_url("MODEL", text)
     name, _, source = text.rpartition("=")
     engine = engine or engine_of(source)
-    own_name = source
-    if loader_of(engine).files:
+    loader, own_name = loader_of(engine), source
+    if loader.suffix:
+        source = _file_or_folder(source, loader.suffix)
+        own_name = Path(source).resolve().name.removesuffix(loader.suffix)
+    elif loader.files:
         source = str(BUILTIN) if source in ("builtin", BUILTIN.name) else source
         source = _model_files(source)
         own_name = Path(source).resolve().name if Path(source).is_dir() else source
@@ -90,13 +93,22 @@ def _model_files(source: str) -> str:
     return source
 
 
+def _file_or_folder(source: str, suffix: str) -> str:
+    """The source, if it is a file with this ending or a folder that holds one. Raises SettingsError for any other."""
+    path = Path(source).expanduser()
+    found = source and ((path.is_file() and path.suffix == suffix) or (path.is_dir() and any(path.glob(f"*{suffix}"))))
+    if not found:
+        raise SettingsError(f"MODEL: there is no {suffix} file, and no folder with one, at {source or 'no path'}")
+    return str(path)
+
+
 def _folder(what: str, source: str) -> str:
     """The source, if it can be one. Raises SettingsError for a local one that is missing, or no folder."""
     path = Path(source).expanduser()
     if source and path.is_dir():
         return str(path)
     if source.endswith(".gguf"):
-        raise SettingsError(f"{what}: {source} is GGUF, which is not loaded; name a folder or hub id with safetensors")
+        raise SettingsError(f"{what}: {source} is GGUF, which only the engine llamacpp loads, and only as a model")
     if source and path.is_file():
         raise SettingsError(f"{what}: {source} is a file; name the folder with its config.json")
     if not source or source.startswith((".", "/", "~")):

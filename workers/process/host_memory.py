@@ -1,35 +1,20 @@
-"""Main memory: how much is available, and how to allocate it so that no step waits for the kernel."""
+"""Main memory, allocated so that no step waits for the kernel."""
 
 import ctypes
 import mmap
 import os
 import threading
 from functools import cache
-from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 
 from workers.process.single_thread import SingleThread
-
-CGROUP = Path("/sys/fs/cgroup")  # cgroups version 2, as container engines use them
-
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 KEPT = 2**30
 MADV_POPULATE_WRITE = 23  # since Linux 5.14; Python's mmap lacks it
 FETCHED = 2**22
-
-
-def memory_available(cgroup: Path = CGROUP) -> int:
-    """The bytes that are free on the machine, within the container's limit."""
-    free: int = psutil.virtual_memory().available
-    try:
-        limit, used = ((cgroup / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        return free if limit == "max" else min(free, int(limit) - int(used))
-    except (OSError, ValueError):
-        return free
 
 
 def keep_freed_memory() -> None:

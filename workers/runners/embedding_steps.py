@@ -3,10 +3,9 @@
 import logging
 
 from workers.protocols import Embedder, EngineBroken
-from workers.runners.failures import engine_failed
+from workers.runners.engine_thread import StepClock, engine_failed
 from workers.runners.outbox import Update
 from workers.runners.step_metrics import StepMetrics
-from workers.runners.step_watch import StepWatch
 from workers.runs.embedding import Embedding, Passage, Passages
 
 log = logging.getLogger(__name__)
@@ -15,11 +14,11 @@ log = logging.getLogger(__name__)
 class EmbeddingSteps:
     """A failed batch is computed again, passage by passage, and only a job that fails alone is failed."""
 
-    def __init__(self, embedder: Embedder | None, *, tokens_max: int, watch: StepWatch, metrics: StepMetrics) -> None:
+    def __init__(self, embedder: Embedder | None, *, tokens_max: int, clock: StepClock, metrics: StepMetrics) -> None:
         """`embedder` is None for a model that makes no vectors; no run may be added then."""
         self._embedder = embedder
         self._passages = Passages(tokens_max=tokens_max)
-        self._watch = watch
+        self._clock = clock
         self._metrics = metrics
 
     def __bool__(self) -> bool:
@@ -61,7 +60,7 @@ class EmbeddingSteps:
     def _compute(self, batch: list[Passage]) -> list[Update]:
         assert self._embedder
         passages = [run.passages[index] for run, index in batch]
-        with self._watch.step():
+        with self._clock.step():
             vectors = self._embedder.embed(passages)
         self._metrics.prefill.inc(sum(map(len, passages)))
         return [Update(run, run.advance(index, vector)) for (run, index), vector in zip(batch, vectors, strict=True)]

@@ -3,16 +3,20 @@ network only while the outbox is full."""
 
 import logging
 import queue
+import time
+import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 
-from shared.domain.errors import EngineError
-from shared.domain.events import Event, Outcome
+from prometheus_client import Histogram
+
+from shared.domain.errors import EngineError, InvalidRequest
+from shared.domain.events import Event, Failed, Outcome
 from workers.process.single_thread import SingleThread
 from workers.process.time_limit import time_limit
 from workers.runners.outbox import Outbox, Update
-from workers.runners.step_watch import StepWatch
 from workers.runs.generation import Generation
 from workers.runs.run import READ_S_MAX, JobRun
 from workers.scheduling.sequence import Sampled, Sequence
@@ -27,14 +31,14 @@ class EngineThread(ABC):
 
     sleeps = False
 
-    def __init__(self, thread: SingleThread, *, outbox: Outbox, watch: StepWatch, places: int) -> None:
+    def __init__(self, thread: SingleThread, *, outbox: Outbox, clock: "StepClock", places: int) -> None:
         """The engine must have been loaded in `thread`. `waiting` and `places` are what a runner tells the worker; a
         subclass changes them in `_count`."""
         self.waiting = 0
         self.places = places
         self._thread = thread
         self._outbox = outbox
-        self._watch = watch
+        self._clock = clock
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopping = False
         self._ended: Future[None] = Future()
@@ -60,7 +64,7 @@ class EngineThread(ABC):
 
     def alive(self, *, step_timeout_s: float) -> bool:
         """True while it steps, no step or reading takes longer than that, and steps have got somewhere within it."""
-        return not self._ended.done() and self._watch.alive(step_timeout_s=step_timeout_s)
+        return not self._ended.done() and self._clock.alive(step_timeout_s=step_timeout_s)
 
     def metrics_page(self) -> bytes:
         """The engine's own metrics, beside those that every worker has."""
@@ -122,12 +126,12 @@ class EngineThread(ABC):
         """The events that the token adds to the answer. Reading may take as long as the run has time left, so that it
         fails long before the worker seems to hang; its neighbours wait meanwhile, so the whole answer shares that time.
         """
-        self._watch.begin()
+        self._clock.begin()
         try:
             with time_limit(run.reading_left_s):
                 return run.advance(sequence, new)
         finally:
-            run.reading_left_s = min(run.reading_left_s + READ_S_EACH - self._watch.end(), READ_S_MAX)
+            run.reading_left_s = min(run.reading_left_s + READ_S_EACH - self._clock.end(), READ_S_MAX)
 
     def _deliver(self, updates: list[Update]) -> None:
         if updates:
@@ -144,3 +148,62 @@ class EngineThread(ABC):
 
     def _stop(self) -> None:
         self._stopping = True
+
+
+class StepClock:
+    """Tells other threads whether the engine's thread still advances. That thread changes it; the others only call
+    `alive`."""
+
+    def __init__(self, durations: Histogram) -> None:
+        self._durations = durations
+        self._began = 0.0
+        self._busy_since: float | None = None
+        self._stuck_since: float | None = None
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Time a step, and record its duration unless it fails."""
+        self.begin()
+        try:
+            yield
+            self._durations.observe(time.monotonic() - self._began)
+        finally:
+            self.end()
+
+    def begin(self) -> None:
+        self._busy_since = self._began = time.monotonic()
+
+    def end(self) -> float:
+        """Seconds since `begin`."""
+        self._busy_since = None
+        return time.monotonic() - self._began
+
+    def record(self, *, progress: bool) -> None:
+        """Note whether the step that has just ended got anywhere."""
+        self._stuck_since = None if progress else self._stuck_since or time.monotonic()
+
+    def alive(self, *, step_timeout_s: float) -> bool:
+        """False if a step or a reading has taken longer than that, or no step has got anywhere for that long."""
+        since = [at for at in (self._busy_since, self._stuck_since) if at is not None]
+        return all(time.monotonic() - at < step_timeout_s for at in since)
+
+
+def engine_failed(error: Exception) -> Failed:
+    """The outcome of a job that its engine could not compute."""
+    return _engine_error(f"The engine failed: {error}", error)
+
+
+def unreadable(error: Exception) -> Failed:
+    """The answer cannot be read; that is the client's fault if its grammar is the cause."""
+    if isinstance(error, InvalidRequest):
+        return refused(error)
+    return _engine_error(f"The answer cannot be read: {error}", error)
+
+
+def refused(error: InvalidRequest) -> Failed:
+    """The outcome of a job whose own request is at fault."""
+    return Failed(code=error.code or "invalid_request", message=str(error), param=error.param)
+
+
+def _engine_error(message: str, error: Exception) -> Failed:
+    return Failed(code="engine_error", message=message, detail="".join(traceback.format_exception(error)))

@@ -12,23 +12,34 @@ from workers.runs.run import JobRun
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """New events of a run, in order."""
+    """New events of a run, in order. With `put_back` the run has ended here without a last event: its job goes back to
+    the queue, once the events are written."""
 
     run: JobRun
     events: list[Event]
+    put_back: bool = False
 
 
 class Outbox:
     def __init__(self, loop: asyncio.AbstractEventLoop, *, steps_max: int) -> None:
         self._loop = loop
         self._arrived = asyncio.Event()
-        self._room = threading.Semaphore(steps_max)
-        self._steps: deque[tuple[list[Update], bool]] = deque()  # each with whether it takes room
+        self._steps_left = threading.Semaphore(steps_max)
+        self._steps: deque[tuple[list[Update], bool]] = deque()  # each with whether it counts as a step
         self._closed = False
 
     def put(self, updates: list[Update]) -> None:
         """Put the events of a step, from the engine's thread. Waits while `steps_max` steps are not taken yet."""
-        self._room.acquire()
+        self._steps_left.acquire()
+        self._append(updates)
+
+    def put_if_room(self, updates: list[Update]) -> bool:
+        """Put the events, from another thread than the event loop's, unless that would have to wait."""
+        if room := self._steps_left.acquire(blocking=False):
+            self._append(updates)
+        return room
+
+    def _append(self, updates: list[Update]) -> None:
         self._steps.append((updates, True))
         self._loop.call_soon_threadsafe(self._arrived.set)
 
@@ -48,10 +59,13 @@ class Outbox:
             self._arrived.clear()
             await self._arrived.wait()
         merged: dict[JobRun, list[Event]] = {}
+        put_back = set()
         while self._steps:
-            updates, takes_room = self._steps.popleft()
+            updates, counted = self._steps.popleft()
             for update in updates:
                 merged.setdefault(update.run, []).extend(update.events)
-            if takes_room:
-                self._room.release()
-        return [Update(run, events) for run, events in merged.items()]
+                if update.put_back:
+                    put_back.add(update.run)
+            if counted:
+                self._steps_left.release()
+        return [Update(run, events, run in put_back) for run, events in merged.items()]

@@ -71,13 +71,13 @@ class Passages:
         if lonely := next((run for run in self._runs if run.delivery.isolated), None):
             self._runs.remove(lonely)
             self._runs.appendleft(lonely)
-        room = self._tokens_max
+        tokens_left = self._tokens_max
         while self._runs:
             run = self._runs[0]
             tokens = len(run.passages[run.left[0]])
-            if batch and (tokens > room or lonely):
+            if batch and (tokens > tokens_left or lonely):
                 break
-            room -= tokens
+            tokens_left -= tokens
             batch.append((run, run.left.popleft()))
             self._runs.popleft()
             if run.left:

@@ -12,7 +12,7 @@ from workers.protocols import Defaults, Model
 from workers.runs.detokenizer import IncrementalDetokenizer
 from workers.runs.run import JobRun, require_known
 from workers.scheduling.sequence import NOTHING, Sampled, SamplingParams, Sequence
-from workers.text.tokenizer import Chat, plain_chat, require_room
+from workers.text.tokenizer import Chat, plain_chat, require_fit
 
 LOGPROB_MIN = -9999.0  # what OpenAI writes for a token that cannot be; JSON knows no infinity
 Number = TypeVar("Number", int, float)
@@ -125,7 +125,7 @@ class Generation(JobRun):
             raise InvalidRequest("'min_tokens' and the grammar together forbid every token.", param="min_tokens")
         events = self._echo(sequence.choice // self._n) if sequence.sampling.prompt_logprobs is not None else []
         if self._prompt(sequence.choice).tokens_max:
-            parts, reason = self._take(sequence, new.token)
+            parts, reason = self._add_token(sequence, new.token)
             ids: tuple[int, ...] = (new.token,)
             logprobs = self._logprobs(sequence, new)
         else:
@@ -156,7 +156,7 @@ class Generation(JobRun):
             logprobs = tuple(self._likelihood(scored[at]) for at in range(len(prompt.ids)))
         return [Echoed(seq=self.number(), prompt=index, text=prompt.echo or "", logprobs=logprobs)]
 
-    def _take(self, sequence: Sequence, token: int) -> Said:
+    def _add_token(self, sequence: Sequence, token: int) -> Said:
         detokenizer, constraint = self._detokenizers[sequence.choice], sequence.constraint
         parser = self._parsers[sequence.choice]
         text, reason = detokenizer.push(token)
@@ -188,7 +188,7 @@ class Generation(JobRun):
             if isinstance(event, Delta):
                 for token in event.token_ids:
                     self.sequences[event.choice].ids.append(token)
-                    self._take(self.sequences[event.choice], token)
+                    self._add_token(self.sequences[event.choice], token)
                 if event.finish_reason is not None:
                     self._open.discard(event.choice)
 
@@ -202,7 +202,7 @@ def _prompts(job: Job, model: Model) -> list[Prompt]:
     prompts = []
     for item in job.request["prompts"]:
         if isinstance(item, str):
-            require_room(len(item), model.tokenizer, context, param="prompt")
+            require_fit(len(item), model.tokenizer, context, param="prompt")
         ids = (
             model.tokenizer.encode_text(item)
             if isinstance(item, str)

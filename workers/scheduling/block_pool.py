@@ -16,8 +16,10 @@ def digest(before: bytes, tokens: bytes) -> bytes:
 
 
 class BlockPool:
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, idle_max: int | None = None) -> None:
+        """At most `idle_max` unused blocks keep their content; None: all."""
         self.count = count
+        self._idle_max = count if idle_max is None else idle_max
         self._never_used = iter(range(count))
         self._untouched = count
         self._blank: list[int] = []  # used before, but their content is forgotten
@@ -69,6 +71,8 @@ class BlockPool:
                 self._idle[block] = None
             else:
                 self._blank.append(block)
+        while len(self._idle) > self._idle_max:
+            self._blank.append(self._evict())
 
     def _known(self, digests: Seq[bytes]) -> list[int]:
         found = []
@@ -86,7 +90,12 @@ class BlockPool:
             block = next(self._never_used)
             self._untouched -= 1
         else:
-            block, _ = self._idle.popitem(last=False)
-            del self._block_of[self._digest_of.pop(block)]
+            block = self._evict()
         self._users[block] = 1
+        return block
+
+    def _evict(self) -> int:
+        """Forget the content of the unused block that was used least recently."""
+        block, _ = self._idle.popitem(last=False)
+        del self._block_of[self._digest_of.pop(block)]
         return block

@@ -9,7 +9,8 @@ BLOCK_SIZE = 16
 class EngineLimits:
     """`context_length` counts prompt and answer, in tokens. A batch has at most `sequences_max` sequences, a step at
     most `batch_tokens_max` tokens. All sequences together hold at most `blocks` of BLOCK_SIZE tokens, and one of
-    `context_length` must fit; 0 means as many as they can use. `prefix_cache` allows blocks to be shared. Token ids are
+    `context_length` must fit; 0 means as many as they can use. `prefix_cache` allows blocks to be shared; those that no
+    sequence uses keep their content for prompts to come, at most `idle_blocks_max` of them (None: all). Token ids are
     below `vocabulary`."""
 
     sequences_max: int
@@ -18,6 +19,7 @@ class EngineLimits:
     vocabulary: int
     blocks: int = 0
     prefix_cache: bool = True
+    idle_blocks_max: int | None = None
 
     def __post_init__(self) -> None:
         if not self.blocks:

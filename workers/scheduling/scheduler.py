@@ -67,9 +67,9 @@ class Scheduler:
         self._limits = limits
         self._sequences_max = limits.sequences_max
         self._tokens_max = limits.batch_tokens_max
-        self._pool = BlockPool(limits.blocks)
+        self._pool = BlockPool(limits.blocks, idle_max=limits.idle_blocks_max)
         self._sharing = PrefixSharing(self._pool, enabled=limits.prefix_cache)
-        self._arrivals: dict[Sequence, int] = {}  # every sequence here, and its place in the order
+        self._arrivals: dict[Sequence, int] = {}  # every sequence here, and its number in the order of arrival
         self._arrived = 0
         # Each job has a heap by arrival. `_next` skips entries whose sequence left, runs or has lined up again.
         self._waiting: dict[str, list[tuple[int, Sequence]]] = {}

@@ -15,8 +15,8 @@ from workers.parsers.tool_formats import thinking_of, tool_format_of
 from workers.parsers.tool_grammar import Tools, grammar_for, tools_of
 from workers.scheduling.sequence import Constraint
 from workers.text.chat_template import ChatTemplate
-from workers.text.grammar import Grammars, Reasoning
-from workers.text.tokenizer import Chat, plain_chat, require_room
+from workers.text.grammar import Grammars, Reasoning, compiler_of
+from workers.text.tokenizer import Chat, plain_chat, require_fit
 
 HALF = "\ufffd"
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # a byte token of SentencePiece
@@ -25,9 +25,18 @@ BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # a byte token of SentencePiece
 class ChatTokenizer:
     """Prompts are made by the model's own chat template; a model without one gets `role: content` lines."""
 
-    def __init__(self, tokenizer: Any, eos_ids: frozenset[int], *, vocabulary: int) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        eos_ids: frozenset[int],
+        *,
+        vocabulary: int,
+        make_compiler: Callable[[], Any] | None = None,
+    ) -> None:
+        """`make_compiler` is for a tokenizer that is none of transformers' but called like one: see `Grammars`."""
         self.eos_ids = eos_ids
-        self._grammars = Grammars(tokenizer, vocabulary=vocabulary, eos_ids=eos_ids)
+        own = partial(compiler_of, tokenizer, vocabulary=vocabulary, eos_ids=eos_ids)
+        self._grammars = Grammars(make_compiler or own)
         self._tokenizer = tokenizer
         self._decode = _decoder(tokenizer)
         self.token_chars_max = max(map(len, tokenizer.get_vocab()), default=1)
@@ -48,7 +57,7 @@ class ChatTokenizer:
             self._require_tools(tools)
         prompt = self._template.render(request, reasons=self._thinking is not None)
         if tokens_max is not None:
-            require_room(len(prompt.text), self, tokens_max, param="messages")
+            require_fit(len(prompt.text), self, tokens_max, param="messages")
         ids = self._template.encode(prompt)
         if not (tools or self._thinking or self._own):
             return plain_chat(ids, self, wanted)

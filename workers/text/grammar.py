@@ -9,6 +9,7 @@ everywhere. A grammar that exceeds them in the middle of an answer fails that an
 import functools
 import os
 from collections import OrderedDict
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ import llguidance
 import llguidance.hf
 import llguidance.numpy
 import numpy as np
-import torch
+import numpy.typing as npt
 
 from shared.domain.errors import EngineError, InvalidRequest
 from shared.domain.job import Grammar, GrammarKind
@@ -77,10 +78,10 @@ class GrammarState:
 
 
 class Grammars:
-    def __init__(self, tokenizer: Any, *, vocabulary: int, eos_ids: frozenset[int]) -> None:
-        self._tokenizer = tokenizer
-        self._vocabulary = vocabulary
-        self._eos_ids = sorted(eos_ids)
+    def __init__(self, make_compiler: Callable[[], Any]) -> None:
+        """`make_compiler` makes the vocabulary as llguidance sees it, when the first grammar comes: it takes a second.
+        It raises ValueError for a vocabulary that cannot be used."""
+        self._make_compiler = make_compiler
         self._compiler: Any = None
         self._compiled: OrderedDict[Grammar, llguidance.LLMatcher] = OrderedDict()
 
@@ -100,7 +101,7 @@ class Grammars:
                 f"'{grammar.param}' must not be longer than {GRAMMAR_BYTES_MAX} bytes.", param=grammar.param
             )
         if self._compiler is None:
-            self._compiler = self._make_compiler(grammar)
+            self._compiler = self._made_compiler(grammar)
         try:
             matcher = llguidance.LLMatcher(self._compiler, _to_llguidance(grammar), log_level=0)
         except ValueError as error:
@@ -111,15 +112,20 @@ class Grammars:
             raise InvalidRequest(f"'{grammar.param}' cannot be used: {_first_error(matcher)}", param=grammar.param)
         return matcher
 
-    def _make_compiler(self, grammar: Grammar) -> Any:
+    def _made_compiler(self, grammar: Grammar) -> Any:
         try:
-            return llguidance.hf.from_tokenizer(self._tokenizer, n_vocab=self._vocabulary, eos_token=self._eos_ids)
+            return self._make_compiler()
         except ValueError as error:
             message = f"'{grammar.param}': this model's tokenizer cannot be used with a grammar: {error}"
             raise InvalidRequest(message, param=grammar.param) from error
 
 
-def forbid(constraints: Seq[GrammarState], vocabulary: int) -> torch.Tensor:
+def compiler_of(tokenizer: Any, *, vocabulary: int, eos_ids: frozenset[int]) -> Any:
+    """The vocabulary of a tokenizer of transformers, as llguidance sees it. Raises ValueError."""
+    return llguidance.hf.from_tokenizer(tokenizer, n_vocab=vocabulary, eos_token=sorted(eos_ids))
+
+
+def forbid(constraints: Seq[GrammarState], vocabulary: int) -> npt.NDArray[np.bool_]:
     """Bool [constraints, vocabulary]: tokens that may not come next, computed on all cores. If a grammar costs too
     much, nothing is forbidden: accepting the token then raises, for that answer alone."""
     bits = llguidance.numpy.allocate_token_bitmask(len(constraints), vocabulary)
@@ -132,7 +138,8 @@ def forbid(constraints: Seq[GrammarState], vocabulary: int) -> torch.Tensor:
             allowed[row] = 1
         elif constraint.opening is not None:
             allowed[row, constraint.opening] = 1
-    return torch.from_numpy(allowed == 0)
+    forbidden: npt.NDArray[np.bool_] = allowed == 0
+    return forbidden
 
 
 @functools.cache

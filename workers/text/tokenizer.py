@@ -59,7 +59,7 @@ def plain_chat(ids: list[int], tokenizer: Tokenizer, wanted: Grammar | None) -> 
     )
 
 
-def require_room(characters: int, tokenizer: Tokenizer, tokens_max: int, *, param: str) -> None:
+def require_fit(characters: int, tokenizer: Tokenizer, tokens_max: int, *, param: str) -> None:
     """Raise ContextLengthExceeded, without splitting it, for a text that is too long however it is split."""
     if characters > tokens_max * tokenizer.token_chars_max:
         raise ContextLengthExceeded(

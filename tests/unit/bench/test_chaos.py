@@ -13,6 +13,7 @@ from bench.chaos.judge import Mercy, Verdict, _ended_badly, _ended_late, orphans
 from bench.chaos.load import right_answer, wrong_texts
 from bench.chaos.mutants import MUTANTS, Mutant, planted
 from bench.chaos.proxy import Proxy
+from bench.chaos.report import bars
 from bench.chaos.scenarios import SCENARIOS
 from bench.chaos.story import Story, Way
 
@@ -151,3 +152,12 @@ async def test_the_network_that_is_broken_delivers_what_was_sent() -> None:
     writer.close()
     await proxy.stop()
     server.close()
+
+
+def test_a_short_campaign_judges_what_it_counts_and_not_what_it_samples() -> None:
+    total = Verdict(ratios={"tokens computed for each that is kept": 1.1, "p99 TTFT after overload": 9.0})
+
+    said = bars(total, seconds=20, seed=1, release=False)
+
+    assert total.violations.keys() == {"I10"}
+    assert "BROKEN  I10" in said

@@ -133,7 +133,9 @@ def test_every_key_of_the_lua_library_is_in_the_table() -> None:
         assert f"| {prefix}" in table
 
 
-@pytest.mark.parametrize(("folders", "extras"), [(("shared", "api"), ()), (("workers",), ("torch",))])
+@pytest.mark.parametrize(
+    ("folders", "extras"), [(("shared", "api"), ()), (("workers",), ("torch",)), (("penstock",), ("testing",))]
+)
 def test_an_image_has_whatever_its_code_imports(folders: tuple[str, ...], extras: tuple[str, ...]) -> None:
     """Only imports inside functions may be of optional packages."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -143,7 +145,7 @@ def test_an_image_has_whatever_its_code_imports(folders: tuple[str, ...], extras
     providers = packages_distributions()
     for path in [path for folder in folders for path in (ROOT / folder).rglob("*.py")]:
         for name in imported(ast.parse(path.read_text())):
-            if name not in sys.stdlib_module_names and name not in ("shared", "api", "workers"):
+            if name not in sys.stdlib_module_names and name not in ("penstock", "shared", "api", "workers"):
                 assert {canonical(each) for each in providers.get(name, [name])} & allowed, f"{path} imports {name}"
 
 

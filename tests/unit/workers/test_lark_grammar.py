@@ -2,20 +2,22 @@
 
 import json
 import random
+from functools import partial
 
 import llguidance
 import llguidance.hf
 import numpy as np
 import pytest
 from transformers import AutoTokenizer
-from workers.model_loading import BUILTIN
 
 from shared.domain.job import Grammar, GrammarKind
-from workers.text.grammar import Grammars, GrammarState, Reasoning, forbid
+from workers.loading.model_spec import BUILTIN
+from workers.text.grammar import Grammars, GrammarState, Reasoning, compiler_of, forbid
 
 TOKENIZER = AutoTokenizer.from_pretrained(BUILTIN)
 VOCABULARY, EOS = len(TOKENIZER), TOKENIZER.eos_token_id
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"enum": ["x/y", "z"]}}, "required": ["a"]}
+ALL = Grammars(partial(compiler_of, TOKENIZER, vocabulary=VOCABULARY, eos_ids=frozenset({EOS})))
 NESTED = 'start: "call " args | /[a-z ]+\\// \nargs: %json {"type": "object", "properties": {"c": {"type": "string"}}}'
 GRAMMARS = [
     (GrammarKind.JSON_SCHEMA, json.dumps(SCHEMA)),
@@ -32,9 +34,7 @@ REASONINGS = [None, Reasoning(20, 21, False), Reasoning(20, 21, True)]
 def test_the_text_of_a_constraint_allows_what_the_constraint_allows(
     kind: GrammarKind, text: str, reasoning: Reasoning | None
 ) -> None:
-    state = Grammars(TOKENIZER, vocabulary=VOCABULARY, eos_ids=frozenset({EOS})).constraint(
-        Grammar(kind=kind, text=text, param="p"), reasoning
-    )
+    state = ALL.constraint(Grammar(kind=kind, text=text, param="p"), reasoning)
     compiler = llguidance.hf.from_tokenizer(TOKENIZER, n_vocab=VOCABULARY, eos_token=[EOS])
     matcher = llguidance.LLMatcher(compiler, llguidance.LLMatcher.grammar_from_lark(state.lark))
     rng = random.Random(4)
@@ -57,9 +57,7 @@ def test_the_text_of_a_constraint_allows_what_the_constraint_allows(
 def test_what_vllm_would_take_for_another_dialect_says_which_it_is() -> None:
     grammar = Grammar(kind=GrammarKind.LARK, text='start[capture]: "a"', param="p")
 
-    assert (
-        Grammars(TOKENIZER, vocabulary=VOCABULARY, eos_ids=frozenset({EOS})).constraint(grammar).lark.startswith("%ll")
-    )
+    assert ALL.constraint(grammar).lark.startswith("%ll")
 
 
 def _allowed(state: GrammarState) -> np.ndarray:

@@ -46,7 +46,7 @@ async def test_a_full_outbox_makes_the_engine_wait_and_first_events_never() -> N
     await outbox.take()
     outbox.put([Update(one, [delta(4)])])
     outbox.put([Update(one, [delta(5)])])
-    assert not outbox._room.acquire(blocking=False)
+    assert not outbox._steps_left.acquire(blocking=False)
 
 
 async def test_a_closed_outbox_gives_what_is_left_and_then_nothing() -> None:

@@ -16,6 +16,7 @@ from tests.running_workers import (
     Clock,
     eventually,
     heard,
+    held_job,
     log_of,
     make_worker,
     outcome_of,
@@ -24,7 +25,7 @@ from tests.running_workers import (
     working,
 )
 from workers.engines.scripted import ScriptedEngine
-from workers.loop.worker import ROOM_S
+from workers.loop.intake import ROOM_S
 from workers.protocols import OutOfMemory
 from workers.scheduling.scheduler import Batch
 from workers.scheduling.sequence import Sampled
@@ -136,7 +137,7 @@ async def test_a_job_that_leaves_while_it_waits_for_a_place_makes_room_for_the_n
     leaving = await submit(queue, make_job(prompt="word " * 400, n=2, max_tokens=20))
     async with working(make_worker(queue, step_ms=50, sequences_max=8)) as worker:
         await heard(queue, leaving, seq=0)
-        run: Any = worker._held[leaving.id].run
+        run: Any = held_job(worker, leaving).run
         await eventually(lambda: run.sequences[0].computed >= 128)  # two steps: no more is claimed by now
         assert await queue.cancel(leaving.id) is State.STARTED
         after = await submit(queue, make_job(max_tokens=1))
@@ -148,10 +149,10 @@ async def test_a_job_that_leaves_while_it_waits_for_a_place_makes_room_for_the_n
 @pytest.mark.parametrize("later", range(6))
 async def test_who_waits_for_room_is_cancelled_also_when_room_comes_just_then(queue: MemoryQueue, later: int) -> None:
     worker = make_worker(queue)
-    waiting = asyncio.create_task(worker._until_room(5))
+    waiting = asyncio.create_task(worker._held.changed(longest_s=5))
     await asyncio.sleep(0.01)
 
-    worker._room.set()
+    worker._held.wake()
     for _ in range(later):
         await asyncio.sleep(0)
     if waiting.cancel():
@@ -231,7 +232,7 @@ async def test_a_job_over_its_run_deadline_ends_and_frees_its_slot(queue: Memory
 async def test_the_log_says_what_became_of_a_job_and_that_one_was_taken_over(
     queue: MemoryQueue, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", "workers.loop.worker")
+    caplog.set_level("INFO", "workers.loop.held_jobs")
     job = await submit(queue, make_job(prompt="one two", max_tokens=5, tenant="team-a"))
     clock.now_ms += 250
     assert await queue.claim("m", worker="dead", limit=1)

@@ -13,7 +13,7 @@ from shared.domain.job import Grammar
 from shared.domain.lifecycle import State
 from shared.queue.memory_queue import MemoryQueue
 from tests.factories import make_job
-from tests.running_workers import eventually, heard, log_of, make_worker, outcome_of, submit, text_of, working
+from tests.running_workers import eventually, heard, held_job, log_of, make_worker, outcome_of, submit, text_of, working
 from workers.engines.scripted import ScriptedEngine, ScriptedTokenizer
 from workers.parsers.output_parser import ParsedDelta, PlainParser
 from workers.protocols import EngineBroken
@@ -144,7 +144,7 @@ async def test_a_log_with_a_gap_that_nobody_can_fill_ends_its_job(queue: MemoryQ
     job, other = await submit(queue, make_job(max_tokens=15)), make_job(max_tokens=3)
     async with working(make_worker(queue, step_ms=10)) as worker:
         await heard(queue, job, seq=6)
-        worker._held[job.id].log.clear()
+        held_job(worker, job).log.clear()
         del queue._records[job.id].log[3:]
         outcome = await outcome_of(queue, job)
         await submit(queue, other)
@@ -190,8 +190,8 @@ async def test_a_job_that_fails_while_its_deadline_passes_ends_once(queue: Memor
     queue.__class__ = Away
     job = await submit(queue, make_job(prompt="fault:raise@2", run_deadline_ms=300, max_tokens=50))
     async with working(make_worker(queue, step_ms=30)) as worker:
-        await eventually(lambda: job.id in worker._held and worker._held[job.id]._deadline)
-        timer, (engine_loop,) = worker._held[job.id]._deadline, worker._runners
+        await eventually(lambda: (held := worker._held.by_id(job.id)) and held._deadline)
+        timer, (engine_loop,) = held_job(worker, job)._deadline, worker._runners
         assert timer
         assert isinstance(engine_loop, EngineLoop)
         await eventually(lambda: timer.when() < asyncio.get_running_loop().time())

@@ -3,7 +3,7 @@ tried."""
 
 import logging
 from array import array
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import cycle, islice
 
 import torch
@@ -13,9 +13,9 @@ from shared.settings import Settings
 from workers.engines.native.causal.batched import BatchedEngine
 from workers.engines.native.causal.sampler import choose
 from workers.engines.native.torch_errors import translated
-from workers.process.host_memory import memory_available
+from workers.process.free_memory import memory_available
 from workers.protocols import OutOfMemory
-from workers.scheduling.engine_limits import BLOCK_SIZE, EngineLimits, blocks_for
+from workers.scheduling.engine_limits import blocks_for
 from workers.scheduling.scheduler import Batch, Row
 from workers.scheduling.sequence import SamplingParams, Sequence
 
@@ -126,15 +126,3 @@ def _batch(engine: BatchedEngine, sequences: int, tokens: int, *, decoding: bool
         sequence.blocks = array("i", islice(cycle(range(engine.limits.blocks)), blocks_for(start + tokens)))
         rows.append(Row(sequence=sequence, start=start, count=tokens, decoding=decoding))
     return Batch(tuple(rows))
-
-
-def fitted(limits: EngineLimits, bytes_per_block: int, room: int) -> EngineLimits:
-    """The limits with as many blocks as the sequences can use and the room holds, and a context that fits into them.
-    Raises SettingsError if the room, in bytes, holds no block."""
-    blocks = min(limits.blocks, room // bytes_per_block)
-    if not blocks:
-        raise SettingsError("PENSTOCK_KV_CACHE_GIB: there is no memory for the key-value cache of a single token")
-    context = min(limits.context_length, blocks * BLOCK_SIZE)
-    if context < limits.context_length:
-        log.warning("the key-value cache is small: shorter contexts", extra={"context_length": context})
-    return replace(limits, blocks=blocks, context_length=context)

@@ -18,10 +18,11 @@ import torch
 
 from shared.domain.errors import SettingsError
 from shared.settings import Settings
+from workers.engines.cache_size import fitted
 from workers.engines.native.agreement import TextEngine, disagreement, keeps_bits, own_logits
 from workers.engines.native.causal.batched import BatchedEngine
 from workers.engines.native.causal.stepwise import StepwiseEngine
-from workers.engines.native.device_limits import GIB, cache_room, fitted
+from workers.engines.native.device_limits import GIB, cache_room
 from workers.engines.native.embedding.embedder import EmbedderTrials
 from workers.engines.native.embedding.pooling import MEAN
 from workers.engines.native.kernels import attention

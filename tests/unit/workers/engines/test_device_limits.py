@@ -134,22 +134,17 @@ def test_the_device_of_the_settings_becomes_the_threads_own(monkeypatch: pytest.
     assert made_current == [CUDA]
 
 
-TF32 = """
-import torch
-from shared.settings import load_settings
-from workers.engines.native.weights.placement import placement
-torch.cuda.device_count, torch.cuda.set_device = lambda: 1, lambda device: None
-for device, tf32 in [("cpu", True), ("cuda", False), ("cuda", True)]:
-    placement(load_settings(device=device, tf32=tf32))
-    print(torch.get_float32_matmul_precision())
-"""
+def test_tf32_is_for_a_cuda_device_that_is_asked_to_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[str] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
 
-
-def test_tf32_is_for_a_cuda_device_that_is_asked_to_use_it() -> None:
-    """In a process of its own: it holds for all of torch."""
-    done = subprocess.run([sys.executable, "-c", TF32], capture_output=True, text=True, check=True)
-
-    assert done.stdout.split() == ["highest", "highest", "high"]
+    placement(load_settings(device="cpu", tf32=True))
+    placement(load_settings(device="cuda"))
+    assert chosen == []
+    placement(load_settings(device="cuda", tf32=True))
+    assert chosen == ["high"]
 
 
 def test_torch_without_an_error_of_its_own_for_devices_is_served_too() -> None:

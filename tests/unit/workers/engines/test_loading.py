@@ -8,12 +8,13 @@ import torch
 
 from shared.domain.errors import InvalidRequest, SettingsError
 from shared.settings import load_settings
-from workers.engines.native.device_limits import fitted
+from workers.engines.cache_size import fitted
 from workers.engines.native.loader import load_engine
 from workers.engines.native.torch_errors import translated
 from workers.engines.native.weights.onednn_linear import pack, unpack
 from workers.loading.model_spec import BUILTIN, parse_specs
-from workers.process.host_memory import memory_available, wait_until_fetched, zeros
+from workers.process.free_memory import memory_available
+from workers.process.host_memory import wait_until_fetched, zeros
 from workers.protocols import EngineBroken, OutOfMemory
 from workers.scheduling.engine_limits import BLOCK_SIZE, EngineLimits
 
@@ -69,9 +70,9 @@ def test_a_model_that_cannot_be_is_one_clear_sentence(text: str) -> None:
     [
         ("https://huggingface.co/Qwen/Qwen2.5-0.5B-Instruct/tree/main?x=y", "hub id, here Qwen/Qwen2.5-0.5B-Instruct"),
         ("mine=https://example.com/model", "is a URL; name a local folder or a hub id"),
-        ("models/qwen.Q4_K_M.gguf", "is GGUF, which is not loaded; name a folder or hub id with safetensors"),
+        ("models/qwen.Q4_K_M.gguf", "there is no .gguf file, and no folder with one, at models/qwen.Q4_K_M.gguf"),
         ("{folder}/model.safetensors", "is a file; name the folder with its config.json"),
-        ("{folder}/model.gguf", "is GGUF"),
+        ("{folder}/other.gguf", "there is no .gguf file"),
     ],
 )
 def test_what_is_no_model_is_told_what_would_be(tmp_path: Path, text: str, said: str) -> None:
@@ -80,6 +81,22 @@ def test_what_is_no_model_is_told_what_would_be(tmp_path: Path, text: str, said:
 
     with pytest.raises(SettingsError, match=f"^MODEL: .*{said}"):
         parse_specs([text.format(folder=tmp_path)])
+
+
+def test_a_gguf_file_and_a_folder_with_one_choose_their_engine(tmp_path: Path) -> None:
+    folder, file = tmp_path / "quantised", tmp_path / "quantised" / "qwen.Q4_K_M.gguf"
+    folder.mkdir()
+    file.touch()
+
+    by_file, by_folder, named = parse_specs([str(file), str(folder), f"mine={file}"])
+
+    assert (by_file.name, by_file.engine, by_file.source) == ("qwen.Q4_K_M", "llamacpp", str(file))
+    assert (by_folder.name, by_folder.engine, by_folder.source) == ("quantised", "llamacpp", str(folder))
+    assert (named.name, named.engine) == ("mine", "llamacpp")
+    with pytest.raises(SettingsError, match=r"only the engine llamacpp loads"):
+        parse_specs([str(file)], engine="native")
+    (folder / "config.json").write_text("{}")
+    assert parse_specs([str(folder)])[0].engine == "native"
 
 
 def test_a_folder_without_weights_is_one_clear_sentence(tmp_path: Path) -> None:

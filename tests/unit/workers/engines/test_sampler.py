@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,10 +16,22 @@ from transformers import (
 )
 
 from shared.domain.errors import EngineError
-from workers.engines.native.causal.sampler import CANDIDATES, choose, uniform
-from workers.scheduling.sequence import SamplingParams, Sequence
+from workers.engines.llamacpp import sampler as without_torch
+from workers.engines.native.causal import sampler as with_torch
+from workers.engines.native.causal.sampler import CANDIDATES
+from workers.engines.uniform import uniform
+from workers.scheduling.sequence import Sampled, SamplingParams, Sequence
 
 DRAWS = 4000
+Choose = Callable[[torch.Tensor, list[Sequence]], list[Sampled]]
+
+
+@pytest.fixture(params=["torch", "numpy"])
+def choose(request: pytest.FixtureRequest) -> Choose:
+    """Each sampler must do what the other does."""
+    if request.param == "torch":
+        return with_torch.choose
+    return lambda logits, sequences: without_torch.choose(logits.numpy(), sequences)
 
 
 def how(**given: Any) -> SamplingParams:
@@ -33,7 +46,7 @@ def random_logits(rows: int, vocabulary: int, seed: int = 3, spread: float = 2.0
     return torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed)) * spread
 
 
-def frequencies(logits: torch.Tensor, **given: Any) -> torch.Tensor:
+def frequencies(choose: Choose, logits: torch.Tensor, **given: Any) -> torch.Tensor:
     """The frequency of each token, over many seeds."""
     rows = logits.expand(DRAWS, -1)
     drawn = choose(rows, [sequence(how(seed=seed, **given)) for seed in range(DRAWS)])
@@ -54,14 +67,16 @@ def frequencies(logits: torch.Tensor, **given: Any) -> torch.Tensor:
         ),
     ],
 )
-def test_draws_follow_the_distribution_of_transformers(given: dict[str, Any], processors: list[Any]) -> None:
+def test_draws_follow_the_distribution_of_transformers(
+    choose: Choose, given: dict[str, Any], processors: list[Any]
+) -> None:
     logits = random_logits(1, 12)
     expected = logits
     for processor in processors:
         expected = processor(torch.tensor([[1]]), expected)
     wanted = torch.softmax(expected, -1)[0]
 
-    seen = frequencies(logits, **given)
+    seen = frequencies(choose, logits, **given)
 
     possible = wanted > 0
     assert not seen[~possible].any(), "a token came that cannot"
@@ -70,7 +85,7 @@ def test_draws_follow_the_distribution_of_transformers(given: dict[str, Any], pr
     assert chi2 < freedom + 4 * math.sqrt(2 * freedom) + 4
 
 
-def test_greedy_takes_the_best() -> None:
+def test_greedy_takes_the_best(choose: Choose) -> None:
     logits = random_logits(5, 100)
 
     drawn = choose(logits, [sequence(how(temperature=0.0, seed=n)) for n in range(5)])
@@ -79,7 +94,7 @@ def test_greedy_takes_the_best() -> None:
 
 
 @pytest.mark.parametrize("penalty", [0.7, 1.3, 5.0])
-def test_repetition_penalty_is_that_of_transformers(penalty: float) -> None:
+def test_repetition_penalty_is_that_of_transformers(choose: Choose, penalty: float) -> None:
     rng = random.Random(1)
     logits = random_logits(8, 50)
     known = [tuple(rng.choices(range(50), k=30)) for _ in range(8)]
@@ -91,7 +106,7 @@ def test_repetition_penalty_is_that_of_transformers(penalty: float) -> None:
     assert [each.token for each in choose(logits, rows)] == wanted
 
 
-def test_presence_and_frequency_count_the_output_alone() -> None:
+def test_presence_and_frequency_count_the_output_alone(choose: Choose) -> None:
     logits = torch.tensor([[2.0, 1.0, 0.5, -1.0]])
 
     def best(prompt: tuple[int, ...], output: tuple[int, ...], **given: Any) -> int:
@@ -105,7 +120,7 @@ def test_presence_and_frequency_count_the_output_alone() -> None:
     assert best((0, 0), (), frequency_penalty=0.8) == 0
 
 
-def test_biases_and_bans() -> None:
+def test_biases_and_bans(choose: Choose) -> None:
     logits = torch.tensor([[2.0, 1.0, 0.5, -1.0]])
 
     def best(output: tuple[int, ...] = (), **given: Any) -> int:
@@ -133,7 +148,7 @@ KINDS: list[dict[str, Any]] = [
 ]
 
 
-def test_a_row_gets_the_same_token_whatever_shares_its_batch() -> None:
+def test_a_row_gets_the_same_token_whatever_shares_its_batch(choose: Choose) -> None:
     rng = random.Random(5)
     rows = [
         sequence(
@@ -152,7 +167,7 @@ def test_a_row_gets_the_same_token_whatever_shares_its_batch() -> None:
     assert [together[at] for at in order] == choose(logits[order], [rows[at] for at in order])
 
 
-def test_a_flat_distribution_reaches_tokens_beyond_the_candidates() -> None:
+def test_a_flat_distribution_reaches_tokens_beyond_the_candidates(choose: Choose) -> None:
     logits = torch.zeros(1, 3 * CANDIDATES).expand(300, -1)
 
     drawn = choose(logits, [sequence(how(seed=seed, top_p=0.95)) for seed in range(300)])
@@ -161,7 +176,7 @@ def test_a_flat_distribution_reaches_tokens_beyond_the_candidates() -> None:
     assert max(each.token for each in drawn) > 2 * CANDIDATES
 
 
-def test_logprobs_are_the_models_own_before_anything_changes_them() -> None:
+def test_logprobs_are_the_models_own_before_anything_changes_them(choose: Choose) -> None:
     logits = random_logits(2, 30)
     asked = how(temperature=0.0, logprobs=4, logit_bias=((17, 50.0),))
 
@@ -176,7 +191,7 @@ def test_logprobs_are_the_models_own_before_anything_changes_them() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_logits_that_are_no_numbers_are_an_error(bad: float) -> None:
+def test_logits_that_are_no_numbers_are_an_error(choose: Choose, bad: float) -> None:
     logits = random_logits(2, 10)
     logits[1, 3] = bad
 
@@ -190,3 +205,19 @@ def test_random_numbers_depend_on_seed_choice_and_position_alone() -> None:
     assert len(numbers) == 250
     assert all(0 <= number < 1 for number in numbers)
     assert uniform(2**63 - 1, 0, 0) != uniform(-(2**63), 0, 0)
+
+
+def test_both_samplers_choose_the_same_tokens() -> None:
+    rng = random.Random(9)
+    rows = [
+        sequence(how(seed=seed, **KINDS[seed % len(KINDS)]), tuple(rng.choices(range(5000), k=9)), (4, 4, 5))
+        for seed in range(96)
+    ]
+    logits = random_logits(96, 5000)
+
+    ours, theirs = without_torch.choose(logits.numpy(), rows), with_torch.choose(logits, rows)
+
+    assert [each.token for each in ours] == [each.token for each in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+        assert [token for token, _ in one.top] == [token for token, _ in other.top]

@@ -2,9 +2,7 @@
 position) alone, and a row's result on that row alone, so that a seeded request gets the same tokens whatever shares its
 batch, and after it moves to another worker."""
 
-import hashlib
 import math
-import struct
 from collections.abc import Sequence as Seq
 from typing import NamedTuple
 
@@ -13,6 +11,7 @@ import torch
 
 from shared.domain.errors import EngineError
 from workers.engines.native.transfer import Numbers, uploaded, uploaded_together
+from workers.engines.uniform import uniform
 from workers.scheduling.sequence import NOTHING, Sampled, SamplingParams, Sequence
 from workers.text.grammar import GrammarState, forbid
 
@@ -79,12 +78,6 @@ def _checked(choice: Choice, sequence: Sequence) -> Sampled:
     if not math.isfinite(choice.best):
         raise EngineError("the model produced NaN or infinite logits")
     return choice.sampled
-
-
-def uniform(seed: int, choice: int, position: int) -> float:
-    """A number in [0, 1), from a keyed hash: no generator runs along, so nothing has to be resumed."""
-    digest = hashlib.blake2b(struct.pack("<qqq", seed, choice, position), digest_size=8).digest()
-    return float(int.from_bytes(digest, "little") >> 11) / float(1 << 53)
 
 
 def _adjusted(logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
@@ -157,7 +150,7 @@ def _constrain(out: torch.Tensor, logits: torch.Tensor, sequences: Seq[Sequence]
     if not states:
         return out
     rows = list(states)
-    forbidden = forbid(list(states.values()), out.shape[1]).to(out.device)
+    forbidden = uploaded(forbid(list(states.values()), out.shape[1]), out.device)
     at = _index(rows, out)
     return out.index_copy(0, at, out[at].masked_fill(forbidden, float("-inf")))
 

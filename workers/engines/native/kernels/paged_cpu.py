@@ -1,23 +1,22 @@
 """Attention of single tokens on a CPU, in float32, which reads and writes the blocks of the cache in place.
 
-Compiled by numba when first used. Each head of each token is summed over its own blocks in order, so that its result
-does not depend on what else is in the step.
+numba compiles it when this module is imported, unless `compile_cache` has it already. Each head of each token is summed
+over its own blocks in order, so that its result does not depend on what else is in the step.
 """
 
-import os
-from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
 import torch
 
+from workers.engines.native.kernels.compile_cache import keep_compiled
 from workers.engines.native.kernels.openmp_tasks import FIRST, TASK, floats, ints, next_piece, run
 from workers.engines.native.kernels.step_layout import Scoring, Step
 from workers.scheduling.engine_limits import BLOCK_SIZE as SIZE
 
 REASSOCIATE = {"reassoc", "contract", "nsz", "arcp"}  # allows sums in vector lanes, and leaves infinities alone
-CACHED = os.access(Path(__file__).parent, os.W_OK)
+CACHED = keep_compiled()
 UNROLLED = 8
 
 

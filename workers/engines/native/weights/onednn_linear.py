@@ -7,7 +7,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from workers.engines.native.weights.placement import spread
-from workers.process.host_memory import memory_available
+from workers.process.free_memory import memory_available
 
 
 class PackedLinear(nn.Module):

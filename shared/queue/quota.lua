@@ -1,0 +1,83 @@
+-- What an upstream lets all workers together ask of it: requests and tokens a minute, as buckets that fill up again;
+-- requests at a time, as leases; and a pause while it has no room. A claim takes a job from the first quota that has
+-- room for it. So a job waits in its queue and not at the upstream, and every rule of the queue goes on to hold.
+
+-- part: quota
+-- needs: buckets, clock, width
+local function listed(rows)
+  local quotas = {}
+  for row in rows do
+    quotas[#quotas + 1] = { name = row.name, requests = row.requests, tokens = row.tokens, at_once = row.at_once }
+  end
+  return quotas
+end
+
+local function has_room(quota, cost)
+  local name, now = quota.name, now_ms()
+  if tonumber(redis.call('HGET', BUCKET .. name, 'paused_ms') or 0) > now then return false end
+  local requests, tokens = levels(name, quota)
+  if quota.requests > 0 and requests < 1 then return false end
+  if quota.tokens > 0 and tokens < math.min(cost, quota.tokens) then return false end
+  redis.call('ZREMRANGEBYSCORE', HOLDING .. name, '-inf', now)
+  return quota.at_once == 0 or redis.call('ZCARD', HOLDING .. name) < quota.at_once
+end
+
+-- The first quota that has room for a job of this cost; nil when none has. Without quotas there is always room.
+local function quota_for(quotas, cost)
+  for _, quota in ipairs(quotas) do
+    if has_room(quota, cost) then return quota end
+  end
+end
+
+-- Take a claimed job from the quota, for as long as its lease lasts. Each of its sequences is a request.
+local function take_quota(quota, id, cost, lease_ms)
+  local requests, tokens = levels(quota.name, quota)
+  put_levels(quota.name, requests - width_of(id), tokens - cost)
+  redis.call('ZADD', HOLDING .. quota.name, now_ms() + lease_ms, id)
+  redis.call('PEXPIRE', HOLDING .. quota.name, 10 * lease_ms)
+  redis.call('HSET', JOB .. id, 'quota', quota.name)
+end
+
+-- part: renew_quota
+local function renew_quota(name, id, until_ms)
+  redis.call('ZADD', HOLDING .. name, 'XX', until_ms, id)
+  redis.call('PEXPIREAT', HOLDING .. name, until_ms + 60000)
+end
+
+-- part: leave_quota
+-- needs: wake
+-- The upstream has answered the job, with so many tokens more than expected, or fewer.
+local function leave_quota(model, id, more)
+  local name = redis.call('HGET', JOB .. id, 'quota')
+  if not name then return end
+  redis.call('HDEL', JOB .. id, 'quota')
+  local held = redis.call('ZREM', HOLDING .. name, id)
+  if more ~= 0 and redis.call('EXISTS', BUCKET .. name) == 1 then
+    redis.call('HINCRBYFLOAT', BUCKET .. name, 'tokens', tostring(-more))
+  end
+  if held == 1 and redis.call('LLEN', QUEUE .. model) > 0 then wake(model) end
+end
+
+-- verb: pause_quota
+-- takes: name, number milliseconds
+-- needs: clock
+-- The upstream has no room for so long: no job is claimed for it.
+local PAUSE_TTL_MS = 600000
+
+local function pause_quota(args)
+  local bucket, until_ms = BUCKET .. args.name, now_ms() + args.milliseconds
+  local before = tonumber(redis.call('HGET', bucket, 'paused_ms') or 0)
+  redis.call('HSET', bucket, 'paused_ms', math.max(before, until_ms))
+  redis.call('PEXPIRE', bucket, args.milliseconds + PAUSE_TTL_MS)
+  return math.max(before, until_ms)
+end
+
+-- verb: spend_quota
+-- takes: name, number requests, number tokens
+-- needs: buckets
+-- A request was sent that no claim has taken, since another upstream broke off.
+local function spend_quota(args)
+  local requests, tokens = levels(args.name, { requests = args.requests, tokens = args.tokens })
+  put_levels(args.name, requests - 1, tokens)
+  return 1
+end

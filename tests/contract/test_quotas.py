@@ -1,0 +1,202 @@
+"""The quotas of upstreams: what a claim takes from them, and what it leaves in the queue. Only Redis has them."""
+
+import asyncio
+
+import pytest
+from redis.asyncio import Redis
+
+from shared.domain.events import Completed, Finished, Started, Usage
+from shared.domain.job import Priority
+from shared.queue.protocols import Bounds, Delivery, Quota, Room
+from shared.queue.quotas import RedisQuotas
+from shared.queue.redis_queue import RedisQueue
+from tests.factories import make_job, write
+
+BOUNDS = Bounds(jobs_max=1000)
+LEASE_MS = 500
+NAME = "upstream:a"
+
+
+@pytest.fixture
+def queue(client: Redis) -> RedisQueue:
+    return RedisQueue(client, lease_ms=LEASE_MS)
+
+
+@pytest.fixture
+def quotas(client: Redis) -> RedisQuotas:
+    return RedisQuotas(client)
+
+
+async def enqueue(queue: RedisQueue, count: int, *, priority: Priority = Priority.STANDARD, tokens: int = 50) -> None:
+    for _ in range(count):
+        await queue.enqueue(make_job(priority=priority, max_tokens=tokens), bounds=BOUNDS)
+
+
+async def claim(queue: RedisQueue, *quotas: Quota, limit: int = 100) -> list[Delivery]:
+    return await queue.claim("m", worker="w", limit=limit, room=Room(quotas=quotas))
+
+
+async def settle(queue: RedisQueue, delivery: Delivery, *, tokens: int) -> None:
+    usage = Usage(prompt_tokens=1, completion_tokens=tokens - 1)
+    events = (Started(seq=0, prompt_tokens=1), Finished(seq=1, outcome=Completed(usage=usage)))
+    await queue.settle(write(delivery, *events), worker="w")
+
+
+async def test_a_claim_takes_no_more_jobs_than_requests_are_left(queue: RedisQueue) -> None:
+    await enqueue(queue, 5)
+
+    first = await claim(queue, Quota(name=NAME, requests=3))
+    second = await claim(queue, Quota(name=NAME, requests=3))
+
+    assert [each.quota for each in first] == [NAME] * 3
+    assert second == []
+    assert await queue.depth("m") == 2
+
+
+async def test_requests_come_back_with_time(queue: RedisQueue) -> None:
+    await enqueue(queue, 8)
+    quota = Quota(name=NAME, requests=600)  # ten a second
+    assert len(await claim(queue, quota)) == 8
+
+    await enqueue(queue, 700, priority=Priority.BATCH)
+    taken = len(await claim(queue, quota, limit=1000))
+    await asyncio.sleep(0.5)
+
+    assert 590 <= taken <= 620
+    assert 4 <= len(await claim(queue, quota, limit=1000)) <= 20
+
+
+async def test_all_workers_share_it(queue: RedisQueue, client: Redis) -> None:
+    await enqueue(queue, 5)
+    quota = Quota(name=NAME, requests=3)
+
+    mine = await claim(queue, quota, limit=2)
+    others = await RedisQueue(client).claim("m", worker="v", limit=9, room=Room(quotas=(quota,)))
+
+    assert (len(mine), len(others)) == (2, 1)
+
+
+async def test_the_most_urgent_class_comes_first_and_batch_fills_what_is_left(queue: RedisQueue) -> None:
+    await enqueue(queue, 4, priority=Priority.BATCH)
+    await enqueue(queue, 2, priority=Priority.STANDARD)
+    await enqueue(queue, 2, priority=Priority.INTERACTIVE)
+
+    claimed = await claim(queue, Quota(name=NAME, requests=5))
+
+    classes = [each.job.priority for each in claimed]
+    assert classes == [Priority.INTERACTIVE] * 2 + [Priority.STANDARD] * 2 + [Priority.BATCH]
+
+
+async def test_tokens_are_taken_by_the_estimate_and_corrected_by_the_usage(queue: RedisQueue) -> None:
+    await enqueue(queue, 3, tokens=300)
+    quota = Quota(name=NAME, tokens=1000)
+
+    claimed = await claim(queue, quota)
+    assert len(claimed) == 3
+    await enqueue(queue, 2, tokens=290, priority=Priority.INTERACTIVE)
+    assert await claim(queue, quota) == []
+
+    await settle(queue, claimed[0], tokens=10)
+
+    assert len(await claim(queue, quota)) == 1
+
+
+async def test_a_job_larger_than_the_bucket_takes_a_full_one(queue: RedisQueue) -> None:
+    await enqueue(queue, 2, tokens=300)
+
+    assert len(await claim(queue, Quota(name=NAME, tokens=100))) == 1
+    assert await claim(queue, Quota(name=NAME, tokens=100)) == []
+
+
+async def test_requests_at_once_are_free_again_when_one_ends(queue: RedisQueue) -> None:
+    await enqueue(queue, 4)
+    quota = Quota(name=NAME, at_once=2)
+    one, two = await claim(queue, quota)
+    assert await claim(queue, quota) == []
+
+    await settle(queue, one, tokens=5)
+    (three,) = await claim(queue, quota)
+    await queue.release([two], worker="w")
+    again = await claim(queue, quota)
+
+    assert [each.job.id for each in again] == [two.job.id]
+    assert three.job.id != two.job.id
+
+
+async def test_a_cancelled_job_is_no_longer_at_once(queue: RedisQueue) -> None:
+    await enqueue(queue, 2)
+    quota = Quota(name=NAME, at_once=1)
+    (one,) = await claim(queue, quota)
+
+    await queue.cancel(one.job.id)
+
+    assert len(await claim(queue, quota)) == 1
+
+
+async def test_a_renewed_job_stays_at_once_and_one_of_a_dead_worker_does_not(queue: RedisQueue) -> None:
+    await enqueue(queue, 2)
+    quota = Quota(name=NAME, at_once=1)
+    (one,) = await claim(queue, quota)
+
+    await asyncio.sleep(0.6 * LEASE_MS / 1000)
+    await queue.renew([one], worker="w")
+    await asyncio.sleep(0.6 * LEASE_MS / 1000)
+    assert await claim(queue, quota) == []
+
+    await asyncio.sleep(1.1 * LEASE_MS / 1000)
+    assert [each.job.id for each in await claim(queue, quota)] == [one.job.id]
+
+
+async def test_the_next_quota_is_taken_when_the_first_is_used_up(queue: RedisQueue) -> None:
+    await enqueue(queue, 4)
+
+    claimed = await claim(queue, Quota(name=NAME, requests=1), Quota(name="upstream:b", requests=2))
+
+    assert [each.quota for each in claimed] == [NAME, "upstream:b", "upstream:b"]
+
+
+async def test_a_paused_quota_has_no_room_until_then(queue: RedisQueue, quotas: RedisQuotas) -> None:
+    await enqueue(queue, 1)
+    await quotas.pause(NAME, 0.3)
+    await quotas.pause(NAME, 0.1)  # a shorter pause ends no longer one
+
+    assert await claim(queue, Quota(name=NAME)) == []
+    await asyncio.sleep(0.15)
+    assert await claim(queue, Quota(name=NAME)) == []
+    await asyncio.sleep(0.2)
+    assert len(await claim(queue, Quota(name=NAME))) == 1
+
+
+async def test_a_request_beside_claims_is_spent_too(queue: RedisQueue, quotas: RedisQuotas) -> None:
+    await enqueue(queue, 3)
+
+    await quotas.spend(NAME, requests=3, tokens=0)
+
+    assert len(await claim(queue, Quota(name=NAME, requests=3))) == 2
+
+
+async def test_a_released_job_waits_for_the_quota_like_any_other(queue: RedisQueue, quotas: RedisQuotas) -> None:
+    await enqueue(queue, 1)
+    (one,) = await claim(queue, Quota(name=NAME))
+    await quotas.pause(NAME, 60)
+
+    await queue.release([one], worker="w")
+
+    assert await claim(queue, Quota(name=NAME)) == []
+    assert len(await claim(queue)) == 1  # a worker of another kind takes it
+
+
+async def test_one_that_another_kind_of_worker_has_taken_over_is_counted_nowhere(
+    queue: RedisQueue, client: Redis
+) -> None:
+    await enqueue(queue, 1)
+    await claim(queue, Quota(name=NAME, tokens=1000))
+    await asyncio.sleep(1.1 * LEASE_MS / 1000)
+
+    (again,) = await claim(queue)
+    left = await client.hget(f"penstock:bucket:{NAME}", "tokens")
+    await settle(queue, again, tokens=500)
+
+    assert again.quota == ""
+    assert left is not None
+    assert await client.hget(f"penstock:bucket:{NAME}", "tokens") == left

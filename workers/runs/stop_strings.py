@@ -1,0 +1,35 @@
+"""Stop strings in a text that comes in parts."""
+
+from collections.abc import Sequence
+
+
+class StopStrings:
+    """`push` returns the text that is now certain: nothing of a stop string, nothing after it, and no ending that may
+    become one."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = stop
+        self._held = ""
+        self.found = False
+
+    def push(self, text: str) -> str:
+        self._held += text
+        at = min((at for stop in self._stop if (at := self._held.find(stop)) >= 0), default=None)
+        self.found = at is not None
+        keep = 0 if self.found else max((_overlap(self._held, stop) for stop in self._stop), default=0)
+        cut = len(self._held) - keep if at is None else at
+        text, self._held = self._held[:cut], self._held[cut:]
+        return text
+
+    def end(self) -> str:
+        """The held ending, when no more text comes."""
+        text, self._held = "" if self.found else self._held, ""
+        return text
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The length of the longest proper prefix of `stop` that `text` ends with."""
+    for size in range(min(len(stop) - 1, len(text)), 0, -1):
+        if text.endswith(stop[:size]):
+            return size
+    return 0
