@@ -121,9 +121,25 @@ class Settings(BaseSettings):
     engine_options: str = Field(
         "", description='options that only this engine knows: a JSON object, like {"key": "value"}'
     )
-    sequences_max: int = Field(32, ge=1, description="sequences in one engine step")
-    batch_tokens_max: int = Field(512, ge=1, description="tokens computed in one step, decode and prefill together")
+    sequences_max: int = Field(
+        32, ge=1, description="sequences in one engine step; on a CUDA device 256 unless this is set"
+    )
+    batch_tokens_max: int = Field(
+        512,
+        ge=1,
+        description="tokens computed in one step, decode and prefill together; on a CUDA device 8192 unless this is"
+        " set",
+    )
     kv_cache_gib: float = Field(0, ge=0, description="memory of the KV cache; 0 takes a part of the free memory")
+    gpu_memory_utilization: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="part of a CUDA device's memory that a worker takes: weights, the largest step and the KV cache",
+    )
+    tf32: bool = Field(
+        False, description="whether float32 matrices are multiplied in TF32 on a CUDA device: faster, to 3 digits"
+    )
     prefix_cache: bool = Field(True, description="whether prompts share the KV cache of a common prefix")
     prefix_cache_shared: bool = Field(
         False, description="whether tenants share it, too; a tenant could then detect the beginning of another's prompt"
@@ -157,6 +173,10 @@ class Settings(BaseSettings):
     trust_remote_code: bool = Field(False, description="whether to run Python code from a model's folder")
     scripted_step_ms: float = Field(0, ge=0, description="scripted engine: duration of a step")
     scripted_tokens: int = Field(64, ge=1, description="scripted engine: length of an answer without max_tokens")
+
+    def has(self, name: str) -> bool:
+        """Return whether the setting was given, and is not the default because nobody said anything."""
+        return name in self.model_fields_set
 
     @property
     def redis_urls(self) -> list[str]:

@@ -55,6 +55,7 @@ def test_the_kernel_computes_what_copies_compute(
         tables=tables,
         decoding=rows,
         chunks=[],
+        longest=max(lengths),
         kernel=kernel,
         alone=False,
     )

@@ -8,6 +8,8 @@ import torch
 
 from workers.engines.native.causal.batched import BatchedEngine
 from workers.engines.native.causal.stepwise import StepwiseEngine
+from workers.engines.native.torch_errors import translated
+from workers.protocols import EngineBroken, OutOfMemory
 from workers.scheduling.scheduler import Scheduler
 from workers.scheduling.sequence import Sampled, SamplingParams, Sequence
 
@@ -27,10 +29,12 @@ def own_logits(model: Any) -> torch.Tensor:
 
 
 def disagreement(engine: TextEngine, expected: torch.Tensor) -> str:
-    """The reason why the engine's logits are not the expected ones; empty if they are."""
+    """The reason why the engine's logits are not the expected ones; empty if they are. Raises OutOfMemory and
+    EngineBroken as a step does: after either, no other way to compute the model would show whether it works."""
     try:
-        difference = (_logits_of(engine, _probe(engine.model)) - expected).abs().max().item()
-    except torch.OutOfMemoryError:
+        with translated():
+            difference = (_logits_of(engine, _probe(engine.model)) - expected).abs().max().item()
+    except (OutOfMemory, EngineBroken):
         raise
     except Exception as error:  # a model's own code may fail in any way on parts replaced, and still run without them
         return f"{type(error).__name__}: {error}"

@@ -16,27 +16,27 @@ from typing import Any
 
 import torch
 
+from shared.domain.errors import SettingsError
 from shared.settings import Settings
 from workers.engines.cache_size import fitted
 from workers.engines.native.agreement import TextEngine, disagreement, keeps_bits, own_logits
 from workers.engines.native.causal.batched import BatchedEngine
 from workers.engines.native.causal.stepwise import StepwiseEngine
+from workers.engines.native.device_limits import GIB, cache_room
 from workers.engines.native.embedding.embedder import EmbedderTrials
 from workers.engines.native.embedding.pooling import MEAN
 from workers.engines.native.kernels import attention
 from workers.engines.native.kernels.kv_cache import KVCache
 from workers.engines.native.kernels.step_layout import Kernel
+from workers.engines.native.torch_errors import translated
 from workers.engines.native.weights.onednn_linear import can_pack, pack, unpack
 from workers.engines.native.weights.parallel import least, require_one, tell
-from workers.process.free_memory import memory_available
 from workers.process.ranks import rank, world
-from workers.protocols import Defaults
+from workers.protocols import Defaults, OutOfMemory
 from workers.scheduling.engine_limits import EngineLimits
 from workers.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
-ACCELERATOR_SHARE = 0.85  # of the free memory, for the cache; the rest is for what a step computes
-CPU_SHARE = 0.4
 TRIAL_BLOCKS = 8
 
 
@@ -53,8 +53,8 @@ def engine_for(
     trial, reason = candidates.try_batched(expected)
     require_one("MODEL: a model that cannot be batched", reason)
     if not reason:
-        fitting = fitted(limits, trial.cache.bytes_per_block, least(_room(model.device, settings)))
-        cache = KVCache(blocks=fitting.blocks, like=trial.cache)
+        fitting = fitted(limits, trial.cache.bytes_per_block, least(cache_room(trial, settings)))
+        cache = _cache(fitting, trial)
         batched = candidates.batched(fitting, cache, trial.kernel)
         batched.embedder = embedders.packed() if world() == 1 else None
         batched.tell = tell if world() > 1 and rank() == 0 else None
@@ -120,11 +120,12 @@ class _Candidates:
         return StepwiseEngine(self.model, self.tokenizer, limits=limits, defaults=self.defaults, cached=cached)
 
 
-def _room(device: torch.device, settings: Settings) -> int:
-    """Bytes that the KV cache may take: those of the setting, or a share of the free memory. On an accelerator no other
-    program wants the rest; on a CPU others do."""
-    if settings.kv_cache_gib:
-        return int(settings.kv_cache_gib * 2**30)
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] * ACCELERATOR_SHARE)
-    return int(memory_available() * CPU_SHARE)
+def _cache(limits: EngineLimits, trial: BatchedEngine) -> KVCache:
+    """The KV cache, in the shapes that a trial has shown. Raises SettingsError if the device has no room for it."""
+    try:
+        with translated():
+            return KVCache(blocks=limits.blocks, like=trial.cache)
+    except OutOfMemory as error:
+        size = limits.blocks * trial.cache.bytes_per_block / GIB
+        message = f"PENSTOCK_KV_CACHE_GIB: there is no memory for {size:.1f} GiB of key-value cache ({error})"
+        raise SettingsError(message) from error

@@ -27,6 +27,7 @@ from shared.settings import Settings
 from workers.engines.generation_config import defaults_of, eos_ids_of
 from workers.engines.native.agreement import TextEngine
 from workers.engines.native.causal.batched import BatchedEngine
+from workers.engines.native.device_limits import step_sizes
 from workers.engines.native.embedding.encoder import encoder_engine, ranking_engine
 from workers.engines.native.embedding.pooling import is_embedding_folder, load_pooling
 from workers.engines.native.engine_selection import engine_for
@@ -109,7 +110,7 @@ def load_torch_engine(source: str, settings: Settings, *, adapters: Seq[tuple[st
 
 def _text_engine(model: Any, tokenizer: Any, settings: Settings, adapters: Seq[tuple[str, str]]) -> TextEngine:
     eos_ids = eos_ids_of(model.generation_config, tokenizer)
-    limits = _limits(model.config.get_text_config(), settings)
+    limits = _limits(model, settings)
     if not tokenizer.chat_template:
         log.warning("the model has no chat template; prompts are plain 'role: content' lines")
     chat = ChatTokenizer(tokenizer, eos_ids, vocabulary=limits.vocabulary)
@@ -158,14 +159,16 @@ def _writes(config: Any) -> bool:
     return remote or not made_as or any(name in known for name in made_as)
 
 
-def _limits(config: Any, settings: Settings) -> EngineLimits:
+def _limits(model: Any, settings: Settings) -> EngineLimits:
+    config = model.config.get_text_config()
     own = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or CONTEXT_UNKNOWN
     context = settings.context_length or own
     if context > own:
         raise SettingsError(f"PENSTOCK_CONTEXT_LENGTH: {context} is more than the model's {own}")
+    sequences_max, batch_tokens_max = step_sizes(settings, model.device)
     return EngineLimits(
-        sequences_max=settings.sequences_max,
-        batch_tokens_max=settings.batch_tokens_max,
+        sequences_max=sequences_max,
+        batch_tokens_max=batch_tokens_max,
         context_length=context,
         vocabulary=config.vocab_size,
         prefix_cache=settings.prefix_cache,

@@ -9,6 +9,9 @@ from shared.domain.errors import EngineError
 from workers.protocols import EngineBroken, OutOfMemory
 
 CPU_OUT_OF_MEMORY = "can't allocate memory"  # torch raises a plain RuntimeError for it
+DEVICE_FAILED = "CUDA error"
+# torch before 2.8 raises a plain RuntimeError for a device that has failed.
+AcceleratorError: type[Exception] | None = getattr(torch, "AcceleratorError", None)
 
 
 @contextmanager
@@ -31,7 +34,9 @@ def _known(error: Exception) -> EngineError | None:
         case torch.OutOfMemoryError():
             torch.cuda.empty_cache()
             return OutOfMemory(f"the device has no memory for this step: {error}")
-        case torch.AcceleratorError():
+        case RuntimeError() if DEVICE_FAILED in str(error) or (
+            AcceleratorError and isinstance(error, AcceleratorError)
+        ):
             return EngineBroken(f"the device has failed: {error}")
         case RuntimeError() if CPU_OUT_OF_MEMORY in str(error):
             return OutOfMemory(f"there is no memory for this step: {error}")

@@ -141,6 +141,7 @@ def test_zeros_are_zeros_of_any_type_and_can_be_written() -> None:
         (torch.OutOfMemoryError("no room"), OutOfMemory),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), OutOfMemory),
         (torch.AcceleratorError("unspecified launch failure"), EngineBroken),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), EngineBroken),  # torch before 2.8
         (RuntimeError("something else"), RuntimeError),
     ],
 )

@@ -10,8 +10,9 @@ import torch
 
 from workers.engines.native.causal.sampler import choose, score
 from workers.engines.native.kernels.kv_cache import KVCache
-from workers.engines.native.kernels.step_layout import Chunk, Kernel, Numbers, Plan, Step, bucket_size
+from workers.engines.native.kernels.step_layout import Chunk, Kernel, Plan, Step, bucket_size
 from workers.engines.native.torch_errors import translated
+from workers.engines.native.transfer import Numbers, uploaded, uploaded_together
 from workers.engines.native.weights.lora import Adapters
 from workers.protocols import Defaults, Embedder
 from workers.scheduling.engine_limits import BLOCK_SIZE, EngineLimits
@@ -73,13 +74,13 @@ class BatchedEngine:
     @torch.inference_mode()
     def compute(self, plan: Plan) -> torch.Tensor:
         """Logits [rows to keep, vocabulary]."""
-        step = self._step(plan)
+        step, ids, keep = self._step(plan)
         with self.adapters.computing(plan.adapters, plan.counts, self._device):
             logits: torch.Tensor = self.model(
-                input_ids=self._tensor(plan.ids).unsqueeze(0),
+                input_ids=ids.unsqueeze(0),
                 position_ids=step.positions.long().unsqueeze(0),
                 use_cache=False,
-                logits_to_keep=self._tensor(plan.keep),
+                logits_to_keep=keep,
                 penstock_step=step,
             ).logits[0]
         return logits
@@ -119,22 +120,29 @@ class BatchedEngine:
         count = 2 if self._deterministic and len(rows) == 1 else bucket_size(len(rows), self._device)
         return rows if count == len(rows) else np.pad(rows, (0, count - len(rows)), mode="edge")
 
-    def _step(self, plan: Plan) -> Step:
-        return Step(
+    def _step(self, plan: Plan) -> tuple[Step, torch.Tensor, torch.Tensor]:
+        """The step on the device, the token ids, and the rows whose logits are wanted."""
+        singles = plan.positions if self._deterministic else plan.positions[: plan.decoding]
+        places = plan.tables[plan.owners, plan.positions // BLOCK_SIZE].astype(np.int64)
+        slots = (plan.positions % BLOCK_SIZE).astype(np.int64)
+        ids, keep, blocks, offsets = uploaded_together([plan.ids, plan.keep, places, slots], self._device)
+        owners, positions, tables = uploaded_together(
+            [plan.owners, plan.positions, plan.tables.reshape(-1)], self._device
+        )
+        step = Step(
             cache=self.cache,
-            blocks=self._tensor(plan.tables[plan.owners, plan.positions // BLOCK_SIZE].astype(np.int64)),
-            offsets=self._tensor((plan.positions % BLOCK_SIZE).astype(np.int64)),
-            owners=self._tensor(plan.owners),
-            positions=self._tensor(plan.positions),
-            tables=self._tensor(plan.tables),
+            blocks=blocks,
+            offsets=offsets,
+            owners=owners,
+            positions=positions,
+            tables=tables.view(plan.tables.shape),
             decoding=plan.decoding,
             chunks=plan.chunks,
+            longest=int(singles.max(initial=-1)) + 1,
             kernel=self.kernel,
             alone=self._deterministic,
         )
-
-    def _tensor(self, values: Any) -> torch.Tensor:
-        return torch.from_numpy(values).to(self._device, non_blocking=True)
+        return step, ids, keep
 
 
 def _sampling_rows(logits: torch.Tensor, kept: list[tuple[Row, range]]) -> torch.Tensor:
@@ -148,4 +156,4 @@ def _sampling_rows(logits: torch.Tensor, kept: list[tuple[Row, range]]) -> torch
             score(logits[begin:end], row.sequence, row.start)
         if row.samples:
             last.append(end - 1)
-    return logits[last].float()
+    return logits[uploaded(np.array(last, dtype=np.int64), logits.device)].float()

@@ -4,11 +4,13 @@ batch, and after it moves to another worker."""
 
 import math
 from collections.abc import Sequence as Seq
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from shared.domain.errors import EngineError
+from workers.engines.native.transfer import Numbers, uploaded, uploaded_together
 from workers.engines.uniform import uniform
 from workers.scheduling.sequence import NOTHING, Sampled, SamplingParams, Sequence
 from workers.text.grammar import GrammarState, forbid
@@ -21,25 +23,61 @@ CANDIDATES = 1024  # sorted first; a row whose limits allow more is sorted whole
 def choose(logits: torch.Tensor, sequences: Seq[Sequence]) -> list[Sampled]:
     """Choose one token for each row; NOTHING if a request's own rules forbid every token, which is its fault and must
     not fail the step. `logits`: float32 [rows, vocabulary]. Raises EngineError if the model produced NaN or infinite
-    logits."""
+    logits. Waits for the device once, and a second time if a row needs more than the candidates."""
     if not sequences:
         return []
     adjusted = _adjusted(logits, sequences)
-    tokens = adjusted.argmax(-1)
+    choices = _choices(adjusted, logits, sequences, whole=False)
+    if again := [row for row, choice in enumerate(choices) if not choice.enough]:
+        index, those = _index(again, logits), [sequences[row] for row in again]
+        redrawn = _choices(adjusted[index], logits[index], those, whole=True)
+        for row, choice in zip(again, redrawn, strict=True):
+            choices[row] = choice
+    return [_checked(choice, sequence) for choice, sequence in zip(choices, sequences, strict=True)]
+
+
+class Choice(NamedTuple):
+    """A chosen token; the best logit of its row, after what the request changes; and whether the candidates were
+    enough to choose from."""
+
+    sampled: Sampled
+    best: float
+    enough: bool
+
+
+def _choices(adjusted: torch.Tensor, logits: torch.Tensor, sequences: Seq[Sequence], *, whole: bool) -> list[Choice]:
+    """Choose and wait for the tokens, with all that is to be known of them in one transfer. If `whole`, rows are sorted
+    whole."""
+    tokens, columns = adjusted.argmax(-1), []
     drawn = [row for row, sequence in enumerate(sequences) if sequence.sampling.temperature > 0]
     if drawn:
-        tokens[drawn] = _draw(adjusted[drawn], [sequences[row] for row in drawn])
-    best = adjusted.amax(-1)
-    chosen = torch.stack([tokens.double(), best.double()]).tolist()  # one wait for the device, not two
-    sampled = [Sampled(int(token)) for token in chosen[0]]
-    if any(sequence.sampling.logprobs is not None for sequence in sequences):
-        _add_logprobs(sampled, logits, sequences)
-    for row, value in enumerate(chosen[1]):
-        if value == -math.inf and (sequences[row].constraint or sequences[row].sampling.min_tokens):
-            sampled[row] = Sampled(NOTHING)
-        elif not math.isfinite(value):
-            raise EngineError("the model produced NaN or infinite logits")
-    return sampled
+        at = _index(drawn, logits)
+        found, enough = _draw(_selected(adjusted, drawn, at), [sequences[row] for row in drawn], whole=whole)
+        tokens = tokens.index_copy(0, at, found)
+        columns = [torch.ones(len(sequences), dtype=torch.double, device=logits.device).index_copy(0, at, enough)]
+    asked = [row for row, sequence in enumerate(sequences) if sequence.sampling.logprobs is not None]
+    counts = [sequences[row].sampling.logprobs or 0 for row in asked]
+    flat = torch.cat([tokens.double(), adjusted.amax(-1).double(), *columns])
+    if asked:
+        at = _index(asked, logits)
+        flat = torch.cat([flat, _likely(_selected(logits, asked, at), tokens[at], max(counts)).flatten()])
+    told = flat.tolist()
+    rows = len(sequences)
+    enough_of = [bool(each) for each in told[2 * rows : 3 * rows]] if columns else [True] * rows
+    sampled = [Sampled(int(token)) for token in told[:rows]]
+    likely = told[(2 + len(columns)) * rows :]
+    width = len(likely) // len(asked) if asked else 0
+    for number, (row, count) in enumerate(zip(asked, counts, strict=True)):
+        sampled[row] = _scored(sampled[row].token, likely[number * width : (number + 1) * width], count)
+    return [Choice(*each) for each in zip(sampled, told[rows : 2 * rows], enough_of, strict=True)]
+
+
+def _checked(choice: Choice, sequence: Sequence) -> Sampled:
+    if choice.best == -math.inf and (sequence.constraint or sequence.sampling.min_tokens):
+        return Sampled(NOTHING)
+    if not math.isfinite(choice.best):
+        raise EngineError("the model produced NaN or infinite logits")
+    return choice.sampled
 
 
 def _adjusted(logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
@@ -62,26 +100,31 @@ def _penalise(out: torch.Tensor, logits: torch.Tensor, sequences: Seq[Sequence])
     how = [sequences[row].sampling for row in rows]
     known = [np.array(sequences[row].ids) for row in rows]
     said = [ids[sequences[row].prompt_length :] for row, ids in zip(rows, known, strict=True)]
-    where, factor = _cells(rows, known, [c.repetition_penalty for c in how], out)
+    where, counts = _cells(rows, known, out)
+    factor = _spread([c.repetition_penalty for c in how], counts, out)
     value = out[where]
     out[where] = torch.where(
         value > 0, value / factor, value * factor
     )  # a token that occurs twice gets the same value twice
-    where, presence = _cells(rows, said, [c.presence_penalty for c in how], out)
-    out[where] = out[where] - presence
-    where, frequency = _cells(rows, said, [c.frequency_penalty for c in how], out)
+    where, counts = _cells(rows, said, out)
+    out[where] = out[where] - _spread([c.presence_penalty for c in how], counts, out)
+    frequency = _spread([c.frequency_penalty for c in how], counts, out)
     return out.index_put_(where, -frequency, accumulate=True)
 
 
 def _cells(
-    rows: list[int], tokens: list["np.ndarray[tuple[int], np.dtype[np.int64]]"], values: list[float], out: torch.Tensor
-) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """The index of every (row, token), and the row's value for each."""
+    rows: list[int], tokens: Seq[Numbers], like: torch.Tensor
+) -> tuple[tuple[torch.Tensor, torch.Tensor], list[int]]:
+    """The index of every (row, token), and how many each row has."""
     counts = [len(each) for each in tokens]
     at = np.repeat(np.array(rows), counts)
-    value = np.repeat(np.array(values, dtype=np.float32), counts)
-    index = (torch.from_numpy(at).to(out.device), torch.from_numpy(np.concatenate(tokens)).to(out.device))
-    return index, torch.from_numpy(value).to(out.device)
+    row, token = uploaded_together([at, np.concatenate(tokens)], like.device)
+    return (row, token), counts
+
+
+def _spread(values: Seq[float], counts: list[int], like: torch.Tensor) -> torch.Tensor:
+    """A row's value for each of its cells."""
+    return uploaded(np.repeat(np.array(values, dtype=np.float32), counts), like.device)
 
 
 def _bias(out: torch.Tensor, logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
@@ -89,8 +132,8 @@ def _bias(out: torch.Tensor, logits: torch.Tensor, sequences: Seq[Sequence]) -> 
     if not cells:
         return out
     rows, tokens, values = zip(*cells, strict=True)
-    bias = torch.tensor(values, dtype=torch.float32, device=out.device)
-    return out.index_put((torch.tensor(rows), torch.tensor(tokens)), bias, accumulate=True)
+    bias = uploaded(np.array(values, dtype=np.float32), out.device)
+    return out.index_put((_index(rows, out), _index(tokens, out)), bias, accumulate=True)
 
 
 def _ban(out: torch.Tensor, logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
@@ -99,7 +142,7 @@ def _ban(out: torch.Tensor, logits: torch.Tensor, sequences: Seq[Sequence]) -> t
     if not cells:
         return out
     rows, tokens = zip(*cells, strict=True)
-    return out.index_put((torch.tensor(rows), torch.tensor(tokens)), torch.tensor(float("-inf"), device=out.device))
+    return out.index_put((_index(rows, out), _index(tokens, out)), out.new_full((), float("-inf")))
 
 
 def _constrain(out: torch.Tensor, logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
@@ -107,57 +150,80 @@ def _constrain(out: torch.Tensor, logits: torch.Tensor, sequences: Seq[Sequence]
     if not states:
         return out
     rows = list(states)
-    forbidden = torch.from_numpy(forbid(list(states.values()), out.shape[1])).to(out.device)
-    return out.index_copy(0, torch.tensor(rows, device=out.device), out[rows].masked_fill(forbidden, float("-inf")))
+    forbidden = uploaded(forbid(list(states.values()), out.shape[1]), out.device)
+    at = _index(rows, out)
+    return out.index_copy(0, at, out[at].masked_fill(forbidden, float("-inf")))
 
 
-def _draw(logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
-    """Inverse transform sampling: the first token whose cumulative probability passes the row's uniform number."""
+def _draw(logits: torch.Tensor, sequences: Seq[Sequence], *, whole: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inverse transform sampling: the first token whose cumulative probability passes the row's uniform number. Returns
+    int64 [rows], and double [rows], 0 where more than the candidates are needed."""
     sampling = [sequence.sampling for sequence in sequences]
-    probabilities = torch.softmax(logits / _column([c.temperature for c in sampling], logits), -1)
-    if any(c.min_p for c in sampling):
-        floor = _column([c.min_p for c in sampling], logits) * probabilities.amax(-1, keepdim=True)
-        probabilities = probabilities.masked_fill(probabilities < floor, 0)
     points = [uniform(s.sampling.seed, s.choice_of_prompt, s.output_length) for s in sequences]
-    numbers = torch.tensor(points, dtype=torch.float64, device=logits.device).unsqueeze(1)
-    tokens = torch.empty(len(sequences), dtype=torch.long, device=logits.device)
+    numbers = _columns(sampling, points, logits)
+    probabilities = torch.softmax(logits / numbers[0].float(), -1)
+    if any(c.min_p for c in sampling):
+        floor = numbers[1].float() * probabilities.amax(-1, keepdim=True)
+        probabilities = probabilities.masked_fill(probabilities < floor, 0)
     limited = [row for row, c in enumerate(sampling) if c.top_p < 1 or c.top_k]
     free = [row for row, c in enumerate(sampling) if not (c.top_p < 1 or c.top_k)]
+    tokens = torch.empty(len(sequences), dtype=torch.long, device=logits.device)
+    enough = torch.ones(len(sequences), dtype=torch.double, device=logits.device)
     if free:
-        tokens[free] = _pick(probabilities[free], numbers[free])
+        at = _index(free, logits)
+        picked = _pick(_selected(probabilities, free, at), _selected(numbers[2], free, at))
+        tokens = tokens.index_copy(0, at, picked)
     if limited:
-        tokens[limited] = _pick_limited(probabilities[limited], numbers[limited], [sampling[row] for row in limited])
-    return tokens
+        at = _index(limited, logits)
+        limits = _Limits(*(_selected(column, limited, at) for column in numbers[2:]))
+        picked, sufficed = _pick_limited(_selected(probabilities, limited, at), limits, whole=whole)
+        tokens, enough = tokens.index_copy(0, at, picked), enough.index_copy(0, at, sufficed.double())
+    return tokens, enough
 
 
-def _pick_limited(probabilities: torch.Tensor, numbers: torch.Tensor, sampling: Seq[SamplingParams]) -> torch.Tensor:
+class _Limits(NamedTuple):
+    """What limits the choice of each row, as columns [rows, 1] of doubles: its uniform number, `top_p` and `top_k`."""
+
+    numbers: torch.Tensor
+    top_p: torch.Tensor
+    top_k: torch.Tensor
+
+
+def _columns(sampling: Seq[SamplingParams], points: list[float], like: torch.Tensor) -> list[torch.Tensor]:
+    """Columns [rows, 1] of doubles: temperatures, `min_p`, the uniform numbers, `top_p` and `top_k`."""
+    given = [[c.temperature for c in sampling], [c.min_p for c in sampling], points]
+    given += [[c.top_p for c in sampling], [float(c.top_k) for c in sampling]]
+    return list(uploaded(np.array(given), like.device).unsqueeze(-1).unbind())
+
+
+def _pick_limited(probabilities: torch.Tensor, limits: _Limits, *, whole: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Choose among the `top_k` likeliest tokens of each row, and of those the likeliest that make up `top_p`. Nothing
-    of a row depends on the others, not even the number of candidates that are looked at."""
+    of a row depends on the others, not even the number of candidates that are looked at. Returns also where the
+    candidates were enough; if `whole`, all tokens are candidates."""
     size = probabilities.shape[1]
-    count = min(CANDIDATES, size)
     total = probabilities.sum(-1, keepdim=True)
-    ordered, ids = probabilities.topk(count)
-    tokens = _pick_ordered(ordered, ids, total, numbers, sampling)
-    enough = (ordered.sum(-1, keepdim=True) >= _column([c.top_p for c in sampling], ordered) * total).tolist()
-    long = [row for row, c in enumerate(sampling) if not (0 < c.top_k <= count or (enough[row][0] and not c.top_k))]
-    if long and count < size:
-        ordered, ids = probabilities[long].sort(dim=-1, descending=True, stable=True)
-        tokens[long] = _pick_ordered(ordered, ids, total[long], numbers[long], [sampling[row] for row in long])
-    return tokens
+    if whole or size <= CANDIDATES:
+        ordered, ids = (
+            probabilities.sort(dim=-1, descending=True, stable=True) if size > CANDIDATES else probabilities.topk(size)
+        )
+        picked = _pick_ordered(ordered, ids, total, limits)
+        return picked, torch.ones_like(picked)
+    ordered, ids = probabilities.topk(CANDIDATES)
+    sum_enough = ordered.sum(-1, keepdim=True) >= limits.top_p.float() * total
+    enough = torch.where(limits.top_k > 0, limits.top_k <= CANDIDATES, sum_enough)
+    return _pick_ordered(ordered, ids, total, limits), enough.squeeze(1)
 
 
-def _pick_ordered(
-    ordered: torch.Tensor, ids: torch.Tensor, total: torch.Tensor, numbers: torch.Tensor, sampling: Seq[SamplingParams]
-) -> torch.Tensor:
+def _pick_ordered(ordered: torch.Tensor, ids: torch.Tensor, total: torch.Tensor, limits: _Limits) -> torch.Tensor:
     """Choose from `ordered`, `ids` [rows, n], the likeliest first; `total` [rows, 1] is the weight of all tokens of the
     row."""
-    top_k = _column([c.top_k or ordered.shape[1] for c in sampling], ordered)
-    ordered = ordered.masked_fill(torch.arange(ordered.shape[1], device=ordered.device) >= top_k, 0)
-    limited = torch.tensor([c.top_k > 0 for c in sampling], device=ordered.device).unsqueeze(1)
+    limited, width = limits.top_k > 0, ordered.shape[1]
+    beyond = limited & (torch.arange(width, device=ordered.device) >= limits.top_k)
+    ordered = ordered.masked_fill(beyond, 0)
     total = torch.where(limited, ordered.sum(-1, keepdim=True), total)
-    outside = ordered.cumsum(-1) - ordered >= _column([c.top_p for c in sampling], ordered) * total
+    outside = ordered.cumsum(-1) - ordered >= limits.top_p.float() * total
     outside[:, 0] = False
-    return ids.gather(1, _pick(ordered.masked_fill(outside, 0), numbers).unsqueeze(1)).squeeze(1)
+    return ids.gather(1, _pick(ordered.masked_fill(outside, 0), limits.numbers).unsqueeze(1)).squeeze(1)
 
 
 def _pick(weights: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
@@ -168,28 +234,35 @@ def _pick(weights: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
     return torch.minimum(drawn, last)
 
 
-def _column(values: Seq[float], like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=like.device).unsqueeze(1)
+def _index(rows: Seq[int], like: torch.Tensor) -> torch.Tensor:
+    return uploaded(np.array(rows, dtype=np.int64), like.device)
 
 
-def _add_logprobs(sampled: list[Sampled], logits: torch.Tensor, sequences: Seq[Sequence]) -> None:
-    """Add logprobs in place to the rows that ask for them."""
-    rows = [row for row, sequence in enumerate(sequences) if sequence.sampling.logprobs is not None]
-    counts = [sequences[row].sampling.logprobs or 0 for row in rows]
-    for row, known in zip(rows, likelihoods(logits[rows], [sampled[row].token for row in rows], counts), strict=True):
-        sampled[row] = known
+def _selected(tensor: torch.Tensor, rows: Seq[int], at: torch.Tensor) -> torch.Tensor:
+    """The rows at the index `at`, without a copy if they are all; they are in order."""
+    return tensor if len(rows) == len(tensor) else tensor[at]
 
 
 def likelihoods(logits: torch.Tensor, tokens: Seq[int], counts: Seq[int]) -> list[Sampled]:
     """The log probabilities of each row's token, and of that many of the likeliest in its place."""
+    known = _likely(logits, _index(tokens, logits), max(counts)).tolist()
+    return [_scored(token, row, count) for token, row, count in zip(tokens, known, counts, strict=True)]
+
+
+def _likely(logits: torch.Tensor, tokens: torch.Tensor, count: int) -> torch.Tensor:
+    """Double [rows, 1 + 2 * count]: the log probability of each row's token, then those of its likeliest tokens, then
+    these tokens."""
     logprobs = torch.log_softmax(logits, -1)
-    chosen = torch.tensor(tokens, device=logits.device).unsqueeze(1)
-    own = logprobs.gather(1, chosen).squeeze(1).tolist()
-    values, ids = (each.tolist() for each in logprobs.topk(max(counts)))
-    return [
-        Sampled(token, own[at], tuple(zip(ids[at][:count], values[at][:count], strict=True)))
-        for at, (token, count) in enumerate(zip(tokens, counts, strict=True))
-    ]
+    values, ids = logprobs.topk(count)
+    own = logprobs.gather(1, tokens.unsqueeze(1))
+    return torch.cat([own.double(), values.double(), ids.double()], 1)
+
+
+def _scored(token: int, likely: Seq[float], count: int) -> Sampled:
+    """A token with its row of `_likely`, of which `count` tokens were asked for."""
+    most = len(likely) // 2
+    ids = map(int, likely[1 + most : 1 + most + count])
+    return Sampled(token, likely[0], tuple(zip(ids, likely[1 : 1 + count], strict=True)))
 
 
 @torch.inference_mode()

@@ -4,6 +4,7 @@ from typing import Any
 
 from shared.domain.errors import EngineError
 from shared.settings import Settings
+from workers.engines.native.device_limits import step_sizes
 from workers.engines.native.embedding.cross_encoder import CrossEncoder
 from workers.engines.native.embedding.embedder import EmbedderTrials
 from workers.engines.native.embedding.pooling import Pooling
@@ -64,9 +65,10 @@ def ranking_engine(model: Any, tokenizer: Any, settings: Settings) -> EncoderEng
 
 
 def _limits(model: Any, tokenizer: Any, pooling_max: int | None, settings: Settings) -> EngineLimits:
+    sequences_max, batch_tokens_max = step_sizes(settings, model.device)
     return EngineLimits(
-        sequences_max=settings.sequences_max,
-        batch_tokens_max=settings.batch_tokens_max,
+        sequences_max=sequences_max,
+        batch_tokens_max=batch_tokens_max,
         context_length=_tokens_max(model, tokenizer, pooling_max, settings),
         vocabulary=model.config.get_text_config().vocab_size,
     )

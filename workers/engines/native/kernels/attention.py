@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 
 from shared.domain.errors import EngineError
 from workers.engines.native.kernels.step_layout import Chunk, Kernel, Packed, Scoring, Step
 
 NAME = "penstock"
+SCORED = 64  # queries whose scores are in memory at once, where no fused kernel computes them
 log = logging.getLogger(__name__)
 
 
@@ -42,8 +43,8 @@ def attend(
     parts = []
     if singles := step.singles:
         parts.append(step.kernel.read(query[0, :, :singles].transpose(0, 1), keys, values, step, scoring))
-    if not step.alone:
-        parts += [_chunk(chunk, query, key, value, keys, values, step, scoring) for chunk in step.chunks]
+    if step.chunks and not step.alone:
+        parts.append(step.kernel.read_chunks(query[0], key[0], value[0], keys, values, step, scoring))
     if again := query.shape[2] - sum(map(len, parts)):
         parts.append(parts[-1][-1:].expand(again, -1, -1))
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).unsqueeze(0), None
@@ -51,16 +52,16 @@ def attend(
 
 def kernels(device: torch.device, dtype: torch.dtype) -> list[Kernel]:
     """The kernels that may serve, the fastest first. The libraries that compile them are imported only if they do."""
-    plain = Kernel("gather", scatter, gather)
+    plain = Kernel("gather", scatter, gather, gather_chunks)
     try:
         if device.type == "cpu" and dtype is torch.float32:
             from workers.engines.native.kernels import paged_cpu
 
-            return [Kernel("numba", paged_cpu.write, paged_cpu.read), plain]
+            return [Kernel("numba", paged_cpu.write, paged_cpu.read, gather_chunks), plain]
         if device.type == "cuda":
             from workers.engines.native.kernels import paged_triton
 
-            return [Kernel("triton", scatter, paged_triton.read), plain]
+            return [Kernel("triton", paged_triton.write, paged_triton.read, paged_triton.read_chunks), plain]
     except ImportError as error:
         log.warning("the cache is read by copies", extra={"reason": str(error)})
     return [plain]
@@ -75,16 +76,14 @@ def scatter(key: torch.Tensor, value: torch.Tensor, keys: torch.Tensor, values: 
 def gather(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: Step, scoring: Scoring) -> torch.Tensor:
     """`step_layout.Reader` for any device and number type: the blocks of all sequences are copied together, padded to
     the longest."""
-    rows = query.shape[0]
-    length = int(step.positions[:rows].max()) + 1
+    rows, length = query.shape[0], step.longest
     tables = step.tables[step.owners[:rows], : -(-length // keys.shape[1])].long()
     near_keys, near_values = (each[tables].flatten(1, 2)[:, :length].transpose(1, 2) for each in (keys, values))
     mask = visible(step.positions[:rows, None], length, scoring.window, query.dtype).unsqueeze(1)
     return _attention(query.unsqueeze(2), near_keys, near_values, mask, scoring).squeeze(2)
 
 
-def _chunk(
-    chunk: Chunk,
+def gather_chunks(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -93,21 +92,31 @@ def _chunk(
     step: Step,
     scoring: Scoring,
 ) -> torch.Tensor:
-    """Attention of a part of a prompt. The keys and values that its queries see are copied together once for all of
-    them."""
-    rows = slice(chunk.begin, chunk.end)
-    end = chunk.start + chunk.end - chunk.begin
-    if chunk.start == 0:
-        near_keys, near_values = key[:, :, rows], value[:, :, rows]
-    else:
-        blocks = step.tables[chunk.owner, : -(-end // keys.shape[1])].long()
-        near_keys, near_values = (
-            each[blocks].flatten(0, 1)[:end].transpose(0, 1).unsqueeze(0) for each in (keys, values)
-        )
-    mask = None
-    if chunk.start or not scoring.plain:
-        mask = visible(step.positions[rows], end, scoring.window, query.dtype)
-    return _attention(query[:, :, rows], near_keys, near_values, mask, scoring)[0].transpose(0, 1)
+    """`step_layout.ChunkReader` for any device and number type, chunk by chunk. The keys and values that the queries of
+    a chunk see are copied together once for all of them."""
+    parts = []
+    for chunk in step.chunks:
+        rows = slice(chunk.begin, chunk.end)
+        near_keys, near_values = key[:, rows], value[:, rows]
+        if chunk.start:
+            end = chunk.start + chunk.end - chunk.begin
+            blocks = step.tables[chunk.owner, : -(-end // keys.shape[1])].long()
+            near_keys, near_values = (each[blocks].flatten(0, 1)[:end].transpose(0, 1) for each in (keys, values))
+        mask = _mask(chunk, step, scoring, query.dtype)
+        mixed = _attention(query[None, :, rows], near_keys[None], near_values[None], mask, scoring)
+        parts.append(mixed[0].transpose(0, 1))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _mask(chunk: Chunk, step: Step, scoring: Scoring, dtype: torch.dtype) -> torch.Tensor | None:
+    """The mask of a chunk, one for all layers of the step that score alike; None if it is causal from the start."""
+    if not chunk.start and scoring.plain:
+        return None
+    name = (chunk, scoring.window)
+    if name not in step.made:
+        length = chunk.start + chunk.end - chunk.begin
+        step.made[name] = visible(step.positions[chunk.begin : chunk.end], length, scoring.window, dtype)
+    return step.made[name]
 
 
 def _apart(
@@ -132,13 +141,23 @@ def _attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scoring: Scoring
 ) -> torch.Tensor:
     """[batch, heads, rows, size] against [batch, kv heads, tokens, size]; without a mask, causal from the start."""
-    if scoring.cap is None and scoring.sinks is None:
+    explicit = scoring.cap is not None or scoring.sinks is not None
+    if explicit or query.device.type != "cpu":  # fused kernels of accelerators take grouped heads only without a mask
+        key, value = (each.repeat_interleave(query.shape[1] // key.shape[1], 1) for each in (key, value))
+    if not explicit:
         return scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=mask is None, scale=scoring.scale, enable_gqa=True
         )
     assert mask is not None
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    masks = mask.expand(*mask.shape[:-2], query.shape[2], -1).split(SCORED, -2)
+    parts = [_scored(each, key, value, near, scoring) for each, near in zip(query.split(SCORED, 2), masks, strict=True)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+
+
+def _scored(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scoring: Scoring
+) -> torch.Tensor:
+    """The same with scores that no fused kernel computes; they are all in memory."""
     scores = (query @ key.transpose(2, 3)).float() * scoring.scale
     if scoring.cap is not None:
         scores = scoring.cap * torch.tanh(scores / scoring.cap)
@@ -159,5 +178,6 @@ def visible(positions: torch.Tensor, length: int, window: int | None, dtype: tor
 
 
 def register() -> None:
+    """Register the attention, and no mask for it: the step carries the information of a mask. With one, transformers
+    would look for packed sequences in each step, and wait for the device to find them."""
     AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, lambda *_, **__: None)  # the step carries the information of a mask

@@ -1,13 +1,14 @@
 """The layout of a step for its layers: all tokens in one row, and the places of their keys and values."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from workers.engines.native.kernels.kv_cache import KVCache
+from workers.engines.native.transfer import Numbers, uploaded
 
 FEW, MULTIPLE = 32, 16
 
@@ -42,9 +43,6 @@ class Scoring(NamedTuple):
         return not self.window and self.cap is None and self.sinks is None
 
 
-Numbers = np.ndarray[Any, Any]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """A step in numbers alone, which another process can compute as well.
@@ -69,8 +67,9 @@ class Step:
     """The first `decoding` tokens of the packed row are single tokens; chunks follow, then copies of the last token.
 
     `blocks`, `offsets`: int64 [tokens], the places of keys and values. `owners`, `positions`: int32 [tokens]. `tables`:
-    int32 [sequences, blocks]. `kernel` writes and reads the cache. `alone`: every token is computed like a decoding
-    one, so that sums run in the same order whatever shares the step.
+    int32 [sequences, blocks]. `longest` is the most tokens that a single token sees. `kernel` writes and reads the
+    cache. `alone`: every token is computed like a decoding one, so that sums run in the same order whatever shares the
+    step. `made` keeps what layers derive from the step, so that it is derived once.
     """
 
     cache: KVCache
@@ -81,13 +80,23 @@ class Step:
     tables: torch.Tensor
     decoding: int
     chunks: list[Chunk]
+    longest: int
     kernel: "Kernel"
     alone: bool
+    made: dict[Any, torch.Tensor] = field(default_factory=dict)
 
     @property
     def singles(self) -> int:
         """The number of tokens, from the first on, that are computed each by itself."""
         return len(self.blocks) if self.alone else self.decoding
+
+    def tiles(self, rows: int) -> torch.Tensor:
+        """The chunks, cut into tiles of at most `rows` tokens: int32 [tiles, 2], the first token of each and their
+        number."""
+        if rows not in self.made:
+            cut = [(at, min(rows, end - at)) for begin, end, _, _ in self.chunks for at in range(begin, end, rows)]
+            self.made[rows] = uploaded(np.array(cut, dtype=np.int32), self.blocks.device)
+        return self.made[rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +110,18 @@ class Packed:
 Writer = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Step], None]
 # query [tokens, heads, size], keys and values [blocks, block size, kv heads, size] -> [tokens, heads, value size]
 Reader = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Step, Scoring], torch.Tensor]
+# query [heads, tokens, size], key and value [kv heads, tokens, size] of the whole step, keys and values as above
+# -> [tokens of the chunks, heads, value size]
+ChunkReader = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Step, Scoring], torch.Tensor
+]
 
 
 class Kernel(NamedTuple):
-    """A device's way to write and read the cache; `read` is for the step's single tokens."""
+    """A device's way to write and read the cache: `read` is for the step's single tokens, `read_chunks` for its chunks,
+    whose keys and values are written already."""
 
     name: str
     write: Writer
     read: Reader
+    read_chunks: ChunkReader

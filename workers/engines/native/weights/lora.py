@@ -16,6 +16,7 @@ from torch import nn
 
 from shared.domain.errors import SettingsError
 from workers.engines.native.hub_files import found_file
+from workers.engines.native.transfer import uploaded
 
 KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 # Options of peft beyond plain LoRA, with the values at which each is off.
@@ -51,9 +52,7 @@ class Adapters:
         present = set(names) if self._names else set()
         if len(present) > 1:
             of_tokens = np.repeat(np.array(names), counts)
-            self.active = [
-                (name, torch.from_numpy(np.flatnonzero(of_tokens == name)).to(device)) for name in present if name
-            ]
+            self.active = [(name, uploaded(np.flatnonzero(of_tokens == name), device)) for name in present if name]
         else:
             self.active = [(name, None) for name in present if name]
         try:

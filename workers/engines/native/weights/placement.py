@@ -45,12 +45,21 @@ def spread(model: Any) -> bool:
 
 
 def _device(settings: Settings) -> torch.device:
+    """The device of the settings. A CUDA device is made the current one of this thread, on which Triton launches its
+    kernels, whatever device their tensors are on."""
     try:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if settings.device != "auto":
-            return torch.device(settings.device)
+            device = torch.device(settings.device)
     except RuntimeError as error:
         raise SettingsError(f"PENSTOCK_DEVICE: {settings.device} is not a device") from error
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        if (device.index or 0) >= (count := torch.cuda.device_count()):
+            raise SettingsError(f"PENSTOCK_DEVICE: there is no {settings.device}; torch finds {count} CUDA devices")
+        torch.cuda.set_device(device)
+        if settings.tf32:
+            torch.set_float32_matmul_precision("high")
+    return device
 
 
 def _dtype(settings: Settings, device: torch.device) -> Any:
