@@ -154,7 +154,7 @@ def test_a_wrong_request_is_in_no_failed_registry_and_not_requeued(slow: Stack) 
 
 def test_jobs_are_listed_shown_followed_cancelled_and_replayed(slow: Stack) -> None:
     slow.post({"model": "scripted", "messages": ask("secret fault:raise@2"), "max_tokens": 5})
-    running = Reader(slow, "scripted", "a", max_tokens=400)
+    running = Reader(slow, "scripted", "a", max_tokens=4000)  # it runs until it is cancelled
     running.start()
     running.started.wait(30)
     waiting = Reader(slow, "scripted", "b", max_tokens=5)
