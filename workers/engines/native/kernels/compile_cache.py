@@ -1,4 +1,4 @@
-"""The folder in which numba keeps compiled kernels, so that the next process need not compile them for many seconds."""
+"""The folder in which numba keeps compiled kernels, so that the next process need not compile them again."""
 
 import hashlib
 import os
