@@ -55,11 +55,12 @@ class Stack:
 
     def staffed(self, count: int, *, seconds: float = READY_S) -> None:
         """Wait until `count` workers serve. Raises TimeoutError."""
-        if not until(lambda: self._serving() >= count, seconds=seconds):
+        if not until(lambda: self.serving() >= count, seconds=seconds):
             log = (self._folder / "worker.log").read_text()[-2000:]
-            raise TimeoutError(f"{self._serving()} of {count} workers serve: {log}")
+            raise TimeoutError(f"{self.serving()} of {count} workers serve: {log}")
 
-    def _serving(self) -> int:
+    def serving(self) -> int:
+        """The workers of the model that has most."""
         try:
             listed = httpx.get(f"{self.base}/v1/models").json()["data"]
         except httpx.TransportError:

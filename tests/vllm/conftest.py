@@ -1,7 +1,7 @@
 """A stack with a worker of each engine, for the tests of vLLM. They need vLLM's own environment: `make vllm-tests`."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,13 @@ class Engines:
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
 
-    def vllm(self, *models: str, options: list[str] | None = None, **settings: Any) -> Process:
+    def vllm(self, *models: str, options: Sequence[str] = (), **settings: Any) -> Process:
         """Start a worker of vLLM."""
-        return self.stack.add_worker(*models or ("builtin",), options=[*VLLM, *(options or [])], **(SAME | settings))
+        return self.stack.add_worker(*models or ("builtin",), options=[*VLLM, *options], **(SAME | settings))
 
-    def own(self) -> Process:
-        return self.stack.add_worker("builtin", **SAME)
+    def own(self, *models: str, options: Sequence[str] = ()) -> Process:
+        """Start a worker of our own engine."""
+        return self.stack.add_worker(*models or ("builtin",), options=options, **SAME)
 
     def ready(self, workers: int) -> None:
         self.stack.wait_ready(workers, seconds=LOAD_S)

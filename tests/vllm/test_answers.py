@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from tests.e2e.harness import eventually, metric
+from tests.e2e.test_adapters import make_adapter
 from tests.vllm.conftest import MODEL, Engines
 
 MESSAGES: Any = [{"role": "user", "content": "Count from one to twenty, please."}]
-SCHEMA = {
+SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer"}},
     "required": ["name", "age"],
@@ -46,19 +47,26 @@ ASKED: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def expected(engines: Engines) -> dict[str, Any]:
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An adapter of the built-in model, as an option of a worker."""
+    return f"adapted={make_adapter(tmp_path_factory.mktemp('lora') / 'adapter', 1)}"
+
+
+@pytest.fixture(scope="module")
+def expected(engines: Engines, adapter: str) -> dict[str, Any]:
     """What our own engine answers."""
-    worker = engines.own()
+    worker = engines.own(options=[f"--adapter={adapter}"])
     engines.ready(1)
     answers = {name: ask(engines, **asked) for name, asked in ASKED.items()}
     answers["prompt"] = echo(engines)
+    answers["adapter"] = ask(engines, model="adapted")
     worker.stop()
     return answers
 
 
 @pytest.fixture(scope="module")
-def vllm(engines: Engines, expected: dict[str, Any]) -> Iterator[Engines]:
-    worker = engines.vllm()
+def vllm(engines: Engines, expected: dict[str, Any], adapter: str) -> Iterator[Engines]:
+    worker = engines.vllm(options=[f"--adapter={adapter}"])
     engines.ready(1)
     yield engines
     worker.stop()
@@ -86,6 +94,13 @@ def test_vllm_answers_as_our_own_engine(vllm: Engines, expected: dict[str, Any],
 
 def test_prompt_logprobs_are_those_of_our_own_engine(vllm: Engines, expected: dict[str, Any]) -> None:
     assert _comparable(echo(vllm)) == _comparable(expected["prompt"])
+
+
+def test_an_adapter_answers_as_at_our_own_engine(vllm: Engines, expected: dict[str, Any]) -> None:
+    answer = ask(vllm, model="adapted")
+
+    assert _comparable(answer) == _comparable(expected["adapter"])
+    assert _comparable(answer) != _comparable(expected["plain"])
 
 
 def test_a_seed_gives_the_same_answer_again_and_choices_differ(vllm: Engines) -> None:

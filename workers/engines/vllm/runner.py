@@ -149,6 +149,8 @@ class VllmRunner(EngineThread):
         return bool(self._requests) or bool(self._embedding)
 
     def _count(self) -> None:
+        if not self._requests:
+            self._clock.record(progress=True)  # after an interrupted step, too, there is nothing that could be stuck
         self._metrics.running.set(len(self._owners))
         self._metrics.blocks.set(round(self._stats.cache_share * self._model.limits.blocks))
         at_vllm = self._stats.waiting if self._requests else 0
