@@ -1,4 +1,5 @@
-# Two images from one file: `api` (no torch) and `worker` (torch for the CPU; TORCH=cuda for NVIDIA GPUs).
+# Three images from one file: `api` (no torch), `worker` (torch for the CPU; TORCH=cuda for NVIDIA GPUs) and `vllm` (a
+# worker with vLLM, for NVIDIA GPUs).
 
 # A tag may move; docs/releasing.md says how to pin a digest (python:3.11-slim@sha256:...).
 ARG PYTHON_IMAGE=python:3.11-slim
@@ -43,6 +44,16 @@ COPY workers workers
 COPY penstock penstock
 RUN uv pip install --no-deps --build-constraints requirements/lock.txt --require-build-hashes . && uv pip check
 
+FROM builder AS vllm-builder
+RUN --mount=type=cache,target=/root/.cache/uv \
+    uv pip install --require-hashes --no-deps -r requirements/vllm.txt
+COPY pyproject.toml README.md LICENSE ./
+COPY shared shared
+COPY api api
+COPY cli cli
+COPY workers workers
+RUN uv pip install --no-deps --build-constraints requirements/lock.txt --require-build-hashes . && uv pip check
+
 FROM ${PYTHON_IMAGE} AS base
 LABEL org.opencontainers.image.title="Penstock" \
       org.opencontainers.image.description="LLM serving that never loses a request" \
@@ -74,5 +85,19 @@ ENV PENSTOCK_WORKER_HOST=0.0.0.0 PENSTOCK_WORKER_PORT=9100 HF_HOME=/models NUMBA
 VOLUME /models
 EXPOSE 9100
 HEALTHCHECK --interval=5s --timeout=3s --start-period=120s \
+  CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:9100/health/ready', timeout=2)"]
+CMD ["worker"]
+
+# vLLM compiles kernels for the model at its first start, which needs a compiler, and keeps them beside the weights.
+FROM base AS vllm
+USER root
+RUN apt-get update && apt-get install -y --no-install-recommends gcc g++ libc6-dev && rm -rf /var/lib/apt/lists/*
+USER 10001
+COPY --from=vllm-builder /opt/venv /opt/venv
+ENV PENSTOCK_WORKER_HOST=0.0.0.0 PENSTOCK_WORKER_PORT=9100 PENSTOCK_ENGINE=vllm HF_HOME=/models \
+    VLLM_CACHE_ROOT=/models/.vllm TRITON_CACHE_DIR=/models/.triton XDG_CACHE_HOME=/models/.cache
+VOLUME /models
+EXPOSE 9100
+HEALTHCHECK --interval=5s --timeout=3s --start-period=900s \
   CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:9100/health/ready', timeout=2)"]
 CMD ["worker"]

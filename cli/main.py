@@ -1,6 +1,7 @@
 """The command `penstock`; each of its sub-commands has a module of its own."""
 
 import asyncio
+import json
 import logging
 import os
 import sys
@@ -98,7 +99,36 @@ ENGINE_OPTION = click.option(
     multiple=True,
     help="Option that only this engine knows; VALUE is JSON, or else a text. May be repeated.",
 )
+UPSTREAM = click.option(
+    "--upstream",
+    "upstreams",
+    metavar="URL",
+    multiple=True,
+    help="Server that computes the models by OpenAI's API, like http://localhost:8000/v1; without MODEL, those that it "
+    "lists. May be repeated: the next is asked when one has no room or does not answer.",
+)
 BUILTIN = ("builtin",)
+
+
+def _engine(
+    engine: str | None, engine_options: tuple[str, ...], upstreams: tuple[str, ...]
+) -> tuple[str | None, tuple[str, ...]]:
+    """The engine and its options; `--upstream URL` is short for the engine `upstream` with these URLs."""
+    if not upstreams:
+        return engine, engine_options
+    if engine not in (None, "upstream"):
+        raise click.UsageError(f"--upstream is for the engine upstream, not for {engine}.")
+    return "upstream", (*engine_options, f"urls={json.dumps(upstreams)}")
+
+
+def _models(named: tuple[str, ...], engine_options: tuple[str, ...], settings: Settings) -> tuple[str, ...]:
+    """The models to serve: those that are named, else those that the upstreams list, else the built-in one."""
+    if named or settings.engine != "upstream":
+        return named or BUILTIN
+    from workers.engines.upstream.discovery import listed_models
+    from workers.loading.options import parse_options
+
+    return tuple(listed_models(parse_options(engine_options, settings.engine_options)))
 
 
 @main.command()
@@ -107,6 +137,7 @@ BUILTIN = ("builtin",)
 @ADAPTER
 @ENGINE
 @ENGINE_OPTION
+@UPSTREAM
 @click.option("--redis-url", help=REDIS_URL_HELP)
 @click.option("--port", type=int, help="Port for health checks and metrics; 0 picks a free one.")
 def worker(
@@ -115,12 +146,14 @@ def worker(
     adapters: tuple[str, ...],
     engine: str | None,
     engine_options: tuple[str, ...],
+    upstreams: tuple[str, ...],
     redis_url: str | None,
     port: int | None,
 ) -> None:
     """Run a worker, which loads models and answers queued jobs."""
     for name in NO_BARS:  # progress bars are not log lines; the libraries read these variables when they are imported
         os.environ.setdefault(name, "1")
+    engine, engine_options = _engine(engine, engine_options, upstreams)
     with server(redis_url=redis_url or noted_url(), worker_port=port, engine=engine) as settings:
         from workers.process.thread_spin import spare_other_processes
 
@@ -128,7 +161,8 @@ def worker(
         from workers.loading.model_spec import specs_of
         from workers.main import run as run_worker
 
-        run_worker(specs_of((*named, *models) or BUILTIN, adapters, engine_options, settings), settings)
+        served = _models((*named, *models), engine_options, settings)
+        run_worker(specs_of(served, adapters, engine_options, settings), settings)
 
 
 @main.command()
@@ -137,6 +171,7 @@ def worker(
 @ADAPTER
 @ENGINE
 @ENGINE_OPTION
+@UPSTREAM
 @click.option(
     "--workers",
     "-w",
@@ -164,6 +199,7 @@ def up(
     adapters: tuple[str, ...],
     engine: str | None,
     engine_options: tuple[str, ...],
+    upstreams: tuple[str, ...],
     workers: int,
     host: str | None,
     port: int | None,
@@ -173,10 +209,11 @@ def up(
     """Run everything on this machine: Redis, the API and the workers. Ctrl-C stops it."""
     from cli.up import up as run_all
 
+    engine, engine_options = _engine(engine, engine_options, upstreams)
     settings = load_settings(host=host, port=port, redis_url=redis_url, engine=engine)
     chosen = settings.redis_url if "redis_url" in settings.model_fields_set else None
     run_all(
-        (*named, *models) or BUILTIN,
+        _models((*named, *models), engine_options, settings),
         adapters,
         engine_options,
         workers=workers,

@@ -23,7 +23,7 @@ DIST = ROOT / "dist"
 SHIPPED = "torch,local,chat,otel"  # every extra that we ship, on a machine or in an image
 PYTHON_IMAGE = "python:3.11-slim"
 CPU_IMAGES = {"penstock-api": ("api", "cpu"), "penstock-worker": ("worker", "cpu")}
-CUDA_IMAGES = {"penstock-worker-cuda": ("worker", "cuda")}
+CUDA_IMAGES = {"penstock-worker-cuda": ("worker", "cuda"), "penstock-vllm": ("vllm", "cuda")}
 NOT_LOCKED = {"penstock", "torch"}
 CHART_CI = "ci"  # values for tests, which .helmignore excludes as well
 

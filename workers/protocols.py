@@ -49,10 +49,12 @@ class Embedder(Protocol):
 
 class Model(Protocol):
     """A model that speaks tokens, whoever computes it. `kind` is its engine's name in `/v1/models`: batched, stepwise,
-    embedding, llamacpp or scripted. Nothing is decided by it: `writes` is true if the model generates text, `embedder`
-    says whether it makes vectors, and `Tokenizer.abilities` names the rest."""
+    embedding, llamacpp, vllm or scripted. Nothing is decided by it: `writes` is true if the model generates text,
+    `embedder` says whether it makes vectors, and `Tokenizer.abilities` names the rest. `dtype` is the number format of
+    its weights, like float32; empty if it has none."""
 
     kind: str
+    dtype: str
     writes: bool
     limits: EngineLimits
     defaults: Defaults

@@ -68,7 +68,7 @@ class TextRequest:
     from 0. `sampling` holds the sampling parameters, None for those that the client left open. `cache_salt` names the
     tenant without revealing it: nothing may be shared between two salts. `left_s` is what remains until the job's
     deadline, None if it has none; the job is ended then without the source's help. `extra` holds further parameters of
-    the request by name."""
+    the request by name. `quota` names the quota that the job was taken from, if its worker has any."""
 
     job_id: str
     model: str
@@ -78,6 +78,7 @@ class TextRequest:
     cache_salt: str = ""
     user: str | None = None
     left_s: float | None = None
+    quota: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -142,6 +143,8 @@ ABILITIES = (
     "audio",
     "video",
     "files",
+    "video",
+    "files",
     "extra_parameters",
     "logprobs",
     "logit_bias",
@@ -149,6 +152,7 @@ ABILITIES = (
     "ignore_eos",
     "stop_token_ids",
     "token_ids",
+    "extra_parameters",
 )
 
 

@@ -55,6 +55,9 @@ class Strict(BaseModel):
         return data
 
 
+EXTRA_MAX = 64
+
+
 class Selective(Strict):
     """A body with unsupported parameters. `NEUTRAL` has the values at which they change nothing and are accepted."""
 
@@ -69,6 +72,40 @@ class Selective(Strict):
             if data[param] is not None and data[param] not in cls.NEUTRAL[param]:
                 raise InvalidRequest(f"The parameter '{param}' is not supported here yet.", param=param)
         return {param: value for param, value in data.items() if param not in cls.NEUTRAL}
+
+
+class PassingOn(Selective):
+    """A body whose unknown fields and unsupported parameters are kept (`model_extra`), since there are models whose
+    server may understand them. `require_known` refuses them for all other models."""
+
+    # What /docs shows are the fields that mean something to every model.
+    model_config = ConfigDict(extra="allow", json_schema_extra={"additionalProperties": False})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_more_than_there_are(cls, data: Any) -> Any:
+        if isinstance(data, dict) and len(data) > len(cls.model_fields) + EXTRA_MAX:
+            unknown = next(name for name in data if name not in cls.model_fields)
+            raise InvalidRequest(f"Unknown parameter: '{unknown}'.", param=unknown)
+        return data
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {param: value for param, value in data.items() if not cls._changes_nothing(param, value)}
+
+    @classmethod
+    def _changes_nothing(cls, param: str, value: Any) -> bool:
+        return param in cls.NEUTRAL and (value is None or value in cls.NEUTRAL[param])
+
+    def require_known(self) -> None:
+        """Raise InvalidRequest for the first field that no schema here knows."""
+        for param in self.model_extra or ():
+            if param in self.NEUTRAL:
+                raise InvalidRequest(f"The parameter '{param}' is not supported here yet.", param=param)
+            raise InvalidRequest(f"Unknown parameter: '{param}'.", param=param)
 
 
 Metadata = Annotated[dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Items(16)]

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from api.schemas.base import Items, Metadata, Strict
 from api.schemas.sampling import GenerationRequest
@@ -31,7 +31,24 @@ class RefusalPart(Strict):
         return self.refusal
 
 
-Part = Annotated[TextPart | RefusalPart, Field(discriminator="type")]
+# What a model must be able to do for each type of content that is no text.
+MEDIA = {"image_url": "images", "input_audio": "audio", "video_url": "video", "file": "files"}
+
+
+class MediaPart(BaseModel):
+    """An image, a sound, a video or a file, for models whose capabilities name it. It is passed on as it is."""
+
+    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
+
+    type: Literal["image_url", "input_audio", "video_url", "file"]
+    """What it is; the field of the same name holds it."""
+
+    @property
+    def text(self) -> str:
+        return ""
+
+
+Part = Annotated[TextPart | RefusalPart | MediaPart, Field(discriminator="type")]
 
 
 class Message(Strict):
@@ -62,7 +79,7 @@ class Message(Strict):
         for param in cls.EMPTY:
             if data.get(param):
                 raise InvalidRequest(f"'messages[].{param}' is not supported here.", param=f"messages.{param}")
-        _refuse_media(data.get("content"))
+        _refuse_unknown_parts(data.get("content"))
         return {param: value for param, value in data.items() if param not in cls.EMPTY}
 
     @model_validator(mode="after")
@@ -80,6 +97,12 @@ class Message(Strict):
         if self.content is None:
             return self.refusal
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+    @property
+    def media(self) -> frozenset[str]:
+        """The types of its content that are no text."""
+        parts = self.content if isinstance(self.content, list) else ()
+        return frozenset(part.type for part in parts if isinstance(part, MediaPart))
 
 
 Messages = Annotated[list[Message], Items(MESSAGES_MAX, least=1)]
@@ -143,8 +166,12 @@ class ChatCompletionRequest(GenerationRequest):
         return self
 
 
-def _refuse_media(content: Any) -> None:
+def _refuse_unknown_parts(content: Any) -> None:
     for part in content[: PARTS_MAX + 1] if isinstance(content, list) else []:
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in ("text", "refusal", None):
-            raise InvalidRequest(f"'messages' must not contain content of type '{kind}'.", param="messages.content")
+        if kind not in ("text", "refusal", *MEDIA, None):
+            raise media_refusal(kind)
+
+
+def media_refusal(kind: Any) -> InvalidRequest:
+    return InvalidRequest(f"'messages' must not contain content of type '{kind}'.", param="messages.content")

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from api.schemas.base import Items, Selective, Strict, Text
+from api.schemas.base import Items, PassingOn, Strict, Text
 from shared.domain.errors import InvalidRequest
 
 STOPS_MAX = 16
@@ -64,7 +64,7 @@ class StructuredOutputs(Strict):
         return self
 
 
-class GenerationRequest(Selective):
+class GenerationRequest(PassingOn):
     model: str = Field(min_length=1, max_length=200)
     """The model's name, as `GET /v1/models` lists it."""
     stream: bool | None = False

@@ -9,9 +9,11 @@ from typing import Any
 from api.formats.common import SERVICE_TIERS
 from api.http.auth import Caller, require_use
 from api.http.request_options import RequestOptions, weights
+from api.schemas.sampling import GenerationRequest
+from api.serving.passing_on import passed_on, require_media
 from shared.catalog.model_registry import ModelRegistry
 from shared.domain.errors import ContextLengthExceeded, NotFound
-from shared.domain.job import Job, Kind, ModelInfo, Priority, Sampling
+from shared.domain.job import Job, Kind, ModelInfo, Priority, Sampling, text_of
 from shared.settings import Settings
 
 KNOWN_FOR_S = 5.0
@@ -43,10 +45,14 @@ class Admission:
         tier: str | None = None,
         user: str | None = None,
         cache_salt: str = "",
+        body: GenerationRequest | None = None,
     ) -> Job:
         """Build the job of a request, without enqueuing it. Its id begins with `prefix`; `request` is what its worker
-        computes. Raises NotFound, Forbidden or ContextLengthExceeded."""
+        computes, beside what of `body` is for the model's own server. Raises NotFound, Forbidden, InvalidRequest or
+        ContextLengthExceeded."""
         known = await self._require_model(model, options.caller)
+        require_media(request, known)
+        extra = passed_on(body, known) if body else {}
         settings = self._settings
         priority = self.priority(options, tier)
         job = Job(
@@ -60,7 +66,7 @@ class Admission:
             tenant=options.caller.tenant,
             weight=options.caller.key.weight if options.caller.key else self._weights.get(options.caller.tenant, 1.0),
             grace_ms=self._grace_ms(options),
-            request=request,
+            request=request | ({"extra": extra} if extra else {}),
             sampling=sampling,
             user=user,
             cache_salt=cache_salt,
@@ -106,7 +112,7 @@ class Admission:
 def _require_fit(job: Job, model: ModelInfo) -> None:
     """Raise ContextLengthExceeded for a prompt that cannot fit however it is tokenised, so that no worker sees it."""
     if job.kind is Kind.CHAT:
-        param, prompts = "messages", ["".join(message["content"] or "" for message in job.request["messages"])]
+        param, prompts = "messages", ["".join(map(text_of, job.request["messages"]))]
     else:
         param, prompts = "prompt", job.request.get("prompts", [])
     for prompt in prompts:

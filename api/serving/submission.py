@@ -76,6 +76,7 @@ async def _chat_job(services: Services, body: ChatCompletionRequest, options: Re
         tier=body.service_tier,
         user=body.user or body.safety_identifier,
         cache_salt=services.admission.salt(body.cache_salt, options),
+        body=body,
     )
 
 
@@ -100,6 +101,7 @@ async def completion_submission(services: Services, body: CompletionRequest, opt
         tier=body.service_tier,
         user=body.user,
         cache_salt=services.admission.salt(body.cache_salt, options),
+        body=body,
     )
     formatter = CompletionFormatter(
         prompts=len(prompts),
@@ -200,7 +202,8 @@ def _message(message: Message) -> dict[str, Any]:
     """
     role = "system" if message.role == "developer" else message.role
     kept = message.model_dump(include={"name", "reasoning_content", "tool_calls", "tool_call_id"}, exclude_none=True)
-    return {"role": role, "content": message.text, **kept}
+    content = message.model_dump(include={"content"})["content"] if message.media else message.text
+    return {"role": role, "content": content, **kept}
 
 
 def _include_usage(body: ChatCompletionRequest | CompletionRequest) -> bool:

@@ -1,10 +1,12 @@
 """The request of a client, as the API and the workers exchange it. Plain frozen data: no HTTP, no Redis, no torch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 JOB_ID = r"[A-Za-z0-9_-]{1,128}"
+MEDIA_TOKENS = 1000  # what an image or another part beside a text is taken to cost
 SPLIT_SHARE = 16  # tokenising a prompt costs 1/16 of computing it
 
 
@@ -82,7 +84,8 @@ class Job:
 
     `request` is the input that the worker tokenises. A chat has its messages and, if the client gave them, its tools,
     which of them to call (`tool_choice`: auto, required or a tool's name), whether several at once (`parallel`), how
-    much to reason (`effort`) and further variables of the chat template (`template`). A completion has its prompts
+    much to reason (`effort`), further variables of the chat template (`template`), and fields for a server behind the
+    model that Penstock does not know itself (`extra`). A completion has its prompts
     (texts or token ids), whether to echo them, and with which log probabilities. An embedding has its inputs,
     dimensions and truncation. A tokenization has the `prompt` or `messages` to split (`special` adds the special
     tokens, `texts` each token's text), or the `tokens` to turn into text.
@@ -122,9 +125,10 @@ class Job:
         request = self.request
         texts = request.get("prompts") or request.get("inputs")
         if texts is None:
-            texts = [*map(str, request.get("messages") or ()), str(request.get("tools", ""))]
+            texts = [*map(_without_media, request.get("messages") or ()), str(request.get("tools", ""))]
             texts += [request[name] for name in ("prompt", "tokens") if request.get(name)]
         tokens = sum(len(text) // 4 + 1 if isinstance(text, str) else len(text) for text in texts)
+        tokens += MEDIA_TOKENS * sum(map(_media_parts, request.get("messages") or ()))
         return tokens // SPLIT_SHARE + 1 if self.kind is Kind.TOKENS else tokens
 
     @property
@@ -133,6 +137,21 @@ class Job:
         if self.kind not in (Kind.CHAT, Kind.COMPLETION):
             return 0
         return None if self.sampling.max_tokens is None else self.sampling.max_tokens * self.sequences
+
+
+def text_of(message: Mapping[str, Any]) -> str:
+    """Return the text of a chat's message, whose content may be parts of several types."""
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
+
+
+def _without_media(message: Mapping[str, Any]) -> str:
+    return str({**message, "content": text_of(message)}) if isinstance(message.get("content"), list) else str(message)
+
+
+def _media_parts(message: Mapping[str, Any]) -> int:
+    content = message.get("content")
+    return sum(part.get("type") != "text" for part in content) if isinstance(content, list) else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -168,9 +168,9 @@ local function pop(model, widest, urgent)
   return sid, id
 end
 
--- The cost of the job that pop() would take out of the most urgent class; nil when there is none.
-local function next_cost(model, widest)
-  local place = next_place(model, widest, true)
+-- The cost of the job that pop() would take out; nil when there is none.
+local function next_cost(model, widest, urgent)
+  local place = next_place(model, widest, urgent)
   local item = place and redis.call('LINDEX', lane_of(model, place), 0)
   return item and tonumber(string.match(item, '%S+$'))
 end

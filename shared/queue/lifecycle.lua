@@ -112,8 +112,8 @@ end
 -- takes: number widest, list tenants, list quotas (name, number requests, number tokens, number at_once)
 -- needs: add_entry, clock, drop_entry, lapsed, pop, quota, start, sync, unlist, width
 -- Claim up to `limit` jobs or `room` sequences: lapsed leases first, then the least-served class and tenant. `widest`
--- bounds the jobs of `tenants`. With `quotas`, each job is taken from the first that has room for it, and the most
--- urgent class comes first. A repeated claim gets the same jobs. -> {delivery*}
+-- bounds the jobs of `tenants`. With `quotas`, each job is taken from the first that has room for it. If they
+-- have limits, the most urgent class comes first. A repeated claim gets the same jobs. -> {delivery*}
 local CLAIM_TTL_S = 30
 
 -- Claim a waiting job, unless another tool has cancelled or deleted it meanwhile.
@@ -130,11 +130,11 @@ end
 -- Add the jobs that wait, in the order of fair_queue.lua, to `ids`. Return whether no more of them wait.
 local function claim_next(args, ids, widest)
   while #ids < args.limit and args.room > 0 do
-    local limited = #args.quotas > 0
-    local cost = limited and next_cost(args.model, widest)
+    local urgent = are_limited(args.quotas)
+    local cost = #args.quotas > 0 and next_cost(args.model, widest, urgent)
     local quota = cost and quota_for(args.quotas, cost)        -- quota.lua
     if cost and not quota then return false end
-    local sid, id = pop(args.model, widest, limited)
+    local sid, id = pop(args.model, widest, urgent)
     if not sid then return not next(widest) end    -- else there may be some that are too wide for this worker
     local claimed = claim_waiting(args, sid, id)
     if claimed then

@@ -1,6 +1,7 @@
 -- What an upstream lets all workers together ask of it: requests and tokens a minute, as buckets that fill up again;
 -- requests at a time, as leases; and a pause while it has no room. A claim takes a job from the first quota that has
--- room for it. So a job waits in its queue and not at the upstream, and every rule of the queue goes on to hold.
+-- room for it. So a job waits in its queue and not at the upstream, and every rule of the queue goes on to hold. Its
+-- keys are those of key_limits.lua; a quota's name begins with `upstream:`, and no id of an API key does.
 
 -- part: quota
 -- needs: buckets, clock, width
@@ -10,6 +11,13 @@ local function listed(rows)
     quotas[#quotas + 1] = { name = row.name, requests = row.requests, tokens = row.tokens, at_once = row.at_once }
   end
   return quotas
+end
+
+local function are_limited(quotas)
+  for _, quota in ipairs(quotas) do
+    if quota.requests > 0 or quota.tokens > 0 then return true end
+  end
+  return false
 end
 
 local function has_room(quota, cost)

@@ -106,15 +106,17 @@ class Stack:
         self._apis.append(Process(["api", f"--port={port}"], environment=self._environment, log=log))
         return self._apis[-1]
 
-    def add_worker(self, *models: str) -> Process:
+    def add_worker(self, *models: str, options: Sequence[str] = (), **settings: object) -> Process:
+        """Start a worker with further options of its command line and settings of its own."""
         self._count += 1
-        arguments = ["worker", *[f"--model={model}" for model in models], *self._adapters]
+        arguments = ["worker", *[f"--model={model}" for model in models], *self._adapters, *options]
         log = self._folder / f"worker-{self._count}.log"
-        self.workers.append(Process(arguments, environment=self._environment, log=log))
+        own = {f"PENSTOCK_{name.upper()}": str(value) for name, value in settings.items()}
+        self.workers.append(Process(arguments, environment=self._environment | own, log=log))
         return self.workers[-1]
 
-    def wait_ready(self, workers: int = 1) -> None:
-        eventually("workers ready", lambda: self._workers_alive() >= workers, seconds=READY_S)
+    def wait_ready(self, workers: int = 1, *, seconds: float = READY_S) -> None:
+        eventually("workers ready", lambda: self._workers_alive() >= workers, seconds=seconds)
 
     def stop(self) -> None:
         processes = [*self.workers, *self._apis]

@@ -254,13 +254,14 @@ def test_with_keys_required_it_starts_and_says_how_to_make_one(tmp_path: Path) -
 
 
 def test_without_workers_it_says_how_to_start_one(tmp_path: Path) -> None:
-    with up(tmp_path, "--model", "scripted", "--workers", "0") as running:
+    with up(tmp_path, "scripted", "--engine", "scripted", "--workers", "0") as running:
         assert "No worker runs yet" in running.said
         line = running.printed("penstock worker")
-        assert line.endswith("penstock worker --model=scripted")
+        assert line.endswith("penstock worker --model=scripted --engine=scripted")
         environment = {**os.environ, "PENSTOCK_REDIS_URL": (tmp_path / ".penstock" / "redis.url").read_text().strip()}
         assert line.startswith('PENSTOCK_REDIS_URL="$(cat .penstock/redis.url)" ')
-        worker = subprocess.Popen([sys.executable, "-m", "cli", "worker", "--model=scripted"], env=environment)
+        command = [sys.executable, "-m", "cli", "worker", "scripted", "--engine=scripted"]
+        worker = subprocess.Popen(command, env=environment)
         try:
             eventually("serves", lambda: serves(running), seconds=UP_S)
         finally:
@@ -329,6 +330,8 @@ def test_what_cannot_start_is_one_clear_sentence(tmp_path: Path, own_redis: Embe
 
     assert f"port {taken} on 127.0.0.1 is in use" in refused(tmp_path, "--port", taken)
     assert "there is no folder /no/such/model" in refused(tmp_path, "--model", "/no/such/model")
+    assert "ENGINE: there is no engine 'warp'; there are " in refused(tmp_path, "builtin", "--engine", "warp")
+    assert "ENGINE_OPTION: 'speed' is not KEY=VALUE" in refused(tmp_path, "--engine-option", "speed")
     for data in ("a file", "a file/below", "/proc/penstock"):
         assert f"--data: the folder {data} cannot be created (" in refused(tmp_path, "--port", port, "--data", data)
     nobody = f"redis://127.0.0.1:{free_port()}"

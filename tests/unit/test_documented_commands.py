@@ -13,6 +13,7 @@ from cli.main import main
 from shared.settings import unknown_variables
 from tests.conftest import ROOT
 from tests.documents import DOCUMENTS, command_lines
+from workers.engines.llamacpp.options import LlamaOptions
 
 CURRENT = [path for path in DOCUMENTS if path.name != "CHANGELOG.md"]  # older releases had other options
 COMMAND = re.compile(r"^ *(?:[A-Z_]+=\S* |torchrun .* )*penstock (.*)")
@@ -68,3 +69,15 @@ def test_what_a_text_names_is_there(path: Path) -> None:
         assert importlib.util.find_spec(module), module
     for target in MAKE.findall(text):
         assert target in targets, target
+
+
+def test_what_takes_the_place_of_an_option_is_one_of_ours() -> None:
+    text = (ROOT / "docs" / "migrate.md").read_text(encoding="utf-8")
+    ours = [row.split("|")[2] for row in text.splitlines() if row.startswith("| ")]
+    options = options_of(main.commands["up"]) | options_of(main.commands["api"])
+    options |= options_of(main.commands["keys"].commands["create"])  # type: ignore[attr-defined]
+
+    assert len(ours) > 80
+    for cell in ours:
+        assert set(OPTION.findall(cell)) <= options, cell
+        assert set(re.findall(r"--engine-option (\w+)=", cell)) <= LlamaOptions.model_fields.keys(), cell

@@ -54,7 +54,7 @@ def test_every_place_in_the_code_is_there(name: str) -> None:
 def test_every_module_is_on_the_map() -> None:
     (drawn,) = blocks(ROOT / "ARCHITECTURE.md", "")
     parts = re.split(r"^(\w\S*)/ .*$", drawn, flags=re.MULTILINE)
-    rooms = {
+    packages = {
         folder: set(re.findall(r"[\w.]+", modules)) for folder, modules in zip(parts[1::2], parts[2::2], strict=True)
     }
 
@@ -63,7 +63,7 @@ def test_every_module_is_on_the_map() -> None:
         for path in sources:
             name = path.stem if path.suffix == ".py" else path.name
             if path.stat().st_size:
-                assert name in rooms[str(path.parent.relative_to(ROOT))], path
+                assert name in packages[str(path.parent.relative_to(ROOT))], path
 
 
 def test_every_state_is_documented() -> None:

@@ -93,6 +93,9 @@ class UnreadableGrammar:
     def __init__(self, position: int) -> None:
         self._left = position
 
+    def allowed(self, vocabulary: int) -> list[int]:
+        return list(range(vocabulary))
+
     def accept(self, token: int) -> None:
         if self._left == 0:
             raise EngineError("the prompt asked for this fault")
@@ -122,6 +125,7 @@ class ScriptedEmbedder:
 
 class ScriptedEngine:
     kind = "scripted"
+    dtype = ""
     writes = True
 
     def __init__(self, *, limits: EngineLimits, step_ms: float, tokens: int) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 
 from shared.domain.job import ModelInfo
 from shared.observability.metrics import WorkerMetrics
-from shared.queue.protocols import Delivery
+from shared.queue.protocols import Delivery, Quota
 from shared.settings import Settings
 from workers.loading.loaders import imported, loader_of
 from workers.loading.model_spec import ModelSpec
@@ -29,12 +29,14 @@ def _nothing() -> None:
 class Loaded:
     """A model that is ready. `infos` describes it under each of its names, alone and with each of its adapters. `begin`
     makes the run of a delivery; it blocks, is called in a thread, and raises InvalidRequest. `make_runner` is called
-    once. `close` frees what is left when the runner has stopped; it may block."""
+    once. `close` frees what is left when the runner has stopped; it may block. With
+    `quotas`, only jobs that one of them has room for are claimed."""
 
     infos: list[ModelInfo]
     begin: Callable[[Delivery], JobRun]
     make_runner: MakeRunner
     close: Callable[[], None] = _nothing
+    quotas: tuple[Quota, ...] = ()
 
 
 async def load(spec: ModelSpec, settings: Settings) -> Loaded:
@@ -69,6 +71,7 @@ def infos_of(spec: ModelSpec, model: Model) -> list[ModelInfo]:
         capabilities=_capabilities(model),
         slots=model.limits.sequences_max,
         prompt_chars_max=_prompt_chars_max(model),
+        dtype=model.dtype,
     )
     aliases = [replace(info, name=name) for name in spec.aliases]
     adapted = [replace(info, name=name, parent=spec.name) for name, _ in spec.adapters]

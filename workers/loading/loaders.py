@@ -26,7 +26,9 @@ class Loader:
 
 
 LOADERS = {
+    "upstream": Loader(path="workers.engines.upstream.loader:load", files=False),
     "native": Loader(path="workers.engines.native.loader:load"),
+    "vllm": Loader(path="workers.engines.vllm.loader:load"),
     "scripted": Loader(path="workers.engines.scripted:load", files=False),
     "llamacpp": Loader(path="workers.engines.llamacpp.loader:load", suffix=".gguf"),
 }

@@ -4,11 +4,11 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shared.domain.errors import InvalidRequest, QueueUnavailable
 from shared.domain.events import Event, Expired, Failed, Finished, Outcome
-from shared.queue.protocols import Delivery, QueueConsumer, Room, Write
+from shared.queue.protocols import Delivery, QueueConsumer, Quota, Room, Write
 from shared.settings import Settings
 from workers.loop.held_jobs import HeldJobs
 from workers.loop.outlet import Outlet
@@ -32,6 +32,7 @@ class Served:
     name: str
     begin: Callable[[Delivery], JobRun]
     runner: Runner
+    quotas: tuple[Quota, ...] = ()
 
 
 class Intake:
@@ -83,7 +84,8 @@ class Intake:
         are places just now: another worker may have room for the rest."""
         if served.runner.waiting:
             return Room(0)
-        return room_beside(self._held.run_by(served.runner), served.runner.places)
+        room = room_beside(self._held.run_by(served.runner), served.runner.places)
+        return replace(room, quotas=served.quotas)
 
     async def _claim(self, served: Served, room: Room) -> list[Delivery]:
         if not self._held.leases_are_fresh:

@@ -75,7 +75,7 @@ class Worker:
         self._runners.append(runner)
         for info in model.infos:
             self._metrics.begin(info.name)
-            self._served.append(Served(info.name, model.begin, runner))
+            self._served.append(Served(info.name, model.begin, runner, model.quotas))
 
     def _wake_intake(self) -> None:
         """Called from a runner's thread when there are more places."""

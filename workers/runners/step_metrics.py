@@ -22,7 +22,12 @@ class StepMetrics:
 
     def computed(self, batch: Batch, tokens: int) -> None:
         """Count a batch and the tokens sampled from it."""
-        self._sequences.observe(len(batch.rows))
-        self._preempted.inc(len(batch.preempted))
+        prefilled = sum(row.count for row in batch.rows if not row.decoding)
+        self.step(len(batch.rows), tokens=tokens, preempted=len(batch.preempted), prefilled=prefilled)
+
+    def step(self, sequences: int, *, tokens: int, preempted: int, prefilled: int) -> None:
+        """Count a step by what it did: sequences in it, tokens sampled, sequences preempted, prompt tokens computed."""
+        self._sequences.observe(sequences)
+        self._preempted.inc(preempted)
         self._tokens.inc(tokens)
-        self.prefill.inc(sum(row.count for row in batch.rows if not row.decoding))
+        self.prefill.inc(prefilled)

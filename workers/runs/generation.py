@@ -48,7 +48,8 @@ class Generation(JobRun):
         self._prompts = _prompts(job, model)
         require_known([id_ for id_, _ in job.sampling.logit_bias], model.limits.vocabulary, param="logit_bias")
         require_known(job.sampling.stop_token_ids, model.limits.vocabulary, param="stop_token_ids")
-        super().__init__(delivery, prompt_tokens=sum(len(prompt.ids) for prompt in self._prompts))
+        prompt_tokens = sum(len(prompt.ids) for prompt in self._prompts)
+        super().__init__(delivery, prompt_tokens=prompt_tokens, dtype=model.dtype)
         self._n = job.sampling.n
         self._eos_ids = frozenset(job.sampling.stop_token_ids)
         if not job.sampling.ignore_eos:
@@ -89,9 +90,17 @@ class Generation(JobRun):
     def _prompt(self, choice: int) -> Prompt:
         return self._prompts[choice // self._n]
 
+    def tokens_left(self, sequence: Sequence) -> int:
+        """How many tokens the answer may still have."""
+        return self._prompt(sequence.choice).tokens_max - sequence.output_length
+
     @property
     def unfinished(self) -> list[Sequence]:
         return [sequence for sequence in self.sequences if sequence.choice in self._open]
+
+    def tokens_max(self, sequence: Sequence) -> int:
+        """The most tokens that the sequence's answer may have."""
+        return self._prompt(sequence.choice).tokens_max
 
     def opening(self) -> list[Event]:
         """The opening events, and the prompts that come back without anything that must be computed."""

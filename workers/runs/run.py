@@ -13,8 +13,10 @@ READ_S_MAX = 10.0
 class JobRun(ABC):
     """Output already in the log counts as done; this attempt continues after it."""
 
-    def __init__(self, delivery: Delivery, *, prompt_tokens: int) -> None:
+    def __init__(self, delivery: Delivery, *, prompt_tokens: int, dtype: str = "") -> None:
+        """`dtype` is the number format that this attempt computes in; empty if it makes no difference."""
         self.delivery = delivery
+        self.dtype = dtype
         self.prompt_tokens = prompt_tokens
         self.ended = False  # the last event has its number; no event may follow
         self.reading_left_s = READ_S_MAX  # time left for reading the answer; each token brings a little
@@ -34,7 +36,7 @@ class JobRun(ABC):
         the end, if that attempt died between its last result and settling."""
         events: list[Event] = []
         if self._next_seq == 0:
-            events.append(Started(seq=self.number(), prompt_tokens=self.prompt_tokens))
+            events.append(Started(seq=self.number(), prompt_tokens=self.prompt_tokens, dtype=self.dtype))
         return [*events, *self.closing()]
 
     def closing(self) -> list[Event]:
@@ -46,6 +48,12 @@ class JobRun(ABC):
         assert not self.ended, "a finished run is finished"
         self.ended = True
         return Finished(seq=self.number(), outcome=outcome)
+
+    @property
+    def dtype_before(self) -> str:
+        """The number format in which another attempt began the answer; empty if unknown, or if there was none."""
+        first = self.delivery.log[0] if self.delivery.log else None
+        return first.dtype if isinstance(first, Started) else ""
 
     @property
     def next_seq(self) -> int:

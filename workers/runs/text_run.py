@@ -126,6 +126,7 @@ def _request(delivery: Delivery, choice: int, said: Said) -> ChatRequest | Compl
         "user": job.user,
         "left_s": None if delivery.left_ms is None else delivery.left_ms / 1000,
         "extra": request.get("extra", {}),
+        "quota": delivery.quota,
     }
     if job.kind is Kind.COMPLETION:
         return CompletionRequest(**about, prompt=request["prompts"][choice // job.sampling.n])

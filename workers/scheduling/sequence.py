@@ -59,7 +59,10 @@ class Constraint(Protocol):
 
     @property
     def lark(self) -> str:
-        """The whole constraint as a grammar in llguidance's dialect of Lark, for an engine that keeps to it itself."""
+        """The whole constraint in llguidance's dialect of Lark, for an engine that keeps to it by itself."""
+
+    def allowed(self, vocabulary: int) -> list[int]:
+        """The tokens that may come next, of a vocabulary of so many."""
 
     def accept(self, token: int) -> None:
         """Advance by a token that was taken. Raises EngineError for one that is not allowed, InvalidRequest if the

@@ -62,6 +62,10 @@ class GrammarState:
         """The token that may begin reasoning now, though no grammar has it; None if there is none."""
         return self._reasoning.opening if self._reasoning and self._first else None
 
+    def allowed(self, vocabulary: int) -> list[int]:
+        allowed: list[int] = np.flatnonzero(~np.asarray(forbid([self], vocabulary))[0]).tolist()
+        return allowed
+
     def accept(self, token: int) -> None:
         opening, self._first = self.opening, False
         if self.free or token == opening:

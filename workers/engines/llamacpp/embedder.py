@@ -113,6 +113,7 @@ class LlamaEncoder:
     """An engine that writes no text."""
 
     kind = "llamacpp"
+    dtype = ""
     writes = False
 
     def __init__(self, tokenizer: ChatTokenizer, embedder: Embedder, *, limits: EngineLimits) -> None:

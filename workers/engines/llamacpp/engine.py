@@ -52,6 +52,7 @@ class Chunk:
 
 class LlamaEngine:
     kind = "llamacpp"
+    dtype = ""
     writes = True
 
     def __init__(

@@ -24,6 +24,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from shared.domain.errors import SettingsError
 from shared.settings import Settings
+from workers.engines.generation_config import defaults_of, eos_ids_of
 from workers.engines.native.agreement import TextEngine
 from workers.engines.native.causal.batched import BatchedEngine
 from workers.engines.native.device_limits import step_sizes
@@ -39,7 +40,7 @@ from workers.loading.options import EngineOptions, validated
 from workers.process.host_memory import keep_freed_memory
 from workers.process.ranks import world
 from workers.process.single_thread import SingleThread
-from workers.protocols import Defaults, Engine
+from workers.protocols import Engine
 from workers.scheduling.engine_limits import BLOCK_SIZE, EngineLimits
 from workers.text.chat_tokenizer import ChatTokenizer
 
@@ -90,6 +91,7 @@ def load_torch_engine(source: str, settings: Settings, *, adapters: Seq[tuple[st
             engine = encoder_engine(model, tokenizer, load_pooling(source, model.device, **where), settings)
         case Use.WRITES:
             engine = _text_engine(model, tokenizer, settings, adapters)
+    engine.dtype = str(model.dtype).removeprefix("torch.")
     log.info(
         "model loaded",
         extra={
@@ -97,7 +99,7 @@ def load_torch_engine(source: str, settings: Settings, *, adapters: Seq[tuple[st
             "engine": engine.kind,
             "kernel": engine.kernel.name if isinstance(engine, BatchedEngine) else None,
             "device": str(model.device),
-            "dtype": str(model.dtype),
+            "dtype": engine.dtype,
             "parameters_m": round(model.num_parameters() / 1e6, 1),
             "cache_tokens": engine.limits.blocks * BLOCK_SIZE,
             "seconds": round(time.monotonic() - began, 1),
@@ -107,12 +109,12 @@ def load_torch_engine(source: str, settings: Settings, *, adapters: Seq[tuple[st
 
 
 def _text_engine(model: Any, tokenizer: Any, settings: Settings, adapters: Seq[tuple[str, str]]) -> TextEngine:
-    eos_ids = _eos_ids(model, tokenizer)
+    eos_ids = eos_ids_of(model.generation_config, tokenizer)
     limits = _limits(model, settings)
     if not tokenizer.chat_template:
         log.warning("the model has no chat template; prompts are plain 'role: content' lines")
     chat = ChatTokenizer(tokenizer, eos_ids, vocabulary=limits.vocabulary)
-    engine = engine_for(model, chat, limits, _defaults(model), settings)
+    engine = engine_for(model, chat, limits, defaults_of(model.generation_config), settings)
     for name, adapter in adapters:
         folder, at = located(adapter, settings, revision="")
         engine.adapters.load(name, folder, model, **at)
@@ -157,13 +159,6 @@ def _writes(config: Any) -> bool:
     return remote or not made_as or any(name in known for name in made_as)
 
 
-def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Every token id that ends an answer: the generation config may name several."""
-    named = model.generation_config.eos_token_id
-    ids = named if isinstance(named, list) else [named]
-    return frozenset(id_ for id_ in [*ids, tokenizer.eos_token_id] if id_ is not None)
-
-
 def _limits(model: Any, settings: Settings) -> EngineLimits:
     config = model.config.get_text_config()
     own = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or CONTEXT_UNKNOWN
@@ -177,16 +172,4 @@ def _limits(model: Any, settings: Settings) -> EngineLimits:
         context_length=context,
         vocabulary=config.vocab_size,
         prefix_cache=settings.prefix_cache,
-    )
-
-
-def _defaults(model: Any) -> Defaults:
-    config = model.generation_config
-    if config.do_sample is False:
-        return Defaults()
-    return Defaults(
-        temperature=1.0 if config.temperature is None else config.temperature,
-        top_p=1.0 if config.top_p is None else config.top_p,
-        top_k=config.top_k or 0,
-        repetition_penalty=config.repetition_penalty or 1.0,
     )

@@ -23,6 +23,7 @@ from workers.text.tokenizer import Tokenizer
 
 class BatchedEngine:
     kind = "batched"
+    dtype = ""
     writes = True
 
     def __init__(

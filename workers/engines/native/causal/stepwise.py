@@ -19,6 +19,7 @@ CACHES = ("past_key_values", "cache_params", "state")  # the names that models g
 
 class StepwiseEngine:
     kind = "stepwise"
+    dtype = ""
     writes = True
 
     def __init__(

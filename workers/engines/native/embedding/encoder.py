@@ -21,6 +21,7 @@ CONTEXT_UNKNOWN = 512
 
 class EncoderEngine:
     kind = "embedding"
+    dtype = ""
     writes = False
 
     def __init__(self, tokenizer: ChatTokenizer, embedder: Embedder | None, *, limits: EngineLimits) -> None:

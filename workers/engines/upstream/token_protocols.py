@@ -1,0 +1,160 @@
+"""The protocols in which upstreams take and give token ids, so that an answer is continued exactly. Pure.
+
+`completions` is `POST /v1/completions` with `return_token_ids`, as vLLM (0.10.2 and later) and SGLang (0.5.23 and
+later) have it; `llamacpp` is `POST /completion` of llama.cpp's server. Prompt and output so far are the prompt there.
+"""
+
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Seq
+from typing import Any, NamedTuple
+
+import orjson
+
+from shared.domain.job import Grammar, GrammarKind
+from workers.engines.upstream.answers import failure_in
+from workers.engines.upstream.errors import UpstreamBroken
+from workers.scheduling.sequence import Sampled, SamplingParams
+
+LIMITED = frozenset({"length", "limit"})
+AS_ID = "token_id:"
+
+
+class TokenRequest(NamedTuple):
+    """One sequence to continue: `ids` are its prompt and output so far, `tokens_max` what may follow."""
+
+    ids: list[int]
+    tokens_max: int
+    sampling: SamplingParams
+    grammar: Grammar | None
+    salt: str
+
+
+class TokenChunk(NamedTuple):
+    """New tokens, and why no more follow: `stop`, `length`, or '' while there may be more."""
+
+    tokens: list[Sampled]
+    end: str = ""
+
+
+class TokenProtocol(NamedTuple):
+    """`path` is below the URL, or below its root where it begins with `..`."""
+
+    path: str
+    body: Callable[[TokenRequest, str], dict[str, Any]]
+    read: Callable[[bytes], TokenChunk]
+
+
+def completions_body(request: TokenRequest, model: str) -> dict[str, Any]:
+    """Stop strings and ends of answers are ours, so the server is told of no stop string and gives ids of ends, too."""
+    sampling = request.sampling
+    body = {
+        "model": model,
+        "prompt": request.ids,
+        "stream": True,
+        "return_token_ids": True,
+        "max_tokens": request.tokens_max,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k or -1,
+        "min_p": sampling.min_p,
+        "repetition_penalty": sampling.repetition_penalty,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "stop_token_ids": sorted(sampling.banned),
+        "skip_special_tokens": False,
+    }
+    if sampling.min_tokens:
+        body["min_tokens"] = sampling.min_tokens
+    if sampling.logit_bias:
+        body["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
+    if sampling.seeded:
+        body["seed"] = sampling.seed
+    if sampling.logprobs is not None:
+        body |= {"logprobs": sampling.logprobs, "return_tokens_as_token_ids": True}
+    if request.grammar:
+        field = {GrammarKind.JSON_SCHEMA: "json", GrammarKind.REGEX: "regex", GrammarKind.LARK: "grammar"}
+        body["structured_outputs"] = {field[request.grammar.kind]: request.grammar.text}
+    return body | ({"cache_salt": request.salt} if request.salt else {})
+
+
+def read_completions(data: bytes) -> TokenChunk:
+    chunk = _parsed(data)
+    if not (choices := chunk.get("choices")):
+        return TokenChunk([])
+    choice = choices[0]
+    if (ids := choice.get("token_ids")) is None:
+        raise UpstreamBroken("gives no token ids: return_token_ids is not understood there")
+    rows = choice.get("logprobs")
+    tokens = [Sampled(id_) for id_ in ids] if not rows else _likely(ids, rows)
+    return TokenChunk(tokens, _end(choice.get("finish_reason")))
+
+
+def llamacpp_body(request: TokenRequest, model: str) -> dict[str, Any]:
+    sampling = request.sampling
+    body: dict[str, Any] = {
+        "prompt": request.ids,
+        "stream": True,
+        "return_tokens": True,
+        "n_predict": request.tokens_max,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
+        "repeat_penalty": sampling.repetition_penalty,
+        "repeat_last_n": -1,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "cache_prompt": True,
+    }
+    if sampling.logit_bias:
+        body["logit_bias"] = [[token, bias] for token, bias in sampling.logit_bias]
+    if sampling.seeded:
+        body["seed"] = sampling.seed % 2**32
+    if sampling.logprobs is not None:
+        body["n_probs"] = max(sampling.logprobs, 1)
+    if request.grammar and request.grammar.kind is GrammarKind.JSON_SCHEMA:
+        body["json_schema"] = orjson.loads(request.grammar.text)
+    return body
+
+
+def read_llamacpp(data: bytes) -> TokenChunk:
+    chunk = _parsed(data)
+    ids = chunk.get("tokens") or []
+    rows = chunk.get("completion_probabilities")
+    tokens = [Sampled(id_) for id_ in ids] if not rows else [_probable(row) for row in rows]
+    return TokenChunk(tokens, _end(chunk.get("stop_type") or "eos") if chunk.get("stop") else "")
+
+
+TOKEN_PROTOCOLS = {
+    "completions": TokenProtocol("/completions", completions_body, read_completions),
+    "llamacpp": TokenProtocol("../completion", llamacpp_body, read_llamacpp),
+}
+
+
+def _parsed(data: bytes) -> Mapping[str, Any]:
+    try:
+        chunk = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise UpstreamBroken(f"sends what is no JSON: {data[:80]!r}") from error
+    if failure := failure_in(chunk):
+        raise failure
+    content: Mapping[str, Any] = chunk
+    return content
+
+
+def _end(reason: str | None) -> str:
+    return "" if not reason else "length" if reason in LIMITED else "stop"
+
+
+def _likely(ids: Seq[int], rows: Mapping[str, Any]) -> list[Sampled]:
+    """Tokens with their log probabilities, whose tokens are told as `token_id:5`."""
+    top = rows.get("top_logprobs") or [None] * len(ids)
+    return [
+        Sampled(id_, logprob, tuple((int(name.removeprefix(AS_ID)), value) for name, value in (likely or {}).items()))
+        for id_, logprob, likely in zip(ids, rows["token_logprobs"], top, strict=True)
+    ]
+
+
+def _probable(row: Mapping[str, Any]) -> Sampled:
+    top = tuple((each["id"], each["logprob"]) for each in row.get("top_logprobs") or ())
+    return Sampled(row["id"], row["logprob"], top)

@@ -1,0 +1,81 @@
+"""A run whose tokens come from an upstream. What they mean is decided as for any engine."""
+
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+
+from shared.domain.errors import EngineError, InvalidRequest
+from shared.domain.events import Completed, Event, Finished, Outcome
+from shared.queue.protocols import Delivery
+from workers.engines.upstream.token_protocols import TokenRequest
+from workers.protocols import Model
+from workers.runs.generation import Generation
+from workers.runs.source_run import SourceRun
+from workers.scheduling.sequence import Sampled, Sequence
+from workers.source import AnswerLost
+
+Ask = Callable[[Callable[[], TokenRequest]], AsyncIterator[Sampled]]
+
+
+class TokenRun(SourceRun):
+    """A part is a choice. A grammar is enforced by the upstream, which begins it anew with each request: an answer that
+    broke off under one is lost."""
+
+    def __init__(self, delivery: Delivery, model: Model, ask: Ask) -> None:
+        """Raises InvalidRequest as Generation does, and for what only an engine here can do."""
+        self._generation = Generation(delivery, model)
+        super().__init__(delivery, prompt_tokens=self._generation.prompt_tokens)
+        self._ask = ask
+        if delivery.job.request.get("prompt_logprobs") is not None:
+            raise InvalidRequest("'logprobs' of an echoed prompt need an engine here.", param="logprobs")
+
+    def opening(self) -> list[Event]:
+        return self._told(self._generation.opening())
+
+    @property
+    def done(self) -> bool:
+        return self._generation.done
+
+    def completed(self) -> Completed:
+        return self._generation.completed()
+
+    @property
+    def unfinished(self) -> list[int]:
+        return [sequence.choice for sequence in self._generation.unfinished]
+
+    def is_over(self, part: int) -> bool:
+        return part not in self.unfinished
+
+    def tokens(self, part: int) -> int:
+        return self._generation.sequences[part].output_length
+
+    def ask(self, part: int) -> AsyncIterator[Sampled]:
+        """Raises AnswerLost within a grammar."""
+        return self._ask(partial(self._request, self._generation.sequences[part]))
+
+    def advance(self, part: int, piece: Sampled) -> list[Event]:
+        sequence = self._generation.sequences[part]
+        sequence.ids.append(piece.token)
+        return self._told(self._generation.advance(sequence, piece))
+
+    def close(self, part: int) -> list[Event]:
+        raise EngineError("The upstream ended an answer that has neither its end nor all its tokens.")
+
+    def finish(self, outcome: Outcome) -> Finished:
+        self.ended = True
+        return self._generation.finish(outcome)
+
+    def _request(self, sequence: Sequence) -> TokenRequest:
+        job, constraint = self.delivery.job, sequence.constraint
+        if constraint and sequence.output_length:
+            raise AnswerLost("The answer broke off within a form that its upstream cannot continue.")
+        return TokenRequest(
+            ids=sequence.ids.tolist(),
+            tokens_max=max(self._generation.tokens_left(sequence), 1),
+            sampling=sequence.sampling,
+            grammar=job.sampling.grammar if constraint else None,
+            salt=job.cache_salt,
+        )
+
+    def _told(self, events: list[Event]) -> list[Event]:
+        self.ended = self.ended or self._generation.ended
+        return events

@@ -1,0 +1,148 @@
+"""One upstream: its calls, and how its answers are read."""
+
+import time
+from asyncio import CancelledError
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import Sequence as Seq
+from contextlib import aclosing, contextmanager
+from hashlib import sha256
+from typing import Any
+
+from shared.queue.protocols import Quota
+from workers.engines.upstream.breaker import Breaker
+from workers.engines.upstream.chat_protocols import PROTOCOLS, Asked
+from workers.engines.upstream.errors import UpstreamBroken, UpstreamBusy, UpstreamError
+from workers.engines.upstream.messages_body import ANTHROPIC_VERSION
+from workers.engines.upstream.options import Target
+from workers.engines.upstream.providers import OWNERS, PROVIDERS, Provider
+from workers.engines.upstream.token_protocols import TokenChunk, TokenProtocol, TokenRequest
+from workers.engines.upstream.transport import Call, Transport
+from workers.source import Piece, Said
+
+
+def _nobody(upstream: "Upstream", seconds: float) -> None:
+    pass
+
+
+class Upstream:
+    """`model` is its own name of the model. The key is in `_headers` alone, and nothing shows them."""
+
+    def __init__(
+        self, target: Target, transport: Transport, *, model: str, paused: "Callable[[Upstream, float], None]" = _nobody
+    ) -> None:
+        """`paused` is called when it must not be asked for so many seconds. Raises SettingsError for a key whose
+        variable is not set."""
+        self.target = target
+        self.provider = target.kind
+        self.breaker = Breaker()
+        self.model = target.model or model
+        self._transport = transport
+        key = target.secret()
+        self.quota = Quota(
+            name=f"upstream:{sha256(f'{target.url} {self.model} {key}'.encode()).hexdigest()[:16]}",
+            requests=target.requests_per_minute,
+            tokens=target.tokens_per_minute,
+            at_once=target.requests_at_once,
+        )
+        self._headers = key_headers(target.kind, key)
+        self._paused = paused
+        self._paused_until = 0.0
+
+    def __repr__(self) -> str:
+        return f"<upstream {self.target.shown}>"
+
+    @property
+    def open_for(self) -> float:
+        """For how many seconds it must not be asked."""
+        now = time.monotonic()
+        return max(self.breaker.open_for(now), self._paused_until - now, 0.0)
+
+    async def answer(self, request: Asked, said: Said) -> AsyncGenerator[list[Piece], None]:
+        """The pieces of an answer that continues `said`, those of a chunk at a time. Raises UpstreamError, and
+        InvalidRequest for what this provider does not take."""
+        protocol = PROTOCOLS[self.provider.speaks]
+        path, body = protocol.request(request, self.provider, self.model, said)
+        base = self.provider.prefill_url if said.text and self.target.url == self.provider.url else ""
+        reader = protocol.reader(said)
+        with self.judged():
+            async with aclosing(self._transport.events(self.call(path, body, base=base))) as events:
+                async for data in events:
+                    if pieces := reader.read(data):
+                        self.breaker.succeeded()
+                        yield pieces
+            if not reader.ended:
+                raise UpstreamBroken("ends its stream in the middle")
+
+    async def tokens(self, protocol: TokenProtocol, request: TokenRequest) -> AsyncGenerator[TokenChunk, None]:
+        """The tokens that continue the request, those of a chunk at a time; the last chunk has an end. Raises
+        UpstreamError."""
+        call = self.call(protocol.path, protocol.body(request, self.model))
+        with self.judged():
+            async with aclosing(self._transport.events(call)) as events:
+                async for data in events:
+                    chunk = protocol.read(data)
+                    self.breaker.succeeded()
+                    yield chunk
+                    if chunk.end:
+                        return
+            raise UpstreamBroken("ends its stream in the middle")
+
+    async def probe(self) -> Mapping[str, Any]:
+        """What its list says of the model; a server whose kind was not told is known by it. `{}` if it is not listed.
+        Raises UpstreamError."""
+        listed = await self.models()
+        mine = next((each for each in listed if each["id"] == self.model), {})
+        owner = str((mine or (listed[0] if listed else {})).get("owned_by", "")).lower()
+        if self.provider.name == "other" and owner in OWNERS:
+            self.provider = PROVIDERS[OWNERS[owner]]
+        return mine
+
+    async def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        """The JSON of a whole answer. Raises UpstreamError."""
+        with self.judged():
+            return await self._transport.fetch(self.call(path, {"model": self.model, **body}))
+
+    async def models(self) -> Seq[Mapping[str, Any]]:
+        """Its list of models. Raises UpstreamError."""
+        listed = await self._transport.fetch(self.call("/models"))
+        if not isinstance(listed, dict) or not isinstance(listed.get("data"), list):
+            raise UpstreamBroken("has no list of models")
+        return [each for each in listed["data"] if isinstance(each, dict) and isinstance(each.get("id"), str)]
+
+    def call(self, path: str, body: Any = None, *, base: str = "") -> Call:
+        """A call to a path below the URL, or below its root if it begins with `..`."""
+        base = base or self.target.url
+        url = base.removesuffix("/v1") + path.removeprefix("..") if path.startswith("..") else base + path
+        return Call(url=url, headers=self._headers, body=body)
+
+    @contextmanager
+    def judged(self) -> Iterator[None]:
+        """Tell the breaker how a request went. An upstream without room pauses for as long as it asks for."""
+        self.breaker.begin(time.monotonic())
+        try:
+            yield
+        except UpstreamBroken:
+            self.breaker.failed(time.monotonic())
+            if self.open_for:
+                self._paused(self, self.open_for)
+            raise
+        except UpstreamBusy as error:
+            self.breaker.left()
+            self._paused_until = time.monotonic() + error.retry_after_s
+            self._paused(self, error.retry_after_s)
+            raise
+        except (GeneratorExit, CancelledError):
+            self.breaker.left()
+            raise
+        except UpstreamError:
+            self.breaker.succeeded()
+            raise
+        else:
+            self.breaker.succeeded()
+
+
+def key_headers(provider: Provider, key: str) -> dict[str, str]:
+    own = {"anthropic-version": ANTHROPIC_VERSION} if provider.speaks == "anthropic" else {}
+    if not key:
+        return own
+    return {**own, provider.key_header: f"Bearer {key}" if provider.key_header == "authorization" else key}
