@@ -26,7 +26,8 @@ PROMPT = "Tell me of the river that runs from the hills through the old town and
 
 class RunnerConformance:
     """The model is loaded once for all tests, as `penstock worker --engine ENGINE --model SOURCE` loads it, and again
-    for those that stop it. A greedy answer to `prompt` must have at least twelve deltas, and be the same every time.
+    for those that stop it. A greedy answer to `prompt` of at most `tokens_max` tokens must have at least twelve deltas,
+    and be the same every time.
 
     `failing_prompt` is one at which the model fails, if there is any. A class whose engine can be broken from outside
     overrides `break_engine`."""
@@ -37,6 +38,7 @@ class RunnerConformance:
     prompt: ClassVar[str] = PROMPT
     other_prompts: ClassVar[tuple[str, ...]] = ("What is the sea?", "Count the bridges for me, please.")
     failing_prompt: ClassVar[str | None] = None
+    tokens_max: ClassVar[int] = 32
     seconds_max: ClassVar[float] = 30.0
 
     @classmethod
@@ -67,10 +69,17 @@ class RunnerConformance:
         yield driver
         driver.abandon()
 
-    @pytest.fixture
-    def whole(self, driver: Driver) -> Attempt:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def whole(cls, driver: Driver) -> Attempt:
         """An undisturbed answer."""
-        return driver.start(driver.chat(self.prompt)).wait()
+        return cls.ask(driver).wait()
+
+    @classmethod
+    def ask(cls, driver: Driver, prompt: str = "", *, isolated: bool = False, **more: Any) -> Attempt:
+        """Give the runner a greedy chat of at most `tokens_max` tokens."""
+        job = driver.chat(prompt or cls.prompt, **({"max_tokens": cls.tokens_max} | more))
+        return driver.start(job, isolated=isolated)
 
     def test_an_answer_is_numbered_from_its_start_to_one_end(self, whole: Attempt) -> None:
         assert isinstance(whole.events[0], Started)
@@ -82,7 +91,7 @@ class RunnerConformance:
     def test_a_greedy_answer_is_the_same_beside_others(self, driver: Driver, whole: Attempt) -> None:
         prompts = [*self.other_prompts, self.prompt]
 
-        beside = [driver.start(driver.chat(prompt)) for prompt in prompts]
+        beside = [self.ask(driver, prompt) for prompt in prompts]
 
         assert beside[-1].wait().said() == whole.said()
         assert all(isinstance(attempt.outcome, Completed) for attempt in beside)
@@ -91,12 +100,12 @@ class RunnerConformance:
         said = whole.said()
         stop = said[len(said) // 2 :][:3]
 
-        stopped = driver.start(driver.chat(self.prompt, stop=[stop])).wait()
+        stopped = self.ask(driver, stop=[stop]).wait()
 
         assert (stopped.said(), stopped.reason()) == (said[: said.index(stop)], "stop")
 
     def test_an_answer_keeps_its_budget_and_says_so(self, driver: Driver, whole: Attempt) -> None:
-        short = driver.start(driver.chat(self.prompt, max_tokens=5)).wait()
+        short = self.ask(driver, max_tokens=5).wait()
 
         assert short.usage.completion_tokens <= 5
         assert short.reason() == "length"
@@ -109,7 +118,7 @@ class RunnerConformance:
             assert whole.usage.completion_tokens == len(whole.ids())
 
     def test_choices_end_one_by_one_and_the_job_once(self, driver: Driver, whole: Attempt) -> None:
-        both = driver.start(driver.chat(self.prompt, n=2)).wait()
+        both = self.ask(driver, n=2).wait()
 
         assert (both.said(0), both.said(1)) == (whole.said(), whole.said())
         assert both.reason(0) == both.reason(1) == whole.reason()
@@ -124,7 +133,7 @@ class RunnerConformance:
     def test_an_attempt_with_a_stop_string_goes_on_too(self, driver: Driver, whole: Attempt) -> None:
         said = whole.said()
         stop = said[3 * len(said) // 4 :][:3]
-        stopped = driver.start(driver.chat(self.prompt, stop=[stop])).wait()
+        stopped = self.ask(driver, stop=[stop]).wait()
 
         for length in self._lengths(stopped):
             again = driver.start(stopped.delivery.job, stopped.events[:length])
@@ -132,7 +141,7 @@ class RunnerConformance:
             self._assert_continued(driver, again, stopped)
 
     def test_an_attempt_of_two_choices_goes_on(self, driver: Driver, whole: Attempt) -> None:
-        both = driver.start(driver.chat(self.prompt, n=2)).wait()
+        both = self.ask(driver, n=2).wait()
 
         again = driver.start(both.delivery.job, both.events[: len(both.events) // 2])
 
@@ -145,7 +154,7 @@ class RunnerConformance:
         assert isinstance(again.outcome, Completed)
 
     def test_a_dropped_job_gives_its_place_back_and_writes_nothing_more(self, driver: Driver, whole: Attempt) -> None:
-        neighbour = driver.start(driver.chat(self.prompt))
+        neighbour = self.ask(driver)
         dropped = driver.start(driver.chat(self.prompt * 3, n=2)).wait(deltas=1)
 
         driver.runner.drop(dropped.run)
@@ -169,9 +178,9 @@ class RunnerConformance:
         self._assert_nothing_follows(driver, whole)
 
     def test_a_suspect_begins_before_all_that_come_later(self, driver: Driver, whole: Attempt) -> None:
-        first = driver.start(driver.chat(self.prompt)).wait(deltas=1)
-        suspect = driver.start(driver.chat(self.prompt), isolated=True)
-        later = [driver.start(driver.chat(prompt)) for prompt in (*self.other_prompts, self.prompt)]
+        first = self.ask(driver).wait(deltas=1)
+        suspect = self.ask(driver, isolated=True)
+        later = [self.ask(driver, prompt) for prompt in (*self.other_prompts, self.prompt)]
 
         texts = [attempt.wait().said() for attempt in (first, suspect, later[-1])]
 
@@ -191,7 +200,7 @@ class RunnerConformance:
         if self.failing_prompt is None:
             pytest.skip("no prompt makes this model fail")
 
-        neighbour = driver.start(driver.chat(self.prompt))
+        neighbour = self.ask(driver)
         failed = driver.start(driver.chat(self.failing_prompt)).wait()
 
         assert isinstance(failed.outcome, Failed)
@@ -201,7 +210,7 @@ class RunnerConformance:
 
     def test_a_runner_whose_events_nobody_takes_waits_and_is_alive(self, driver: Driver, whole: Attempt) -> None:
         driver.pause()
-        attempts = [driver.start(driver.chat(self.prompt)) for _ in range(4)]
+        attempts = [self.ask(driver) for _ in range(4)]
         time.sleep(1)  # Redis is away for longer than a step may take
 
         alive = driver.runner.alive(step_timeout_s=0.5)
@@ -211,7 +220,7 @@ class RunnerConformance:
         assert [attempt.wait().said() for attempt in attempts] == [whole.said()] * 4
 
     def test_a_stopped_runner_leaves_jobs_that_another_continues(self, own_driver: Driver, driver: Driver) -> None:
-        whole = driver.start(driver.chat(self.prompt, n=2)).wait()
+        whole = self.ask(driver, n=2).wait()
         begun = own_driver.start(whole.delivery.job).wait(deltas=2)
 
         own_driver.close()

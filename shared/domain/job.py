@@ -156,12 +156,12 @@ def _media_parts(message: Mapping[str, Any]) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """A model as its worker describes it. `engine` is batched, stepwise, embedding, llamacpp or scripted. `parent` is
-    the model that an adapter adapts. `capabilities` lists the requests it serves, `slots` is how many jobs a worker
-    runs at a time, and no prompt of more than `prompt_chars_max` characters can fit, however it is tokenised; 0 if
-    unknown, like `context_length`. `resume` says what becomes of an answer whose worker dies: it goes on with the same
-    tokens (`exact`), goes on perhaps otherwise (`prefill`), or fails unless it had not begun (`restart`).
-    `dtype` is the number format of its weights, like float32; empty if unknown."""
+    """A model as its worker describes it. `engine` is batched, stepwise, embedding, llamacpp, scripted or custom.
+    `parent` is the model that an adapter adapts. `capabilities` lists the requests it serves, `slots` is how many jobs
+    a worker runs at a time, and no prompt of more than `prompt_chars_max` characters can fit, however it is tokenised;
+    0 if unknown, like `context_length`. `resume` says what becomes of an answer whose worker dies: it goes on with the
+    same tokens (`exact`), goes on perhaps otherwise (`prefill`), or fails unless it had not begun (`restart`). `dtype`
+    is the number format of its weights, like float32; empty if unknown."""
 
     name: str
     engine: str

@@ -42,12 +42,12 @@ def loader_of(engine: str) -> Loader:
         return LOADERS[engine]
     if class_of_its_own(engine):
         return CUSTOM
-    message = f"there are {', '.join(LOADERS)}, and classes of your own, PACKAGE.MODULE:CLASS"
+    message = f"there are {', '.join(LOADERS)}, and your own, PACKAGE.MODULE:CLASS"
     raise SettingsError(f"ENGINE: there is no engine {engine!r}; {message}")
 
 
 def class_of_its_own(engine: str) -> EntryPoint | None:
-    """Where a class of somebody else's is: PACKAGE.MODULE:CLASS, or what an installed package calls so."""
+    """Where a class or a loader of somebody else's is: PACKAGE.MODULE:NAME, or what an installed package calls so."""
     if ":" in engine:
         return EntryPoint(engine, engine, ENTRY_POINTS)
     return next(iter(entry_points(group=ENTRY_POINTS, name=engine)), None)

@@ -47,7 +47,12 @@ def sourced(spec: ModelSpec, source: ChatSource, thread: SingleThread, *, kind: 
             more_places=more_places,
         )
 
-    return Loaded(infos, begin, make_runner)
+    return Loaded(infos, begin, make_runner, close=lambda: _close(loop, thread))
+
+
+def _close(loop: asyncio.AbstractEventLoop, thread: SingleThread) -> None:
+    """Close a loop that no runner has run; one that ran is closed."""
+    thread.submit(loop.close)
 
 
 def begin_sourced(delivery: Delivery, source: ChatSource) -> JobRun:

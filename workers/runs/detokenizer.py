@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from shared.domain.events import FinishReason
+from workers.runs.stop_strings import StopStrings
 
 HALF = "\ufffd"
 
@@ -19,30 +20,28 @@ class IncrementalDetokenizer:
     ) -> None:
         self._decode = decode
         self._eos_ids = eos_ids
-        self._stop = stop
+        self._stops = StopStrings(stop)
         self._tokens_max = tokens_max
         self._count = 0
         self._ids: list[int] = []  # the last that gave text, and those after them
         self._before = 0  # how many of them gave it
         self._before_text = ""
-        self._held = ""
 
     def push(self, token: int) -> tuple[str, FinishReason | None]:
         self._count += 1
         if token in self._eos_ids:
-            return self._last(self._held + self._tail(), FinishReason.STOP)
+            return self.end(), FinishReason.STOP
         self._ids.append(token)
-        self._held += self._fresh()
-        if found := self._first_stop():
-            return self._last(self._held[: found[0]], FinishReason.STOP)
+        text = self._stops.push(self._fresh())
+        if self._stops.found:
+            return text, FinishReason.STOP
         if self._count >= self._tokens_max:
-            return self._last(self._held + self._tail(), FinishReason.LENGTH)
-        return self._release(), None
+            return text + self.end(), FinishReason.LENGTH
+        return text, None
 
     def end(self) -> str:
         """The rest of the text, when the answer ends without a token that ends it."""
-        text, _ = self._last(self._held + self._tail(), FinishReason.STOP)
-        return text
+        return self._stops.end() + self._tail()
 
     def _fresh(self) -> str:
         """Text of the ids not shown yet, unless it ends inside a character."""
@@ -60,26 +59,3 @@ class IncrementalDetokenizer:
         if text.startswith(self._before_text):
             return text[len(self._before_text) :]
         return self._decode(self._ids[self._before :])  # a byte that is no character spoils those beside it
-
-    def _first_stop(self) -> tuple[int, str] | None:
-        found = [(at, stop) for stop in self._stop if (at := self._held.find(stop)) >= 0]
-        return min(found) if found else None
-
-    def _release(self) -> str:
-        """The held text, except an ending that may become a stop."""
-        keep = max((_overlap(self._held, stop) for stop in self._stop), default=0)
-        cut = len(self._held) - keep
-        text, self._held = self._held[:cut], self._held[cut:]
-        return text
-
-    def _last(self, text: str, reason: FinishReason) -> tuple[str, FinishReason]:
-        self._held = ""
-        return text, reason
-
-
-def _overlap(text: str, stop: str) -> int:
-    """The length of the longest proper prefix of `stop` that `text` ends with."""
-    for size in range(min(len(stop) - 1, len(text)), 0, -1):
-        if text.endswith(stop[:size]):
-            return size
-    return 0

@@ -13,6 +13,8 @@ class StopStrings:
         self.found = False
 
     def push(self, text: str) -> str:
+        if not self._stop:
+            return text
         self._held += text
         at = min((at for stop in self._stop if (at := self._held.find(stop)) >= 0), default=None)
         self.found = at is not None
