@@ -146,6 +146,7 @@ def in_thread(stand_in: StandIn) -> Iterator[StandIn]:
         loop.close()
 
 
+FIRST = 300
 USAGE = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
 
 
@@ -180,6 +181,27 @@ def openai_chat(words: Sequence[str] = ("one", " two", " three", " four", " five
 
     models = {"object": "list", "data": [{"id": "m", "object": "model", "created": 1, "owned_by": "me"}]}
     return StandIn({"/chat/completions": events}, answers={"/models": lambda body: models})
+
+
+def counting(prompt: Sequence[int]) -> Iterator[int]:
+    """Tokens that count on from the end of the prompt: the answer is known, wherever it is continued."""
+    last = prompt[-1] if prompt[-1] >= FIRST else FIRST - 1
+    yield from range(last + 1, FIRST + 60)
+
+
+def budgeted_chat(words: Sequence[str]) -> StandIn:
+    """A chat that counts a token for each word, and keeps to `max_tokens`."""
+
+    def events(body: Json) -> Iterator[Json]:
+        left = list(words_of(body, words))
+        budget = body.get("max_tokens", len(left))
+        for word in left[:budget]:
+            yield chunk({"content": word})
+        yield chunk({}, "length" if budget < len(left) else "stop")
+        count = min(budget, len(left))
+        yield {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": count, "total_tokens": 7 + count}}
+
+    return StandIn({"/chat/completions": events})
 
 
 def saying(events: Sequence[Json], path: str = "/chat/completions", **more: Any) -> StandIn:

@@ -1,7 +1,7 @@
 """Other servers behind the queue: what clients read when these have no room, break off, or their worker dies."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from tests.e2e.harness import Stack, eventually, standalone_stack
-from tests.upstreams import Fault, StandIn, in_thread, openai_chat, token_server
+from tests.upstreams import Fault, StandIn, counting, in_thread, openai_chat, token_server
 from workers.loading.model_spec import BUILTIN as BUILTIN_FOLDER
 
 WORDS = tuple(f" w{number}" for number in range(40))
@@ -130,15 +130,6 @@ def _kill_owner(stack: Stack) -> None:
     owner.kill()
     stack.workers.remove(owner)
     stack.add_worker("m")
-
-
-def counting(prompt: Sequence[int]) -> Iterator[int]:
-    """Tokens that count on from the end of the prompt: the answer is known, wherever it is continued."""
-    last = prompt[-1] if prompt[-1] >= FIRST else FIRST - 1
-    yield from range(last + 1, FIRST + 60)
-
-
-FIRST = 300
 
 
 @pytest.fixture(scope="module")

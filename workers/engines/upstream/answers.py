@@ -11,6 +11,7 @@ from workers.engines.upstream.errors import UpstreamBroken, UpstreamBusy, Upstre
 
 BUSY = frozenset({429, 503, 529})  # 529 is Anthropic's and Kimi's "overloaded"
 AT_FAULT = frozenset({400, 413, 422})
+UNPAID = frozenset({401, 402, 403})  # their messages may show a part of the key
 PASSING = frozenset({408, 502, 504, 520, 521, 522, 523, 524})  # said by a proxy that gets no answer itself
 SPARK_BUSY, SPARK_AT_FAULT = frozenset({10007, 11202, 11203}), frozenset({10003, 10004, 10005, 10013, 10907})
 MINIMAX_BUSY, MINIMAX_AT_FAULT = frozenset({1002, 1041}), frozenset({1026, 1027, 1039, 2013})
@@ -24,6 +25,8 @@ def error_of(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamEr
     code, message, param = described(body)
     if status in BUSY:
         return UpstreamBusy(f"answers {status}: {message}", retry_after_s=retry_after_s(headers))
+    if status in UNPAID:
+        return UpstreamBroken(f"answers {status}: it refuses the key of this worker", final=True)
     if status in AT_FAULT:
         return UpstreamRefused(message, code=_slug(code, message), param=param)
     return UpstreamBroken(f"answers {status}: {message}", final=status not in PASSING)
@@ -36,7 +39,7 @@ def error_in_stream(error: Any) -> UpstreamError:
     if status in map(str, AT_FAULT) or code in ("invalid_request_error", "BadRequestError", *TOO_LONG):
         return UpstreamRefused(message, code=_slug(code, message), param=param)
     if status in map(str, BUSY) or code in ("rate_limit_error", "rate_limit_exceeded", "overloaded_error"):
-        return UpstreamBusy(message, retry_after_s=RETRY_AFTER_S)
+        return UpstreamBusy(f"has no room: {message}", retry_after_s=RETRY_AFTER_S)
     return UpstreamBroken(f"ends its stream with an error: {message}")
 
 

@@ -18,18 +18,22 @@ class Attempts:
     since it has got somewhere."""
 
     def __init__(self, upstreams: Seq[Upstream], *, quota: str = "") -> None:
-        """`quota` is that of the upstream from which the job was taken; it is asked first."""
+        """`quota` is that of the upstream from which the job was taken; it is asked first. What is asked beside it is
+        spent."""
+        self._quota = quota
         self._left = sorted(upstreams, key=lambda each: each.quota.name != quota) if quota else list(upstreams)
         self._errors: list[tuple[Upstream, UpstreamError]] = []
 
     def __iter__(self) -> Iterator[Upstream]:
         while upstream := next((each for each in self._left if not each.open_for), None):
             self._left.remove(upstream)
+            if self._errors or upstream.quota.name != (self._quota or upstream.quota.name):
+                upstream.spend()
             yield upstream
 
     def failed(self, upstream: Upstream, error: UpstreamError, *, begun: bool) -> None:
-        about = {"upstream": upstream.target.shown, "error": str(error), "begun": begun}
-        log.warning("an upstream failed", extra=about)
+        said = str(error).partition(":")[0]  # what follows is the upstream's, and may repeat a prompt
+        log.warning("an upstream failed", extra={"upstream": upstream.target.shown, "error": said, "begun": begun})
         if begun:
             self._left.append(upstream)
         self._errors.append((upstream, error))

@@ -6,6 +6,7 @@ from collections import deque
 FAILURES, WITHIN_S = 5, 10.0
 FIRST_PAUSE_S, PAUSE_S_MAX = 2.0, 60.0
 TRIAL_S_MAX = 120.0  # a trial that has not ended by then is forgotten
+LOOK_S = 1.0  # how long to wait for a trial before looking again
 
 
 class Breaker:
@@ -26,7 +27,7 @@ class Breaker:
             return self._until - now
         if self._trial_since is None:
             return 0.0
-        return max(0.0, self._trial_since + TRIAL_S_MAX - now)
+        return min(LOOK_S, max(0.0, self._trial_since + TRIAL_S_MAX - now))
 
     def begin(self, now: float) -> None:
         """A request passes. Where the breaker has been open, it is the trial."""

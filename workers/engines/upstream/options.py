@@ -37,13 +37,11 @@ def _provider(name: str) -> str:
 
 
 Url = Annotated[str, AfterValidator(_address)]
-Price = tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]]
 
 
 class Terms(BaseModel):
-    """What may be said of all upstreams together, and of each. `model` is its own name of the model, `price` its price
-    of a million tokens of prompts and of answers. Limits of 0 are none; they hold for all workers together that use the
-    same URL with the same key and model."""
+    """What may be said of all upstreams together, and of each. `model` is its own name of the model. Limits of 0 are
+    none; they hold for all workers together that use the same URL with the same key and model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -53,7 +51,6 @@ class Terms(BaseModel):
     requests_per_minute: int = Field(0, ge=0)
     tokens_per_minute: int = Field(0, ge=0)
     requests_at_once: int = Field(0, ge=0)
-    price: Price | None = None
 
 
 class Target(Terms):

@@ -12,6 +12,7 @@ from workers.engines.upstream.errors import UpstreamBroken, UpstreamError, Upstr
 from workers.engines.upstream.upstream import Upstream
 from workers.source import (
     AnswerLost,
+    Busy,
     ChatRequest,
     ChatSource,
     CompletionRequest,
@@ -22,6 +23,7 @@ from workers.source import (
     Text,
 )
 
+AGAIN_S = 0.05
 INPUTS_MAX = 64  # of one request for vectors; some providers take no more
 Result = TypeVar("Result")
 
@@ -98,8 +100,11 @@ class UpstreamSource(ChatSource):
         raise attempts.verdict(begun=bool(so_far.said))
 
     def _resumed(self, so_far: "_SoFar") -> Said:
-        """What the next upstream has to continue. Raises AnswerLost."""
+        """What the next upstream has to continue. Raises AnswerLost, or Busy for an answer that must be compared with
+        what was said of it: that is done where its job is begun."""
         said = so_far.said
+        if self.resume is Resume.REPEAT and so_far.begun:
+            raise Busy("the answer is asked for again from its beginning", retry_after_s=AGAIN_S)
         if not said or self.resume is Resume.REPEAT:
             return Said()
         if self.resume is Resume.RESTART or said.reasoning or said.calls:
@@ -125,10 +130,10 @@ def _scores(answer: Any) -> list[float]:
 
 
 class _SoFar:
-    """The answer as it grows. `grown` is true if the present upstream has added to it."""
+    """The answer as it grows. `begun` is true if it has grown here, `grown` if by the present upstream."""
 
     def __init__(self, said: Said) -> None:
-        self.grown = False
+        self.begun = self.grown = False
         self._texts = [said.text]
         self._reasoning = [said.reasoning]
         self._calls = list(said.calls)
@@ -149,7 +154,7 @@ class _SoFar:
                 return _whole(piece, continued)
             case _:
                 return piece
-        self.grown = True
+        self.begun = self.grown = True
         return piece
 
 

@@ -24,14 +24,24 @@ def _nobody(upstream: "Upstream", seconds: float) -> None:
     pass
 
 
+def _nothing(upstream: "Upstream") -> None:
+    pass
+
+
 class Upstream:
     """`model` is its own name of the model. The key is in `_headers` alone, and nothing shows them."""
 
     def __init__(
-        self, target: Target, transport: Transport, *, model: str, paused: "Callable[[Upstream, float], None]" = _nobody
+        self,
+        target: Target,
+        transport: Transport,
+        *,
+        model: str,
+        paused: "Callable[[Upstream, float], None]" = _nobody,
+        spent: "Callable[[Upstream], None]" = _nothing,
     ) -> None:
-        """`paused` is called when it must not be asked for so many seconds. Raises SettingsError for a key whose
-        variable is not set."""
+        """`paused` is called when it must not be asked for so many seconds, `spent` when it is asked for a job that was
+        not taken from its quota. Raises SettingsError for a key whose variable is not set."""
         self.target = target
         self.provider = target.kind
         self.breaker = Breaker()
@@ -45,11 +55,15 @@ class Upstream:
             at_once=target.requests_at_once,
         )
         self._headers = key_headers(target.kind, key)
-        self._paused = paused
+        self._paused, self._spent = paused, spent
         self._paused_until = 0.0
 
     def __repr__(self) -> str:
         return f"<upstream {self.target.shown}>"
+
+    def spend(self) -> None:
+        """Tell that it is asked for a job that no claim has taken from its quota."""
+        self._spent(self)
 
     @property
     def open_for(self) -> float:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from redis.asyncio import Redis
@@ -19,6 +19,7 @@ from workers.source import Resume
 
 log = logging.getLogger(__name__)
 PROBE_S = 5.0
+TELLING_MAX = 64
 PASSED = frozenset(
     {"tools", "reasoning", "structured_outputs", "images", "audio", "video", "files", "extra_parameters"}
 )
@@ -44,7 +45,8 @@ class Upstreams:
         self._redis = connect(self._redis_url)
         self._quotas = RedisQuotas(self._redis)
         self.all = [
-            Upstream(target, self._transport, model=self._model, paused=self._tell) for target in self._options.targets
+            Upstream(target, self._transport, model=self._model, paused=self._pause, spent=self._spend)
+            for target in self._options.targets
         ]
         for found in await asyncio.gather(*map(_probed, self.all)):
             self.known = self.known or found
@@ -82,18 +84,31 @@ class Upstreams:
         told = self.known.get("max_model_len") or (self.known.get("meta") or {}).get("n_ctx_train")
         return self._options.context_length or (told if isinstance(told, int) else 0)
 
-    def _tell(self, upstream: Upstream, seconds: float) -> None:
+    def _pause(self, upstream: Upstream, seconds: float) -> None:
         """Let no worker claim a job for the upstream for so long."""
-        task = asyncio.ensure_future(self._pause(upstream, seconds))
+        log.warning("an upstream pauses", extra={"upstream": upstream.target.shown, "seconds": round(seconds, 2)})
+        self._tell(self._quotas.pause(upstream.quota.name, seconds))
+
+    def _spend(self, upstream: Upstream) -> None:
+        quota = upstream.quota
+        if quota.requests or quota.tokens:
+            self._tell(self._quotas.spend(quota.name, requests=quota.requests, tokens=quota.tokens))
+
+    def _tell(self, telling: Coroutine[Any, Any, None]) -> None:
+        """Tell Redis, while the answer goes on."""
+        if len(self._telling) >= TELLING_MAX:
+            telling.close()
+            return
+        task = asyncio.ensure_future(_told(telling))
         self._telling.add(task)
         task.add_done_callback(self._telling.discard)
 
-    async def _pause(self, upstream: Upstream, seconds: float) -> None:
-        log.warning("an upstream pauses", extra={"upstream": upstream.target.shown, "seconds": round(seconds, 2)})
-        try:
-            await self._quotas.pause(upstream.quota.name, seconds)
-        except QueueUnavailable as error:
-            log.warning("a pause was not told", extra={"error": str(error)})
+
+async def _told(telling: Coroutine[Any, Any, None]) -> None:
+    try:
+        await telling
+    except QueueUnavailable as error:
+        log.warning("redis was not told of a quota", extra={"error": str(error)})
 
 
 async def _probed(upstream: Upstream) -> Mapping[str, Any]:

@@ -18,7 +18,6 @@ def test_each_upstream_has_what_is_said_of_all_and_its_own_wins() -> None:
         urls=["https://a/v1", {"url": "https://b/v1", "model": "other", "requests_per_minute": 5}],
         key="${env:KEY}",
         model="m",
-        price=[2.5, 10],
     )
 
     first, second = options.targets
@@ -29,7 +28,6 @@ def test_each_upstream_has_what_is_said_of_all_and_its_own_wins() -> None:
         "${env:KEY}",
         5,
     )
-    assert second.price == (2.5, 10)
 
 
 def test_one_url_needs_no_list() -> None:
@@ -45,7 +43,6 @@ def test_one_url_needs_no_list() -> None:
         ({"urls": ["http://me:secret@host/v1"]}, "urls"),
         ({"urls": ["http://host/v1"], "key": "sk-secret"}, "key"),
         ({"urls": ["http://host/v1"], "provider": "nobody"}, "provider"),
-        ({"urls": ["http://host/v1"], "price": [1]}, "price"),
         ({"urls": ["http://host/v1"], "requests_per_minute": -1}, "requests_per_minute"),
         ({"urls": ["http://host/v1"], "resume": "exact"}, "resume"),
         ({"urls": ["http://host/v1"], "colour": "red"}, "colour"),

@@ -82,13 +82,13 @@ async def test_a_key_that_is_refused_by_all_fails_the_job_without_being_shown(
 ) -> None:
     monkeypatch.setenv("A_KEY", "sk-secret")
     async with serving(openai_chat()) as server:
-        server.faults.append(Fault(status=401, body={"error": {"message": "wrong key"}}))
+        server.faults.append(Fault(status=401, body={"error": {"message": "wrong key sk-se...et"}}))
 
-        with pytest.raises(EngineError, match="answers 401: wrong key") as failed:
+        with pytest.raises(EngineError, match="answers 401: it refuses the key") as failed:
             await said_by(source_of(server, key="${env:A_KEY}"), asked())
 
     assert server.received[0].headers["Authorization"] == "Bearer sk-secret"
-    assert "sk-secret" not in repr(failed.value) + str(failed.value)
+    assert "sk-se" not in repr(failed.value) + str(failed.value)
 
 
 async def test_restart_never_joins_two_answers(source_of: SourceOf) -> None:
@@ -195,3 +195,24 @@ async def test_who_leaves_closes_the_connection(source_of: SourceOf) -> None:
 
         assert await asyncio.to_thread(server.left.wait, 5)
     assert server.running == 0
+
+
+async def test_an_answer_that_is_repeated_begins_again_where_its_job_does(source_of: SourceOf) -> None:
+    async with serving(openai_chat()) as first, serving(openai_chat()) as second:
+        first.faults.append(Fault(after=3))
+
+        with pytest.raises(Busy):
+            await said_by(source_of(first, second, resume=Resume.REPEAT), asked())
+        again = await said_by(source_of(second, resume=Resume.REPEAT), asked(said=Said(text="one two")))
+
+    assert text_of(again) == WHOLE  # the run skips what was said
+
+
+async def test_the_upstream_that_the_job_was_taken_from_is_asked_first(source_of: SourceOf) -> None:
+    async with serving(openai_chat()) as first, serving(openai_chat()) as second:
+        source = source_of(first, second)
+        mine = source._upstreams[1].quota.name
+
+        await said_by(source, asked(quota=mine))
+
+    assert (len(first.received), len(second.received)) == (0, 1)
