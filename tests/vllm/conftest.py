@@ -1,6 +1,7 @@
 """A stack with a worker of each engine, for the tests of vLLM. They need vLLM's own environment: `make vllm-tests`."""
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from tests.e2e.harness import Process, Stack
 from tests.ports import free_port
 
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: make vllm-tests")
+with warnings.catch_warnings(action="ignore"):  # imported by a test module, its warnings would be errors
+    import vllm.v1.core.sched.async_scheduler  # noqa: F401
 
 MODEL = "penstock-tiny"
 LOAD_S = 600.0  # on a busy machine; alone it takes half a minute
@@ -23,6 +26,7 @@ SAME: dict[str, Any] = {"dtype": "float32", "kv_cache_gib": 0.1, "sequences_max"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(pytest.mark.timeout(2 * LOAD_S))
+        item.add_marker(pytest.mark.filterwarnings("ignore"))  # those of vLLM and torch are not ours to mend
 
 
 class Engines:
