@@ -21,13 +21,13 @@ INLINE = re.compile(r"`penstock ([^`]+)`")
 OPTION = re.compile(r"--[a-z][a-z-]+")
 VARIABLE = re.compile(r"\bPENSTOCK_[A-Z0-9_]*[A-Z0-9]\b")
 MODULE = re.compile(r"python -m ((?:bench|tests|tools)[\w.]*)")
-MAKE = re.compile(r"(?:^\$ |`)make ([a-z]+)", re.MULTILINE)
+MAKE = re.compile(r"(?:^\$ |`)make ([a-z-]+)", re.MULTILINE)
 
 
 def shown() -> Iterator[str]:
     """Yield the arguments of each `penstock` behind a prompt, also of one that torchrun starts."""
     for line in [line for path in CURRENT for line in command_lines(path)]:
-        for part in line.split("|"):
+        for part in line.replace("\\\n", " ").split("|"):
             if found := COMMAND.search(part):
                 yield shlex.join(shlex.split(found[1].partition("<")[0], comments=True))
 
@@ -57,7 +57,7 @@ def test_a_command_line_is_one_that_the_command_takes(line: str) -> None:
 @pytest.mark.parametrize("path", CURRENT, ids=lambda path: str(path.relative_to(ROOT)))
 def test_what_a_text_names_is_there(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
 
     for words in map(str.split, INLINE.findall(text)):
         command, options, rest = resolved(words)
@@ -74,10 +74,11 @@ def test_what_a_text_names_is_there(path: Path) -> None:
 def test_what_takes_the_place_of_an_option_is_one_of_ours() -> None:
     text = (ROOT / "docs" / "migrate.md").read_text(encoding="utf-8")
     ours = [row.split("|")[2] for row in text.splitlines() if row.startswith("| ")]
+    of_llama = text.partition("## From llama-server")[2].partition("## ")[0]
     options = options_of(main.commands["up"]) | options_of(main.commands["api"])
     options |= options_of(main.commands["keys"].commands["create"])  # type: ignore[attr-defined]
 
     assert len(ours) > 80
     for cell in ours:
         assert set(OPTION.findall(cell)) <= options, cell
-        assert set(re.findall(r"--engine-option (\w+)=", cell)) <= LlamaOptions.model_fields.keys(), cell
+    assert set(re.findall(r"--engine-option (\w+)=", of_llama)) <= LlamaOptions.model_fields.keys()
