@@ -23,9 +23,10 @@ def listed_models(options: Mapping[str, Any]) -> list[str]:
 
 
 async def _listed(options: UpstreamOptions) -> list[str]:
-    target, transport = options.targets[0], Transport(silence_s=SILENCE_S)
+    target = options.targets[0]
     if target.model:
         return [_named(target.model)]
+    transport = Transport(silence_s=SILENCE_S)
     try:
         found = [each["id"] for each in await Upstream(target, transport, model="").models()]
     except UpstreamError as error:
