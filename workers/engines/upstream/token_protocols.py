@@ -12,6 +12,7 @@ import orjson
 
 from shared.domain.job import Grammar, GrammarKind
 from workers.engines.upstream.answers import failure_in
+from workers.engines.upstream.chat_body import salted
 from workers.engines.upstream.errors import UpstreamBroken
 from workers.scheduling.sequence import Sampled, SamplingParams
 
@@ -74,7 +75,7 @@ def completions_body(request: TokenRequest, model: str) -> dict[str, Any]:
     if request.grammar:
         field = {GrammarKind.JSON_SCHEMA: "json", GrammarKind.REGEX: "regex", GrammarKind.LARK: "grammar"}
         body["structured_outputs"] = {field[request.grammar.kind]: request.grammar.text}
-    return body | ({"cache_salt": request.salt} if request.salt else {})
+    return body | ({"cache_salt": salted(request.salt)} if request.salt else {})
 
 
 def read_completions(data: bytes) -> TokenChunk:

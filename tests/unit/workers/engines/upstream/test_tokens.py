@@ -8,6 +8,7 @@ import pytest
 
 from shared.domain.job import Grammar, GrammarKind
 from tests.upstreams import Fault, StandIn, serving, token_server
+from workers.engines.upstream.chat_body import salted
 from workers.engines.upstream.errors import UpstreamBroken, UpstreamRefused
 from workers.engines.upstream.options import Target
 from workers.engines.upstream.token_protocols import (
@@ -71,7 +72,7 @@ def test_vllm_is_told_everything_but_stop_strings() -> None:
         "logprobs": 2,
         "return_tokens_as_token_ids": True,
         "structured_outputs": {"json": '{"type":"array"}'},
-        "cache_salt": "t/",
+        "cache_salt": salted("t/"),
     }
 
 
