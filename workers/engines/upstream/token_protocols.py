@@ -28,6 +28,7 @@ class TokenRequest(NamedTuple):
     sampling: SamplingParams
     grammar: Grammar | None
     salt: str
+    ignore_eos: bool = False
 
 
 class TokenChunk(NamedTuple):
@@ -64,6 +65,8 @@ def completions_body(request: TokenRequest, model: str) -> dict[str, Any]:
         "stop_token_ids": sorted(sampling.banned),
         "skip_special_tokens": False,
     }
+    if request.ignore_eos:
+        body["ignore_eos"] = True
     if sampling.min_tokens:
         body["min_tokens"] = sampling.min_tokens
     if sampling.logit_bias:
@@ -106,6 +109,7 @@ def llamacpp_body(request: TokenRequest, model: str) -> dict[str, Any]:
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,
         "cache_prompt": True,
+        "ignore_eos": request.ignore_eos,
     }
     if sampling.logit_bias:
         body["logit_bias"] = [[token, bias] for token, bias in sampling.logit_bias]

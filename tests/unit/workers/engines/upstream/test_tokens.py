@@ -91,11 +91,17 @@ def test_llamacpp_is_told_the_same_in_its_words() -> None:
         "presence_penalty": 0.2,
         "frequency_penalty": 0.3,
         "cache_prompt": True,
+        "ignore_eos": False,
         "logit_bias": [[5, -1.0]],
         "seed": 7 + 2**40 % 2**32,
         "n_probs": 2,
         "json_schema": {"type": "array"},
     }
+
+
+@pytest.mark.parametrize("body", [completions_body, llamacpp_body])
+def test_a_server_does_not_end_an_answer_that_ignores_its_end(body: Any) -> None:
+    assert body(request_of([7])._replace(ignore_eos=True), "m")["ignore_eos"] is True
 
 
 def test_vllm_s_log_probabilities_are_by_token_id() -> None:
