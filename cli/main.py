@@ -122,13 +122,15 @@ def _engine(
 
 
 def _models(named: tuple[str, ...], engine_options: tuple[str, ...], settings: Settings) -> tuple[str, ...]:
-    """The models to serve: those that are named, else those that the upstreams list, else the built-in one."""
-    if named or settings.engine != "upstream":
+    """The models to serve: those that are named, else those that the upstreams list, else the built-in one. Options of
+    upstreams are looked at before anything starts."""
+    if settings.engine != "upstream":
         return named or BUILTIN
-    from workers.engines.upstream.discovery import listed_models
+    from workers.engines.upstream.discovery import listed_models, options_of
     from workers.loading.options import parse_options
 
-    return tuple(listed_models(parse_options(engine_options, settings.engine_options)))
+    options = options_of(parse_options(engine_options, settings.engine_options))
+    return named or tuple(listed_models(options))
 
 
 @main.command()

@@ -146,8 +146,6 @@ ABILITIES = (
     "audio",
     "video",
     "files",
-    "video",
-    "files",
     "extra_parameters",
     "logprobs",
     "logit_bias",
@@ -155,7 +153,6 @@ ABILITIES = (
     "ignore_eos",
     "stop_token_ids",
     "token_ids",
-    "extra_parameters",
 )
 
 

@@ -111,7 +111,9 @@ class Worker:
 
     @property
     def accepting(self) -> bool:
-        return not self._intake.closed and self.alive and self._held.leases_are_fresh
+        """True while it claims jobs. A runner has no place while all its upstreams are away, say."""
+        places = any(runner.places for runner in self._runners)
+        return places and not self._intake.closed and self.alive and self._held.leases_are_fresh
 
     def metrics_pages(self) -> list[bytes]:
         """The engines' own metrics, in Prometheus' text format."""

@@ -37,3 +37,14 @@ async def test_a_worker_that_claims_no_more_is_live_but_not_ready() -> None:
 
     assert (await asked(server, "/health/ready")).status_code == 503
     assert (await asked(server, "/health/live")).status_code == 200
+
+
+async def test_a_worker_whose_runners_have_no_place_is_live_but_not_ready() -> None:
+    worker = make_worker(MemoryQueue(Clock()))
+    server = HealthServer(worker, WorkerMetrics())
+    (runner,) = worker._runners
+
+    runner.places = 0  # type: ignore[misc]
+
+    assert (await asked(server, "/health/ready")).status_code == 503
+    assert (await asked(server, "/health/live")).status_code == 200

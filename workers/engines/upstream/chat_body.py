@@ -1,5 +1,6 @@
 """From a chat to the body of `POST /chat/completions`, as each provider takes it. Pure."""
 
+from hashlib import sha256
 from typing import Any
 
 import orjson
@@ -50,7 +51,12 @@ def completion_body(request: CompletionRequest, provider: Provider, model: str, 
 
 def streamed(salt: str, provider: Provider) -> dict[str, Any]:
     usage: dict[str, Any] = {"stream_options": {"include_usage": True}} if provider.asks_usage else {}
-    return {"stream": True, **usage} | ({"cache_salt": salt} if salt and provider.salts else {})
+    return {"stream": True, **usage} | ({"cache_salt": salted(salt)} if salt and provider.salts else {})
+
+
+def salted(salt: str) -> str:
+    """The job's salt as servers take one: vLLM allows no slash in it, and at most 128 characters."""
+    return sha256(salt.encode()).hexdigest()
 
 
 def sampling_fields(sampling: Sampling, provider: Provider, said: Said) -> dict[str, Any]:

@@ -16,16 +16,25 @@ MODELS_MAX = 16
 SILENCE_S = 10.0
 
 
-def listed_models(options: Mapping[str, Any]) -> list[str]:
+def options_of(options: Mapping[str, Any]) -> UpstreamOptions:
+    """The engine's options. Raises SettingsError for wrong ones, and for a key whose variable is not set."""
+    checked = validated("upstream", options, UpstreamOptions)
+    for target in checked.targets:
+        target.secret()
+    return checked
+
+
+def listed_models(options: UpstreamOptions) -> list[str]:
     """The models of the first upstream: its names, or NAME=SOURCE where a model cannot have that name here. Raises
     SettingsError."""
-    return asyncio.run(_listed(validated("upstream", options, UpstreamOptions)))
+    return asyncio.run(_listed(options))
 
 
 async def _listed(options: UpstreamOptions) -> list[str]:
-    target, transport = options.targets[0], Transport(silence_s=SILENCE_S)
+    target = options.targets[0]
     if target.model:
         return [_named(target.model)]
+    transport = Transport(silence_s=SILENCE_S)
     try:
         found = [each["id"] for each in await Upstream(target, transport, model="").models()]
     except UpstreamError as error:

@@ -84,7 +84,7 @@ class UpstreamOptions(Terms):
     continued exactly. `serves` says what may be asked for, if it is not what the providers are known to serve.
     `silence_s` is the longest time without a byte of an answer."""
 
-    urls: list[Url | Target] = Field(min_length=1, max_length=URLS_MAX)
+    urls: list[Target] = Field(min_length=1, max_length=URLS_MAX)
     resume: Literal["", "prefill", "restart", "repeat"] = ""
     tokenizer: str = ""
     context_length: int = Field(0, ge=0)
@@ -94,18 +94,18 @@ class UpstreamOptions(Terms):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_url_is_a_list(cls, data: object) -> object:
-        if isinstance(data, dict) and isinstance(data.get("urls"), str | dict):
-            return {**data, "urls": [data["urls"]]}
-        return data
+    def _listed(cls, data: object) -> object:
+        """One URL is a list of one, and a URL is an object that says nothing else."""
+        if not isinstance(data, dict) or not isinstance(urls := data.get("urls"), str | dict | list):
+            return data
+        each = urls if isinstance(urls, list) else [urls]
+        return {**data, "urls": [{"url": url} if isinstance(url, str) else url for url in each]}
 
     @property
     def targets(self) -> list[Target]:
         """The upstreams, each with what is said of all where it says nothing itself."""
         common = {name: getattr(self, name) for name in Terms.model_fields if name in self.model_fields_set}
         return [
-            Target(url=each, **common)
-            if isinstance(each, str)
-            else each.model_copy(update={n: v for n, v in common.items() if n not in each.model_fields_set})
+            each.model_copy(update={n: v for n, v in common.items() if n not in each.model_fields_set})
             for each in self.urls
         ]

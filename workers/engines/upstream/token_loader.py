@@ -50,6 +50,8 @@ def load_tokens(
     model, end = _model(options.tokenizer, settings, options)
     source = _OpenedTokens(upstreams, options.tokens, end)
     loaded = sourced(spec, source, thread, kind=model.kind, sequences_max=settings.sequences_max)
+    if theirs := upstreams.context_length:
+        model.limits = replace(model.limits, context_length=min(model.limits.context_length, theirs))
 
     def begun(delivery: Delivery) -> JobRun:
         if delivery.job.kind in (Kind.CHAT, Kind.COMPLETION):

@@ -12,6 +12,7 @@ import orjson
 
 from shared.domain.job import Grammar, GrammarKind
 from workers.engines.upstream.answers import failure_in
+from workers.engines.upstream.chat_body import salted
 from workers.engines.upstream.errors import UpstreamBroken
 from workers.scheduling.sequence import Sampled, SamplingParams
 
@@ -27,6 +28,7 @@ class TokenRequest(NamedTuple):
     sampling: SamplingParams
     grammar: Grammar | None
     salt: str
+    ignore_eos: bool = False
 
 
 class TokenChunk(NamedTuple):
@@ -63,6 +65,8 @@ def completions_body(request: TokenRequest, model: str) -> dict[str, Any]:
         "stop_token_ids": sorted(sampling.banned),
         "skip_special_tokens": False,
     }
+    if request.ignore_eos:
+        body["ignore_eos"] = True
     if sampling.min_tokens:
         body["min_tokens"] = sampling.min_tokens
     if sampling.logit_bias:
@@ -74,7 +78,7 @@ def completions_body(request: TokenRequest, model: str) -> dict[str, Any]:
     if request.grammar:
         field = {GrammarKind.JSON_SCHEMA: "json", GrammarKind.REGEX: "regex", GrammarKind.LARK: "grammar"}
         body["structured_outputs"] = {field[request.grammar.kind]: request.grammar.text}
-    return body | ({"cache_salt": request.salt} if request.salt else {})
+    return body | ({"cache_salt": salted(request.salt)} if request.salt else {})
 
 
 def read_completions(data: bytes) -> TokenChunk:
@@ -105,6 +109,7 @@ def llamacpp_body(request: TokenRequest, model: str) -> dict[str, Any]:
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,
         "cache_prompt": True,
+        "ignore_eos": request.ignore_eos,
     }
     if sampling.logit_bias:
         body["logit_bias"] = [[token, bias] for token, bias in sampling.logit_bias]

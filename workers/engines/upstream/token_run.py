@@ -1,6 +1,7 @@
 """A run whose tokens come from an upstream. What they mean is decided as for any engine."""
 
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from functools import partial
 
 from shared.domain.errors import EngineError, InvalidRequest
@@ -71,9 +72,12 @@ class TokenRun(SourceRun):
         return TokenRequest(
             ids=sequence.ids.tolist(),
             tokens_max=max(self._generation.tokens_left(sequence), 1),
-            sampling=sequence.sampling,
+            sampling=replace(
+                sequence.sampling, min_tokens=max(sequence.sampling.min_tokens - sequence.output_length, 0)
+            ),
             grammar=job.sampling.grammar if constraint else None,
             salt=job.cache_salt,
+            ignore_eos=job.sampling.ignore_eos,
         )
 
     def _told(self, events: list[Event]) -> list[Event]:

@@ -1,5 +1,6 @@
 """The body of a request, as each provider takes it."""
 
+import re
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from shared.domain.errors import InvalidRequest
 from shared.domain.job import Grammar, GrammarKind, Sampling
 from tests.unit.workers.engines.upstream.conftest import asked
-from workers.engines.upstream.chat_body import chat_body, completion_body
+from workers.engines.upstream.chat_body import chat_body, completion_body, salted
 from workers.engines.upstream.messages_body import messages_body
 from workers.engines.upstream.providers import PROVIDERS, provider_at
 from workers.engines.upstream.upstream import key_headers
@@ -73,7 +74,7 @@ def test_a_server_of_open_models_takes_every_parameter() -> None:
         "seed": 7,
         "logprobs": True,
         "top_logprobs": 2,
-        "cache_salt": "t/",
+        "cache_salt": salted("t/"),
         "chat_template_kwargs": {"enable_thinking": False},
     }
 
@@ -261,3 +262,8 @@ def test_every_row_names_parameters_that_exist() -> None:
         assert {name for name, _ in provider.names} <= sent
         assert not provider.url.endswith("/")
         assert (provider.resume is Resume.PREFILL) >= bool(provider.marks or provider.continues)
+
+
+def test_a_salt_has_no_character_that_vllm_refuses_and_no_name_of_a_tenant() -> None:
+    assert re.fullmatch(r"[0-9a-f]{64}", salted("key-1/mine@x"))
+    assert salted("key-1/") != salted("key-2/")
