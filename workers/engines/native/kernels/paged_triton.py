@@ -171,18 +171,14 @@ def _attend(  # type: ignore[no-untyped-def]
     if TILED:
         first, rows = tl.load(tiles + 2 * tl.program_id(0)), tl.load(tiles + 2 * tl.program_id(0) + 1)
     owner, position = tl.load(owners + first), tl.load(positions + first)
-    oldest = tl.where(window > 0, tl.maximum(position + 1 - window, 0), 0)
-    count = tl.cdiv(tl.cdiv(position + rows - oldest, parts), TILE) * TILE
-    begin = oldest + part * count
-    stop = tl.minimum(begin + count, position + rows)
+    begin, stop = _span(position, rows, window, part, parts, TILE)
 
     index = tl.arange(0, ROWS * SHARE_TILE)
     row, head = index // SHARE_TILE, index % SHARE_TILE
     real = (row < rows) & (head < SHARE)
-    axis, value_axis = tl.arange(0, SIZE_TILE)[None, :], tl.arange(0, VALUE_TILE)[None, :]
     heads = ((first + row) * groups + group) * SHARE + head
     end = (position + row + 1)[:, None]
-    asked = tl.load(query + heads[:, None] * SIZE + axis, mask=real[:, None] & (axis < SIZE), other=0.0)
+    asked = _rows(query, heads, real, SIZE, SIZE_TILE)
     best = tl.full([ROWS * SHARE_TILE], float("-inf"), tl.float32)
     total = tl.zeros([ROWS * SHARE_TILE], tl.float32)
     if SINKS:  # a token of the first part that gives nothing
@@ -193,32 +189,57 @@ def _attend(  # type: ignore[no-untyped-def]
         token = start + tl.arange(0, TILE)
         here = token < stop
         block = tl.load(tables + owner * width + token // BLOCK, mask=here, other=0).to(tl.int64)
-        at = ((block * BLOCK + token % BLOCK) * groups + group)[:, None]
-        key = tl.load(keys + at * SIZE + axis, mask=here[:, None] & (axis < SIZE), other=0.0)
-        scores = tl.dot(asked, tl.trans(key), input_precision=PRECISION) * scale
-        if CAPPED:
-            scores = cap * (2 * tl.sigmoid(2 * scores / cap) - 1)
-        visible = here[None, :] & (token[None, :] < end) & ((window == 0) | (token[None, :] >= end - window))
-        scores = tl.where(visible, scores, float("-inf"))
-        higher = tl.maximum(best, tl.max(scores, 1))
-        reference = tl.where(higher == float("-inf"), 0.0, higher)  # a row may see nothing of this tile
-        kept = tl.exp(best - reference)
-        weights = tl.exp(scores - reference[:, None])
-        value = tl.load(
-            values + at * VALUE_SIZE + value_axis, mask=here[:, None] & (value_axis < VALUE_SIZE), other=0.0
-        )
-        mixed = mixed * kept[:, None] + tl.dot(weights.to(value.dtype), value, input_precision=PRECISION)
-        total = total * kept + tl.sum(weights, 1)
-        best = higher
+        at = (block * BLOCK + token % BLOCK) * groups + group
+        key, value = _rows(keys, at, here, SIZE, SIZE_TILE), _rows(values, at, here, VALUE_SIZE, VALUE_TILE)
+        scores = _scores(asked, key, token, here, end, scale, cap, window, CAPPED, PRECISION)
+        best, total, mixed = _fold(best, total, mixed, scores, value, PRECISION)
     some = tl.where(total > 0, total, 1.0)
     out = heads * parts + part
     if not WHOLE:
         tl.store(weight_out + out, best + tl.log(some), mask=real)
-    tl.store(
-        mixed_out + out[:, None] * VALUE_SIZE + value_axis,
-        mixed / some[:, None],
-        mask=real[:, None] & (value_axis < VALUE_SIZE),
-    )
+    axis = tl.arange(0, VALUE_TILE)[None, :]
+    inside = real[:, None] & (axis < VALUE_SIZE)
+    tl.store(mixed_out + out[:, None] * VALUE_SIZE + axis, mixed / some[:, None], mask=inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _span(position, rows, window, part, parts, TILE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The first token of a part, and the one after its last: those that `rows` tokens from `position` on see are
+    divided."""
+    oldest = tl.where(window > 0, tl.maximum(position + 1 - window, 0), 0)
+    count = tl.cdiv(tl.cdiv(position + rows - oldest, parts), TILE) * TILE
+    begin = oldest + part * count
+    return begin, tl.minimum(begin + count, position + rows)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _rows(numbers, at, here, SIZE: tl.constexpr, TILE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Rows of SIZE numbers, filled up to TILE by zeros; those that are not `here` are zeros."""
+    axis = tl.arange(0, TILE)[None, :]
+    return tl.load(numbers + at[:, None] * SIZE + axis, mask=here[:, None] & (axis < SIZE), other=0.0)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _scores(  # type: ignore[no-untyped-def]
+    asked, key, token, here, end, scale, cap, window, CAPPED: tl.constexpr, PRECISION: tl.constexpr
+):
+    """The scores of a tile of tokens, -inf for those that are not `here` or that a query before `end` does not see."""
+    scores = tl.dot(asked, tl.trans(key), input_precision=PRECISION) * scale
+    if CAPPED:
+        scores = cap * (2 * tl.sigmoid(2 * scores / cap) - 1)
+    visible = here[None, :] & (token[None, :] < end) & ((window == 0) | (token[None, :] >= end - window))
+    return tl.where(visible, scores, float("-inf"))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _fold(best, total, mixed, scores, value, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Add a tile to the largest score, the weight and the weighted sum of each row (online softmax)."""
+    higher = tl.maximum(best, tl.max(scores, 1))
+    reference = tl.where(higher == float("-inf"), 0.0, higher)  # a row may see nothing of this tile
+    kept = tl.exp(best - reference)
+    weights = tl.exp(scores - reference[:, None])
+    mixed = mixed * kept[:, None] + tl.dot(weights.to(value.dtype), value, input_precision=PRECISION)
+    return higher, total * kept + tl.sum(weights, 1), mixed
 
 
 @triton.jit(do_not_specialize=["parts"])  # type: ignore[untyped-decorator]
