@@ -48,6 +48,8 @@ def load(spec: ModelSpec, settings: Settings, thread: SingleThread) -> Loaded:
     llm = _start(spec, config, stats)
     model = _model(spec, llm, settings)
     loras = {name: LoRARequest(name, number, source) for number, (name, source) in enumerate(spec.adapters, start=1)}
+    for lora in loras.values():
+        _load_adapter(llm, lora)
     log.info("model loaded", extra=_told(spec, model, resume) | {"seconds": round(time.monotonic() - began, 1)})
 
     def make_runner(outbox: Outbox, metrics: WorkerMetrics, more_places: Any) -> Runner:
@@ -80,6 +82,15 @@ def _start(spec: ModelSpec, config: VllmConfig, stats: Stats) -> LLMEngine:
         return LLMEngine.from_vllm_config(config, stat_loggers=[stats.logger])
     except (OSError, ValueError, RuntimeError) as error:
         raise SettingsError(_refusal(spec, error)) from error
+
+
+def _load_adapter(llm: LLMEngine, lora: LoRARequest) -> None:
+    """Load an adapter before anybody asks for it: vLLM's core dies of one that it cannot load for a request."""
+    try:
+        llm.add_lora(lora)
+    except Exception as error:  # whatever kind vLLM's process raised, this one gets as another
+        first = str(error).strip().splitlines() or [type(error).__name__]
+        raise SettingsError(f"ADAPTER: {lora.lora_name} cannot be loaded by vLLM: {first[0]}") from error
 
 
 def _refusal(spec: ModelSpec, error: Exception) -> str:

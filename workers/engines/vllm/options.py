@@ -60,8 +60,9 @@ def _decided(spec: ModelSpec, settings: Settings) -> dict[str, Any]:
         "model": spec.source,
         "max_logprobs": LOGPROBS_MAX,
         "scheduling_policy": "priority",
-        "enable_prefix_caching": settings.prefix_cache,
     }
+    if not settings.prefix_cache:  # else vLLM decides: it has none for models that only read
+        decided["enable_prefix_caching"] = False
     if "sequences_max" in given:
         decided["max_num_seqs"] = settings.sequences_max
     if "batch_tokens_max" in given:

@@ -51,7 +51,7 @@ def prepare(config: VllmConfig, *, hook: bool = True) -> Resume:
     hooked = hook and scheduler_hook.supports() and config.scheduler_config.scheduler_cls is None
     if hooked:
         config.scheduler_config.scheduler_cls = scheduler_hook.HOOKS[bool(config.scheduler_config.async_scheduling)]
-    if not (hooked and second):
+    if not (hooked and second) and config.model_config.runner_type == "generate":  # one that pools takes none
         processors: list[Any] = list(config.model_config.logits_processors or [])
         config.model_config.logits_processors = [*processors, resumed_penalties.NAME]
     return Resume(hooked, second, config.model_config.get_vocab_size())
