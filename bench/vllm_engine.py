@@ -155,7 +155,7 @@ def first_tokens(servers: list[Running], pairs: int) -> str:
     for number in range(-3, pairs):
         for each in servers if number % 2 else servers[::-1]:
             with awake(each):
-                one = asyncio.run(measure(each.server, 1, 1, 8, prompts(number + 50_000, 48), number))
+                one = asyncio.run(measure(each.server, 1, 1, 48, prompts(number + 50_000, 48), number))
             if number >= 0:
                 found.setdefault(each.server.name, []).append(one.first_ms)
     added = [mine - theirs for mine, theirs in zip(found[PENSTOCK], found[PLAIN], strict=True)]
