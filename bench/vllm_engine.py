@@ -34,6 +34,7 @@ PENSTOCK, PLAIN = "Penstock with vLLM", "plain vLLM"
 LOAD_S = 600.0
 CACHE_BYTES = 2**30
 NEXT_TOKEN_S = 5.0
+EAGER = "--engine-option=enforce_eager=true"
 TEXT = "Tell me of the fox that hums a tune, of the house by the sea, and count to nine."
 FORM = {
     "type": "object",
@@ -73,9 +74,9 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def penstock(folder: Path, model: Path) -> Iterator[tuple[Running, Stack]]:
+def penstock(folder: Path, model: Path, *, eager: bool) -> Iterator[tuple[Running, Stack]]:
     stack = Stack(folder, **environment(folder))
-    worker = add_worker(stack, model, "vllm")
+    worker = add_worker(stack, model, "vllm", *([EAGER] if eager else []))
     stack.staffed(1, seconds=LOAD_S)
     front = [psutil.Process(pid) for pid in (worker.pid, stack.api.pid, stack.redis.pid)]
     server = Server(PENSTOCK, f"{stack.base}/v1", "bench")
@@ -87,15 +88,16 @@ def penstock(folder: Path, model: Path) -> Iterator[tuple[Running, Stack]]:
         stack.stop()
 
 
-def add_worker(stack: Stack, model: Path, engine: str) -> "subprocess.Popen[bytes]":
-    return stack.spawn("worker", f"--model=bench={model}", f"--engine={engine}")
+def add_worker(stack: Stack, model: Path, engine: str, *options: str) -> "subprocess.Popen[bytes]":
+    return stack.spawn("worker", f"--model=bench={model}", f"--engine={engine}", *options)
 
 
 @contextmanager
-def plain(folder: Path, model: Path) -> Iterator[Running]:
+def plain(folder: Path, model: Path, *, eager: bool) -> Iterator[Running]:
     port = free_port()
     given = [f"--model={model}", "--served-model-name=bench", f"--port={port}", "--dtype=float32"]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *given, "--disable-uvicorn-access-log"]
+    command += ["--enforce-eager"] if eager else []
     with (folder / "vllm.log").open("wb") as log:
         process = subprocess.Popen([*command, f"--kv-cache-memory-bytes={CACHE_BYTES}"], stdout=log, stderr=log)
     url = f"http://127.0.0.1:{port}"
@@ -120,8 +122,10 @@ def paused(running: Running) -> Iterator[None]:
 
 @contextmanager
 def awake(running: Running) -> Iterator[None]:
+    """One answer comes first: processes that were stopped have a lease, a look at the queue and a Redis to catch up."""
     running.signal(signal.SIGCONT)
     try:
+        asyncio.run(measure(running.server, 1, 1, 48, prompts(time.time_ns(), 48), 0))
         yield
     finally:
         running.signal(signal.SIGSTOP)
@@ -153,7 +157,7 @@ def first_tokens(servers: list[Running], pairs: int) -> str:
     for number in range(-3, pairs):
         for each in servers if number % 2 else servers[::-1]:
             with awake(each):
-                one = asyncio.run(measure(each.server, 1, 1, 2, prompts(number + 50_000, 48), number))
+                one = asyncio.run(measure(each.server, 1, 1, 48, prompts(number + 50_000, 48), number))
             if number >= 0:
                 found.setdefault(each.server.name, []).append(one.first_ms)
     added = [mine - theirs for mine, theirs in zip(found[PENSTOCK], found[PLAIN], strict=True)]
@@ -226,18 +230,20 @@ def main() -> None:
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--tokens", default=64, show_default=True, help="Length of each answer, in tokens.")
 @click.option("--pairs", default=40, show_default=True, help="Pairs of requests for the time to the first token.")
-def speed(size: str, cells: tuple[int, ...], rounds: int, tokens: int, pairs: int) -> None:
+@click.option("--eager", is_flag=True, help="Do not compile the model in either: both load sooner.")
+def speed(size: str, cells: tuple[int, ...], rounds: int, tokens: int, pairs: int, *, eager: bool) -> None:
     """Compare tokens a second, CPU a token and the time to the first token with plain vLLM's."""
     with (
         tempfile.TemporaryDirectory() as folder,
         prepared(Path(folder), size) as model,
-        penstock(Path(folder), model) as (ours, _),
+        penstock(Path(folder), model, eager=eager) as (ours, _),
         paused(ours),
-        plain(Path(folder), model) as theirs,
+        plain(Path(folder), model, eager=eager) as theirs,
         paused(theirs),
     ):
         results, cpu = compare([ours, theirs], cells, rounds=rounds, tokens=tokens)
-        print(table(results, PENSTOCK), cpu, first_tokens([ours, theirs], pairs), sep="\n\n")
+        print(table(results, PENSTOCK), cpu, sep="\n\n", flush=True)
+        print(first_tokens([ours, theirs], pairs))
 
 
 @main.command()

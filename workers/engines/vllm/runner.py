@@ -254,7 +254,7 @@ class VllmRunner(EngineThread):
 
     def _share(self) -> None:
         """Let vLLM have the first suspect alone, or all sequences."""
-        wanted = [next(iter(self._suspects))] if self._suspects else list(self._owners)
+        wanted = dict.fromkeys([next(iter(self._suspects))] if self._suspects else self._owners)
         if others := [sequence for sequence in self._requests.sequences if sequence not in wanted]:
             self._llm.abort_request([self._requests.remove(sequence) for sequence in others])
         for sequence in wanted:
@@ -279,6 +279,11 @@ class VllmRunner(EngineThread):
             self._requests.remove(sequence)
             failed = Failed(code="invalid_request", message=f"vLLM refuses the request: {error}")
             return [self._finish(run, failed)]
+        except Exception as error:  # it fails the job that it is about, and no other
+            log.exception("vLLM took no request", extra={"job_id": sequence.job_id})
+            self._metrics.faults.inc()
+            self._requests.remove(sequence)
+            return [self._finish(run, engine_failed(error))]
         return []
 
     def _drop(self, run: JobRun) -> None:
