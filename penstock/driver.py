@@ -5,7 +5,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 
 from shared.domain.events import CallPart, Completed, Delta, Event, Finished, Outcome, Usage
 from shared.domain.job import Job, Kind, Sampling
@@ -174,10 +174,14 @@ class Driver:
             self.abandon()
 
     def abandon(self) -> None:
-        """Take no more events, whatever the runner does. A second call does nothing."""
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._outbox.close)
-            self._thread.join(self._seconds_max)
+        """Take no more events, whatever the runner does; a second call does nothing. What was loaded is closed, unless
+        the runner still computes with it."""
+        if not self._thread.is_alive():
+            return
+        ended, _ = wait([self.stop()], self._seconds_max)
+        self._loop.call_soon_threadsafe(self._outbox.close)
+        self._thread.join(self._seconds_max)
+        if ended:
             self.loaded.close()
 
     def _run(self) -> None:

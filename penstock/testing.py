@@ -29,8 +29,8 @@ class RunnerConformance:
     for those that stop it. A greedy answer to `prompt` of at most `tokens_max` tokens must have at least twelve deltas,
     and be the same every time.
 
-    `failing_prompt` is one at which the model fails, if there is any. A class whose engine can be broken from outside
-    overrides `break_engine`."""
+    `failing_prompt` is one at which the model fails, if there is any. A class whose engine can be broken overrides
+    `break_engine`."""
 
     engine: ClassVar[str] = ""
     source: ClassVar[str] = "model"
@@ -53,7 +53,7 @@ class RunnerConformance:
 
     def break_engine(self, driver: Driver) -> None:
         """Break the engine so that only a new process helps: kill its core, say."""
-        pytest.skip("nothing breaks this engine from outside")
+        pytest.skip("nothing breaks this engine")
 
     @pytest.fixture(scope="class")
     @classmethod

@@ -97,10 +97,13 @@ class ChatRequest(TextRequest):
     @property
     def question(self) -> str:
         """The text of the last message."""
-        content = self.messages[-1].get("content") or ""
-        if isinstance(content, str):
-            return content
-        return "".join(part.get("text", "") for part in content)
+        return text_of(self.messages[-1])
+
+
+def text_of(message: Mapping[str, Any]) -> str:
+    """The text of a message, whose content may have parts of other types."""
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -62,10 +62,11 @@ def stack(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
             yield stack
 
 
-def serve(stack: Stack, folder: Path, model: str, engine: str, *options: str) -> Process:
+def serve(stack: Stack, folder: Path, model: str, engine: str, *options: str, drain_s: float = 5) -> Process:
     arguments = ["worker", model, f"--engine={engine}", *[f"--engine-option={each}" for each in options]]
     log = folder / f"{model}-{len(stack.workers)}.log"
-    stack.workers.append(Process(arguments, environment=stack.environment, log=log))
+    environment = {**stack.environment, "PENSTOCK_DRAIN_S": str(drain_s)}
+    stack.workers.append(Process(arguments, environment=environment, log=log))
     stack.wait_ready(len([each for each in stack.workers if each.popen.poll() is None]))
     return stack.workers[-1]
 
@@ -183,6 +184,19 @@ def test_a_repeated_answer_survives_the_death_of_its_worker(stack: Stack, folder
 
     first.kill()
     serve(stack, folder, "slow", "slow:Slow")
+
+    assert text_of([*begun, *stream]) == QUESTION + " "
+
+
+def test_a_worker_that_is_told_to_stop_hands_its_answer_over(stack: Stack, folder: Path) -> None:
+    first = serve(stack, folder, "brief", "slow:Slow", drain_s=0.1)
+    stream = stack.client().chat.completions.create(
+        model="brief", messages=[{"role": "user", "content": QUESTION}], stream=True
+    )
+    begun = [next(stream) for _ in range(20)]
+
+    assert first.stop() == 0
+    serve(stack, folder, "brief", "slow:Slow")
 
     assert text_of([*begun, *stream]) == QUESTION + " "
 

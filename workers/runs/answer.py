@@ -108,17 +108,20 @@ class TokenCount:
     def __init__(self, count: Callable[[str], int]) -> None:
         self._count = count
         self._told = self._told_reasoning = 0
-        self._untold = self._untold_reasoning = ""
+        self._untold: list[str] = []
+        self._untold_reasoning: list[str] = []
 
     def add(self, text: str, tokens: int | None = None, *, reasoning: bool = False) -> None:
         self._told += tokens or 0
-        self._untold += text if tokens is None else ""
         if reasoning:
             self._told_reasoning += tokens or 0
-            self._untold_reasoning += text if tokens is None else ""
+        if tokens is None:
+            self._untold.append(text)
+            if reasoning:
+                self._untold_reasoning.append(text)
 
     def with_more(self, text: str) -> int:
-        return self._told + self._count(self._untold + text)
+        return self._told + self._count("".join([*self._untold, text]))
 
     @property
     def total(self) -> int:
@@ -126,7 +129,7 @@ class TokenCount:
 
     @property
     def reasoning(self) -> int:
-        return self._told_reasoning + self._count(self._untold_reasoning)
+        return self._told_reasoning + self._count("".join(self._untold_reasoning))
 
 
 class Repetition:

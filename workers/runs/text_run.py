@@ -11,7 +11,7 @@ from shared.domain.job import Job, Kind
 from shared.queue.protocols import Delivery
 from workers.runs.answer import Answer, Part, said_by
 from workers.runs.source_run import SourceRun, require_serves
-from workers.source import AnswerLost, ChatRequest, ChatSource, CompletionRequest, Piece, Pieces, Resume, Said
+from workers.source import AnswerLost, ChatRequest, ChatSource, CompletionRequest, Piece, Pieces, Resume, Said, text_of
 
 
 class TextRun(SourceRun):
@@ -152,7 +152,7 @@ def _prompt_text(job: Job, prompt: str | list[int] | None) -> str:
     """A text whose tokens are about those of the prompt."""
     if prompt is not None:
         return prompt if isinstance(prompt, str) else " ".join(map(str, prompt))
-    lines = [f"{message['role']}: {message.get('content') or ''}" for message in job.request["messages"]]
+    lines = [f"{message['role']}: {text_of(message)}" for message in job.request["messages"]]
     return "\n".join(lines) + (orjson.dumps(job.request["tools"]).decode() if job.request.get("tools") else "")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from penstock.engines import ChatRequest, ChatSource, CompletionRequest, Piece, Resume
+from penstock.engines import ChatRequest, ChatSource, CompletionRequest, EngineBroken, Piece, Resume
 from shared.domain.events import Event
 from shared.domain.job import Job
 from shared.queue.protocols import Delivery
@@ -58,6 +58,8 @@ class Plain(ChatSource):
 
 def words(request: ChatRequest) -> list[str]:
     """The words of the question, each with the space after it."""
+    if request.question == "break":
+        raise EngineBroken("the question asked for it")
     if request.question == "fail":
         raise ValueError("the question asked for it")
     return re.findall(r"\S+\s*", request.question)

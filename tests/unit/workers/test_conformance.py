@@ -4,6 +4,7 @@ from typing import ClassVar
 
 import pytest
 
+from penstock.driver import Driver
 from penstock.testing import RunnerConformance
 from shared.settings import Settings, load_settings
 
@@ -29,6 +30,9 @@ class TestNative(RunnerConformance):
 class TestRepeatingSource(RunnerConformance):
     engine = "tests.unit.workers.sources:Echo"
     failing_prompt = "fail"
+
+    def break_engine(self, driver: Driver) -> None:
+        driver.start(driver.chat("break"))
 
     @classmethod
     def settings(cls) -> Settings:

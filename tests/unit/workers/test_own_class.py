@@ -1,12 +1,26 @@
 """Finding and opening engines that are somebody else's."""
 
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from penstock.driver import Driver
 from penstock.testing import RunnerConformance
-from penstock.tokens import EngineLimits, Loaded, ModelSpec, Settings, SettingsError, SingleThread, infos_of, stepped
+from penstock.tokens import (
+    Batch,
+    EngineBroken,
+    EngineLimits,
+    Loaded,
+    ModelSpec,
+    Sampled,
+    Settings,
+    SettingsError,
+    SingleThread,
+    infos_of,
+    stepped,
+)
 from shared.settings import load_settings
 from workers.engines.scripted import VOCABULARY, ScriptedEngine
 from workers.loading.loaded import load
@@ -94,12 +108,27 @@ async def test_an_unknown_engine_is_refused_before_anything_is_loaded() -> None:
         await loaded("torhc")
 
 
+class Breakable(ScriptedEngine):
+    broken = threading.Event()
+
+    def step(self, batch: Batch) -> list[Sampled]:
+        if self.broken.is_set():
+            raise EngineBroken("the device is gone")
+        return super().step(batch)
+
+
 def load_scripted(spec: ModelSpec, settings: Settings, thread: SingleThread) -> Loaded:
     """An engine of tokens, as somebody else would bring it."""
     limits = EngineLimits(sequences_max=4, batch_tokens_max=64, context_length=1000, vocabulary=VOCABULARY, blocks=0)
-    engine = ScriptedEngine(limits=limits, step_ms=1, tokens=20)
+    engine = Breakable(limits=limits, step_ms=1, tokens=20)
     return stepped(infos_of(spec, engine), engine, thread)
 
 
 class TestEngineOfTokens(RunnerConformance):
     engine = f"{__name__}:load_scripted"
+
+    def break_engine(self, driver: Driver) -> None:
+        """Break it, and no other that is loaded later."""
+        Breakable.broken.set()
+        assert driver.eventually(lambda: not driver.runner.alive(step_timeout_s=60))
+        Breakable.broken.clear()

@@ -17,6 +17,7 @@ from penstock.engines import (
 from shared.domain.events import Completed, Delta, Echoed, Event, Finished, Likelihood, Logprobs, Started
 from shared.domain.job import Grammar, GrammarKind
 from shared.queue.protocols import Delivery
+from tests.factories import make_job
 from tests.unit.workers.sources import Echo, Given, after, delivered
 from workers.runs.text_run import TextRun
 
@@ -106,6 +107,14 @@ def test_usage_counts_the_prompt_once_over_the_choices() -> None:
         last = run.close(choice)
 
     assert usage_of(last) == Usage(prompt_tokens=11, completion_tokens=10, cached_tokens=4)
+
+
+def test_an_image_counts_as_no_text_of_the_prompt() -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 10_000}}
+    job = make_job()
+    job.request["messages"][0]["content"] = [{"type": "text", "text": "hello"}, image]
+
+    assert TextRun(delivered(job), Given()).prompt_tokens < 10
 
 
 def test_reasoning_and_calls_keep_apart_from_the_text() -> None:
