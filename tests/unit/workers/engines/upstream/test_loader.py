@@ -1,0 +1,87 @@
+"""Loading models of upstreams: what is told of them, and what is not needed for that."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from penstock.driver import Driver
+from shared.domain.errors import SettingsError
+from shared.settings import load_settings
+from tests.conftest import ROOT
+from tests.upstreams import StandIn, in_thread, openai_chat, token_server
+from workers.loading.loaded import Loaded, load
+from workers.loading.model_spec import parse_specs
+
+NOT_NEEDED = ("torch", "transformers", "tokenizers", "llguidance", "jinja2", "numba")
+
+
+def loaded(**options: Any) -> Loaded:
+    """Load a model, and stop what would compute it."""
+    (spec,) = parse_specs(["ours=m"], engine="upstream", options=options)
+    model = asyncio.run(load(spec, load_settings()))
+    Driver(model, seconds_max=10).close()
+    return model
+
+
+@pytest.fixture
+def vllm() -> Iterator[StandIn]:
+    with in_thread(token_server(lambda prompt: iter(()))) as server:
+        yield server
+
+
+def test_a_worker_of_texts_needs_nothing_of_an_engine() -> None:
+    command = "import sys, workers.main, workers.engines.upstream.loader; print(*sys.modules)"
+    listed = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
+
+    assert not set(NOT_NEEDED) & set(listed.stdout.split())
+
+
+def test_a_server_is_known_by_how_it_lists_its_models(vllm: StandIn) -> None:
+    (info,) = loaded(urls=vllm.url).infos
+
+    assert (info.name, info.engine, info.resume, info.context_length) == ("ours", "upstream", "prefill", 2048)
+
+
+def test_the_class_is_what_all_upstreams_can_keep(vllm: StandIn) -> None:
+    with in_thread(openai_chat()) as other:
+        mixed = loaded(urls=[vllm.url, other.url]).infos[0]
+        told = loaded(urls=[vllm.url, other.url], resume="prefill").infos[0]
+
+    assert (mixed.resume, told.resume) == ("restart", "prefill")
+
+
+def test_what_a_provider_lacks_is_no_capability() -> None:
+    with in_thread(openai_chat()) as server:
+        able = set(loaded(urls=server.url, provider="openai").infos[0].capabilities)
+
+    assert {"chat", "tools", "images", "logprobs", "extra_parameters"} <= able
+    assert not {"completions", "min_tokens", "ignore_eos", "embeddings"} & able
+
+
+def test_a_server_that_does_not_answer_yet_is_no_error() -> None:
+    (info,) = loaded(urls="http://127.0.0.1:9/v1").infos
+
+    assert info.resume == "restart"
+
+
+def test_all_workers_with_the_same_url_key_and_model_share_a_quota(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_KEY", "a")
+    monkeypatch.setenv("B_KEY", "b")
+    url = "http://127.0.0.1:9/v1"
+
+    (one,), (same,), (other,) = (
+        loaded(urls=url, key=key, requests_per_minute=60).quotas
+        for key in ("${env:A_KEY}", "${env:A_KEY}", "${env:B_KEY}")
+    )
+
+    assert (one.requests, one.name) == (60, same.name)
+    assert other.name != one.name
+
+
+def test_a_tokenizer_that_is_not_there_is_named() -> None:
+    with pytest.raises(SettingsError, match="ENGINE_OPTION tokenizer: /no/such cannot be loaded"):
+        loaded(urls="http://127.0.0.1:9/v1", tokenizer="/no/such")
