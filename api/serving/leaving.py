@@ -18,7 +18,8 @@ CLOSE_LOOK_S = 0.2
 
 
 class Leaving:
-    """Leaves jobs when they are due. `leave` cancels a job in its queue, unless another process still reads it."""
+    """Calls the queue's `leave` for each job when its grace has passed, which cancels the job unless another process
+    still reads it."""
 
     def __init__(self, leave: Callable[[str], Awaitable[None]], metrics: ApiMetrics) -> None:
         self._leave = leave

@@ -38,7 +38,7 @@ class JobStream:
         self.next_seq = 0
         self.heard_at = now
         self.expires_at = math.inf
-        self.accepted = False
+        self.enqueued = False
         self.ended = False
         self._queue_deadline_s, self._run_s = job.queue_deadline_ms / 1000, job.run_deadline_ms / 1000
         self.behind = False
@@ -48,11 +48,11 @@ class JobStream:
         self._known = array("q")  # a digest of each event
         self._arrived = asyncio.Event()
 
-    def accept(self, now: float, *, logged: bool) -> None:
-        """Note that the job is, or may be, enqueued: from now on its log is read, and leaving it cancels it. `logged`
-        means that the job was there before.
+    def mark_enqueued(self, now: float, *, logged: bool) -> None:
+        """Note that the job is enqueued, or that nobody knows: from now on its log is read, and leaving it cancels it.
+        `logged` means that the job was there before.
         """
-        self.accepted = True
+        self.enqueued = True
         self.behind = logged
         self.expires_at = now + self._queue_deadline_s + EXPIRY_GRACE_S
 
@@ -172,12 +172,13 @@ class Relay:
             self._streams[job.id].remove(stream)
             if not self._streams[job.id]:
                 del self._streams[job.id]
-                if stream.accepted and not stream.ended and not self._closing:
+                if stream.enqueued and not stream.ended and not self._closing:
                     self._leaving.add(job.id, grace_s=stream.grace_s)
 
-    def accept(self, stream: JobStream, *, logged: bool = False) -> None:
-        """Note that the job is, or may be, enqueued. `logged` means that it was there before: its log is read first."""
-        stream.accept(self._now(), logged=logged)
+    def mark_enqueued(self, stream: JobStream, *, logged: bool = False) -> None:
+        """Note that the job is enqueued, or that nobody knows. `logged` means that it was there before: its log
+        is read first."""
+        stream.mark_enqueued(self._now(), logged=logged)
 
     async def next_events(self, stream: JobStream) -> list[Event]:
         """Return the next events: at least one, and all that are there, so that a busy stream needs fewer writes.
@@ -194,6 +195,7 @@ class Relay:
                 await self._refill([stream])
 
     async def _hear(self) -> None:
+        """Hear what publish() in lifecycle.lua sends to this process's channel, `keys.events_channel(self.name)`."""
         async for batch in self._channel.listen(self.name):
             now = self._now()
             for job_id, events in batch:
@@ -208,7 +210,7 @@ class Relay:
             now = self._now()
             self._metrics.relay_lag.set(max((stream.lag(now) for stream in self._all()), default=0))
             limit = now - self._silence_s
-            silent = [s for s in self._all() if s.accepted and not s.ended and s.heard_at < limit]
+            silent = [s for s in self._all() if s.enqueued and not s.ended and s.heard_at < limit]
             if silent:
                 await self._refill(silent)
 

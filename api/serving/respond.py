@@ -67,8 +67,8 @@ async def enqueue_and_open(
         accepted = await _enqueue(services, submission, options)
     except QueueUnavailable:
         services.metrics.redis_errors.inc()
-        # The job may be enqueued although its answer was lost; accepting the stream makes its closing cancel the job.
-        services.relay.accept(stream)
+        # The job may be enqueued although its answer was lost; marking its stream makes its closing cancel the job.
+        services.relay.mark_enqueued(stream)
         stream.grace_s = 0
         if submission.record:
             with suppress(QueueUnavailable):
@@ -77,7 +77,7 @@ async def enqueue_and_open(
     if accepted.attached:
         job = replace(job, id=accepted.job_id, created_ms=accepted.created_ms)
         stream = opened.enter_context(services.relay.open(job))
-    services.relay.accept(stream, logged=accepted.attached)
+    services.relay.mark_enqueued(stream, logged=accepted.attached)
     headers = {"x-penstock-job-id": job.id, "x-penstock-queue-position": str(accepted.ahead + 1)}
     return job, stream, headers | limit_headers(options.caller.key, accepted.limits_left)
 
@@ -162,7 +162,7 @@ async def respond_whole(
     with ExitStack() as opened:
         job, stream, headers = await enqueue_and_open(services, submission, options, opened)
         try:
-            body = await first_of(collect(services, stream, submission.formatter.whole(job)), _left(request))
+            body = await first_of(collect(services, stream, submission.formatter.whole(job)), _client_gone(request))
         except Stopping:
             if not options.idempotency:  # the client cannot find the job: it never got its id
                 await services.queue.leave(job.id, subscriber=services.relay.name)
@@ -192,7 +192,7 @@ def _require_success(events: Sequence[Event]) -> Usage | None:
     return last.outcome.usage
 
 
-async def _left(request: Request) -> None:
+async def _client_gone(request: Request) -> None:
     """Return when the client closes the connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
@@ -210,6 +210,6 @@ async def resume_stream(services: Services, job: Job, formatter: StreamFormatter
     with ExitStack() as opened:
         stream = opened.enter_context(services.relay.open(job))
         await services.queue.attach(job.id, subscriber=services.relay.name)
-        services.relay.accept(stream, logged=True)
+        services.relay.mark_enqueued(stream, logged=True)
         body = _body(services, stream, [], formatter, began=time.monotonic())
         return EventStream(body, services.settings, opened=opened.pop_all(), headers={"x-penstock-job-id": job.id})

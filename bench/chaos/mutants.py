@@ -53,8 +53,8 @@ MUTANTS = [
     Mutant(
         name="closed before the last events are logged",
         file="shared/queue/lifecycle.lua",
-        old="  local outbox = {}\n  if not append_events(id, subscribers, args.first,",
-        new="  local outbox = {}\n  close(model, id, ending, args.iso, args.ttl_s)\n  table.remove(args.events, 1)\n"
+        old="  local messages = {}\n  if not append_events(id, subscribers, args.first,",
+        new="  local messages = {}\n  close(model, id, ending, args.iso, args.ttl_s)\n  table.remove(args.events, 1)\n"
         "  if not append_events(id, subscribers, args.first,",
         under=("F1",),
     ),
@@ -83,8 +83,8 @@ MUTANTS = [
     Mutant(
         name="a cancel is lost",
         file="shared/queue/end.lua",
-        old="if status ~= 'queued' and status ~= 'started' then return status or '' end\n  local outbox",
-        new="if status ~= 'queued' then return status or '' end\n  local outbox",
+        old="if status ~= 'queued' and status ~= 'started' then return status or '' end\n  local messages",
+        new="if status ~= 'queued' then return status or '' end\n  local messages",
         under=("F17",),
     ),
     Mutant(

@@ -156,7 +156,7 @@ def _media_parts(message: Mapping[str, Any]) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """A model as its worker describes it. `engine` is batched, stepwise, embedding, llamacpp, scripted or custom.
+    """A model as its worker describes it. `engine` is batched, stepwise, embedding, llamacpp, vllm, scripted or custom.
     `parent` is the model that an adapter adapts. `capabilities` lists the requests it serves, `slots` is how many jobs
     a worker runs at a time, and no prompt of more than `prompt_chars_max` characters can fit, however it is tokenised;
     0 if unknown, like `context_length`. `resume` says what becomes of an answer whose worker dies: it goes on with the

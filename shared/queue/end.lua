@@ -28,8 +28,8 @@ local function cancel_job(id, iso, ttl_s, event, by)
   local status, model, sid, worker, subscribers =
     unpack(redis.call('HMGET', job, 'status', 'origin', 'sid', 'worker_name', 'subscribers'))
   if status ~= 'queued' and status ~= 'started' then return status or '' end
-  local outbox = {}
-  append_events(id, subscribers, redis.call('LLEN', LOG .. id), { event }, outbox)
+  local messages = {}
+  append_events(id, subscribers, redis.call('LLEN', LOG .. id), { event }, messages)
   note(job, 'cancelled by ' .. by)
   if status == 'queued' then
     unlist(model, id, sid)
@@ -41,7 +41,7 @@ local function cancel_job(id, iso, ttl_s, event, by)
     correct(model, id, tonumber(redis.call('HGET', job, 'prompt_tokens') or 0) + redis.call('LLEN', LOG .. id))
     redis.call('PUBLISH', CONTROL .. (worker or ''), id)
   end
-  publish(outbox)
+  publish(messages)
   return status
 end
 

@@ -23,8 +23,9 @@ local function drop_entry_of_ended(model, id, status)
   end
 end
 
--- Take over a job whose lease has run out. `attempt` counts the claims without progress. On the last attempt the job
--- runs isolated, one at a time on a worker: if it kills its worker again, the other jobs there did not.
+-- Take over a job whose lease has run out. `attempt` counts the claims without progress. On the last attempt start()
+-- marks the job as isolated, and it runs so, one at a time on a worker: if it kills its worker again, the other
+-- jobs there did not.
 local function reclaim(args, id)
   local job = JOB .. id
   local status, owner, attempt, worker, progressed =

@@ -84,7 +84,8 @@ end
 local PREVIOUS_TTL_S = 7 * 86400
 
 -- Let a job that stands on the list wait for a worker: give it a stream entry and a fresh start (no earlier attempts,
--- no earlier output), push it into its lane in fair_queue.lua, where claims find it, and wake a worker.
+-- no earlier output), push it into its lane in fair_queue.lua, where claims find it, and wake a worker that
+-- waits in RedisQueue.claim.
 local function add_entry(model, id)
   local job = JOB .. id
   if redis.call('HGET', job, 'status') ~= 'queued' then
@@ -110,7 +111,7 @@ end
 -- verb: claim
 -- takes: model, worker, claim_token, iso, number lease_ms, number limit, number room, number attempts_max
 -- takes: number widest, list tenants, list quotas (name, number requests, number tokens, number at_once)
--- needs: add_entry, clock, drop_entry, lapsed, pop, quota, start, sync, unlist, width
+-- needs: add_entry, delivery, drop_entry, lapsed, pop, quota, start, sync, unlist, width
 -- Claim up to `limit` jobs or `room` sequences: lapsed leases first, then the least-served class and tenant. `widest`
 -- bounds the jobs of `tenants`. With `quotas`, each job is taken from the first that has room for it. If they
 -- have limits, the most urgent class comes first. A repeated claim gets the same jobs. -> {delivery*}
@@ -167,21 +168,6 @@ local function claim_jobs(args, widest)
   return ids
 end
 
--- Return a claim's answer for a job: {id, attempt, payload, log, late, milliseconds left to run, isolated, milliseconds
--- since it was queued or handed over, trace context, quota}
-local function delivery(id)
-  local job, now = JOB .. id, now_ms()
-  local sid, attempt, payload, queue_deadline_ms, deadline_ms, isolated, trace, quota = unpack(
-    redis.call('HMGET', job, 'sid', 'attempt', 'payload', 'patience_ms', 'deadline_ms', 'alone', 'trace', 'quota'))
-  local late = ''
-  local waited = now - string.match(sid, '^%d+')   -- an entry's id is the time at which it was made
-  if attempt == '1' and waited > tonumber(queue_deadline_ms or 0) then late = 'queue' end
-  local left = deadline_ms and deadline_ms - now or ''
-  if left ~= '' and left <= 0 then late = 'run' end
-  local log = redis.call('LRANGE', LOG .. id, 0, -1)
-  return { id, tonumber(attempt), payload or '', log, late, left, isolated and 1 or 0, waited, trace or '', quota or '' }
-end
-
 local function claim(args)
   local claim_token, worker, widest, ids = args.claim_token, args.worker, {}, {}
   args.quotas = listed(args.quotas)
@@ -230,13 +216,30 @@ local function start(args, id, attempt)
   return id
 end
 
+-- part: delivery
+-- needs: clock
+-- Return a claim's answer for a job: {id, attempt, payload, log, late, milliseconds left to run, isolated, milliseconds
+-- since it was queued or handed over, trace context, quota}
+local function delivery(id)
+  local job, now = JOB .. id, now_ms()
+  local sid, attempt, payload, queue_deadline_ms, deadline_ms, isolated, trace, quota = unpack(
+    redis.call('HMGET', job, 'sid', 'attempt', 'payload', 'patience_ms', 'deadline_ms', 'alone', 'trace', 'quota'))
+  local late = ''
+  local waited = now - string.match(sid, '^%d+')   -- an entry's id is the time at which it was made
+  if attempt == '1' and waited > tonumber(queue_deadline_ms or 0) then late = 'queue' end
+  local left = deadline_ms and deadline_ms - now or ''
+  if left ~= '' and left <= 0 then late = 'run' end
+  local log = redis.call('LRANGE', LOG .. id, 0, -1)
+  return { id, tonumber(attempt), payload or '', log, late, left, isolated and 1 or 0, waited, trace or '', quota or '' }
+end
+
 -- verb: append
 -- takes: list writes (id, claim_token, number first, list events)
 -- needs: log
 -- Append events to the logs of jobs, and publish them. -> {{id, -1 when the job is no longer the caller's, else the
 -- length of a log that is shorter than the caller thinks: Redis has lost its end}*}
 
--- A job has progressed since its last claim: if its worker dies now, that is no more this job's fault than any other's.
+-- A job has progressed since its last claim: if its worker dies now, its attempts count from 2 again.
 -- If it ran isolated, its worker may run others again.
 local function acquit(id, isolated, worker)
   redis.call('HSET', JOB .. id, 'moved', 1)
@@ -247,30 +250,31 @@ local function acquit(id, isolated, worker)
 end
 
 local function append(args)
-  local refused, outbox = {}, {}
+  local refused, messages = {}, {}
   for write in args.writes do
     local id = write.id
     -- Read by index: unpack() would cost this verb, which is called for every step, a twentieth.
     local h = redis.call('HMGET', JOB .. id, 'exec', 'status', 'subscribers', 'moved', 'alone', 'worker_name')
     if h[1] ~= write.claim_token or h[2] ~= 'started' then
       refused[#refused + 1] = { id, -1 }
-    elseif not append_events(id, h[3], write.first, write.events, outbox) then
+    elseif not append_events(id, h[3], write.first, write.events, messages) then
       refused[#refused + 1] = { id, redis.call('LLEN', LOG .. id) }
     elseif not h[4] and write.first + #write.events > 1 then     -- more than its opening
       acquit(id, h[5], h[6])
     end
   end
-  publish(outbox)
+  publish(messages)
   return refused
 end
 
 -- part: log
 local LOG_TTL_S = 7 * 86400     -- no log outlives this, even if nobody ever settles its job
 
--- Append events to a job's log, and to `outbox` for each of its subscribers. `first` is the number of the first event.
+-- Append events to a job's log, and to `messages` for each of its subscribers. `first` is the number of the first
+-- event.
 -- Events that the log holds already (a retry) are not written again, but they are published again, since readers drop
 -- repeats by number. Return false when the log is shorter than `first`.
-local function append_events(id, subscribers, first, events, outbox)
+local function append_events(id, subscribers, first, events, messages)
   local log = LOG .. id
   local have = redis.call('LLEN', log)
   if have < first then return false end
@@ -278,15 +282,16 @@ local function append_events(id, subscribers, first, events, outbox)
   if have == 0 then redis.call('EXPIRE', log, LOG_TTL_S) end
   local message = '["' .. id .. '",' .. first .. ',[' .. table.concat(events, ',') .. ']]'
   for channel in string.gmatch(subscribers or '', '%S+') do
-    outbox[channel] = outbox[channel] or {}
-    table.insert(outbox[channel], message)
+    messages[channel] = messages[channel] or {}
+    table.insert(messages[channel], message)
   end
   return true
 end
 
-local function publish(outbox)
-  for channel, messages in pairs(outbox) do
-    redis.call('PUBLISH', channel, '[' .. table.concat(messages, ',') .. ']')
+-- Publish each channel's messages. An API process listens in RedisChannel.listen, which Relay._hear reads.
+local function publish(messages)
+  for channel, parts in pairs(messages) do
+    redis.call('PUBLISH', channel, '[' .. table.concat(parts, ',') .. ']')
   end
 end
 
@@ -308,8 +313,8 @@ local function settle(args)
     redis.call('HDEL', JOB .. id, 'sid', 'exec')
     return 'lost'
   end
-  local outbox = {}
-  if not append_events(id, subscribers, args.first, args.events, outbox) then return redis.call('LLEN', LOG .. id) end
+  local messages = {}
+  if not append_events(id, subscribers, args.first, args.events, messages) then return redis.call('LLEN', LOG .. id) end
   close(model, id, ending, args.iso, args.ttl_s)
   correct(model, id, args.tokens)                  -- end.lua
   if ending == 'finished' then note_output(model, args.output) end
@@ -322,7 +327,7 @@ local function settle(args)
   if ending ~= 'canceled' and redis.call('EXISTS', WORKER .. args.worker) == 1 then
     redis.call('HINCRBY', WORKER .. args.worker, counter, 1)
   end
-  publish(outbox)
+  publish(messages)
   return 'settled'
 end
 

@@ -121,7 +121,7 @@ class RedisQueue:
         claimed = await self._claim(model, worker, limit, room)
         if claimed or not wait_ms:
             return claimed
-        with translated():
+        with translated():  # wake() in job.lua pushes onto this list
             woken: Any = await self._blocking.blpop([keys.wake(model)], timeout=wait_ms / 1000)
         return await self._claim(model, worker, limit, room) if woken else []
 

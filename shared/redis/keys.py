@@ -62,7 +62,7 @@
 | penstock:events:{api}      | channel | lifecycle.lua     | the events of the jobs an API process reads  | - |
 | penstock:control:{worker}  | channel | end.lua           | ids of jobs this worker must drop            | - |
 
-The fields of rq:job:{job}. `enqueue` stands for redis_queue and rq_view, which send a new job's fields to the verbs
+The fields of rq:job:{job}. `alone` is called `isolated` in our code, `moved` `progressed`. `enqueue` stands for redis_queue and rq_view, which send a new job's fields to the verbs
 enqueue and replay; a field that says nothing is not sent. "the hash" has the lifetime above.
 
 | field          | written by                | read by                                    | holds                                                  | goes with |

@@ -53,7 +53,7 @@ async def test_the_other_silent_streams_are_filled(
             await begin(queue, job)  # nothing is published to this relay, so every event must come from the logs
             if job is bad:
                 await client.rpush(keys.log(bad.id), unreadable)
-            relay.accept(stream)
+            relay.mark_enqueued(stream)
 
         events = await asyncio.wait_for(relay.next_events(broken), 3)
         others = await asyncio.wait_for(relay.next_events(whole), 3)
@@ -69,7 +69,7 @@ async def test_the_other_jobs_of_a_published_batch_are_heard(client: Redis, queu
     job = make_job()
     with relay.open(job) as stream:
         await begin(queue, job, subscriber="api")
-        relay.accept(stream, logged=True)
+        relay.mark_enqueued(stream, logged=True)
         assert await asyncio.wait_for(relay.next_events(stream), 3) == [started(), delta(1)]
         stream.heard_at += 3600  # every event that comes now was published
         for message in (b"5", b"[5]", b'[["a",0,[["x"]]],["%b",2,[["d",0,"y",[2]]]]]' % job.id.encode()):

@@ -314,7 +314,7 @@ class World:
         with relay.open(client.job) as stream:
             async with asyncio.timeout(1):
                 await self._enter(client, relay, connection)
-            relay.accept(stream, logged=True)
+            relay.mark_enqueued(stream, logged=True)
             seen = 0
             while not client.ended:
                 try:

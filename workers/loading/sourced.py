@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import assert_never
 
 from shared.domain.errors import InvalidRequest
 from shared.domain.job import Kind, ModelInfo
@@ -65,6 +66,8 @@ def begin_sourced(delivery: Delivery, source: ChatSource) -> JobRun:
         case Kind.TOKENS:
             message = f"The model '{delivery.job.model}' has no tokenizer here; its answers' usage counts its tokens."
             raise InvalidRequest(message, param="model")
+        case unknown:
+            assert_never(unknown)
 
 
 def _infos(spec: ModelSpec, source: ChatSource, *, kind: str, sequences_max: int) -> list[ModelInfo]:

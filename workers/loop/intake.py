@@ -36,8 +36,8 @@ class Served:
 
 
 class Intake:
-    """Its `queue` is a `RedisQueue`. What a chat's `begin` makes, unless its model is a source of text, is a
-    `Generation`, and the runner of an engine that computes our steps is an `EngineLoop`."""
+    """Its `queue` is a `RedisQueue`. `begin` makes a `Generation` of a chat, except for models that are sources
+    of text. An engine whose steps are ours runs in an `EngineLoop`."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Intake:
         self._settings = settings
         self._large = asyncio.Semaphore(1)  # large prompts are encoded one at a time, beside small ones
         self.closed = False
-        self.accepting: set[asyncio.Task[None]] = set()  # bounded by the jobs held
+        self.starting: set[asyncio.Task[None]] = set()  # bounded by the jobs held
 
     def close(self) -> None:
         """Claim nothing more; `run` returns after its current claim."""
@@ -67,7 +67,7 @@ class Intake:
         self._held.wake()
 
     async def run(self, served: Served, tasks: asyncio.TaskGroup) -> None:
-        """Claim jobs of one model until closed; each is accepted in a task of its own."""
+        """Claim jobs of one model until closed; the run of each begins in a task of its own."""
         while not self.closed:
             room = self._room_of(served)
             if room.sequences <= 0:
@@ -78,9 +78,9 @@ class Intake:
             for delivery in deliveries:
                 self._hold(served, delivery)
             for delivery in deliveries:
-                accepting = tasks.create_task(self._accept(served, delivery))
-                self.accepting.add(accepting)
-                accepting.add_done_callback(self.accepting.discard)
+                starting = tasks.create_task(self._begin_run(served, delivery))
+                self.starting.add(starting)
+                starting.add_done_callback(self.starting.discard)
 
     def _room_of(self, served: Served) -> Room:
         """The room for further claims; none while jobs that are here already wait for a place, and no more than there
@@ -113,7 +113,7 @@ class Intake:
             self._held.lose(earlier.delivery, found="claim")
         self._held.hold(delivery, served.runner)
 
-    async def _accept(self, served: Served, delivery: Delivery) -> None:
+    async def _begin_run(self, served: Served, delivery: Delivery) -> None:
         """Make the job's run and give it to the runner, or refuse the job."""
         if refusal := self._too_late(delivery):
             await self._refuse(delivery, refusal)

@@ -95,7 +95,7 @@ class Worker:
             await asyncio.wait(intakes)
             await self._drain()
             await self._release(outlet)
-            await end([*forever, *self._intake.accepting])
+            await end([*forever, *self._intake.starting])
 
     def stop(self) -> None:
         """Begin to stop. A second call ends the draining."""

@@ -30,7 +30,7 @@ class EngineLoop(EngineThread):
     each `_compute`.
 
     Other threads read `waiting` and `places`, which change only in `_count`. It calls `more_places` when there is a
-    place again: an intake that waits for one would not notice any other change."""
+    place again: nothing else tells an intake that waits for one."""
 
     def __init__(
         self,
@@ -72,6 +72,7 @@ class EngineLoop(EngineThread):
         return self._scheduler.busy or bool(self._embedding)
 
     def _compute(self) -> None:
+        """Compute a step; `_deliver` of engine_thread.py puts its events into the outbox."""
         if self._scheduler.busy:
             self._deliver(self._step())
         if self._embedding and not self._scheduler.suspecting:
@@ -111,7 +112,7 @@ class EngineLoop(EngineThread):
                 self._metrics.shared.inc(sequence.cached_tokens or 0)
             written = run.next_seq
             try:
-                events = self._advance(run, sequence, new)
+                events = self._advance(run, sequence, new)  # `run.advance`, within a time limit (engine_thread.py)
             except Exception as error:
                 log.exception("an answer cannot be read", extra={"job_id": run.delivery.job.id})
                 run.take_back(written)

@@ -125,7 +125,7 @@ async def test_a_relay_ends_that_is_cancelled_just_as_a_client_leaves(steps: int
 
     async def leave_and_step(steps: int) -> None:
         with relay.open(make_job(grace_ms=60_000)) as opened:
-            relay.accept(opened)
+            relay.mark_enqueued(opened)
         for _ in range(steps):  # steps of the event loop
             await asyncio.sleep(0)
 
@@ -144,7 +144,7 @@ async def test_a_silent_stream_is_filled_from_its_log(relay_and_queue: tuple[Rel
     job = make_job()
     with relay.open(job) as opened:
         await queue.enqueue(job, subscriber="", bounds=Bounds(jobs_max=1))  # no event is published to this relay
-        relay.accept(opened)
+        relay.mark_enqueued(opened)
         (delivery,) = await queue.claim("m", worker="w", limit=1)
         await queue.append([write(delivery, *EVENTS[:4])])
 
@@ -156,7 +156,7 @@ async def test_a_job_that_no_worker_ever_takes_expires(relay_and_queue: tuple[Re
     job = make_job(queue_deadline_ms=-2000)
     with relay.open(job) as opened:
         await queue.enqueue(job, subscriber="api", bounds=Bounds(jobs_max=1))
-        relay.accept(opened)
+        relay.mark_enqueued(opened)
 
         assert await asyncio.wait_for(relay.next_events(opened), 3) == [Finished(seq=0, outcome=Expired())]
     await relay.close()
@@ -173,7 +173,7 @@ async def test_leaving_early_cancels_and_leaving_at_the_end_does_not(
     for job in (left, ended):
         with relay.open(job) as opened:
             await queue.enqueue(job, subscriber="api", bounds=Bounds(jobs_max=9))
-            relay.accept(opened)
+            relay.mark_enqueued(opened)
             (delivery,) = await queue.claim("m", worker="w", limit=1)
             if job is ended:
                 await queue.settle(write(delivery, *EVENTS), worker="w")
@@ -191,13 +191,13 @@ async def test_a_job_outlives_its_last_reader_by_its_grace_only(relay_and_queue:
     for job in jobs.values():
         with relay.open(job) as opened:
             await queue.enqueue(job, subscriber="api", bounds=Bounds(jobs_max=9))
-            relay.accept(opened)
+            relay.mark_enqueued(opened)
     back = make_job(grace_ms=100)
     with relay.open(back) as opened:
         await queue.enqueue(back, subscriber="api", bounds=Bounds(jobs_max=9))
-        relay.accept(opened)
+        relay.mark_enqueued(opened)
     with relay.open(back) as again:
-        relay.accept(again, logged=True)
+        relay.mark_enqueued(again, logged=True)
         await asyncio.sleep(0.2)
         states = {job.id: found.state for job in (*jobs.values(), back) for found in await queue.read([(job.id, 0)])}
 
