@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from shared.domain.events import Failed
 from shared.queue import lua
-from shared.queue.protocols import Bounds, Idempotency, RateLimits
+from shared.queue.protocols import Bounds, Idempotency, Quota, RateLimits, Room
 from shared.queue.redis_queue import RedisQueue
 from shared.redis import keys
 from tests.factories import delta, done, make_job, started, write
@@ -77,12 +77,12 @@ async def test_a_job_has_every_field_of_the_table_in_its_life_and_no_other(clien
     await queue.claim("m", worker="a", limit=1)
     await look()
     await asyncio.sleep(0.01)  # the lease is counted by the server's own clock
-    (delivery,) = await queue.claim("m", worker="b", limit=1)
-    assert "alone" in await look()
+    (delivery,) = await queue.claim("m", worker="b", limit=1, room=Room(9, quotas=(Quota(name="u", at_once=1),)))
+    assert {"alone", "quota"} <= await look()
     await queue.append([write(delivery, started(), delta(1))])
     assert "alone" not in await look()
     await queue.settle(write(delivery, done(2, Failed(code="engine_error", message="m"))), worker="b")
-    assert await look() & {"sid", "exec", "moved"} == set()
+    assert await look() & {"sid", "exec", "moved", "quota"} == set()
     await queue.replay(job.id, as_id="again")
     await look()
     await look("again")
