@@ -143,8 +143,6 @@ ABILITIES = (
     "audio",
     "video",
     "files",
-    "video",
-    "files",
     "extra_parameters",
     "logprobs",
     "logit_bias",
@@ -152,7 +150,6 @@ ABILITIES = (
     "ignore_eos",
     "stop_token_ids",
     "token_ids",
-    "extra_parameters",
 )
 
 
