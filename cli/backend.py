@@ -10,6 +10,7 @@ import click
 from redis.asyncio import Redis
 
 from cli.redis_location import operator_settings
+from shared.catalog.api_keys import ApiKeyStore
 from shared.catalog.job_records import JobRecords
 from shared.catalog.model_registry import ModelRegistry
 from shared.domain.errors import NotFound
@@ -36,6 +37,7 @@ class Backend:
     queue: RedisQueue
     channel: RedisChannel
     model_registry: ModelRegistry
+    api_keys: ApiKeyStore
 
     async def known_models(self) -> list[str]:
         """List the models that workers announced or that have jobs."""
@@ -78,7 +80,8 @@ async def open_backend(redis_url: str | None) -> AsyncIterator[Backend]:
     client: Redis = connect(settings.redis_url)
     queue = RedisQueue(client, job_ttl_s=settings.job_ttl_s, failed_ttl_s=settings.failed_ttl_s)
     try:
-        yield Backend(client, JobRecords(client), queue, RedisChannel(client), ModelRegistry(client))
+        records, registry = JobRecords(client), ModelRegistry(client)
+        yield Backend(client, records, queue, RedisChannel(client), registry, ApiKeyStore(client))
     finally:
         await client.aclose()
 

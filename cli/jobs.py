@@ -150,6 +150,7 @@ def cancel(redis_url: str | None, job_ids: Sequence[str]) -> None:
     default="0",
     help="Replay at most this many jobs per second or minute, such as 5/s or 30/m.",
 )
+@click.option("--to-model", help="Replay as jobs of this model. A job that it cannot serve stays as it is.")
 @click.option("--dry-run", is_flag=True, help="Print the jobs that would be replayed, and change nothing.")
 @click.pass_obj
 def replay(
@@ -161,6 +162,7 @@ def replay(
     error: str | None,
     tenant: str | None,
     rate_per_s: float,
+    to_model: str | None,
     dry_run: bool,
 ) -> None:
     """Replay failed jobs as new jobs.
@@ -174,14 +176,15 @@ def replay(
     async def replay_chosen(backend: Backend) -> None:
         if model:
             await backend.require_model(model)
-        replayer = Replayer(backend.queue, backend.job_records)
+        replayer = Replayer(backend.queue, backend.job_records, backend.model_registry, backend.api_keys)
+        to = await replayer.target(to_model)
         chosen = list(job_ids) or [record.id async for record in replayer.find(wanted)]
         if dry_run:
             echo("\n".join([*chosen, f"{_jobs(len(chosen))} would be replayed"]))
             return
         replayed = 0
-        async for each in replayer.replay(chosen, rate_per_s=rate_per_s):
-            replayed += each.before is State.FAILED
+        async for each in replayer.replay(chosen, rate_per_s=rate_per_s, to=to):
+            replayed += bool(each.job_id)
             echo(f"{each.origin} {_result(each)}")
         echo(f"{_jobs(replayed)} replayed")
         if job_ids and replayed < len(chosen):
@@ -216,6 +219,8 @@ def _jobs(count: int) -> str:
 def _result(replayed: Replayed) -> str:
     if replayed.job_id:
         return f"replayed as {replayed.job_id}"
+    if replayed.refusal:
+        return f"not replayed: {replayed.refusal}"
     return "not replayed: " + (f"it is {replayed.before}" if replayed.before else "there is no such job")
 
 

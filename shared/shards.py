@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 from shared.catalog.demand import Demand, DemandReader
 from shared.catalog.job_records import JobRecord, JobRecords
 from shared.catalog.model_registry import ModelRegistry
-from shared.domain.errors import NotFound, PenstockError, QueueUnavailable
+from shared.domain.errors import InvalidRequest, NotFound, PenstockError, QueueUnavailable
 from shared.domain.events import Event
 from shared.domain.job import Job, ModelInfo
 from shared.domain.lifecycle import State
@@ -235,8 +235,11 @@ class ShardedQueue:
         if error:
             raise error
 
-    async def replay(self, job_id: str, *, as_id: str) -> tuple[State | None, str]:
-        return await (await self._shard_map.of_job(job_id)).queue.replay(job_id, as_id=as_id)
+    async def replay(self, job_id: str, *, as_id: str, model: str = "") -> tuple[State | None, str]:
+        place = await self._shard_map.of_job(job_id)
+        if model and await self._shard_map.of_model(model) is not place:
+            raise InvalidRequest(f"The model '{model}' is in another Redis than the job.")
+        return await place.queue.replay(job_id, as_id=as_id, model=model)
 
     async def pause(self, model: str, *, paused: bool) -> None:
         await (await self._shard_map.of_model(model)).queue.pause(model, paused=paused)

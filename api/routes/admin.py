@@ -13,7 +13,7 @@ from fastapi.responses import Response
 from api.http.json_route import JsonRoute
 from api.http.problems import Problem, Refused
 from api.routes.jobs import job_object
-from api.schemas.admin import KeyLimits, NewKey, ReplayRequest
+from api.schemas.admin import JobReplayRequest, KeyLimits, NewKey, ReplayRequest
 from api.serving.services import Services, ServicesDep, services_of
 from shared.catalog.api_keys import ApiKey
 from shared.catalog.demand import demand_object, together
@@ -92,24 +92,33 @@ async def cancel_job(job_id: str, services: ServicesDep) -> dict[str, Any]:
 
 
 @router.post("/jobs/{job_id}/replay")
-async def replay_job(job_id: str, services: ServicesDep) -> dict[str, Any]:
-    """Run a failed job once more, as a new job."""
-    (replayed,) = [each async for each in Replayer(services.queue, services.job_records).replay([job_id], rate_per_s=0)]
+async def replay_job(job_id: str, services: ServicesDep, body: JobReplayRequest = JobReplayRequest()) -> dict[str, Any]:
+    """Run a failed job once more, as a new job, of another model if `to_model` names one."""
+    replayer = _replayer(services)
+    to = await replayer.target(body.to_model)
+    (replayed,) = [each async for each in replayer.replay([job_id], rate_per_s=0, to=to)]
+    if replayed.refusal:
+        raise InvalidRequest(replayed.refusal, param="to_model")
     return replayed.body()
 
 
 @router.post("/replay")
 async def replay_jobs(body: ReplayRequest, services: ServicesDep) -> dict[str, Any]:
     """Run every failed job that matches the filter once more."""
-    replayer = Replayer(services.queue, services.job_records)
+    replayer = _replayer(services)
+    to = await replayer.target(body.to_model)
     wanted = Filter(model=body.model, since_s=body.since_s, error=body.error, tenant=body.tenant)
     found = [record.id async for record in replayer.find(wanted)]
     if body.dry_run:
         return {"object": "list", "data": [{"job": job_id} for job_id in found]}
     return {
         "object": "list",
-        "data": [each.body() async for each in replayer.replay(found, rate_per_s=body.rate_per_s)],
+        "data": [each.body() async for each in replayer.replay(found, rate_per_s=body.rate_per_s, to=to)],
     }
+
+
+def _replayer(services: Services) -> Replayer:
+    return Replayer(services.queue, services.job_records, services.model_registry, services.keys)
 
 
 @router.post("/keys")

@@ -36,7 +36,7 @@ async def stream_job_events(
     """Resume the job's stream behind the frame `starting_after` or `Last-Event-ID`, in the format of its endpoint, each
     frame with its `id`. This works while the job waits, runs, and as long as it is kept."""
     found, render_options = await _mine(services, job_id, request)
-    job = render_options.job(job_id, priority=found.priority)
+    job = render_options.job(job_id, model=found.model, priority=found.priority)
     if job_id.startswith(RESPONSE_PREFIX):
         record = await services.responses.get(job_id, tenant=render_options.tenant)
         formatter = record.stream(job, ids=True, after=sequence_number_after(starting_after, last_event_id))

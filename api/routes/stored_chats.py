@@ -101,7 +101,7 @@ async def _body(services: Services, chat: StoredChat) -> dict[str, Any]:
     if not isinstance(last, Finished) or not isinstance(last.outcome, Completed):
         raise NotFound(f"The chat completion {chat.id} has not finished.", param="completion_id")
     found, render_options = await services.job_records.record(chat.id), decode_render_options(chat.view)
-    answer = render_options.formatter().whole(render_options.job(chat.id, priority=found.priority))
+    answer = render_options.formatter().whole(render_options.job(chat.id, model=found.model, priority=found.priority))
     for event in page.events:
         answer.add(event)
     return answer.body(last.outcome.usage) | {"metadata": chat.metadata}

@@ -22,8 +22,17 @@ class ReplayRequest(Strict):
     """Select only jobs of this tenant."""
     rate_per_s: float = Field(0, ge=0, le=1000)
     """The number of jobs replayed a second; 0 is no limit."""
+    to_model: str | None = Field(None, min_length=1)
+    """The model that runs the jobs now; without it, each job's own. A job that it cannot serve is not replayed."""
     dry_run: bool = False
     """Only list the jobs that would be replayed."""
+
+
+class JobReplayRequest(Strict):
+    """What a replay of one job changes."""
+
+    to_model: str | None = Field(None, min_length=1)
+    """The model that runs the job now; without it, the job's own."""
 
 
 class KeyLimits(Strict):

@@ -8,6 +8,7 @@ from api.schemas.base import Items, Metadata, Strict
 from api.schemas.sampling import GenerationRequest
 from api.schemas.tools import TOOLS_MAX, ToolCall, ToolChoice, Tools
 from shared.domain.errors import InvalidRequest
+from shared.domain.suitability import MEDIA, media_refusal
 
 MESSAGES_MAX = 10_000
 PARTS_MAX = 1000
@@ -32,7 +33,6 @@ class RefusalPart(Strict):
 
 
 # What a model must be able to do for each type of content that is no text.
-MEDIA = {"image_url": "images", "input_audio": "audio", "video_url": "video", "file": "files"}
 
 
 class MediaPart(BaseModel):
@@ -171,7 +171,3 @@ def _refuse_unknown_parts(content: Any) -> None:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind not in ("text", "refusal", *MEDIA, None):
             raise media_refusal(kind)
-
-
-def media_refusal(kind: Any) -> InvalidRequest:
-    return InvalidRequest(f"'messages' must not contain content of type '{kind}'.", param="messages.content")

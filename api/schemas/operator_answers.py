@@ -38,11 +38,13 @@ class JobHistory(JobObject):
 
 
 class ReplayedJob(BaseModel):
-    """A replayed job. A dry run leaves out `status` and `replayed_as`."""
+    """A replayed job. A dry run leaves out `status` and `replayed_as`. `refused` says why the model that the replay
+    goes to cannot serve the job."""
 
     job: str
     status: str | None = None
     replayed_as: str | None = None
+    refused: str | None = None
 
 
 class ReplayedJobs(BaseModel):

@@ -10,10 +10,11 @@ from api.formats.common import SERVICE_TIERS
 from api.http.auth import Caller, require_use
 from api.http.request_options import RequestOptions, weights
 from api.schemas.sampling import GenerationRequest
-from api.serving.passing_on import passed_on, require_media
+from api.serving.passing_on import passed_on
 from shared.catalog.model_registry import ModelRegistry
-from shared.domain.errors import ContextLengthExceeded, NotFound
-from shared.domain.job import Job, Kind, ModelInfo, Priority, Sampling, text_of
+from shared.domain.errors import NotFound
+from shared.domain.job import Job, Kind, ModelInfo, Priority, Sampling
+from shared.domain.suitability import require_fit, require_media
 from shared.settings import Settings
 
 KNOWN_FOR_S = 5.0
@@ -71,7 +72,7 @@ class Admission:
             user=user,
             cache_salt=cache_salt,
         )
-        _require_fit(job, known)
+        require_fit(job, known)
         return job
 
     def salt(self, asked: str | None, options: RequestOptions) -> str:
@@ -107,20 +108,3 @@ class Admission:
             return known
         self._known[name] = now + KNOWN_FOR_S, found
         return found
-
-
-def _require_fit(job: Job, model: ModelInfo) -> None:
-    """Raise ContextLengthExceeded for a prompt that cannot fit however it is tokenised, so that no worker sees it."""
-    if job.kind is Kind.CHAT:
-        param, prompts = "messages", ["".join(map(text_of, job.request["messages"]))]
-    else:
-        param, prompts = "prompt", job.request.get("prompts", [])
-    for prompt in prompts:
-        most = model.prompt_chars_max if isinstance(prompt, str) else model.context_length
-        if most and len(prompt) > most:
-            unit = "characters, which are more" if isinstance(prompt, str) else "tokens"
-            raise ContextLengthExceeded(
-                f"This model's maximum context length is {model.context_length} tokens. However, your {param} of "
-                f"{len(prompt)} {unit}. Please reduce the length of the {param}.",
-                param=param,
-            )

@@ -41,11 +41,12 @@ class RenderOptions:
     def encode(self) -> str:
         return orjson.dumps({STORED_NAMES.get(name, name): value for name, value in asdict(self).items()}).decode()
 
-    def job(self, job_id: str, *, priority: Priority = Priority.STANDARD) -> Job:
-        """Rebuild as much of the job as the relay and the formatters need. `priority` comes from the job's hash."""
+    def job(self, job_id: str, *, model: str = "", priority: Priority = Priority.STANDARD) -> Job:
+        """Rebuild as much of the job as the relay and the formatters need. `priority` and `model` come from the job's
+        hash: a replay may be another model's."""
         return Job(
             id=job_id,
-            model=self.model,
+            model=model or self.model,
             kind=self.kind,
             request={},
             sampling=Sampling(seed=0),

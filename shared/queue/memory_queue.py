@@ -211,13 +211,13 @@ class MemoryQueue:
             else:
                 await self.cancel(job_id)
 
-    async def replay(self, job_id: str, *, as_id: str) -> tuple[State | None, str]:
+    async def replay(self, job_id: str, *, as_id: str, model: str = "") -> tuple[State | None, str]:
         record = self._records.get(job_id)
         if record is None or record.state is not State.FAILED:
             return (record.state if record else None), ""
         if not record.replayed_as:
             record.replayed_as = as_id
-            self._accept(_Record(replace(record.job, id=as_id), [], self._clock_ms()))
+            self._accept(_Record(replace(record.job, id=as_id, model=model or record.job.model), [], self._clock_ms()))
         return State.FAILED, record.replayed_as
 
     async def depth(self, model: str) -> int:

@@ -213,8 +213,9 @@ class QueueProducer(Protocol):
     async def leave(self, job_id: str, *, subscriber: str) -> None:
         """Cancel the job unless somebody else still reads it."""
 
-    async def replay(self, job_id: str, *, as_id: str) -> tuple[State | None, str]:
-        """Run a failed job once more, and only once, as another job with the same request and seed, linked to it.
+    async def replay(self, job_id: str, *, as_id: str, model: str = "") -> tuple[State | None, str]:
+        """Run a failed job once more, and only once, as another job with the same request and seed, linked to it. It is
+        a job of `model`, if one is given, else of the same model. Raises InvalidRequest for a model of another Redis.
         Return the state it was in, None when there is none, and the job that replays it, '' when none does."""
 
     async def pause(self, model: str, *, paused: bool) -> None:

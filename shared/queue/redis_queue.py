@@ -178,13 +178,14 @@ class RedisQueue:
     async def leave(self, job_id: str, *, subscriber: str) -> None:
         await self._call("leave", **self._cancelling(job_id), channel=keys.events_channel(subscriber))
 
-    async def replay(self, job_id: str, *, as_id: str) -> tuple[State | None, str]:
+    async def replay(self, job_id: str, *, as_id: str, model: str = "") -> tuple[State | None, str]:
         with translated():
             found: Any = await self._redis.hmget(keys.job(job_id), ["status", "payload", "view"])
         status, payload, render_options = found
         if not payload:
             return _state(status or b""), ""
-        job = replace(decode_job(payload), id=as_id, created_ms=int(time.time() * 1000))
+        before = decode_job(payload)
+        job = replace(before, id=as_id, model=model or before.model, created_ms=int(time.time() * 1000))
         fields = self.fields(job) | {"view": render_options or "", "replay_of": job_id}
         answer = await self._call("replay", origin=job_id, id=as_id, fields=flat(fields))
         verdict, replayed_as = answer[0].decode(), answer[1].decode()

@@ -70,7 +70,7 @@ end
 -- verb: replay
 -- takes: origin, id, list fields
 -- needs: accept, cost, timeline
--- Enqueue a failed job once more, as another job. -> {ok | replayed | the state that forbids it | '', the job that
+-- Enqueue a failed job once more, as another job, whose fields may name another model. -> {ok | replayed | the state that forbids it | '', the job that
 -- replays it}
 local function replay(args)
   local origin, id = args.origin, args.id
@@ -82,7 +82,7 @@ local function replay(args)
   redis.call('HSET', JOB .. origin, 'replayed_as', id)
   note(JOB .. origin, 'replayed as ' .. id)
   local fields = by_name(args.fields)
-  local cost = cost_of(model, tonumber(fields.prompt_tokens), tonumber(fields.output_max))
-  accept(model, id, args.fields, fields, cost)
+  local cost = cost_of(fields.origin, tonumber(fields.prompt_tokens), tonumber(fields.output_max))
+  accept(fields.origin, id, args.fields, fields, cost)
   return { 'ok', id }
 end

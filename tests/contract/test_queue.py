@@ -210,6 +210,21 @@ async def test_a_failed_job_is_replayed_once_as_a_job_of_its_own(backend: Backen
     assert before.events == (started(), delta(1), done(2, failure))
 
 
+async def test_a_failed_job_is_replayed_by_another_model(backend: Backend) -> None:
+    job = make_job()
+    await backend.queue.enqueue(job, bounds=TEN)
+    (delivery,) = await backend.queue.claim("m", worker="a", limit=1)
+    await backend.queue.settle(
+        write(delivery, started(), done(1, Failed(code="engine_error", message="no"))), worker="a"
+    )
+
+    assert await backend.queue.replay(job.id, as_id="again", model="other") == (State.FAILED, "again")
+
+    assert await backend.queue.claim("m", worker="a", limit=5) == []
+    (again,) = await backend.queue.claim("other", worker="b", limit=5)
+    assert (again.job.id, again.job.model, again.job.request) == ("again", "other", job.request)
+
+
 async def test_a_job_that_waited_too_long_is_marked_late(backend: Backend) -> None:
     job = make_job(queue_deadline_ms=1)
     await backend.queue.enqueue(job, bounds=TEN)

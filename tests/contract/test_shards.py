@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from api.serving.relay import Relay
 from cli.embedded_redis import EmbeddedRedis
 from shared.catalog.model_registry import ModelRegistry
-from shared.domain.errors import QueueUnavailable
+from shared.domain.errors import InvalidRequest, QueueUnavailable
 from shared.domain.events import Event
 from shared.domain.job import ModelInfo
 from shared.observability.metrics import ApiMetrics
@@ -119,6 +119,16 @@ async def test_a_model_is_where_most_of_its_workers_are(shards: list[Shard]) -> 
 
     assert await places.of_model("m") is shards[2]
     assert await places.of_model("unknown") is shards[0]
+
+
+async def test_a_replay_stays_in_the_redis_of_its_job(shards: list[Shard]) -> None:
+    fleet = ShardedQueue(ShardMap(shards))
+    await announce(shards[1], 1)
+    job = make_job("elsewhere")
+    await fleet.enqueue(job, bounds=Bounds(jobs_max=10))
+
+    with pytest.raises(InvalidRequest, match="'m' is in another Redis"):
+        await fleet.replay(job.id, as_id="again", model="m")
 
 
 async def test_a_model_is_looked_for_again_after_a_while_and_found_where_its_workers_went(shards: list[Shard]) -> None:

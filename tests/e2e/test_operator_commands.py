@@ -130,6 +130,7 @@ def test_the_url_may_stand_before_and_after_the_sub_command(stack: Stack) -> Non
     ("arguments", "status", "said"),
     [
         (("jobs", "replay", "nosuch"), 1, "nosuch not replayed: there is no such job"),
+        (("jobs", "replay", "nosuch", "--to-model", "gone"), 2, "The model 'gone' does not exist here."),
         (("jobs", "list", "--limit", "0"), 2, "0 is not in the range 1<=x<=1000"),
         (("jobs", "list", "--model", "nosuch"), 2, "There is no model 'nosuch'. Known models: scripted"),
         (("jobs", "replay", "--model", "nosuch"), 2, "There is no model 'nosuch'. Known models: scripted"),

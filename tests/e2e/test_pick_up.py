@@ -353,12 +353,15 @@ def test_the_operators_api_lists_shows_replays_and_needs_its_key(stack: Stack) -
         listed = operator.get("/admin/jobs", params={"state": "failed"}).json()["data"][0]
         shown = operator.get(f"/admin/jobs/{listed['id']}").json()
         wanted = {"model": "scripted", "since_s": 60, "error": "asked for this fault", "tenant": "anonymous"}
+        unknown = operator.post(f"/admin/jobs/{listed['id']}/replay", json={"to_model": "gone"})
         would = operator.post("/admin/replay", json=wanted | {"dry_run": True}).json()["data"]
         (replayed,) = operator.post("/admin/replay", json=wanted).json()["data"]
         again = operator.post(f"/admin/jobs/{listed['id']}/replay").json()
 
     assert "EngineError" in shown["traceback"]
     assert [moment["what"].split()[0] for moment in shown["timeline"]] == ["queued", "claimed", "failed"]
+    assert unknown.status_code == 404
+    assert (unknown.json()["error"]["code"], unknown.json()["error"]["param"]) == ("model_not_found", "to_model")
     assert would == [{"job": listed["id"]}]
     assert replayed["replayed_as"] == again["replayed_as"]
     found = httpx.get(f"{stack.base}/v1/jobs/{replayed['replayed_as']}").json()

@@ -1,0 +1,78 @@
+"""What a job needs of the model that computes it. Pure: a job and a model's description in, or an error."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, assert_never
+
+from shared.domain.errors import ContextLengthExceeded, InvalidRequest
+from shared.domain.job import Job, Kind, ModelInfo, text_of
+
+# The types of content that only some models take, and the capability that says so.
+MEDIA = {"image_url": "images", "input_audio": "audio", "video_url": "video", "file": "files"}
+
+
+def require_suited(job: Job, model: ModelInfo) -> None:
+    """Check a job that was admitted for another model. Raises InvalidRequest for a capability that the model lacks, or
+    ContextLengthExceeded."""
+    if job.kind is Kind.TOKENS:
+        raise InvalidRequest("The tokens of a text are those of one model: another one cannot answer for it.")
+    for needed in _needs(job):
+        if needed not in model.capabilities:
+            has = ", ".join(model.capabilities) or "none"
+            raise InvalidRequest(f"The model '{model.name}' lacks the capability '{needed}'; it has: {has}.")
+    require_media(job.request, model)
+    require_fit(job, model)
+
+
+def require_media(request: Mapping[str, Any], model: ModelInfo) -> None:
+    """Raise InvalidRequest for content of a job's messages that the model cannot take."""
+    for kind in _media(request):
+        if MEDIA[kind] not in model.capabilities:
+            raise media_refusal(kind)
+
+
+def media_refusal(kind: Any) -> InvalidRequest:
+    return InvalidRequest(f"'messages' must not contain content of type '{kind}'.", param="messages.content")
+
+
+def require_fit(job: Job, model: ModelInfo) -> None:
+    """Raise ContextLengthExceeded for a prompt that cannot fit however it is tokenised, so that no worker sees it."""
+    if job.kind is Kind.CHAT:
+        param, prompts = "messages", ["".join(map(text_of, job.request["messages"]))]
+    else:
+        param, prompts = "prompt", job.request.get("prompts", [])
+    for prompt in prompts:
+        most = model.prompt_chars_max if isinstance(prompt, str) else model.context_length
+        if most and len(prompt) > most:
+            unit = "characters, which are more" if isinstance(prompt, str) else "tokens"
+            raise ContextLengthExceeded(
+                f"This model's maximum context length is {model.context_length} tokens. However, your {param} of "
+                f"{len(prompt)} {unit}. Please reduce the length of the {param}.",
+                param=param,
+            )
+
+
+def _needs(job: Job) -> Iterator[str]:
+    """The capabilities that the job cannot do without, beside those of its media."""
+    match job.kind:
+        case Kind.CHAT:
+            yield "chat"
+        case Kind.COMPLETION:
+            yield "completions"
+        case Kind.EMBEDDING:
+            yield "rerank" if job.request.get("rank") else "embeddings"
+        case Kind.TOKENS:
+            return
+        case _:
+            assert_never(job.kind)
+    if job.request.get("tools"):
+        yield "tools"
+    if job.sampling.grammar:
+        yield "structured_outputs"
+    if job.request.get("extra"):
+        yield "extra_parameters"
+
+
+def _media(request: Mapping[str, Any]) -> Iterator[str]:
+    for message in request.get("messages") or ():
+        content = message.get("content")
+        yield from (part["type"] for part in content if part["type"] in MEDIA) if isinstance(content, list) else ()
