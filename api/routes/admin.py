@@ -92,10 +92,10 @@ async def cancel_job(job_id: str, services: ServicesDep) -> dict[str, Any]:
 
 
 @router.post("/jobs/{job_id}/replay")
-async def replay_job(job_id: str, services: ServicesDep, body: JobReplayRequest = JobReplayRequest()) -> dict[str, Any]:
+async def replay_job(job_id: str, services: ServicesDep, body: JobReplayRequest | None = None) -> dict[str, Any]:
     """Run a failed job once more, as a new job, of another model if `to_model` names one."""
     replayer = _replayer(services)
-    to = await replayer.target(body.to_model)
+    to = await replayer.target(body.to_model if body else None)
     (replayed,) = [each async for each in replayer.replay([job_id], rate_per_s=0, to=to)]
     if replayed.refusal:
         raise InvalidRequest(replayed.refusal, param="to_model")

@@ -32,9 +32,6 @@ class RefusalPart(Strict):
         return self.refusal
 
 
-# What a model must be able to do for each type of content that is no text.
-
-
 class MediaPart(BaseModel):
     """An image, a sound, a video or a file, for models whose capabilities name it. It is passed on as it is."""
 

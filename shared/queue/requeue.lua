@@ -70,8 +70,8 @@ end
 -- verb: replay
 -- takes: origin, id, list fields
 -- needs: accept, cost, timeline
--- Enqueue a failed job once more, as another job, whose fields may name another model. -> {ok | replayed | the state that forbids it | '', the job that
--- replays it}
+-- Enqueue a failed job once more, as another job, whose fields may name another model.
+-- -> {ok | replayed | the state that forbids it | '', the job that replays it}
 local function replay(args)
   local origin, id = args.origin, args.id
   local status, model, replayed_as = unpack(redis.call('HMGET', JOB .. origin, 'status', 'origin', 'replayed_as'))
