@@ -81,6 +81,7 @@ PARAMETERS = {
     "endpoint_id": "The webhook endpoint's id.",
     "key_id": "The key's id, `key-...`.",
     "name": "The model's name.",
+    "to_model": "The model that runs the job now; without it, the job's own.",
     "model": "Return only results for this model.",
     "state": "Return only jobs in this state.",
     "purpose": "Return only files of this purpose.",

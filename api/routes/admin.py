@@ -13,7 +13,7 @@ from fastapi.responses import Response
 from api.http.json_route import JsonRoute
 from api.http.problems import Problem, Refused
 from api.routes.jobs import job_object
-from api.schemas.admin import JobReplayRequest, KeyLimits, NewKey, ReplayRequest
+from api.schemas.admin import KeyLimits, NewKey, ReplayRequest
 from api.serving.services import Services, ServicesDep, services_of
 from shared.catalog.api_keys import ApiKey
 from shared.catalog.demand import demand_object, together
@@ -92,10 +92,12 @@ async def cancel_job(job_id: str, services: ServicesDep) -> dict[str, Any]:
 
 
 @router.post("/jobs/{job_id}/replay")
-async def replay_job(job_id: str, services: ServicesDep, body: JobReplayRequest | None = None) -> dict[str, Any]:
+async def replay_job(
+    job_id: str, services: ServicesDep, to_model: Annotated[str | None, Query(min_length=1)] = None
+) -> dict[str, Any]:
     """Run a failed job once more, as a new job, of another model if `to_model` names one."""
     replayer = _replayer(services)
-    to = await replayer.target(body.to_model if body else None)
+    to = await replayer.target(to_model)
     (replayed,) = [each async for each in replayer.replay([job_id], rate_per_s=0, to=to)]
     if replayed.refusal:
         raise InvalidRequest(replayed.refusal, param="to_model")

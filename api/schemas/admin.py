@@ -28,13 +28,6 @@ class ReplayRequest(Strict):
     """Only list the jobs that would be replayed."""
 
 
-class JobReplayRequest(Strict):
-    """What a replay of one job changes."""
-
-    to_model: str | None = Field(None, min_length=1)
-    """The model that runs the job now; without it, the job's own."""
-
-
 class KeyLimits(Strict):
     """The limits and properties of an API key. A limit of 0 is no limit."""
 

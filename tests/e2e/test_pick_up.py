@@ -353,7 +353,7 @@ def test_the_operators_api_lists_shows_replays_and_needs_its_key(stack: Stack) -
         listed = operator.get("/admin/jobs", params={"state": "failed"}).json()["data"][0]
         shown = operator.get(f"/admin/jobs/{listed['id']}").json()
         wanted = {"model": "scripted", "since_s": 60, "error": "asked for this fault", "tenant": "anonymous"}
-        unknown = operator.post(f"/admin/jobs/{listed['id']}/replay", json={"to_model": "gone"})
+        unknown = operator.post(f"/admin/jobs/{listed['id']}/replay", params={"to_model": "gone"})
         would = operator.post("/admin/replay", json=wanted | {"dry_run": True}).json()["data"]
         (replayed,) = operator.post("/admin/replay", json=wanted).json()["data"]
         again = operator.post(f"/admin/jobs/{listed['id']}/replay").json()
