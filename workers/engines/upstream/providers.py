@@ -1,6 +1,7 @@
 """The table of upstreams: where each is, and in what it differs from OpenAI's own API. Data alone.
 
-`confirmed` is false for a row that was written from memory, and could not be held against the provider's own pages.
+`confirmed` is false for a row that was written from memory, and was not held against the provider's own pages. In the
+others, too, only the way to resume and the notes were held against them; what a provider lacks is from memory.
 Each row is tested against a stand-in that behaves as the row says; none was tried with the provider itself.
 """
 
@@ -61,6 +62,7 @@ PROVIDERS = {
             name="openai",
             url="https://api.openai.com/v1",
             names=(("max_tokens", "max_completion_tokens"),),
+            confirmed=False,
             note="its reasoning models refuse sampling parameters",
         ),
         Provider(
@@ -68,6 +70,7 @@ PROVIDERS = {
             hosts=("openai.azure.com", "services.ai.azure.com"),
             key_header="api-key",
             names=(("max_tokens", "max_completion_tokens"),),
+            confirmed=False,
             note="the URL is https://RESOURCE.openai.azure.com/openai/v1, and the model is the deployment's name",
         ),
         Provider(
@@ -191,6 +194,7 @@ PROVIDERS = {
             port=8080,
             lacks=frozenset({"min_tokens", "stop_token_ids"}),
             resume=Resume.PREFILL,
+            confirmed=False,
             note="a last message of the assistant is continued",
         ),
         _server("ollama", port=11434, lacks=SAMPLING_OF_SERVERS | LOGPROBS | BIAS, confirmed=False),
