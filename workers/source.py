@@ -31,7 +31,7 @@ class AnswerLost(EngineError):
 
 
 class Resume(StrEnum):
-    """What becomes of an answer whose worker died after its first words.
+    """The fate of an answer whose worker died after its first words.
 
     EXACT: the source goes on after `TextRequest.said`, as if nothing had happened. REPEAT: the source gives the same
     answer again, and what was said before is skipped; the job fails if it differs. PREFILL: the source goes on after
@@ -52,7 +52,7 @@ class Resume(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Said:
-    """What clients have of an answer already. Each of `calls` is a tool call as far as it was said."""
+    """The part of an answer that clients have already. Each of `calls` is a tool call as far as it was said."""
 
     text: str = ""
     reasoning: str = ""

@@ -1,4 +1,4 @@
-"""What a body holds for the server behind a model: fields that Penstock does not know."""
+"""Passing on gives the server behind a model the fields of a body that Penstock does not know."""
 
 from typing import Any
 

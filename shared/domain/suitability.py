@@ -1,4 +1,4 @@
-"""What a job needs of the model that computes it. Pure: a job and a model's description in, or an error."""
+"""Suitability checks that a model can do what a job needs. Pure: a job and a model's description in, an error out."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, assert_never

@@ -103,7 +103,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quota:
-    """What an upstream lets all workers together ask of it: requests and tokens a minute, and requests at once; 0 for
+    """An upstream's limits for all workers together: requests and tokens a minute, and requests at once; 0 for
     no limit. `name` is the same for all who share it."""
 
     name: str

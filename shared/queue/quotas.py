@@ -1,4 +1,4 @@
-"""What a worker tells of an upstream's quota beside its claims."""
+"""A worker pauses an upstream's quota, and corrects it, beside its claims."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""How large a key-value cache may be."""
+"""The size of a key-value cache follows from the memory that is free."""
 
 import logging
 from dataclasses import replace

@@ -47,7 +47,7 @@ def loader_of(engine: str) -> Loader:
 
 
 def class_of_its_own(engine: str) -> EntryPoint | None:
-    """Where a class or a loader of somebody else's is: PACKAGE.MODULE:NAME, or what an installed package calls so."""
+    """Return where a class or a loader of somebody else's is: PACKAGE.MODULE:NAME, or the entry point of that name."""
     if ":" in engine:
         return EntryPoint(engine, engine, ENTRY_POINTS)
     return next(iter(entry_points(group=ENTRY_POINTS, name=engine)), None)

@@ -1,4 +1,4 @@
-"""What a worker is told to serve: `SOURCE`, `NAME=SOURCE` or `NAME,NAME=SOURCE`, where a source is `builtin`,
+"""A model spec names what a worker serves: `SOURCE`, `NAME=SOURCE` or `NAME,NAME=SOURCE`, where a source is `builtin`,
 `scripted`, a local folder, a hub id, or what else an engine takes."""
 
 import re
@@ -32,7 +32,8 @@ class ModelSpec:
 
 
 def specs_of(models: Seq[str], adapters: Seq[str], engine_options: Seq[str], settings: Settings) -> list[ModelSpec]:
-    """What a command line and the settings say together. Raises SettingsError, as `parse_specs` does."""
+    """Return the models that a command line and the settings name together. Raises SettingsError, as `parse_specs`
+    does."""
     options = parse_options(engine_options, settings.engine_options)
     return parse_specs(models, adapters, engine=settings.engine, options=options)
 

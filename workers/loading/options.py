@@ -13,7 +13,7 @@ OPTIONS_MAX = 1000
 
 
 class EngineOptions(BaseModel):
-    """What each engine's options derive from: its fields, with their bounds, and no others."""
+    """The base of each engine's options: its fields, with their bounds, and no others."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 

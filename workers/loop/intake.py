@@ -136,7 +136,7 @@ class Intake:
         served.runner.add(run)
 
     def _too_late(self, delivery: Delivery) -> Outcome | None:
-        """Why the job is not computed any more, if it is not."""
+        """Return the outcome of a job that may not be computed any more, else None."""
         if delivery.late:
             return Expired(deadline=delivery.late)
         if delivery.attempt > self._settings.attempts_max:

@@ -1,4 +1,4 @@
-"""What a worker does while Redis does not serve: it waits, and says so once."""
+"""A worker waits while Redis does not serve, and says so once."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""How much main memory is free."""
+"""The main memory that is free, in bytes."""
 
 from pathlib import Path
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Protocol
 
+from shared.domain.errors import EngineError
 from shared.domain.events import Outcome
 from shared.observability.metrics import WorkerMetrics
 from workers.runners.outbox import Outbox
@@ -12,18 +13,14 @@ from workers.runs.run import JobRun
 
 
 class Runner(Protocol):
-    """No verb waits, and all may be called from the event loop. `sleeps` is true if the runner can free the memory of
-    its device while it serves nobody."""
+    """A runner derives from this class. No verb waits, and all may be called from the event loop. `sleeps` is true if
+    the runner can free the memory of its device while it serves nobody; most cannot."""
 
-    sleeps: bool
-
-    @property
-    def waiting(self) -> int:
-        """The number of jobs that are here and wait for a place; while there are any, the worker claims no more."""
-
-    @property
-    def places(self) -> int:
-        """The number of sequences that can be computed at a time; 0 while none can."""
+    sleeps: bool = False
+    waiting: int
+    """The number of jobs that are here and wait for a place; while there are any, the worker claims no more."""
+    places: int
+    """The number of sequences that can be computed at a time; 0 while none can."""
 
     def start(self) -> None:
         """Begin to compute. Called once, before any other verb."""
@@ -46,13 +43,18 @@ class Runner(Protocol):
 
     def metrics_page(self) -> bytes:
         """The engine's own metrics in Prometheus' text format; b"" if it has none."""
+        return b""
 
     def sleep(self, level: int) -> Future[None]:
         """Free the device's memory until `wake`: level 1 keeps the weights in main memory, level 2 drops them, too.
         Only where `sleeps` is true, and only while there is no run."""
+        raise EngineError("this runner keeps its memory while it serves nobody")
 
     def wake(self) -> Future[None]:
         """Be ready to compute again. A runner that does not sleep is ready at once."""
+        awake: Future[None] = Future()
+        awake.set_result(None)
+        return awake
 
 
 # Makes the runner of a loaded model. The function is called, from any thread, when no job waits for a place any more or

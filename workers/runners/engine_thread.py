@@ -12,10 +12,11 @@ from contextlib import contextmanager
 
 from prometheus_client import Histogram
 
-from shared.domain.errors import EngineError, InvalidRequest
+from shared.domain.errors import InvalidRequest
 from shared.domain.events import Event, Failed, Outcome
 from workers.process.single_thread import SingleThread
 from workers.process.time_limit import time_limit
+from workers.runners.base import Runner
 from workers.runners.outbox import Outbox, Update
 from workers.runs.generation import Generation
 from workers.runs.run import READ_S_MAX, JobRun
@@ -25,11 +26,9 @@ log = logging.getLogger(__name__)
 READ_S_EACH = 0.005  # what a token adds to the time that reading its answer may take
 
 
-class EngineThread(ABC):
+class EngineThread(Runner, ABC):
     """A runner whose verbs put commands into an inbox, which its thread carries out before it computes again. A
     subclass says what a run is to its engine. All methods that begin with _ are called in the thread."""
-
-    sleeps = False
 
     def __init__(self, thread: SingleThread, *, outbox: Outbox, clock: "StepClock", places: int) -> None:
         """The engine must have been loaded in `thread`. `waiting` and `places` are what a runner tells the worker; a
@@ -65,19 +64,6 @@ class EngineThread(ABC):
     def alive(self, *, step_timeout_s: float) -> bool:
         """True while it steps, no step or reading takes longer than that, and steps have got somewhere within it."""
         return not self._ended.done() and self._clock.alive(step_timeout_s=step_timeout_s)
-
-    def metrics_page(self) -> bytes:
-        """The engine's own metrics, beside those that every worker has."""
-        return b""
-
-    def sleep(self, level: int) -> Future[None]:
-        raise EngineError("this engine keeps its memory while it serves nobody")
-
-    def wake(self) -> Future[None]:
-        """Done at once, since this engine does not sleep."""
-        awake: Future[None] = Future()
-        awake.set_result(None)
-        return awake
 
     @property
     @abstractmethod

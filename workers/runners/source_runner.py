@@ -19,6 +19,7 @@ from shared.domain.events import Event, Failed, Outcome
 from shared.observability.metrics import WorkerMetrics
 from workers.process.single_thread import SingleThread
 from workers.protocols import EngineBroken
+from workers.runners.base import Runner
 from workers.runners.engine_thread import engine_failed, refused
 from workers.runners.outbox import Outbox, Update
 from workers.runs.run import JobRun
@@ -33,9 +34,7 @@ CLOSE_S = 5.0
 Result = TypeVar("Result")
 
 
-class SourceRunner:
-    sleeps = False
-
+class SourceRunner(Runner):
     def __init__(
         self,
         model: str,
@@ -98,17 +97,6 @@ class SourceRunner:
             self._asked_at = asked_at = time.monotonic()
             self._call(self._answer)
         return time.monotonic() - asked_at < step_timeout_s
-
-    def metrics_page(self) -> bytes:
-        return b""
-
-    def sleep(self, level: int) -> Future[None]:
-        raise NotImplementedError("a source does not sleep")
-
-    def wake(self) -> Future[None]:
-        woken: Future[None] = Future()
-        woken.set_result(None)
-        return woken
 
     def _call(self, verb: Callable[..., None], *args: object) -> None:
         with suppress(RuntimeError):  # the loop is closed: nothing is computed any more

@@ -14,7 +14,7 @@ ANSWER_CHARS_MAX = 4_000_000
 
 @dataclass(slots=True, kw_only=True)
 class Part:
-    """What a piece adds to an answer. `reason` is set if nothing can follow."""
+    """The part that a piece adds to an answer. `reason` is set if nothing can follow."""
 
     text: str = ""
     reasoning: str = ""
@@ -70,7 +70,7 @@ class Answer:
         return part
 
     def end(self) -> Part:
-        """What is left when the source has nothing more to say."""
+        """Return what is left when the source has nothing more to say."""
         if self._repetition.missing:
             raise AnswerLost("The repeated answer ended before what was said of it already.")
         usual = FinishReason.TOOL_CALLS if self._called else FinishReason.STOP
@@ -153,7 +153,7 @@ class Repetition:
         return fresh
 
     def call(self, part: CallPart) -> CallPart | None:
-        """What is new in the part of a call, None if nothing is. Its id was said, and may be another one now."""
+        """Return what is new in the part of a call, None if nothing is. Its id was said, and may be another one now."""
         if (said := self._calls.get(part.call)) is None:
             return part
         name, new_name = _compared(said.name, part.name)
@@ -163,14 +163,14 @@ class Repetition:
 
 
 def _compared(said: str, text: str) -> tuple[str, str]:
-    """What is missing of `said` after this text, and what the text adds to it."""
+    """Return what is missing of `said` after this text, and what the text adds to it."""
     if said[: len(text)] != text[: len(said)]:
         raise AnswerLost("The repeated answer differs from what was said of it already.")
     return said[len(text) :], text[len(said) :]
 
 
 def said_by(deltas: Iterable[Delta]) -> Said:
-    """What the deltas of one choice say together."""
+    """Return what the deltas of one choice say together."""
     texts, reasoning, calls = [], [], dict[int, CallPart]()
     for delta in deltas:
         texts.append(delta.text)

@@ -91,7 +91,7 @@ class Generation(JobRun):
         return self._prompts[choice // self._n]
 
     def tokens_left(self, sequence: Sequence) -> int:
-        """How many tokens the answer may still have."""
+        """The number of tokens that the answer may still have."""
         return self._prompt(sequence.choice).tokens_max - sequence.output_length
 
     @property

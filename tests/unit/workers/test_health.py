@@ -44,7 +44,7 @@ async def test_a_worker_whose_runners_have_no_place_is_live_but_not_ready() -> N
     server = HealthServer(worker, WorkerMetrics())
     (runner,) = worker._runners
 
-    runner.places = 0  # type: ignore[misc]
+    runner.places = 0
 
     assert (await asked(server, "/health/ready")).status_code == 503
     assert (await asked(server, "/health/live")).status_code == 200

@@ -27,7 +27,7 @@ class Memory(Protocol):
 
 
 class Held:
-    """What one id has: `blocks` by index. `tokens` are computed, from the first on."""
+    """One id's cells: its `blocks` by index, of which `tokens` are computed, from the first on."""
 
     __slots__ = ("blocks", "id", "tokens")
 
@@ -47,8 +47,8 @@ class Cells:
         self._holders: dict[int, dict[int, tuple[Held, int]]] = {}  # of each block, by id; the block's index there
 
     def prepare(self, sequence: Sequence, computed: int) -> Held:
-        """What the sequence holds before it is computed further. The scheduler believes that its first `computed`
-        tokens are there; compute it from `tokens` on, which is less if the cells of some were lost."""
+        """Return what the sequence holds before it is computed further. The scheduler believes that its first
+        `computed` tokens are there; compute it from `tokens` on, which is less if the cells of some were lost."""
         held = self._running.get(sequence)
         if held is None:
             held = self._running[sequence] = Held(self._new_id())

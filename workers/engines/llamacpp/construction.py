@@ -10,7 +10,8 @@ from transformers import AutoTokenizer
 from shared.domain.errors import SettingsError
 from shared.settings import Settings
 from workers.engines.cache_size import fitted
-from workers.engines.llamacpp.embedder import TOGETHER_MAX, LlamaEmbedder, LlamaEncoder, LlamaRanker
+from workers.engines.encoder import Encoder
+from workers.engines.llamacpp.embedder import TOGETHER_MAX, LlamaEmbedder, LlamaRanker
 from workers.engines.llamacpp.engine import LlamaEngine
 from workers.engines.llamacpp.library import LlamaContext, LlamaModel, device_memory_free
 from workers.engines.llamacpp.options import CacheType, LlamaOptions
@@ -30,7 +31,7 @@ RANKS, MEAN = 4, 1  # llama_pooling_type
 
 def load_engine(
     model: LlamaModel, options: LlamaOptions, settings: Settings
-) -> tuple[LlamaEngine | LlamaEncoder, LlamaContext]:
+) -> tuple[LlamaEngine | Encoder, LlamaContext]:
     """The engine of a model, and the context that it computes in. Raises SettingsError."""
     pooling = _pooling(model)
     if pooling is not None:
@@ -55,7 +56,7 @@ def load_engine(
 
 
 def _pooling(model: LlamaModel) -> int | None:
-    """How the model pools; None for one that writes."""
+    """Return how the model pools; None for one that writes."""
     named = model.own("pooling_type")
     if named is not None and int(named) > 0:
         return int(named)
@@ -139,7 +140,7 @@ def _tokenizer(model: LlamaModel, options: LlamaOptions) -> ChatTokenizer:
 
 def _encoder(
     model: LlamaModel, options: LlamaOptions, settings: Settings, pooling: int
-) -> tuple[LlamaEncoder, LlamaContext]:
+) -> tuple[Encoder, LlamaContext]:
     tokens_max = _context_length(model, settings)
     limits = EngineLimits(
         sequences_max=settings.sequences_max,
@@ -157,4 +158,4 @@ def _encoder(
         if pooling == RANKS
         else LlamaEmbedder(context, size=size, tokens_max=tokens_max)
     )
-    return LlamaEncoder(GgufChatTokenizer(own), embedder, limits=limits), context
+    return Encoder("llamacpp", GgufChatTokenizer(own), embedder, limits=limits), context

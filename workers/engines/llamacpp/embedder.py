@@ -9,11 +9,6 @@ import numpy as np
 from shared.domain.errors import EngineError
 from workers.engines.llamacpp.library import Floats, LlamaContext, LlamaModel
 from workers.engines.llamacpp.tokenizer import GgufTokenizer
-from workers.protocols import Defaults, Embedder
-from workers.scheduling.engine_limits import EngineLimits
-from workers.scheduling.scheduler import Batch
-from workers.scheduling.sequence import Sampled, Sequence
-from workers.text.chat_tokenizer import ChatTokenizer
 
 TOGETHER_MAX = 64  # passages computed at once
 
@@ -107,24 +102,3 @@ class LlamaRanker:
             ids += self._tokenizer(query, add_special_tokens=False, split_special_tokens=True).input_ids
             ids += self._tokenizer.encode(part, add_special_tokens=False)
         return ids
-
-
-class LlamaEncoder:
-    """An engine that writes no text."""
-
-    kind = "llamacpp"
-    dtype = ""
-    writes = False
-
-    def __init__(self, tokenizer: ChatTokenizer, embedder: Embedder, *, limits: EngineLimits) -> None:
-        self.limits = limits
-        self.defaults = Defaults()
-        self.adapters: frozenset[str] = frozenset()
-        self.tokenizer = tokenizer
-        self.embedder = embedder
-
-    def step(self, batch: Batch) -> list[Sampled]:
-        raise EngineError("this model writes no text")
-
-    def free(self, sequence: Sequence) -> None:
-        """Do nothing: nothing is kept."""

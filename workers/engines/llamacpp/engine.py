@@ -46,7 +46,7 @@ class Chunk:
 
     @property
     def kept(self) -> int:
-        """How many of its last tokens must give logits."""
+        """The number of its last tokens that must give logits."""
         return self.count if self.row.scoring else int(self.samples)
 
 
@@ -87,8 +87,8 @@ class LlamaEngine:
         self._cells.free(sequence)
 
     def _parts(self, rows: Seq[Row]) -> list[list[Chunk]]:
-        """What to compute, in parts that the decoder takes at once: one, unless cells were lost that the scheduler
-        believes to be there."""
+        """Return what to compute, in parts that the decoder takes at once: one, unless cells were lost that the
+        scheduler believes to be there."""
         parts: list[list[Chunk]] = [[]]
         room = self._step_tokens_max
         for row in rows:

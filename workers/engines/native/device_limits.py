@@ -1,4 +1,4 @@
-"""What a device holds: the sizes of its steps, and the memory that is left for the KV cache when the largest one was
+"""A device limits the sizes of its steps, and the memory that is left for the KV cache when the largest one was
 tried."""
 
 import logging

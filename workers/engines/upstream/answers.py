@@ -1,4 +1,4 @@
-"""What an upstream's answer without a stream means: a status, a Retry-After, the text of an error. Pure."""
+"""An upstream's answer without a stream is read here: its status, its Retry-After, the text of its error. Pure."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -74,7 +74,8 @@ def described(body: bytes) -> tuple[str, str, str | None]:
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float:
-    """How long to wait, by `retry-after-ms` or `retry-after`, which is seconds or a date; a second if neither says."""
+    """Return how long to wait, by `retry-after-ms` or `retry-after`, which is seconds or a date; a second if neither
+    says."""
     try:
         if milliseconds := headers.get("retry-after-ms"):
             seconds = float(milliseconds) / 1000

@@ -53,7 +53,8 @@ class Attempts:
 
 
 def refusal(error: UpstreamRefused, *, begun: bool) -> Exception:
-    """What a refusal means to the job. A continuation that is refused is not the fault of the request."""
+    """Return the job's error for an upstream's refusal. A continuation that is refused is not the fault of the
+    request."""
     if begun:
         return AnswerLost(f"The upstream does not continue the answer: {error}")
     kind = ContextLengthExceeded if error.code == ContextLengthExceeded.code else InvalidRequest

@@ -89,7 +89,8 @@ def sampling_fields(sampling: Sampling, provider: Provider, said: Said) -> dict[
 
 
 def _budget(max_tokens: int | None, said: Said) -> int | None:
-    """What is left of the budget, by an estimate of what was said: an upstream tells the tokens only at the end."""
+    """Return what is left of the budget, by an estimate of what was said: an upstream tells the tokens only at the
+    end."""
     return max_tokens and max(1, max_tokens - len(said.text) // 4)
 
 

@@ -1,4 +1,4 @@
-"""How a request to an upstream may fail. What the worker does next depends on the class alone.
+"""A request to an upstream fails by one of these errors, whose class alone decides what the worker does next.
 
 UpstreamError
 ├── UpstreamBusy     it has no room now: the job goes back to the queue, and its quota pauses

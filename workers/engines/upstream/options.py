@@ -40,7 +40,7 @@ Url = Annotated[str, AfterValidator(_address)]
 
 
 class Terms(BaseModel):
-    """What may be said of all upstreams together, and of each. `model` is its own name of the model. Limits of 0 are
+    """The terms that hold for all upstreams together, or for one. `model` is its own name of the model. Limits of 0 are
     none; they hold for all workers together that use the same URL with the same key and model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -74,7 +74,7 @@ class Target(Terms):
 
     @property
     def shown(self) -> str:
-        """How it is named in errors, logs and metrics: by its host."""
+        """Its name in errors, logs and metrics, which is its host."""
         return urlsplit(self.url).netloc
 
 

@@ -70,7 +70,7 @@ class UpstreamSource(ChatSource):
         return await self._posted("/rerank", {"query": query, "documents": list(documents)}, _scores)
 
     async def _posted(self, path: str, body: dict[str, Any], read: Callable[[Any], Result]) -> Result:
-        """What the first upstream that has room answers."""
+        """Return the answer of the first upstream that has room."""
         attempts = Attempts(self._upstreams)
         for upstream in attempts:
             try:
@@ -100,8 +100,8 @@ class UpstreamSource(ChatSource):
         raise attempts.verdict(begun=bool(so_far.said))
 
     def _resumed(self, so_far: "_SoFar") -> Said:
-        """What the next upstream has to continue. Raises AnswerLost, or Busy for an answer that must be compared with
-        what was said of it: that is done where its job is begun."""
+        """Return what the next upstream has to continue. Raises AnswerLost, or Busy for an answer that must be compared
+        with what was said of it: that is done where its job is begun."""
         said = so_far.said
         if self.resume is Resume.REPEAT and so_far.begun:
             raise Busy("the answer is asked for again from its beginning", retry_after_s=AGAIN_S)

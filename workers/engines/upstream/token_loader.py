@@ -11,6 +11,7 @@ from shared.domain.errors import SettingsError
 from shared.domain.job import Kind
 from shared.queue.protocols import Delivery
 from shared.settings import Settings
+from workers.engines.generation_config import defaults_of, eos_ids_of
 from workers.engines.upstream.options import UpstreamOptions
 from workers.engines.upstream.token_protocols import TOKEN_PROTOCOLS
 from workers.engines.upstream.token_run import TokenRun
@@ -89,8 +90,7 @@ def _model(source: str, settings: Settings, options: UpstreamOptions) -> tuple[T
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SettingsError(f"ENGINE_OPTION tokenizer: {source} cannot be loaded: {first}") from error
     generation = _generation_config(source, load)
-    named = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
-    eos_ids = frozenset(id_ for id_ in (*named, tokenizer.eos_token_id) if id_ is not None)
+    eos_ids = eos_ids_of(generation, tokenizer)
     own = getattr(config, "max_position_embeddings", None) or CONTEXT_UNKNOWN
     limits = EngineLimits(
         sequences_max=settings.sequences_max,
@@ -100,7 +100,7 @@ def _model(source: str, settings: Settings, options: UpstreamOptions) -> tuple[T
     )
     chat = ChatTokenizer(tokenizer, eos_ids, vocabulary=limits.vocabulary)
     end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else min(eos_ids, default=0)
-    return TokenModel(limits=limits, defaults=_defaults(generation), tokenizer=chat), end
+    return TokenModel(limits=limits, defaults=defaults_of(generation), tokenizer=chat), end
 
 
 def _generation_config(source: str, load: dict[str, Any]) -> Any:
@@ -108,14 +108,3 @@ def _generation_config(source: str, load: dict[str, Any]) -> Any:
         return GenerationConfig.from_pretrained(source, **load)
     except OSError:  # the model has none
         return GenerationConfig()
-
-
-def _defaults(generation: Any) -> Defaults:
-    if generation.do_sample is False:
-        return Defaults()
-    return Defaults(
-        temperature=1.0 if generation.temperature is None else generation.temperature,
-        top_p=1.0 if generation.top_p is None else generation.top_p,
-        top_k=generation.top_k or 0,
-        repetition_penalty=generation.repetition_penalty or 1.0,
-    )

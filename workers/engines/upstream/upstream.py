@@ -102,8 +102,8 @@ class Upstream:
             raise UpstreamBroken("ends its stream in the middle")
 
     async def probe(self) -> Mapping[str, Any]:
-        """What its list says of the model; a server whose kind was not told is known by it. `{}` if it is not listed.
-        Raises UpstreamError."""
+        """Return what its list says of the model; a server whose kind was not told is known by it. `{}` if it is not
+        listed. Raises UpstreamError."""
         listed = await self.models()
         mine = next((each for each in listed if each["id"] == self.model), {})
         owner = str((mine or (listed[0] if listed else {})).get("owned_by", "")).lower()

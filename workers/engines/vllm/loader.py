@@ -60,7 +60,7 @@ def load(spec: ModelSpec, settings: Settings, thread: SingleThread) -> Loaded:
 
 
 def _set_environment(settings: Settings) -> None:
-    """What vLLM reads from the environment, in this process and those that it starts."""
+    """Set what vLLM reads from the environment, in this process and those that it starts."""
     parent_death.announce()
     log_as_we_do(settings.log_level)
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

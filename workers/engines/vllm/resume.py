@@ -1,4 +1,5 @@
-"""How a sequence with output from elsewhere goes on in vLLM: as if preempted there, where this vLLM has what it takes.
+"""A sequence with output from elsewhere goes on in vLLM as if it had been preempted there, where this vLLM has the
+means.
 
 | what                    | second model runner         | first model runner          | a vLLM without the hook       |
 |-------------------------|-----------------------------|-----------------------------|-------------------------------|

@@ -45,6 +45,6 @@ def sampling_params(sequence: Sequence, *, tokens_max: int, as_preempted: bool) 
 
 
 def resumed_of(params: Any) -> int:
-    """How many of a request's last prompt tokens are output; 0 for one that begins."""
+    """The number of a request's last prompt tokens that are output; 0 for one that begins."""
     extra = getattr(params, "extra_args", None) or {}
     return int(extra.get(RESUMED, 0))

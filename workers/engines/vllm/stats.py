@@ -1,4 +1,4 @@
-"""What vLLM tells of its steps, for the worker's own metrics, and vLLM's own metrics as a page."""
+"""vLLM's reports of its steps become the worker's metrics, and vLLM's own metrics a page."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ class Stats:
     prefilled: int = 0
 
     def logger(self, config: Any, index: int = 0) -> StatLoggerBase:
-        """What vLLM calls after each step."""
+        """Return the logger that vLLM calls after each step."""
         return _Logger(self)
 
 

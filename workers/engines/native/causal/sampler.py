@@ -182,7 +182,7 @@ def _draw(logits: torch.Tensor, sequences: Seq[Sequence], *, whole: bool) -> tup
 
 
 class _Limits(NamedTuple):
-    """What limits the choice of each row, as columns [rows, 1] of doubles: its uniform number, `top_p` and `top_k`."""
+    """The limits of each row's choice, as columns [rows, 1] of doubles: its uniform number, `top_p` and `top_k`."""
 
     numbers: torch.Tensor
     top_p: torch.Tensor

@@ -1,44 +1,22 @@
-"""The encoder engine serves a model that makes vectors or scores, and no text."""
+"""Encoders over transformers' models, packed where that computes the same."""
 
 from typing import Any
 
-from shared.domain.errors import EngineError
 from shared.settings import Settings
+from workers.engines.encoder import Encoder
 from workers.engines.native.device_limits import step_sizes
 from workers.engines.native.embedding.cross_encoder import CrossEncoder
 from workers.engines.native.embedding.embedder import EmbedderTrials
 from workers.engines.native.embedding.pooling import Pooling
 from workers.engines.native.kernels import attention
 from workers.engines.native.weights.onednn_linear import can_pack, pack, unpack
-from workers.protocols import Defaults, Embedder
 from workers.scheduling.engine_limits import EngineLimits
-from workers.scheduling.scheduler import Batch
-from workers.scheduling.sequence import Sampled, Sequence
 from workers.text.chat_tokenizer import ChatTokenizer
 
 CONTEXT_UNKNOWN = 512
 
 
-class EncoderEngine:
-    kind = "embedding"
-    dtype = ""
-    writes = False
-
-    def __init__(self, tokenizer: ChatTokenizer, embedder: Embedder | None, *, limits: EngineLimits) -> None:
-        self.limits = limits
-        self.defaults = Defaults()
-        self.adapters: frozenset[str] = frozenset()
-        self.tokenizer = tokenizer
-        self.embedder = embedder
-
-    def step(self, batch: Batch) -> list[Sampled]:
-        raise EngineError("this model writes no text")
-
-    def free(self, sequence: Sequence) -> None:
-        """Do nothing: nothing is kept."""
-
-
-def encoder_engine(model: Any, tokenizer: Any, pooling: Pooling, settings: Settings) -> EncoderEngine:
+def encoder_engine(model: Any, tokenizer: Any, pooling: Pooling, settings: Settings) -> Encoder:
     """An engine with an embedder: packed if it computes the vectors that the model's own code computes. `model` is
     without a head, in the attention that it was loaded with."""
     limits = _limits(model, tokenizer, pooling.tokens_max, settings)
@@ -54,14 +32,14 @@ def encoder_engine(model: Any, tokenizer: Any, pooling: Pooling, settings: Setti
     if embedder is None:
         model.set_attn_implementation(own)
     texts = ChatTokenizer(tokenizer, frozenset(), vocabulary=limits.vocabulary)
-    return EncoderEngine(texts, embedder or trials.own, limits=limits)
+    return Encoder("embedding", texts, embedder or trials.own, limits=limits)
 
 
-def ranking_engine(model: Any, tokenizer: Any, settings: Settings) -> EncoderEngine:
+def ranking_engine(model: Any, tokenizer: Any, settings: Settings) -> Encoder:
     """An engine with a cross-encoder. `model` has a head of one label."""
     limits = _limits(model, tokenizer, None, settings)
     texts = ChatTokenizer(tokenizer, frozenset(), vocabulary=limits.vocabulary)
-    return EncoderEngine(texts, CrossEncoder(model, tokenizer, tokens_max=limits.context_length), limits=limits)
+    return Encoder("embedding", texts, CrossEncoder(model, tokenizer, tokens_max=limits.context_length), limits=limits)
 
 
 def _limits(model: Any, tokenizer: Any, pooling_max: int | None, settings: Settings) -> EngineLimits:
