@@ -1,13 +1,11 @@
 """The runner of vLLM does what a worker relies on; also with a scheduler of vLLM's that Penstock does not know."""
 
 import json
-import os
-import signal
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar
 
+import psutil
 import pytest
 from vllm.v1.core.sched.scheduler import Scheduler
 
@@ -16,7 +14,7 @@ from penstock.testing import RunnerConformance
 from shared.domain.events import Completed, Started
 from shared.domain.job import Grammar, GrammarKind
 from shared.settings import Settings, load_settings
-from tests.vllm.conftest import LOAD_S, SAME, descendants
+from tests.vllm.conftest import LOAD_S, SAME
 from tests.vllm.test_answers import SCHEMA
 from workers.engines.vllm.scheduler_hook import PROMOTE, supports
 
@@ -32,8 +30,9 @@ class TestRunner(RunnerConformance):
         return load_settings(**SAME)
 
     def break_engine(self, driver: Driver) -> None:
-        cores = [pid for pid in descendants(os.getpid()) if b"EngineCore" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-        os.kill(max(cores), signal.SIGKILL)  # the newest
+        started = psutil.Process().children(recursive=True)
+        cores = [process for process in started if any("EngineCore" in part for part in process.cmdline())]
+        max(cores, key=psutil.Process.create_time).kill()  # the newest; process numbers wrap around
 
 
 class TestUnknownScheduler:
