@@ -93,6 +93,12 @@ class Settings(BaseSettings):
     batches_at_once: int = Field(4, ge=1, description="batches per key that run at a time; others wait")
     batches_open_max: int = Field(100, ge=1, description="unfinished batches per key; more get 429")
     choices_max: int = Field(16, ge=1, description="largest n of a request")
+    max_tokens: str = Field(
+        "clamp",
+        pattern="^(clamp|strict)$",
+        description="what happens to a max_tokens that does not fit beside the prompt: clamp lowers it, strict refuses"
+        " it",
+    )
     first_event_ms: int = Field(
         1000, ge=0, description="longest wait for the first token before a stream sends its headers"
     )

@@ -7,12 +7,13 @@ from typing import Any
 from pydantic import BaseModel
 
 from api.schemas.batch import BatchRequest
-from api.schemas.chat import ChatCompletionRequest
+from api.schemas.chat import ChatCompletionRequest, Message
 from api.schemas.completion import CompletionRequest
 from api.schemas.embedding import EmbeddingRequest
 from api.schemas.rerank import RerankRequest
 from api.schemas.response import ResponseRequest
 from api.schemas.tokens import DetokenizeRequest, TokenCountRequest, TokenizeRequest
+from api.schemas.tools import CalledFunction, ToolCall
 
 ENDPOINTS: dict[str, type[BaseModel]] = {
     "POST /v1/chat/completions": ChatCompletionRequest,
@@ -24,12 +25,15 @@ ENDPOINTS: dict[str, type[BaseModel]] = {
     "POST /v1/token_count": TokenCountRequest,
     "POST /v1/detokenize": DetokenizeRequest,
     "POST /v1/batches": BatchRequest,
+    "A message of `messages`": Message,
+    "A call of `tool_calls`": ToolCall,
+    "The `function` of a call": CalledFunction,
 }
 IDENTIFYING = {"user", "safety_identifier", "prompt_cache_key"}
 HEAD = """# What the API takes, field by field
 
 Made from the code by `python -m tools.api_table > docs/api.md`; a test compares them. **Honoured**: it does what its
-definition says. **Accepted**: it identifies the caller and cannot change an answer. **Refused**: a 400 that names the
+definition says. **Accepted**: it cannot change an answer. **Refused**: a 400 that names the
 parameter, unless it has a value at which it changes nothing. A field that is not listed is refused as unknown.
 """
 BOUNDS = {
@@ -57,7 +61,8 @@ def _section(name: str, model: type[BaseModel]) -> Iterator[str]:
     schema = model.model_json_schema()
     required = set(schema.get("required", ()))
     for field, about in schema["properties"].items():
-        effect = "accepted" if field in IDENTIFYING else "honoured"
+        known = model.model_fields.get(field)  # a field with an alias is honoured
+        effect = "accepted" if field in IDENTIFYING or (known and known.exclude) else "honoured"
         needed = " (required)" if field in required else ""
         yield f"| `{field}` | {effect} | {_words(about, schema.get('$defs', {}))}{needed} |"
     for field, values in sorted(getattr(model, "NEUTRAL", {}).items()):

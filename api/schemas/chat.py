@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from api.schemas.base import Items, Metadata, Strict
-from api.schemas.sampling import GenerationRequest
+from api.schemas.sampling import GenerationRequest, TokenLimit
 from api.schemas.tools import TOOLS_MAX, ToolCall, ToolChoice, Tools
 from shared.domain.errors import InvalidRequest
 from shared.domain.suitability import MEDIA, media_refusal
@@ -19,6 +19,8 @@ class TextPart(Strict):
     """Always `text`."""
     text: str
     """The part's text."""
+    cache_control: dict[str, Any] | None = Field(None, exclude=True)
+    """Accepted; prompts share the prefix cache without it."""
 
 
 class RefusalPart(Strict):
@@ -49,9 +51,9 @@ Part = Annotated[TextPart | RefusalPart | MediaPart, Field(discriminator="type")
 
 
 class Message(Strict):
-    """A message of the conversation. Earlier answers may be sent back unchanged, with `reasoning_content` and nulls."""
+    """A message of the conversation. Earlier answers may be sent back as the client's library holds them."""
 
-    EMPTY: ClassVar[tuple[str, ...]] = ("annotations", "audio", "function_call")
+    EMPTY: ClassVar[tuple[str, ...]] = ("audio", "function_call")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     """The author of the message. `developer` is treated as `system`."""
@@ -62,7 +64,23 @@ class Message(Strict):
     refusal: str | None = None
     """The refusal of an earlier answer."""
     reasoning_content: str | None = None
-    """The reasoning of an earlier answer."""
+    """The reasoning of an earlier answer, for templates that take it."""
+    reasoning: str | None = None
+    """The same under its newer name."""
+    reasoning_details: Any = None
+    """The same in parts, for a model behind a server that reads them."""
+    provider_specific_fields: Any = None
+    """Fields that LiteLLM adds to answers, for a model behind a server that reads them."""
+    prefix: bool | None = None
+    """True in an earlier answer says that it was begun by the client. The last message must not have it."""
+    parsed: Any = Field(None, exclude=True)
+    """Accepted: what the openai client parsed from the content of an earlier answer."""
+    annotations: Any = Field(None, exclude=True)
+    """Accepted: the citations of an earlier answer."""
+    id: str | None = Field(None, exclude=True)
+    """Accepted: the message's id in the client's library."""
+    cache_control: dict[str, Any] | None = Field(None, exclude=True)
+    """Accepted; prompts share the prefix cache without it."""
     tool_calls: Annotated[list[ToolCall], Items(TOOLS_MAX)] | None = None
     """The calls of an earlier answer."""
     tool_call_id: str | None = Field(None, min_length=1, max_length=256)
@@ -83,7 +101,7 @@ class Message(Strict):
     def _fits_its_role(self) -> "Message":
         if self.content is None and not (self.role == "assistant" and (self.tool_calls or self.refusal)):
             raise ValueError("'content' may be null only beside 'tool_calls'")
-        if self.role != "assistant" and (self.tool_calls or self.reasoning_content or self.refusal):
+        if self.role != "assistant" and (self.tool_calls or self.reasoning_content or self.reasoning or self.refusal):
             raise ValueError(f"'tool_calls', 'reasoning_content' and 'refusal' are not allowed in the role {self.role}")
         if (self.role == "tool") != (self.tool_call_id is not None):
             raise ValueError("'tool_call_id' must be given with the role tool, and only with it")
@@ -123,10 +141,10 @@ class ChatCompletionRequest(GenerationRequest):
 
     messages: Messages
     """The conversation so far, the oldest first."""
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: TokenLimit = None
     """The older name of `max_completion_tokens`."""
-    max_completion_tokens: int | None = Field(None, ge=1)
-    """The longest answer, in tokens. Default: the rest of the context."""
+    max_completion_tokens: TokenLimit = None
+    """The longest answer, in tokens; -1 or none allows the rest of the context."""
     logprobs: bool | None = None
     """Return the log probability of each token."""
     top_logprobs: int | None = Field(None, ge=0, le=20)
@@ -149,6 +167,13 @@ class ChatCompletionRequest(GenerationRequest):
     """An identifier of the caller. It cannot change the answer."""
     prompt_cache_key: str | None = Field(None, max_length=512)
     """An identifier of the caller. It cannot change the answer."""
+
+    def require_known(self) -> None:
+        super().require_known()
+        if self.messages[-1].prefix:
+            raise InvalidRequest(
+                "'messages[].prefix' is not supported here for the last message.", param="messages.prefix"
+            )
 
     @model_validator(mode="after")
     def _top_logprobs_need_logprobs(self) -> "ChatCompletionRequest":

@@ -19,8 +19,8 @@ class CompletionRequest(GenerationRequest):
 
     prompt: Annotated[Texts, texts_max(PROMPTS_MAX)]
     """The text to continue, or several texts, or their token ids."""
-    max_tokens: int | None = Field(16, ge=0)
-    """The longest answer, in tokens."""
+    max_tokens: int | None = Field(16, ge=-1)
+    """The longest answer, in tokens; -1 allows the rest of the context."""
     best_of: int | None = Field(None, ge=1)
     """Generate this many candidates of each prompt and return the `n` likeliest."""
     echo: bool | None = None

@@ -227,8 +227,8 @@ class ResponseRequest(Selective):
     """The longest answer, in tokens. Default: the rest of the context."""
     temperature: float | None = Field(None, ge=0, le=2)
     """The randomness of sampling; 0 always takes the likeliest token. Default: the model's own."""
-    top_p: float | None = Field(None, gt=0, le=1)
-    """Sample only from the likeliest tokens that together have this probability."""
+    top_p: float | None = Field(None, ge=0, le=1)
+    """Sample only from the likeliest tokens that together have this probability; 0 always takes the likeliest."""
     top_logprobs: int | None = Field(None, ge=0, le=20)
     """Return this many of the likeliest tokens at each position."""
     include: Annotated[list[Literal["message.output_text.logprobs"]], Items(INCLUDES_MAX)] | None = None

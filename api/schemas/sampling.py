@@ -2,13 +2,24 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from api.schemas.base import Items, PassingOn, Strict, Text
 from shared.domain.errors import InvalidRequest
 
 STOPS_MAX = 16
 CHOICES_MAX = 1000
+
+
+def _no_zero(limit: int | None) -> int | None:
+    if limit == 0:
+        raise ValueError("at least 1 token is expected, or -1 for no limit")
+    return limit
+
+
+TokenLimit = Annotated[int | None, Field(ge=-1), AfterValidator(_no_zero)]
+"""The longest answer, in tokens; -1 sets no limit."""
+
 BIASES_MAX = 1024
 
 
@@ -22,7 +33,7 @@ class StreamOptions(Strict):
 class JsonSchema(Strict):
     """A JSON schema for the answer. The worker checks `schema` when it compiles it; the answer always follows it."""
 
-    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    name: str = Field("answer", pattern=r"^[a-zA-Z0-9_-]{1,64}$")
     """The schema's name, which the answer does not repeat."""
     description: str | None = None
     """A description of the answer's purpose."""
@@ -73,8 +84,8 @@ class GenerationRequest(PassingOn):
     """Options of the stream."""
     temperature: float | None = Field(None, ge=0, le=2)
     """The randomness of sampling; 0 always takes the likeliest token. Default: the model's own."""
-    top_p: float | None = Field(None, gt=0, le=1)
-    """Sample only from the likeliest tokens that together have this probability."""
+    top_p: float | None = Field(None, ge=0, le=1)
+    """Sample only from the likeliest tokens that together have this probability; 0 always takes the likeliest."""
     top_k: int | None = Field(None, ge=-1)
     """Sample only from this many of the likeliest tokens; 0 or -1 allows all."""
     min_p: float | None = Field(None, ge=0, le=1)

@@ -70,6 +70,8 @@ class CalledFunction(Strict):
     """The function's name."""
     arguments: str
     """The arguments as JSON, as the model wrote them."""
+    parsed_arguments: Any = Field(None, exclude=True)
+    """Accepted: what the openai client parsed from the arguments of an earlier answer."""
 
 
 class ToolCall(Strict):
@@ -79,6 +81,10 @@ class ToolCall(Strict):
     """Always `function`."""
     function: CalledFunction
     """The called function and its arguments."""
+    index: int | None = Field(None, exclude=True)
+    """Accepted: the call's place in an earlier streamed answer."""
+    provider_specific_fields: Any = None
+    """Fields that LiteLLM adds to answers, for a model behind a server that reads them."""
 
 
 def tools_request(tools: Tools | None, choice: ToolChoice | None, parallel: bool | None) -> dict[str, Any]:

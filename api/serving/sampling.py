@@ -6,26 +6,29 @@ import secrets
 from api.schemas.sampling import GenerationRequest
 from shared.domain.errors import InvalidRequest
 from shared.domain.job import Grammar, GrammarKind, Sampling
+from shared.settings import Settings
 
 ANY_OBJECT = {"type": "object"}
 
 
 def sampling_of(
-    body: GenerationRequest, *, n: int, max_tokens: int | None, logprobs: int | None, choices_max: int
+    body: GenerationRequest, settings: Settings, *, n: int, max_tokens: int | None, logprobs: int | None
 ) -> Sampling:
-    """Return the sampling parameters of a body. Raises InvalidRequest for more than `choices_max` choices, and for
-    limits that contradict each other."""
-    if n > choices_max:
+    """Return the sampling parameters of a body. Raises InvalidRequest for more choices than the settings allow, and for
+    limits that contradict each other. `max_tokens` -1 sets no limit, as llama.cpp's server defines it, and a `top_p` of
+    0 allows the likeliest token alone."""
+    if n > settings.choices_max:
         param = "n" if n == body.n else "best_of"
-        raise InvalidRequest(f"'{param}' must be at most {choices_max}.", param=param)
+        raise InvalidRequest(f"'{param}' must be at most {settings.choices_max}.", param=param)
+    max_tokens = None if max_tokens == -1 else max_tokens
     if max_tokens is not None and (body.min_tokens or 0) > max_tokens:
         raise InvalidRequest(f"'min_tokens' must not exceed the limit of {max_tokens} tokens.", param="min_tokens")
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
     return Sampling(
         seed=secrets.randbits(63) if body.seed is None else body.seed,
         seeded=body.seed is not None,
-        temperature=body.temperature,
-        top_p=body.top_p,
+        temperature=0 if body.top_p == 0 else body.temperature,
+        top_p=body.top_p or None,
         top_k=None if body.top_k is None else max(body.top_k, 0),
         min_p=body.min_p,
         repetition_penalty=body.repetition_penalty,
@@ -33,6 +36,7 @@ def sampling_of(
         frequency_penalty=body.frequency_penalty or 0,
         logit_bias=tuple((int(token), bias) for token, bias in (body.logit_bias or {}).items()),
         max_tokens=max_tokens,
+        clamped=settings.max_tokens == "clamp",
         min_tokens=body.min_tokens or 0,
         ignore_eos=bool(body.ignore_eos),
         stop=tuple(stop),

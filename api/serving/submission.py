@@ -60,10 +60,10 @@ async def chat_submission(
 async def _chat_job(services: Services, body: ChatCompletionRequest, options: RequestOptions) -> Job:
     sampling = sampling_of(
         body,
+        services.settings,
         n=body.n or 1,
         max_tokens=body.max_completion_tokens or body.max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        choices_max=services.settings.choices_max,
     )
     tools = tools_request(body.tools, body.tool_choice, body.parallel_tool_calls)
     return await services.admission.job(
@@ -93,10 +93,10 @@ async def completion_submission(services: Services, body: CompletionRequest, opt
         request={"prompts": prompts, "echo": echo, "prompt_logprobs": body.logprobs if echo else None},
         sampling=sampling_of(
             body,
+            services.settings,
             n=candidates,
             max_tokens=body.max_tokens,
             logprobs=ranked if body.logprobs is None else body.logprobs,
-            choices_max=services.settings.choices_max,
         ),
         tier=body.service_tier,
         user=body.user,
@@ -201,7 +201,7 @@ def _message(message: Message) -> dict[str, Any]:
     of newer models.
     """
     role = "system" if message.role == "developer" else message.role
-    kept = message.model_dump(include={"name", "reasoning_content", "tool_calls", "tool_call_id"}, exclude_none=True)
+    kept = message.model_dump(exclude={"role", "content", "refusal"}, exclude_none=True)
     content = message.model_dump(include={"content"})["content"] if message.media else message.text
     return {"role": role, "content": content, **kept}
 

@@ -55,7 +55,8 @@ class Sampling:
     chosen tokens, and n for those of the n likeliest tokens as well.
 
     `seed` is always set (drawn at admission when the client sends none), so that a resumed job continues identically.
-    `seeded` is false if it was drawn: an engine that draws faster without a seed may then do so.
+    `seeded` is false if it was drawn: an engine that draws faster without a seed may then do so. `clamped` lowers
+    `max_tokens` to what fits beside the prompt; without it such a job is refused.
     """
 
     seed: int
@@ -69,6 +70,7 @@ class Sampling:
     frequency_penalty: float = 0
     logit_bias: tuple[tuple[int, float], ...] = ()
     max_tokens: int | None = None
+    clamped: bool = False
     min_tokens: int = 0
     ignore_eos: bool = False
     stop: tuple[str, ...] = ()

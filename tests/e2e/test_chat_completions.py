@@ -248,6 +248,46 @@ def test_logprobs_name_every_token_of_the_text_streaming_and_whole(builtin: Stac
     assert "".join(c.choices[0].delta.content or "" for c in chunks) == choice.message.content
 
 
+def test_a_clients_own_objects_may_be_sent_back(builtin: Stack) -> None:
+    """The fields are those of the openai client's parse helpers, of LiteLLM's and OpenRouter's answers."""
+    call = {"id": "c1", "type": "function", "index": 0, "provider_specific_fields": None}
+    function = {"name": "sum", "arguments": "{}", "parsed_arguments": {}}
+    said = {"id": "m1", "parsed": {"a": 1}, "annotations": [{"type": "url_citation"}], "cache_control": {"type": "x"}}
+    more = {"reasoning": "Hm.", "reasoning_details": [{"type": "reasoning.text", "text": "Hm."}], "prefix": False}
+    nothing = {"audio": None, "function_call": None, "refusal": None, "provider_specific_fields": {"a": 1}}
+    history = [
+        *ask("hi"),
+        {
+            "role": "assistant",
+            "content": None,
+            **said,
+            **more,
+            **nothing,
+            "tool_calls": [{**call, "function": function}],
+        },
+        {"role": "tool", "tool_call_id": "c1", "content": "4"},
+        {"role": "user", "content": [{"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}}]},
+    ]
+
+    answer = builtin.post({"model": BUILTIN, "messages": history, "max_tokens": 4})
+
+    assert answer.status_code == 200, answer.text
+
+
+def test_a_top_p_of_0_always_takes_the_likeliest(builtin: Stack) -> None:
+    greedy = whole(builtin, ask("hi"), temperature=0, max_tokens=30)
+
+    assert whole(builtin, ask("hi"), temperature=1.5, top_p=0, max_tokens=30) == greedy
+
+
+@pytest.mark.parametrize("max_tokens", [-1, 32_000])
+def test_a_limit_beyond_the_context_is_lowered_to_what_fits(builtin: Stack, max_tokens: int) -> None:
+    answer = builtin.post({"model": BUILTIN, "messages": ask("hi"), "max_tokens": max_tokens, "temperature": 0})
+
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["choices"][0]["finish_reason"] == "stop"
+
+
 def test_logprobs_are_null_when_nobody_asks(builtin: Stack) -> None:
     answer = builtin.post({"model": BUILTIN, "messages": ask("Hello!"), "temperature": 0}).json()
 

@@ -16,7 +16,7 @@ from tests.e2e.test_chat_completions import ask
     [
         ({"temperature": 3}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
-        ({"top_p": 0}, "top_p"),
+        ({"top_p": -0.1}, "top_p"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"n": 0}, "n"),
         ({"n": 17}, "n"),
@@ -33,7 +33,7 @@ from tests.e2e.test_chat_completions import ask
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),
         (
-            {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a b", "schema": {}}}},
             "response_format.json_schema.name",
         ),
         ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
@@ -47,6 +47,8 @@ from tests.e2e.test_chat_completions import ask
         ({"min_tokens": 9, "max_tokens": 8}, "min_tokens"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"frobnicate": 1}, "frobnicate"),
+        ({"max_tokens": -2}, "max_tokens"),
+        ({"messages": [*ask("hi"), {"role": "assistant", "content": "so", "prefix": True}]}, "messages.prefix"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages.content"),
     ],
 )

@@ -204,10 +204,10 @@ class Generation(JobRun):
 
 def _prompts(job: Job, model: Model) -> list[Prompt]:
     """The prompts of a job: a chat has one; a completion may have several, each a text or token ids."""
-    context, max_tokens, grammar = model.limits.context_length, job.sampling.max_tokens, job.sampling.grammar
+    context, grammar = model.limits.context_length, job.sampling.grammar
     if job.kind is Kind.CHAT:
         chat = model.tokenizer.chat(job.request, grammar, tokens_max=context)
-        return [Prompt(chat.ids, budget(len(chat.ids), max_tokens, context, param="messages"), chat)]
+        return [Prompt(chat.ids, budget(len(chat.ids), job.sampling, context, param="messages"), chat)]
     prompts = []
     for item in job.request["prompts"]:
         if isinstance(item, str):
@@ -220,15 +220,17 @@ def _prompts(job: Job, model: Model) -> list[Prompt]:
         if not ids:
             raise InvalidRequest("'prompt' must not be empty: it has no tokens.", param="prompt")
         echo = (item if isinstance(item, str) else model.tokenizer.decode(ids)) if job.request["echo"] else None
-        tokens_max = budget(len(ids), max_tokens, context, param="prompt")
+        tokens_max = budget(len(ids), job.sampling, context, param="prompt")
         prompts.append(Prompt(ids, tokens_max, plain_chat(ids, model.tokenizer, grammar), echo))
     return prompts
 
 
-def budget(prompt_tokens: int, max_tokens: int | None, context_length: int, *, param: str) -> int:
+def budget(prompt_tokens: int, sampling: Sampling, context_length: int, *, param: str) -> int:
     """The most tokens that the answer may have. Raises ContextLengthExceeded, as OpenAI words it."""
-    if max_tokens is None:
-        max_tokens = max(context_length - prompt_tokens, 1)
+    fitting = max(context_length - prompt_tokens, 1)
+    max_tokens = fitting if sampling.max_tokens is None else sampling.max_tokens
+    if sampling.clamped:
+        max_tokens = min(max_tokens, fitting)
     if prompt_tokens + max_tokens > context_length:
         raise ContextLengthExceeded(
             f"This model's maximum context length is {context_length} tokens. However, you requested "

@@ -12,6 +12,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 
 from shared.domain.errors import InvalidRequest
+from workers.parsers.template_parser import REASONING
 from workers.process.time_limit import TimeLimitExceeded, time_limit
 
 RENDER_S_MAX = 10.0
@@ -107,8 +108,10 @@ class ChatTemplate:
         raise InvalidRequest(f"'reasoning_effort' cannot be set: this model {about}.", param="reasoning_effort")
 
     def _message(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """The message as templates expect it: arguments as objects."""
+        """The message as templates expect it: arguments as objects, and reasoning under each of its names."""
         made = dict(message)
+        if reasoning := next((said for name in REASONING if (said := message.get(name))), None):
+            made |= dict.fromkeys(REASONING, reasoning)
         if calls := message.get("tool_calls"):
             made["tool_calls"] = [
                 {**call, "id": self._id(call["id"]), "function": _function(call["function"])} for call in calls

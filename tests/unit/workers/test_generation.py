@@ -94,6 +94,16 @@ def test_a_budget_that_does_not_fit_is_refused() -> None:
     assert caught.value.param == "messages"
 
 
+def test_a_clamped_budget_is_what_fits_beside_the_prompt() -> None:
+    tight = engine(context_length=51, tokens=100)
+    events = play(Generation(deliver([], max_tokens=50, clamped=True, ignore_eos=True), tight), tight)
+
+    last = events[-1]
+    assert isinstance(last, Finished)
+    assert isinstance(last.outcome, Completed)
+    assert last.outcome.usage.prompt_tokens + last.outcome.usage.completion_tokens == 51
+
+
 def complete(prompts: list[Any], *, echo: bool = False, scores: int | None = None, **sampling: Any) -> dict[str, Any]:
     return {"completion": {"prompts": prompts, "echo": echo, "prompt_logprobs": scores}} | sampling
 

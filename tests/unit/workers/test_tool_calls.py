@@ -302,6 +302,17 @@ def test_calls_come_back_to_the_template_as_objects(tokenizer: Any) -> None:
     assert "weather(Bern)call_1" in ChatTemplate(tokenizer).render({"messages": messages}, reasons=False).text
 
 
+@pytest.mark.parametrize("sent", ["reasoning", "reasoning_content", "thinking"])
+@pytest.mark.parametrize("taken", ["reasoning", "reasoning_content", "thinking"])
+def test_reasoning_reaches_the_template_under_the_name_that_it_reads(tokenizer: Any, sent: str, taken: str) -> None:
+    tokenizer.chat_template = "{% for message in messages %}{{ message." + taken + " }}{% endfor %}"
+    try:
+        messages = [{"role": "assistant", "content": "4", sent: "two and two"}]
+        assert ChatTemplate(tokenizer).render({"messages": messages}, reasons=False).text == "two and two"
+    finally:
+        tokenizer.chat_template = TEMPLATE
+
+
 def test_mistrals_get_ids_of_the_length_they_want(tokenizer: Any) -> None:
     template = ChatTemplate(tokenizer)
     template.text = MISTRAL.sign + "[TOOL_CALLS]"
