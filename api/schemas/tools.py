@@ -108,4 +108,4 @@ def tools_request(tools: Tools | None, choice: ToolChoice | None, parallel: bool
     if mode == "none" or not names:
         return {}
     kept = [tool.model_dump(exclude_none=True) for tool in tools or () if tool.function.name in allowed]
-    return {"tools": kept, "tool_choice": mode, "parallel": parallel is not False}
+    return {"tools": kept, "tool_choice": mode, "parallel": parallel is not False, "closed": True}

@@ -2,8 +2,10 @@
 
 import json
 import secrets
+from typing import Any
 
 from api.schemas.sampling import GenerationRequest
+from shared.domain.closed_schema import closed
 from shared.domain.errors import InvalidRequest
 from shared.domain.job import Grammar, GrammarKind, Sampling
 from shared.settings import Settings
@@ -48,19 +50,27 @@ def sampling_of(
 
 
 def _grammar(body: GenerationRequest) -> Grammar | None:
-    """Return the requested form of the answer. JSON without a schema is an object, as OpenAI defines it."""
+    """Return the requested form of the answer. JSON without a schema is an object, as OpenAI defines it. Objects have
+    no properties but those that a schema lists, unless it allows others."""
     form = body.response_format
     if form and form.type != "text":
-        schema = json.dumps((form.json_schema and form.json_schema.schema_) or ANY_OBJECT)
+        schema = json.dumps(closed((form.json_schema and form.json_schema.schema_) or ANY_OBJECT))
         return Grammar(kind=GrammarKind.JSON_SCHEMA, text=schema, param="response_format")
     if (wanted := body.structured_outputs) is None:
         return None
     if wanted.json_ is not None:
-        schema = wanted.json_ if isinstance(wanted.json_, str) else json.dumps(wanted.json_)
-        return Grammar(kind=GrammarKind.JSON_SCHEMA, text=schema, param="structured_outputs.json")
+        return Grammar(kind=GrammarKind.JSON_SCHEMA, text=_closed_text(wanted.json_), param="structured_outputs.json")
     if wanted.regex is not None:
         return Grammar(kind=GrammarKind.REGEX, text=wanted.regex, param="structured_outputs.regex")
     if wanted.choice is not None:
         rule = "start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in wanted.choice)
         return Grammar(kind=GrammarKind.LARK, text=rule, param="structured_outputs.choice")
     return Grammar(kind=GrammarKind.LARK, text=wanted.grammar or "", param="structured_outputs.grammar")
+
+
+def _closed_text(schema: dict[str, Any] | str) -> str:
+    """Return the closed schema. A text that is no JSON stays as it is: the worker says what is wrong with it."""
+    try:
+        return json.dumps(closed(json.loads(schema) if isinstance(schema, str) else schema))
+    except (ValueError, RecursionError):
+        return str(schema)

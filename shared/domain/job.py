@@ -85,12 +85,12 @@ class Job:
     """One accepted request.
 
     `request` is the input that the worker tokenises. A chat has its messages and, if the client gave them, its tools,
-    which of them to call (`tool_choice`: auto, required or a tool's name), whether several at once (`parallel`), how
-    much to reason (`effort`), further variables of the chat template (`template`), and fields for a server behind the
-    model that Penstock does not know itself (`extra`). A completion has its prompts
-    (texts or token ids), whether to echo them, and with which log probabilities. An embedding has its inputs,
-    dimensions and truncation. A tokenization has the `prompt` or `messages` to split (`special` adds the special
-    tokens, `texts` each token's text), or the `tokens` to turn into text.
+    which of them to call (`tool_choice`: auto, required or a tool's name), whether several at once (`parallel`) and
+    whether arguments have listed properties only (`closed`), how much to reason (`effort`), further variables of the
+    chat template (`template`), and fields for a server behind the model that Penstock does not know itself (`extra`).
+    A completion has its prompts (texts or token ids), whether to echo them, and with which log probabilities. An
+    embedding has its inputs, dimensions and truncation. A tokenization has the `prompt` or `messages` to split
+    (`special` adds the special tokens, `texts` each token's text), or the `tokens` to turn into text.
 
     `queue_deadline_ms` bounds each wait in the queue, `run_deadline_ms` the time from the first claim to the end.
     `tenant` owns the job, and `weight` is the tenant's share beside others. `grace_ms` is how long the job goes on

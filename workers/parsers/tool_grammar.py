@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from shared.domain.closed_schema import closed_parameters
 from shared.domain.errors import InvalidRequest
 from shared.domain.job import Grammar, GrammarKind
 from workers.parsers.lark_grammar import Lark
@@ -33,12 +34,18 @@ def tools_of(request: Mapping[str, Any]) -> Tools | None:
     if not request.get("tools"):
         return None
     functions = [tool["function"] for tool in request["tools"]]
+    close = closed_parameters if request.get("closed") else _as_given
     return Tools(
-        schemas={function["name"]: function.get("parameters") or ANY_OBJECT for function in functions},
+        schemas={function["name"]: close(function.get("parameters")) for function in functions},
         strict=frozenset(function["name"] for function in functions if function.get("strict")),
         choice=request["tool_choice"],
         parallel=request["parallel"],
     )
+
+
+def _as_given(schema: dict[str, Any] | None) -> dict[str, Any]:
+    """The schema for an answer that a release before 0.3 has begun, which closed none."""
+    return schema or ANY_OBJECT
 
 
 def grammar_for(
