@@ -205,6 +205,30 @@ def test_no_room_is_out_of_memory_and_the_engine_goes_on(folder: Path) -> None:
     model.close()
 
 
+def test_what_was_saved_continues_under_another_id_if_there_is_room(folder: Path) -> None:
+    options = LlamaOptions(**EXACT)
+    model = LlamaModel(folder / "model.gguf", options)
+    context = LlamaContext(model, options, cells=256, ids=2, batch_tokens_max=200)
+    tokens, positions = np.arange(5, 105, dtype=np.int32), np.arange(100, dtype=np.int32)
+    first, second = np.zeros(100, np.int32), np.ones(100, np.int32)
+    own = context.decode(tokens, positions, first, positions == 99).copy()
+
+    saved = context.save(0)
+    context.remove(0, 0, None)
+    assert context.used([0, 1]) == 0
+    assert context.restore(saved, 1)
+    context.remove(1, 99, None)
+    again = context.decode(tokens[99:], positions[99:], second[:1], positions[99:] == 99)
+
+    assert context.used([1]) == 100
+    assert again == pytest.approx(own, abs=1e-4)
+    context.decode(tokens[:60], positions[:60] + 100, second[:60], positions[:60] == 59)
+    assert not context.restore(saved, 0), "160 of 256 cells were in use"
+    assert context.used([0]) == 0
+    context.close()
+    model.close()
+
+
 @pytest.mark.parametrize("type_", ["f16", "q8_0", "q4_k"])
 def test_quantised_files_say_nearly_the_same(make: Make, builtin: Path, tmp_path: Path, type_: str) -> None:
     file = tmp_path / f"{type_}.gguf"

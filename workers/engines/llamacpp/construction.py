@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 IDS_MAX = 256  # sequences that llama.cpp can tell apart
 CELLS_USUAL = 65_536  # unless the setting says how much: llama.cpp reserves memory for masks as wide as the cache
 CPU_SHARE, DEVICE_SHARE = 0.4, 0.85  # of the free memory, for the cache
+SAVED_SHARE = 0.1  # of the free main memory, for copies of what past sequences left in the cache
 CACHE_BYTES: dict[CacheType, float] = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": 34 / 32, "q4_0": 18 / 32}
 RANKS, MEAN = 4, 1  # llama_pooling_type
 
@@ -39,18 +40,20 @@ def load_engine(
     if llama_cpp.llama_model_has_encoder(model.pointer) or llama_cpp.llama_model_is_diffusion(model.pointer):
         raise SettingsError("MODEL: llama.cpp's encoder-decoder and diffusion models are not served")
     limits = _limits(model, options, settings)
-    keeps = _keeps_prefixes(model)
-    ids = min(2 * limits.sequences_max, IDS_MAX) if keeps else limits.sequences_max
     context = LlamaContext(
-        model, options, cells=limits.blocks * BLOCK_SIZE, ids=ids, batch_tokens_max=limits.batch_tokens_max
+        model,
+        options,
+        cells=limits.blocks * BLOCK_SIZE,
+        ids=limits.sequences_max,
+        batch_tokens_max=limits.batch_tokens_max,
     )
     engine = LlamaEngine(
         context,
         _tokenizer(model, options),
         limits=limits,
         defaults=_defaults(model),
-        ids=ids,
         step_tokens_max=limits.batch_tokens_max,
+        saved_tokens_max=(limits.idle_blocks_max or 0) * BLOCK_SIZE,
     )
     return engine, context
 
@@ -73,6 +76,7 @@ def _keeps_prefixes(model: LlamaModel) -> bool:
 def _limits(model: LlamaModel, options: LlamaOptions, settings: Settings) -> EngineLimits:
     context = _context_length(model, settings)
     wanted = settings.sequences_max * blocks_for(context)
+    block = int(_bytes_per_token(model, options) * BLOCK_SIZE)
     limits = EngineLimits(
         sequences_max=settings.sequences_max,
         batch_tokens_max=settings.batch_tokens_max,
@@ -80,9 +84,9 @@ def _limits(model: LlamaModel, options: LlamaOptions, settings: Settings) -> Eng
         vocabulary=llama_cpp.llama_vocab_n_tokens(model.vocabulary),
         blocks=wanted if settings.kv_cache_gib else min(wanted, blocks_for(max(context, CELLS_USUAL))),
         prefix_cache=settings.prefix_cache and _keeps_prefixes(model),
-        idle_blocks_max=options.idle_tokens_max // BLOCK_SIZE,
+        idle_blocks_max=min(options.idle_tokens_max // BLOCK_SIZE, int(memory_available() * SAVED_SHARE) // block),
     )
-    return fitted(limits, int(_bytes_per_token(model, options) * BLOCK_SIZE), _room(options, settings))
+    return fitted(limits, block, _room(options, settings))
 
 
 def _context_length(model: LlamaModel, settings: Settings) -> int:

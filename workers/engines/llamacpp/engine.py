@@ -1,6 +1,5 @@
 """The llama.cpp engine: our scheduler makes the batch, `llama_decode` computes it, our sampler chooses tokens."""
 
-from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,7 +9,7 @@ import numpy.typing as npt
 
 from workers.engines.llamacpp.cells import Cells, Memory
 from workers.engines.llamacpp.sampler import choose, score
-from workers.protocols import Defaults, Embedder, OutOfMemory
+from workers.protocols import Defaults, Embedder
 from workers.scheduling.engine_limits import EngineLimits
 from workers.scheduling.scheduler import Batch, Row
 from workers.scheduling.sequence import Sampled, Sequence
@@ -62,17 +61,18 @@ class LlamaEngine:
         *,
         limits: EngineLimits,
         defaults: Defaults,
-        ids: int,
         step_tokens_max: int,
+        saved_tokens_max: int = 0,
     ) -> None:
-        """`decoder` holds `ids` sequences, and decodes `step_tokens_max` tokens at a time."""
+        """`decoder` holds as many sequences as run, and decodes `step_tokens_max` tokens at a time. At most
+        `saved_tokens_max` tokens of past sequences are kept in main memory for those to come."""
         self.limits = limits
         self.defaults = defaults
         self.tokenizer = tokenizer
         self.embedder: Embedder | None = None
         self.adapters: frozenset[str] = frozenset()
         self._decoder = decoder
-        self._cells = Cells(decoder, ids)
+        self._cells = Cells(decoder, limits.sequences_max, saved_tokens_max=saved_tokens_max)
         self._step_tokens_max = step_tokens_max
 
     def step(self, batch: Batch) -> list[Sampled]:
@@ -123,20 +123,7 @@ class LlamaEngine:
         positions = np.arange(len(tokens)) + np.repeat([chunk.start for chunk in chunks] - first, counts)
         wanted = np.arange(len(tokens)) >= np.repeat(first + [chunk.count - chunk.kept for chunk in chunks], counts)
         ids = np.repeat([each.id for each in held], counts)
-        logits = self._with_room(
-            lambda: self._decoder.decode(
-                tokens.astype(np.int32), positions.astype(np.int32), ids.astype(np.int32), wanted
-            )
-        )
+        logits = self._decoder.decode(tokens.astype(np.int32), positions.astype(np.int32), ids.astype(np.int32), wanted)
         for each, chunk in zip(held, chunks, strict=True):
             each.tokens = chunk.stop
         return logits
-
-    def _with_room(self, decode: Callable[[], Floats]) -> Floats:
-        """Decode; if there is no room, once more without the cells that are kept for prompts to come."""
-        try:
-            return decode()
-        except OutOfMemory:
-            if not self._cells.forget_retired():
-                raise
-        return decode()

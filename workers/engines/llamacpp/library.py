@@ -27,6 +27,7 @@ NO_SLOT, NO_MEMORY = 1, -2  # what llama_decode returns beside 0, which is succe
 
 Int32s = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
 
 
 def _to_log(level: int, text: bytes, _: Any) -> None:
@@ -155,6 +156,18 @@ class LlamaContext:
     def remove(self, id_: int, start: int, stop: int | None) -> None:
         llama_cpp.llama_memory_seq_rm(self._memory, id_, start, -1 if stop is None else stop)
 
+    def save(self, id_: int) -> Bytes:
+        size = llama_cpp.llama_state_seq_get_size(self._pointer, id_)
+        copy = np.empty(size, np.uint8)
+        written = llama_cpp.llama_state_seq_get_data(self._pointer, _bytes(copy), size, id_)
+        return copy[:written]
+
+    def restore(self, saved: Bytes, id_: int) -> bool:
+        if llama_cpp.llama_state_seq_set_data(self._pointer, _bytes(saved), len(saved), id_):
+            return True
+        self.remove(id_, 0, None)
+        return False
+
     def used(self, ids: Iterable[int]) -> int:
         """The number of positions that these ids hold."""
         ends = ((self._edge(llama_cpp.llama_memory_seq_pos_min, id_), id_) for id_ in ids)
@@ -189,6 +202,10 @@ class LlamaContext:
             raise EngineBroken(f"llama_decode returned {code}; the log says why")
         if code:
             raise EngineError(f"llama_decode returned {code}; the log says why")
+
+
+def _bytes(array: Bytes) -> Any:
+    return array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
 
 
 def threads_available() -> int:

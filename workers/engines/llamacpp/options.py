@@ -18,7 +18,7 @@ class LlamaOptions(EngineOptions):
     cache_type: CacheType = Field("f16", description="type of the key-value cache")
     physical_batch: int = Field(512, ge=1, description="tokens that are computed at a time, llama.cpp's n_ubatch")
     idle_tokens_max: int = Field(
-        2048, ge=0, description="tokens of past prompts to keep for prompts that begin alike; attention reads past them"
+        8192, ge=0, description="tokens of past prompts to keep in main memory for prompts that begin alike"
     )
     tokenizer: str = Field("", description="folder of a Hugging Face tokenizer to use instead of the file's own")
     load_mode: Literal["auto", "none", "mmap", "mlock", "mmap_mlock", "direct_io"] = Field(

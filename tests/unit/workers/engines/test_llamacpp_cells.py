@@ -29,6 +29,7 @@ class CheckedCache:
         self.cells = cells
         self.of: dict[int, dict[int, list[int]]] = {}  # by id and position: a cell, which is a list of its token
         self.decoded = 0
+        self.restored = 0
 
     @property
     def used(self) -> int:
@@ -38,6 +39,17 @@ class CheckedCache:
         assert stop > start
         for at in range(start, stop):
             self.of.setdefault(target, {})[at] = self.of[source][at]
+
+    def save(self, id_: int) -> dict[int, int]:
+        return {at: cell[0] for at, cell in self.of[id_].items()}
+
+    def restore(self, saved: dict[int, int], id_: int) -> bool:
+        assert not self.of.get(id_)
+        if self.used + len(saved) > self.cells:
+            return False
+        self.of[id_] = {at: [token] for at, token in saved.items()}
+        self.restored += 1
+        return True
 
     def remove(self, id_: int, start: int, stop: int | None) -> None:
         held = self.of.get(id_, {})
@@ -71,7 +83,7 @@ def answer(prompt: list[int], tokens: int) -> list[int]:
     return known[len(prompt) :]
 
 
-def engine_of(cache: CheckedCache, *, ids: int = 16, **limits: Any) -> LlamaEngine:
+def engine_of(cache: CheckedCache, *, saved_tokens_max: int = 2000, **limits: Any) -> LlamaEngine:
     given: dict[str, Any] = {
         "sequences_max": 6,
         "batch_tokens_max": 40,
@@ -83,8 +95,8 @@ def engine_of(cache: CheckedCache, *, ids: int = 16, **limits: Any) -> LlamaEngi
         ScriptedTokenizer(),
         limits=EngineLimits(**given),
         defaults=Defaults(),
-        ids=ids,
         step_tokens_max=given["batch_tokens_max"],
+        saved_tokens_max=saved_tokens_max,
     )
 
 
@@ -124,7 +136,8 @@ def test_every_answer_is_what_it_would_be_alone_and_no_cell_is_lost(seed: int) -
     rng = random.Random(seed)
     blocks = rng.choice([14, 20, 40, 100])
     cache = CheckedCache(blocks * BLOCK_SIZE)
-    engine = engine_of(cache, ids=rng.choice([6, 7, 12, 60]), blocks=blocks, idle_blocks_max=rng.choice([0, 3, blocks]))
+    saved = rng.choice([0, 48, 200, 2000])
+    engine = engine_of(cache, saved_tokens_max=saved, blocks=blocks, idle_blocks_max=rng.choice([0, 3, blocks]))
     prompts = random_prompts(rng, 40)
     sequences = [sequence(prompt, job) for job, prompt in enumerate(prompts)]
 
@@ -139,6 +152,7 @@ def test_every_answer_is_what_it_would_be_alone_and_no_cell_is_lost(seed: int) -
     for prompt, each in zip(prompts, sequences, strict=True):
         assert each.output == answer(prompt, each.output_length)
     assert sum(each.output_length == 20 for each in sequences) > 20
+    assert cache.used == 0
 
 
 def test_a_prompt_that_begins_like_another_is_not_computed_again() -> None:
@@ -158,12 +172,12 @@ def test_a_prompt_that_begins_like_another_is_not_computed_again() -> None:
     assert second.output == answer([*prompt[:36], 7, 7, 7], 1)
 
 
-def test_cells_that_were_lost_are_computed_again() -> None:
+def test_what_was_forgotten_is_computed_again() -> None:
     cache = CheckedCache(1000)
-    engine = engine_of(cache, ids=6)
+    engine = engine_of(cache, saved_tokens_max=64)
     prompt = list(range(45))
     scheduler = run(engine, [sequence(prompt)], 4)
-    run_over(scheduler, engine, [sequence([at] * 20, at) for at in range(1, 9)])  # more than there are ids
+    run_over(scheduler, engine, [sequence([at] * 20, at) for at in range(1, 9)])  # more than main memory keeps
     again = sequence(prompt, 99)
 
     run_over(scheduler, engine, [again])
@@ -183,36 +197,56 @@ def run_over(scheduler: Scheduler, engine: LlamaEngine, sequences: list[Sequence
                 engine.free(each)
 
 
-def test_a_sequence_that_is_freed_leaves_only_what_others_may_share() -> None:
+def test_a_sequence_that_is_freed_leaves_no_cell_in_use() -> None:
     cache = CheckedCache(1000)
     engine = engine_of(cache)
     each = sequence(list(range(40)))
 
     run(engine, [each], 5)
 
-    assert cache.used == 32  # the full blocks
+    assert cache.used == 0
     engine.free(each)
-    assert cache.used == 32
+    assert cache.used == 0
 
 
-def test_without_a_prefix_cache_nothing_stays() -> None:
+def test_what_is_saved_is_restored_once_and_then_shared() -> None:
+    cache = CheckedCache(4 * BLOCK_SIZE)  # one sequence of 33 tokens, and what a second one adds to it
+    engine = engine_of(cache, blocks=5)
+    prompt = list(range(33))
+    scheduler = run(engine, [sequence(prompt)], 4)
+    cache.decoded = 0
+    again = [sequence(prompt, job) for job in (1, 2)]
+
+    run_over(scheduler, engine, again)
+
+    assert cache.restored == 1
+    assert cache.decoded == 2 * 4
+    assert [each.output for each in again] == [answer(prompt, 4)] * 2
+
+
+def test_a_longer_copy_takes_the_place_of_the_one_that_it_continues() -> None:
     cache = CheckedCache(1000)
+    engine = engine_of(cache, saved_tokens_max=80)
+    first, other = list(range(33)), [7] * 17
+    scheduler = run(engine, [sequence(other)], 4)
+    run_over(scheduler, engine, [sequence(first, 1)])
+    second = [*first, *answer(first, 4), 9, 9, 9, *range(20)]
+    run_over(scheduler, engine, [sequence(second, 2)])  # 48 tokens, which would be too many beside 16 and 32
+    cache.decoded = 0
+
+    run_over(scheduler, engine, [sequence(other, 3), sequence(second, 4)])
+
+    assert cache.decoded == len(other) - 16 + 3 + len(second) - 48 + 3
+
+
+def test_without_a_prefix_cache_nothing_is_saved() -> None:
+    cache = CheckedCache(1000)
+    cache.save = None  # type: ignore[assignment, method-assign]
     engine = engine_of(cache, prefix_cache=False)
 
     run(engine, [sequence(list(range(40)))], 5)
 
     assert cache.used == 0
-
-
-def test_a_cache_that_is_full_of_old_prompts_makes_room() -> None:
-    cache = CheckedCache(100)  # fewer than the scheduler believes
-    engine = engine_of(cache, blocks=20)
-    scheduler = run(engine, [sequence(list(range(40)))], 5)
-    long = sequence([3] * 80, 1)
-
-    run_over(scheduler, engine, [long])
-
-    assert long.output == answer([3] * 80, 4)
 
 
 def test_a_sequence_that_does_not_fit_alone_is_out_of_memory() -> None:
