@@ -132,7 +132,7 @@ def _trace_requests(app: FastAPI) -> None:
     """Wrap each request in a span, outside all other middleware; a client's trace context is continued."""
     from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 
-    FastAPIInstrumentor.instrument_app(app, excluded_urls="health/,metrics", exclude_spans=["receive", "send"])
+    FastAPIInstrumentor.instrument_app(app, excluded_urls="health,ping,metrics", exclude_spans=["receive", "send"])
 
 
 def _stop_if_failed(task: asyncio.Task[None]) -> None:

@@ -195,10 +195,13 @@ class Answer(threading.Thread):
         return max((after - before for before, after in zip(self.at, self.at[1:], strict=False)), default=0.0)
 
 
-def kill(stack: Stack, model: Path, kind: str, rng: random.Random, heir: str, expected: dict[int, str]) -> str:
+def kill(
+    stack: Stack, model: Path, kind: str, rng: random.Random, heir: str, expected: dict[int, str], *options: str
+) -> str:
     """Kill the worker of vLLM at a random moment of an answer, which `heir` then goes on with. "" if all is as it
     should be, else what is wrong. The heir loads before, frozen until then."""
-    worker, other = add_worker(stack, model, "vllm"), add_worker(stack, model, heir)
+    worker = add_worker(stack, model, "vllm", *options)
+    other = add_worker(stack, model, heir, *(options if heir == "vllm" else ()))
     stack.staffed(2, seconds=LOAD_S)
     family = [psutil.Process(other.pid), *psutil.Process(other.pid).children(recursive=True)]
     for process in family:
@@ -249,12 +252,13 @@ def speed(size: str, cells: tuple[int, ...], rounds: int, tokens: int, pairs: in
 @main.command()
 @click.option("--kills", default=20, show_default=True)
 @click.option("--seed", default=1, show_default=True)
-def kills(kills: int, seed: int) -> None:
+@click.option("--eager", is_flag=True, help="Do not compile the model: each worker loads sooner.")
+def kills(kills: int, seed: int, *, eager: bool) -> None:
     """Kill a worker of vLLM at seeded moments; every answer must go on as if nothing had happened."""
-    rng = random.Random(seed)
+    rng, options = random.Random(seed), [EAGER] if eager else []
     with tempfile.TemporaryDirectory() as folder, prepared(Path(folder), "25m") as model:
         stack = Stack(Path(folder), **environment(Path(folder)))
-        worker = add_worker(stack, model, "vllm")
+        worker = add_worker(stack, model, "vllm", *options)
         stack.staffed(1, seconds=LOAD_S)
         expected = {kind: undisturbed(stack, kind) for kind in KINDS}
         worker.terminate()
@@ -262,7 +266,7 @@ def kills(kills: int, seed: int) -> None:
         wrong = []
         for number in range(kills):
             kind, heir = list(KINDS)[number % len(KINDS)], ("vllm", "native")[number // len(KINDS) % 2]
-            wrong.append(kill(stack, model, kind, rng, heir, expected[kind]))
+            wrong.append(kill(stack, model, kind, rng, heir, expected[kind], *options))
             print(f"{number + 1} of {kills}: {wrong[-1] or 'right'}", flush=True)
         stack.stop()
     print(f"{sum(map(bool, wrong))} of {kills} are wrong")

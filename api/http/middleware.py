@@ -17,7 +17,12 @@ log = logging.getLogger(__name__)
 UPLOAD = "/v1/files"
 FORM_BYTES = 100_000  # room for the parts of a form beside the file
 PATH_MAX = 200  # characters of a path in the log
-HEALTH = ("/health/", "/metrics")
+HEALTH = ("/health", "/ping", "/metrics")
+VERSIONED = "/v1"
+# Paths that clients of vLLM, SGLang and llama.cpp also use without a version.
+UNVERSIONED = frozenset(
+    {"chat", "completions", "detokenize", "embeddings", "models", "rerank", "responses", "tokenize"}
+)
 
 
 class RequestFrame:
@@ -31,6 +36,7 @@ class RequestFrame:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = {**scope, "path": versioned(scope["path"])}
         began = time.monotonic()
         request_id = f"req_{secrets.token_hex(12)}"
         about: dict[str, Any] = {"request_id": request_id, "method": scope["method"], "path": scope["path"][:PATH_MAX]}
@@ -92,3 +98,9 @@ class BodyLimit:
             return message
 
         await self._app(scope, bounded, send)
+
+
+def versioned(path: str) -> str:
+    """Return the path under `/v1` that an unversioned one stands for; any other path as it is."""
+    first = path.split("/", 2)[1] if path.startswith("/") else ""
+    return VERSIONED + path if first in UNVERSIONED else path

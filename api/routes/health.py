@@ -1,4 +1,6 @@
-"""Health checks. `live` needs only this process; `ready` needs Redis, too."""
+"""Health checks. `live` needs only this process; `ready` needs Redis, too, and so do the names that vLLM gives it."""
+
+from importlib.metadata import version
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
@@ -15,6 +17,13 @@ async def live() -> Response:
     return JSONResponse({"status": "ok"})
 
 
+@router.get("/version")
+async def release() -> Response:
+    return JSONResponse({"version": version("penstock")})
+
+
+@router.get("/health")
+@router.get("/ping")
 @router.get("/health/ready")
 async def ready(services: ServicesDep) -> Response:
     try:

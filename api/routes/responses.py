@@ -73,7 +73,9 @@ async def retrieve_response(
 
 @router.post("/v1/responses/{response_id}/cancel")
 async def cancel_response(record: Mine, services: ServicesDep) -> dict[str, Any]:
-    """Cancel a response. One that has ended does not change."""
+    """Cancel a response that was created in the background. One that has ended does not change."""
+    if not record.background:
+        raise InvalidRequest("Only a response with 'background': true can be cancelled.", param="response_id")
     await services.queue.cancel(record.id, by="request")
     return await _now(services, record)
 

@@ -9,6 +9,7 @@ import httpx
 import openai
 import pytest
 
+from api.http.middleware import UNVERSIONED
 from tests.e2e.harness import Stack, eventually, standalone_stack
 
 ASK: dict[str, Any] = {"model": "scripted", "messages": [{"role": "user", "content": "x"}], "max_tokens": 5}
@@ -39,7 +40,10 @@ def test_no_route_lets_anybody_in_without_a_key(guarded: Stack) -> None:
     guarded_paths = [(path, method) for path, methods in paths.items() if path.startswith("/v1") for method in methods]
     assert len(guarded_paths) > 6
 
-    for path, method in [*guarded_paths, ("/v1/no/such/route", "get")]:
+    without_version = [(path.removeprefix("/v1"), method) for path, method in guarded_paths if "{" not in path]
+    twins = [(path, method) for path, method in without_version if path.split("/")[1] in UNVERSIONED]
+    assert len(twins) > 6
+    for path, method in [*guarded_paths, *twins, ("/v1/no/such/route", "get")]:
         for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic eDp5"}):
             answer = httpx.request(method, guarded.base + path, headers=headers)
             assert answer.status_code == 401, path
@@ -47,7 +51,7 @@ def test_no_route_lets_anybody_in_without_a_key(guarded: Stack) -> None:
 
 
 def test_health_and_documentation_need_none(guarded: Stack) -> None:
-    for path in ("/health/live", "/health/ready", "/metrics", "/openapi.json"):
+    for path in ("/health/live", "/health/ready", "/health", "/ping", "/version", "/metrics", "/openapi.json"):
         assert httpx.get(guarded.base + path).status_code == 200
 
 

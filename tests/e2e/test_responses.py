@@ -162,6 +162,14 @@ def test_a_stream_in_the_background_ends_when_the_engine_fails(responses: Any) -
     assert "this fault" in responses.retrieve(made.id).error.message
 
 
+def test_only_one_in_the_background_can_be_cancelled(responses: Any) -> None:
+    made = responses.create(model="scripted", input="x", max_output_tokens=3)
+
+    with pytest.raises(openai.BadRequestError):
+        responses.cancel(made.id)
+    assert responses.retrieve(made.id) == made
+
+
 def test_a_conversation_goes_on(responses: Any, caller: Stack) -> None:
     first = responses.create(model="scripted", input="one", max_output_tokens=3, temperature=0, instructions="be brief")
 
