@@ -43,7 +43,13 @@ def penstock_top(stack: Stack) -> str:
 @pytest.fixture
 def slow(tmp_path: Path, own_redis: EmbeddedRedis) -> Iterator[Stack]:
     with running_stack(
-        tmp_path, own_redis, "scripted", sequences_max=1, scripted_step_ms=20, scripted_tokens=100_000
+        tmp_path,
+        own_redis,
+        "scripted",
+        sequences_max=1,
+        scripted_step_ms=20,
+        scripted_tokens=100_000,
+        max_tokens="strict",
     ) as stack:
         yield stack
 
