@@ -45,8 +45,9 @@ local WAKES_MAX = 64
 local WAKE_TTL_S = 3600
 
 -- Wake one waiting worker for one job. It takes the job, or finds that another worker has taken it. A thousand idle
--- workers must not all look at each job.
+-- workers must not all look at each job. Without a worker, tell the hosts, one of which may start one.
 local function wake(model)
+  if redis.call('SCARD', WORKERS_OF .. model) == 0 then redis.call('PUBLISH', WANTED, model) end
   if redis.call('LLEN', WAKE .. model) >= WAKES_MAX then return end
   redis.call('RPUSH', WAKE .. model, 1)
   redis.call('EXPIRE', WAKE .. model, WAKE_TTL_S)

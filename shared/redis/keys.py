@@ -59,6 +59,13 @@
 | penstock:previous:{job}    | list    | lifecycle.lua     | the log before `rq requeue`                  | 7 days |
 | penstock:models            | set     | model_registry    | names of models ever served                  | cleaned by every reader |
 | penstock:model:{model}     | hash    | model_registry    | the model as its workers describe it         | 7 days after the last worker |
+| penstock:hosts             | set     | hosting           | ids of hosts                                 | cleaned by every reader |
+| penstock:host:{host}       | string  | hosting           | a host as it describes itself, as JSON       | 10 s after its last heartbeat |
+| penstock:hosted:{host}     | hash    | hosting           | its models by name, as JSON                  | 10 s after its last heartbeat |
+| penstock:orders:{host}     | list    | hosting           | orders that it has not taken yet, as JSON    | 10 minutes after the last |
+| penstock:order:{order}     | string  | hosting           | how the order went                           | 10 minutes |
+| penstock:keep-alive:{model} | string | hosting           | seconds that its last request wants it kept  | 7 days |
+| penstock:wanted            | channel | job.lua, hosting  | names of models that wait for a worker, or for an order | - |
 | penstock:events:{api}      | channel | lifecycle.lua     | the events of the jobs an API process reads  | - |
 | penstock:control:{worker}  | channel | end.lua           | ids of jobs this worker must drop            | - |
 
@@ -122,6 +129,8 @@ BATCHES = "penstock:batches"
 NOTICES = "penstock:notices"
 DELIVERIES = "penstock:deliveries"
 API_KEY_SALT = "penstock:keys:salt"
+HOSTS = "penstock:hosts"
+WANTED = "penstock:wanted"
 
 _BY_NAME = {
     "job": "rq:job:",
@@ -155,6 +164,7 @@ _BY_NAME = {
     "pace": "penstock:pace:",
     "stored": "penstock:stored:",
     "stored_bytes": "penstock:stored-bytes:",
+    "keep_alive": "penstock:keep-alive:",
 }
 
 
@@ -283,6 +293,26 @@ def model(name: str) -> str:
     return _BY_NAME["model"] + name
 
 
+def host(host_id: str) -> str:
+    return f"penstock:host:{host_id}"
+
+
+def hosted(host_id: str) -> str:
+    return f"penstock:hosted:{host_id}"
+
+
+def orders(host_id: str) -> str:
+    return f"penstock:orders:{host_id}"
+
+
+def order(order_id: str) -> str:
+    return f"penstock:order:{order_id}"
+
+
+def keep_alive(model_name: str) -> str:
+    return _BY_NAME["keep_alive"] + model_name
+
+
 def events_channel(api: str) -> str:
     return f"penstock:events:{api}"
 
@@ -294,6 +324,6 @@ def control_channel(worker_name: str) -> str:
 def lua_names() -> dict[str, str]:
     """Return the key names that the Lua uses, with their definitions, so that none is written twice: complete keys
     (`QUEUES`) and prefixes (`JOB .. id`, `QUEUE .. model`)."""
-    whole = {"QUEUES": QUEUES, "SUSPENDED": SUSPENDED, "NOTICES": NOTICES, "MODELS": MODELS}
+    whole = {"QUEUES": QUEUES, "SUSPENDED": SUSPENDED, "NOTICES": NOTICES, "MODELS": MODELS, "WANTED": WANTED}
     begun = {name.upper(): prefix for name, prefix in _BY_NAME.items()}
     return {name: f"local {name} = '{key}'" for name, key in (whole | begun).items()}

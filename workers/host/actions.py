@@ -2,16 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 
-
-class When(StrEnum):
-    """When a worker ends: once it has no work; after the running jobs, while none is claimed any more; or now, with its
-    running jobs handed back."""
-
-    IDLE = "idle"
-    RUNNING = "running"
-    NOW = "now"
+from shared.domain.hosting import When
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

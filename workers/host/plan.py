@@ -5,7 +5,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from workers.host.actions import Action, Load, Plan, Refuse, Sleep, Unload, Wake, When
+from shared.domain.hosting import When
+from workers.host.actions import Action, Load, Plan, Refuse, Sleep, Unload, Wake
 from workers.host.machine import HOST, Bytes, Loading, Machine, PlannedModel, PlannedWorker, WorkerState
 from workers.host.turns import Rules, Tier, Want, is_fixed, want_of, yields
 from workers.host.vacancy import Memories, Place, Victim, needs_of, places, waking

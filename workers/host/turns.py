@@ -7,7 +7,7 @@ loaded waits for a turn's end, or a little if nothing says that the loaded one c
 from dataclasses import dataclass
 from enum import IntEnum
 
-from workers.host.actions import When
+from shared.domain.hosting import When
 from workers.host.machine import Loading, PlannedModel, PlannedWorker, WorkerState
 
 

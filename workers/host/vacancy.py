@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from workers.host.actions import When
+from shared.domain.hosting import When
 from workers.host.machine import HOST, NOTHING, Bytes, Machine, PlannedModel, PlannedWorker
 
 

@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
+from shared.domain.hosting import When
 from shared.domain.job import Priority
-from workers.host.actions import Action, Load, Refuse, Sleep, Unload, Wake, When
+from workers.host.actions import Action, Load, Refuse, Sleep, Unload, Wake
 from workers.host.machine import HOST, Loading, Machine, PlannedModel, PlannedWorker, Waiting, WorkerState
 from workers.host.plan import plan
 from workers.host.turns import Rules
