@@ -39,6 +39,7 @@ from api.routes import (
     webhooks,
 )
 from api.serving.admission import Admission
+from api.serving.model_router import ModelRouter
 from api.serving.redis_monitor import RedisMonitor
 from api.serving.relay import Relay
 from api.serving.services import Services
@@ -55,9 +56,20 @@ from shared.queue.redis_queue import RedisQueue
 from shared.redis.client import connect
 from shared.redis.health import durability_command
 from shared.settings import Settings
-from shared.shards import ShardedDemand, ShardedJobRecords, ShardedModelRegistry, ShardedQueue, ShardMap, shard
+from shared.shards import (
+    ShardedDemand,
+    ShardedJobRecords,
+    ShardedModelRegistry,
+    ShardedQueue,
+    ShardedRoutes,
+    ShardedWaits,
+    ShardMap,
+    shard,
+)
 
 log = logging.getLogger(__name__)
+OF_THE_JOB = [f"x-penstock-{name}" for name in ("job-id", "model", "queue-position", "estimated-wait-s")]
+EXPOSED_HEADERS = ["x-request-id", *OF_THE_JOB, "retry-after", *LIMIT_HEADERS]
 ROUTES = (
     chat,
     stored_chats,
@@ -122,7 +134,7 @@ def _allow_origins(app: FastAPI, settings: Settings) -> None:
             **pages,  # type: ignore[arg-type]
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "x-penstock-job-id", "retry-after", *LIMIT_HEADERS],
+            expose_headers=EXPOSED_HEADERS,
         )
     if origins := origins_of(settings):
         app.add_middleware(OriginGuard, origins=origins)
@@ -161,7 +173,8 @@ def _make_services(settings: Settings, metrics: ApiMetrics) -> Services:
     shard_map = _make_shard_map(settings)
     client, clients = shard_map.home.client, [each.client for each in shard_map.shards]
     queue, model_registry = ShardedQueue(shard_map), ShardedModelRegistry(shard_map)
-    api_keys = ApiKeyStore(client, counting=clients)
+    job_records, api_keys = ShardedJobRecords(shard_map), ApiKeyStore(client, counting=clients)
+    model_router = ModelRouter(model_registry, ShardedRoutes(shard_map), ShardedWaits(shard_map), job_records)
     stored = {"ttl_s": settings.response_ttl_s, "tenant_bytes_max": settings.stored_bytes_max}
     relay = Relay(
         f"api-{uuid.uuid4().hex[:12]}",
@@ -178,8 +191,9 @@ def _make_services(settings: Settings, metrics: ApiMetrics) -> Services:
         queue=queue,
         relay=relay,
         redis_monitor=RedisMonitor(clients, settings, metrics),
-        job_records=ShardedJobRecords(shard_map),
-        admission=Admission(model_registry, settings),
+        job_records=job_records,
+        model_router=model_router,
+        admission=Admission(model_router, settings),
         bodies=BodyReader(),
         webhooks=Webhooks(client, private=settings.webhook_private),
         responses=RecordStore(client, RESPONSES, **stored),

@@ -18,10 +18,13 @@ from redis.asyncio import Redis
 from shared.catalog.demand import Demand, DemandReader
 from shared.catalog.job_records import JobRecord, JobRecords
 from shared.catalog.model_registry import ModelRegistry
+from shared.catalog.routes import RouteTable
+from shared.catalog.waits import Wait, WaitReader
 from shared.domain.errors import InvalidRequest, NotFound, PenstockError, QueueUnavailable
 from shared.domain.events import Event
-from shared.domain.job import Job, ModelInfo
+from shared.domain.job import Job, ModelInfo, Priority
 from shared.domain.lifecycle import State
+from shared.domain.routing import Routing
 from shared.process.tasks import end
 from shared.queue.event_channel import RedisChannel
 from shared.queue.protocols import Accepted, EventChannel, InUse, LogSlice, QueueProducer, RateLimits, StoredRecord
@@ -50,6 +53,8 @@ class Shard:
     model_registry: ModelRegistry
     job_records: JobRecords
     demand: DemandReader
+    waits: WaitReader
+    routes: RouteTable
 
 
 def shard(client: Redis, queue: QueueProducer) -> Shard:
@@ -60,6 +65,8 @@ def shard(client: Redis, queue: QueueProducer) -> Shard:
         model_registry=ModelRegistry(client),
         job_records=JobRecords(client),
         demand=DemandReader(client),
+        waits=WaitReader(client),
+        routes=RouteTable(client),
     )
 
 
@@ -313,6 +320,10 @@ class ShardedJobRecords(JobRecords):
     async def ids(self, model: str, state: State, *, limit: int = 100) -> list[str]:
         return await (await self._shard_map.of_model(model)).job_records.ids(model, state, limit=limit)
 
+    async def model_of_request(self, idempotency_key: str) -> str:
+        answers, _ = await self._shard_map.ask(lambda shard: shard.job_records.model_of_request(idempotency_key))
+        return next((model for _, model in answers if model), "")
+
     async def all_failed(self, model: str) -> AsyncIterator[str]:
         async for job_id in (await self._shard_map.of_model(model)).job_records.all_failed(model):
             yield job_id
@@ -332,6 +343,32 @@ class ShardedDemand(DemandReader):
 
     async def read(self, model: str) -> Demand:
         return await (await self._shard_map.of_model(model)).demand.read(model)
+
+
+class ShardedWaits(WaitReader):
+    def __init__(self, shard_map: ShardMap) -> None:
+        super().__init__(shard_map.home.client)
+        self._shard_map = shard_map
+
+    async def read(self, model: str, priority: Priority) -> Wait:
+        return await (await self._shard_map.of_model(model)).waits.read(model, priority)
+
+
+class ShardedRoutes(RouteTable):
+    def __init__(self, shard_map: ShardMap) -> None:
+        super().__init__(shard_map.home.client)
+        self._shard_map = shard_map
+
+    async def read(self) -> Routing:
+        """Return the routes of all shards; where two have the same name, that of the earlier shard counts."""
+        answers, error = await self._shard_map.ask(lambda shard: shard.routes.read())
+        if error and not answers:
+            raise error
+        found = [routing for _, routing in answers]
+        return Routing(
+            routes={name: route for routing in reversed(found) for name, route in routing.routes.items()},
+            default=next((routing.default for routing in found if routing.default), ""),
+        )
 
 
 def _best(found: list[Known], model: Callable[[Known], str]) -> list[Known]:

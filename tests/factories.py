@@ -1,8 +1,17 @@
 """Makes jobs and writes for tests, with defaults for every field that a test does not name."""
 
 import itertools
+import time
+from collections.abc import Callable
 from typing import Any
 
+from redis.asyncio import Redis
+
+from api.serving.model_router import ModelRouter
+from shared.catalog.job_records import JobRecords
+from shared.catalog.model_registry import ModelRegistry
+from shared.catalog.routes import RouteTable
+from shared.catalog.waits import WaitReader
 from shared.domain.events import Completed, Delta, Event, Finished, Outcome, Started, Usage
 from shared.domain.job import Job, Kind, Priority, Sampling
 from shared.queue.protocols import Delivery, Write
@@ -55,3 +64,8 @@ def done(seq: int, outcome: Outcome | None = None) -> Finished:
 
 def write(delivery: Delivery, *events: Event) -> Write:
     return Write(delivery=delivery, events=events)
+
+
+def model_router(client: Redis, *, clock: Callable[[], float] = time.time) -> ModelRouter:
+    """Make a router of the names in one Redis."""
+    return ModelRouter(ModelRegistry(client), RouteTable(client), WaitReader(client), JobRecords(client), clock)

@@ -1,27 +1,50 @@
-"""`GET /v1/models` and one model."""
+"""`GET /v1/models` and one model; routes and aliases are listed beside the models that they stand for."""
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
 
-from api.http.auth import caller_of, may_use, require_use
-from api.serving.services import ServicesDep
+from api.http.auth import Caller, caller_of, may_use
+from api.serving.services import Services, ServicesDep
+from shared.domain.errors import Forbidden
 from shared.domain.job import ModelInfo
+from shared.domain.routing import Routing
 
 router = APIRouter()
 
 
 @router.get("/v1/models")
 async def list_models(request: Request, services: ServicesDep) -> dict[str, Any]:
-    """List the models that the key may use."""
-    found = [info for info in await services.model_registry.models() if may_use(caller_of(request), info.name)]
-    return {"object": "list", "data": [_model(info) for info in found]}
+    """List the models that the key may use, and the names that stand for them."""
+    return {"object": "list", "data": list((await _listed(services, caller_of(request))).values())}
 
 
 @router.get("/v1/models/{name:path}")
 async def retrieve_model(name: str, request: Request, services: ServicesDep) -> dict[str, Any]:
-    require_use(caller_of(request), name)
-    return _model(await services.model_registry.model(name))
+    caller = caller_of(request)
+    if listed := (await _listed(services, caller)).get(name):
+        return listed
+    if not may_use(caller, name):
+        raise Forbidden(f"This key may not use the model '{name}'.", param="model")
+    raise await services.model_router.not_found(name, caller)
+
+
+async def _listed(services: Services, caller: Caller) -> dict[str, dict[str, Any]]:
+    routing = await services.model_router.routing()
+    models = {info.name: info for info in await services.model_registry.models()}
+    listed = {info.name: _model(info) for info in models.values() if may_use(caller, info.name)}
+    for name in routing.routes:
+        if found := _behind(name, routing, models, caller):
+            listed[name] = _route(name, found, routing)
+    return listed
+
+
+def _behind(name: str, routing: Routing, models: Mapping[str, ModelInfo], caller: Caller) -> list[ModelInfo]:
+    """Return those of the name's models that there are, and that the key may use by this name."""
+    behind = [models[each] for each in routing.models_of(name) if each in models]
+    return [info for info in behind if may_use(caller, name) or may_use(caller, info.name)]
 
 
 def _model(info: ModelInfo) -> dict[str, Any]:
@@ -40,3 +63,19 @@ def _model(info: ModelInfo) -> dict[str, Any]:
         "waiting_jobs": info.waiting,
         "paused": info.paused,
     }
+
+
+def _route(name: str, behind: list[ModelInfo], routing: Routing) -> dict[str, Any]:
+    """Describe a name by its models: the first of them, with what all together can do and have waiting."""
+    route = routing.routes[name]
+    together = {
+        "id": name,
+        "context_length": max(info.context_length for info in behind),
+        "capabilities": tuple(dict.fromkeys(each for info in behind for each in info.capabilities)),
+        "workers": sum(info.workers for info in behind),
+        "waiting_jobs": sum(info.waiting for info in behind),
+        "paused": all(info.paused for info in behind),
+        "stands_for": [info.name for info in behind],
+        "spill_after_s": None if math.isinf(route.spill_after_s) else route.spill_after_s,
+    }
+    return _model(behind[0]) | together

@@ -226,6 +226,10 @@ class ModelObject(BaseModel):
     workers: int
     waiting_jobs: int
     paused: bool
+    stands_for: list[str] | None = None
+    """The models that a route or an alias stands for; only these two have it."""
+    spill_after_s: float | None = None
+    """The wait from which a route's job goes to its next model; null is never."""
 
 
 class ModelList(BaseModel):

@@ -191,8 +191,8 @@ class ResponseRequest(Selective):
         "truncation": ("disabled",),
     }
 
-    model: str = Field(min_length=1, max_length=200)
-    """The model's name, as `GET /v1/models` lists it."""
+    model: str = Field("", max_length=200)
+    """The model's name, as `GET /v1/models` lists it. Without one, or as `default`, the deployment's default model."""
     input: str | Annotated[list[InputItem], Items(ITEMS_MAX, least=1)]
     """The input: a text, or the items of a conversation."""
     instructions: str | None = None

@@ -76,8 +76,8 @@ class StructuredOutputs(Strict):
 
 
 class GenerationRequest(PassingOn):
-    model: str = Field(min_length=1, max_length=200)
-    """The model's name, as `GET /v1/models` lists it."""
+    model: str = Field("", max_length=200)
+    """The model's name, as `GET /v1/models` lists it. Without one, or as `default`, the deployment's default model."""
     stream: bool | None = False
     """Stream the answer as server-sent events."""
     stream_options: StreamOptions | None = None

@@ -3,36 +3,31 @@
 import math
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from api.formats.common import SERVICE_TIERS
-from api.http.auth import Caller, require_use
 from api.http.request_options import RequestOptions, weights
 from api.schemas.sampling import GenerationRequest
+from api.serving.model_router import ModelRouter
 from api.serving.passing_on import passed_on
-from shared.catalog.model_registry import ModelRegistry
-from shared.domain.errors import NotFound
+from shared.domain.errors import InvalidRequest
 from shared.domain.job import Job, Kind, ModelInfo, Priority, Sampling
 from shared.domain.suitability import require_fit, require_media
 from shared.settings import Settings
 
-KNOWN_FOR_S = 5.0
-MISSED_FOR_S = 10.0  # the workers' next heartbeat registers a model again after Redis was emptied
 # The tiers `auto` and `default` ask for no class: the key or the setting decides.
 TIERS = {tier: priority for priority, tier in SERVICE_TIERS.items() if tier != "default"}
 NO_SAMPLING = Sampling(seed=0)  # of a job that generates nothing
 
 
 class Admission:
-    def __init__(
-        self, model_registry: ModelRegistry, settings: Settings, clock: Callable[[], float] = time.time
-    ) -> None:
-        self._model_registry = model_registry
+    def __init__(self, model_router: ModelRouter, settings: Settings, clock: Callable[[], float] = time.time) -> None:
+        self._model_router = model_router
         self._settings = settings
         self._clock = clock
         self._weights = weights(settings)
-        self._known: dict[str, tuple[float, ModelInfo]] = {}
 
     async def job(
         self,
@@ -49,11 +44,9 @@ class Admission:
         body: GenerationRequest | None = None,
     ) -> Job:
         """Build the job of a request, without enqueuing it. Its id begins with `prefix`; `request` is what its worker
-        computes, beside what of `body` is for the model's own server. Raises NotFound, Forbidden, InvalidRequest or
+        computes, beside what of `body` is for the model's own server. `model` may be a name that stands for models: the
+        job is for the first of them that can serve it. Raises NotFound, Forbidden, InvalidRequest or
         ContextLengthExceeded."""
-        known = await self._require_model(model, options.caller)
-        require_media(request, known)
-        extra = passed_on(body, known) if body else {}
         settings = self._settings
         priority = self.priority(options, tier)
         job = Job(
@@ -67,13 +60,15 @@ class Admission:
             tenant=options.caller.tenant,
             weight=options.caller.key.weight if options.caller.key else self._weights.get(options.caller.tenant, 1.0),
             grace_ms=self._grace_ms(options),
-            request=request | ({"extra": extra} if extra else {}),
+            request=request,
             sampling=sampling,
             user=user,
             cache_salt=cache_salt,
         )
-        require_fit(job, known)
-        return job
+        suited = await self._model_router.models_for(
+            model, options.caller, priority=priority, idempotency=options.idempotency
+        )
+        return _for_the_first(suited, job, body)
 
     def salt(self, asked: str | None, options: RequestOptions) -> str:
         """Return the job's cache salt. Tenants do not share the prefix cache: the number of cached tokens, and how soon
@@ -93,18 +88,21 @@ class Admission:
         seconds = usual if options.grace_s is None else options.grace_s
         return None if math.isinf(seconds) else int(seconds * 1000)
 
-    async def _require_model(self, name: str, caller: Caller) -> ModelInfo:
-        """Return the model's record, or the last known one for a moment, since a Redis that was emptied forgets it."""
-        require_use(caller, name)
-        now = self._clock()
-        until, known = self._known.get(name, (-math.inf, None))
-        if known and until >= now:
-            return known
+
+def _for_the_first(models: Sequence[ModelInfo], job: Job, body: GenerationRequest | None) -> Job:
+    """Return the job for the first of the models that can serve it. Raises what the first one lacks if none can."""
+    refusals = []
+    for model in models:
         try:
-            found = await self._model_registry.model(name)
-        except NotFound:
-            if known is None or now > until + MISSED_FOR_S:
-                raise
-            return known
-        self._known[name] = now + KNOWN_FOR_S, found
-        return found
+            return _for_model(model, job, body)
+        except InvalidRequest as error:
+            refusals.append(error)
+    raise refusals[0]
+
+
+def _for_model(model: ModelInfo, job: Job, body: GenerationRequest | None) -> Job:
+    require_media(job.request, model)
+    extra = passed_on(body, model) if body else {}
+    job = replace(job, model=model.name, request=job.request | ({"extra": extra} if extra else {}))
+    require_fit(job, model)
+    return job

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
+from urllib.parse import quote
 
 import orjson
 from fastapi import Request
@@ -29,6 +30,7 @@ from shared.observability.tracing import TRACER, to_carry
 from shared.process.tasks import first_of
 from shared.queue.protocols import Accepted, Bounds
 
+MODEL_SAFE = "/:@+,=() "  # a header holds no other characters than letters, digits and these as they are
 CLIENT_LEFT = 499  # no client reads this status; logs and metrics count it
 
 
@@ -75,11 +77,21 @@ async def enqueue_and_open(
                 await services.queue.discard(submission.record)
         raise
     if accepted.attached:
-        job = replace(job, id=accepted.job_id, created_ms=accepted.created_ms)
+        earlier = await services.job_records.record(accepted.job_id)
+        job = replace(job, id=accepted.job_id, created_ms=accepted.created_ms, model=earlier.model)
         stream = opened.enter_context(services.relay.open(job))
     services.relay.mark_enqueued(stream, logged=accepted.attached)
-    headers = {"x-penstock-job-id": job.id, "x-penstock-queue-position": str(accepted.ahead + 1)}
+    headers = {
+        **_names_of(job),
+        "x-penstock-queue-position": str(accepted.ahead + 1),
+        "x-penstock-estimated-wait-s": f"{accepted.wait_s:.1f}",
+    }
     return job, stream, headers | limit_headers(options.caller.key, accepted.limits_left)
+
+
+def _names_of(job: Job) -> dict[str, str]:
+    """Return the headers that name the job and the model that answers."""
+    return {"x-penstock-job-id": job.id, "x-penstock-model": quote(job.model, safe=MODEL_SAFE)}
 
 
 async def _enqueue(services: Services, submission: Submission, options: RequestOptions) -> Accepted:
@@ -212,4 +224,4 @@ async def resume_stream(services: Services, job: Job, formatter: StreamFormatter
         await services.queue.attach(job.id, subscriber=services.relay.name)
         services.relay.mark_enqueued(stream, logged=True)
         body = _body(services, stream, [], formatter, began=time.monotonic())
-        return EventStream(body, services.settings, opened=opened.pop_all(), headers={"x-penstock-job-id": job.id})
+        return EventStream(body, services.settings, opened=opened.pop_all(), headers=_names_of(job))

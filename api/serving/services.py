@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from api.http.auth import Authenticator
 from api.http.json_route import BodyReader
 from api.serving.admission import Admission
+from api.serving.model_router import ModelRouter
 from api.serving.redis_monitor import RedisMonitor
 from api.serving.relay import Relay
 from api.stores.batches import BatchStore
@@ -36,6 +37,7 @@ class Services:
     shard_map: ShardMap
     redis_monitor: RedisMonitor
     job_records: ShardedJobRecords
+    model_router: ModelRouter
     admission: Admission
     bodies: BodyReader
     webhooks: Webhooks

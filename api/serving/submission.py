@@ -128,6 +128,7 @@ async def response_submission(
         priority = services.admission.priority(options, body.service_tier)
         record = record_of(body, options.caller.tenant, (), priority=priority)
     job = replace(await _chat_job(services, chat_of(body, record.items), options), id=record.id)
+    record = replace(record, head={**record.head, "model": job.model})
     if record.background:
         job = replace(job, grace_ms=None, notify=True)
     if not store:
@@ -158,13 +159,13 @@ async def ranking_submission(services: Services, body: RerankRequest, options: R
 
 async def tokenize_submission(services: Services, body: TokenizeRequest, options: RequestOptions) -> Submission:
     job = await _tokens_job(services, body, options, texts=body.return_token_strs)
-    length = (await services.model_registry.model(body.model)).context_length
+    length = (await services.model_registry.model(job.model)).context_length
     return Submission(job, WholeOnly(lambda made: TokenListCollector(made, context_length=length)))
 
 
 async def token_count_submission(services: Services, body: TokenCountRequest, options: RequestOptions) -> Submission:
     job = await _tokens_job(services, body, options)
-    length, max_tokens = (await services.model_registry.model(body.model)).context_length, body.max_tokens
+    length, max_tokens = (await services.model_registry.model(job.model)).context_length, body.max_tokens
     return Submission(
         job, WholeOnly(lambda made: TokenCountCollector(made, context_length=length, max_tokens=max_tokens))
     )

@@ -73,6 +73,13 @@ class JobRecords:
             found: Any = await self._redis.zrange(keys.registry(state, model), 0, limit - 1, desc=not oldest_first)
         return [member.decode().partition(":")[0] for member in found]
 
+    async def model_of_request(self, idempotency_key: str) -> str:
+        """Return the model of the job that a request with this key created before; '' if there is none."""
+        with translated():
+            known: Any = await self._redis.get(keys.idempotency(idempotency_key))
+            model: Any = await self._redis.hget(keys.job(known.decode().partition(" ")[0]), "origin") if known else None
+        return model.decode() if model else ""
+
     async def all_failed(self, model: str) -> AsyncIterator[str]:
         with translated():
             async for member, _ in self._redis.zscan_iter(keys.registry(State.FAILED, model)):

@@ -66,6 +66,8 @@
 | penstock:order:{order}     | string  | hosting           | how the order went                           | 10 minutes |
 | penstock:keep-alive:{model} | string | hosting           | seconds that its last request wants it kept  | 7 days |
 | penstock:wanted            | channel | job.lua, hosting  | names of models that wait for a worker, or for an order | - |
+| penstock:routes            | hash    | routes            | names that stand for models, as JSON         | until their host forgets them |
+| penstock:default-model     | string  | routes            | the model of requests that name none         | the deployment's |
 | penstock:events:{api}      | channel | lifecycle.lua     | the events of the jobs an API process reads  | - |
 | penstock:control:{worker}  | channel | end.lua           | ids of jobs this worker must drop            | - |
 
@@ -131,6 +133,8 @@ DELIVERIES = "penstock:deliveries"
 API_KEY_SALT = "penstock:keys:salt"
 HOSTS = "penstock:hosts"
 WANTED = "penstock:wanted"
+ROUTES = "penstock:routes"
+DEFAULT_MODEL = "penstock:default-model"
 
 _BY_NAME = {
     "job": "rq:job:",
@@ -210,6 +214,10 @@ def pace(model: str) -> str:
 
 def leases(model: str) -> str:
     return _BY_NAME["leases"] + model
+
+
+def idempotency(key: str) -> str:
+    return _BY_NAME["idempotency"] + key
 
 
 def paused(model: str) -> str:

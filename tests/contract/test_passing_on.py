@@ -20,6 +20,7 @@ from shared.domain.codec import decode_job, encode_job
 from shared.domain.errors import InvalidRequest
 from shared.domain.job import MEDIA_TOKENS, Job, ModelInfo
 from shared.settings import load_settings
+from tests.factories import model_router
 
 OPTIONS = RequestOptions(caller=Caller("t"))
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 40_000, "detail": "low"}}
@@ -36,7 +37,7 @@ async def services(client: Redis) -> Services:
     able = ("chat", "completions", "images", "extra_parameters")
     await registry.announce(ModelInfo(name="far", **about, capabilities=able))
     settings = load_settings()
-    return cast(Services, SimpleNamespace(admission=Admission(registry, settings), settings=settings))
+    return cast(Services, SimpleNamespace(admission=Admission(model_router(client), settings), settings=settings))
 
 
 def chat(model: str, content: Any = "hello", **more: Any) -> ChatCompletionRequest:
