@@ -18,9 +18,9 @@ from rich.console import Console
 from cli.answer import Answer
 from cli.chat_server import explain, find_server
 from cli.conversation import Conversation
-from cli.private_files import private_file
 from cli.terminal import plain, unechoed
 from shared.domain.errors import InvalidRequest, NotFound
+from shared.process.private_files import private_file
 
 LOOK_S = 0.5  # after this long without a token, ask if a worker serves the model
 INTERRUPTED = 130

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from cli.embedded_redis import die_with_parent
-from cli.private_files import private_file
 from shared.domain.errors import SettingsError
 from shared.observability.logs import refusal
+from shared.process.private_files import private_file
 
 EARLY_S = 10.0
 EARLY_DEATHS_MAX = 5

@@ -9,9 +9,9 @@ from typing import Any
 import redis
 
 from cli.embedded_redis import brief_client
-from cli.private_files import LockFile, private_folder, write_private
 from cli.redis_location import API_URL_FILE, REDIS_URL_FILE
 from shared.domain.errors import SettingsError
+from shared.process.private_files import LockFile, private_folder, write_private
 
 LOCK = "up.lock"
 

@@ -21,8 +21,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from cli.private_files import UMASK, LockFile, own_folder, private_folder
 from shared.domain.errors import SettingsError
+from shared.process.private_files import UMASK, LockFile, own_folder, private_folder
 
 RESERVABLE_PORTS = range(10_000, 32_000)
 ANSWER_S = 10.0  # the longest time for a server to answer at all

@@ -96,7 +96,7 @@ enqueue and replay; a field that says nothing is not sent. "the hash" has the li
 | prompt_tokens  | enqueue                   | end.lua                                    | an estimate of its prompt's tokens                     | the hash |
 | output_max     | enqueue                   | -                                          | the most tokens of its answer, -1 for no limit         | the hash |
 | width          | enqueue                   | job.lua                                    | sequences that an engine makes of it, if several       | the hash |
-| patience_ms    | enqueue                   | lifecycle.lua, key_limits.lua              | its queue deadline                                     | the hash |
+| patience_ms    | enqueue                   | lifecycle.lua, key_limits.lua, workload.lua | its queue deadline                                     | the hash |
 | run_ms         | enqueue                   | lifecycle.lua, end.lua, key_limits.lua     | its run deadline                                       | the hash |
 | keep_s         | enqueue                   | lifecycle.lua                              | lifetime after its end, if longer than usual           | the hash |
 | notify         | enqueue                   | lifecycle.lua                              | 1: its end goes onto penstock:notices                  | the hash |
@@ -109,10 +109,10 @@ enqueue and replay; a field that says nothing is not sent. "the hash" has the li
 | replay_of      | enqueue                   | job_records                                     | the failed job that it replays                         | the hash |
 | subscribers    | enqueue, readers.lua      | lifecycle.lua, readers.lua, end.lua        | channels of the API processes that read it             | the hash |
 | cost           | lifecycle.lua             | fair_queue.lua, key_limits.lua             | tokens that it is expected to take                     | the hash |
-| sid            | lifecycle.lua, leases.lua | lifecycle.lua, requeue.lua, leases.lua, end.lua, demand | the id of its stream entry                             | its end |
+| sid            | lifecycle.lua, leases.lua | lifecycle.lua, requeue.lua, leases.lua, end.lua, workload.lua, demand | the id of its stream entry                             | its end |
 | attempt        | lifecycle.lua, leases.lua | lifecycle.lua, leases.lua, job_records          | claims without progress, from 1                        | the hash |
 | exec           | lifecycle.lua             | lifecycle.lua, requeue.lua, leases.lua     | the claim token of its owner                           | its end, a release, a requeue |
-| deadline_ms    | lifecycle.lua             | lifecycle.lua, end.lua                     | when its run deadline passes, by Redis's clock         | a requeue |
+| deadline_ms    | lifecycle.lua             | lifecycle.lua, end.lua, workload.lua       | when its run deadline passes, by Redis's clock         | a requeue |
 | alone          | lifecycle.lua             | lifecycle.lua                              | 1: it runs isolated                                    | progress, another claim, its end |
 | moved          | lifecycle.lua             | lifecycle.lua, leases.lua                  | 1: it has progressed since its claim                   | another claim, its end |
 | paid           | key_limits.lua            | key_limits.lua                             | 1: its key's limits were corrected by what it took     | a requeue |
