@@ -50,6 +50,7 @@ test: .venv/.ready-dev
 
 chaos: .venv/.ready-dev
 	$(BIN)/python -m bench.chaos
+	$(BIN)/python -m bench.chaos --engine mixed $(addprefix --python vllm=,$(wildcard .venv/vllm/bin/python))
 
 check: .venv/.ready-dev format lint types contracts sizes test
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from bench.chaos.judge import Verdict, pause_across
 from bench.chaos.load import Load
-from bench.chaos.site import Process, Site
+from bench.chaos.site import Process, Site, WorkerGroup
 from bench.chaos.story import Way
 
 MUSTER_TOKENS = 40  # of each job: at 20 ms a step, every worker has time to claim one
@@ -42,8 +42,8 @@ class Act:
     async def pause(self, least: float, most: float) -> None:
         await asyncio.sleep(self.rng.uniform(least, most))
 
-    def victim(self) -> Process:
-        return self.rng.choice(self.site.live_workers())
+    def victim(self, group: WorkerGroup | None = None) -> Process:
+        return self.rng.choice(self.site.live_workers(group))
 
     async def jobs_of(self, worker: Process) -> set[str]:
         return await asyncio.to_thread(self._jobs_of, worker)
@@ -64,15 +64,18 @@ class Act:
 
     async def staffed(self) -> None:
         """Wait until every worker serves, replacements of dead ones included."""
-        site = self.site
-        await site.until(lambda: site.alive_workers() >= site.workers_max, "every worker serves", seconds=60)
+        await self.site.staffed()
 
     async def muster(self) -> None:
-        """Check that every worker takes jobs: on a quiet site, jobs for all places arrive at once, and each worker must
-        have claimed one before they are done, about a second later."""
+        """Check that every worker takes jobs: on a quiet site, jobs for all places of each model arrive at once, and
+        each worker must have claimed one before they are done, about a second later."""
         await self.staffed()
         names = await asyncio.to_thread(self.site.worker_names)
-        stories = [self.load.story(Way.PLAIN, tokens=MUSTER_TOKENS) for _ in range(self.site.places)]
+        stories = [
+            self.load.story(Way.PLAIN, model=model, tokens=MUSTER_TOKENS)
+            for model in self.site.models
+            for _ in range(self.site.places(model))
+        ]
         await asyncio.wait([self.load.add(story) for story in stories])
         claimed = await asyncio.to_thread(self._owners, [story.job_id for story in stories])
         for name in names - claimed:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from bench.chaos.act import Act
+from bench.chaos.batch_requests import BATCH_ENDS_S, ENDED, bearer, create, ended, look_at
 from bench.chaos.http import call
 from bench.chaos.keyring import limited_key, revoke
 from bench.chaos.site import Process
@@ -18,10 +19,7 @@ from cli.embedded_redis import free_port
 
 TOLD_WITHIN_S = 6.0  # after a response's end
 DRIP_S = 0.5
-BATCH_ENDS_S = 15.0
 REFUSES_WITHIN_S = 10.0
-ENDED = ("completed", "failed", "expired", "cancelled")
-BOUNDARY = "chaos"
 
 
 class Receiver:
@@ -78,7 +76,7 @@ async def dripping_receiver(act: Act) -> None:
 
     async def respond(tenant: str) -> str:
         body = {"model": site.model, "input": "hello", "background": True, "max_output_tokens": 16}
-        _, answer = await call(f"{act.rng.choice(site.bases())}/v1/responses", body=body, headers=_bearer(tenant))
+        _, answer = await call(f"{act.rng.choice(site.bases())}/v1/responses", body=body, headers=bearer(tenant))
         return str(answer["id"])
 
     for _ in range(act.rounds):
@@ -104,7 +102,7 @@ async def dripping_receiver(act: Act) -> None:
                 act.blame("I11", f"{len(wanted)} of 3 webhooks did not come within {time.monotonic() - began:.0f} s")
             for tenant, endpoint in endpoints:
                 url = f"{act.rng.choice(site.bases())}/v1/webhooks/{endpoint}"
-                await call(url, method="DELETE", headers=_bearer(tenant))
+                await call(url, method="DELETE", headers=bearer(tenant))
         site.client.delete("penstock:deliveries")  # they would be retried for hours
 
 
@@ -120,7 +118,7 @@ async def _without_file(act: Act) -> None:
     await _under_way(act, batch_id, "batches")
     (act.site.files / file_id).unlink()
     _hand_over(act, batch_id)
-    batch = await _ended(act, batch_id, "batches")
+    batch = await ended(act, batch_id, "batches")
     if batch["status"] != "failed":
         act.blame("I4", f"a batch without its file is {batch['status']}")
 
@@ -144,7 +142,7 @@ async def _without_key(act: Act) -> None:
 
 async def _without_model(act: Act) -> None:
     _, batch_id = await _batch(act, "batches", lines=3, model="gone")
-    batch = await _ended(act, batch_id, "batches")
+    batch = await ended(act, batch_id, "batches")
     counts = batch["request_counts"]
     if batch["status"] != "failed" and counts["failed"] != counts["total"]:
         act.blame("I4", f"a batch of a model that is gone is {batch['status']} with {counts}")
@@ -195,56 +193,19 @@ async def _under_way(act: Act, batch_id: str, tenant: str) -> None:
     """Wait until some lines of the batch are done."""
     deadline = time.monotonic() + BATCH_ENDS_S
     while time.monotonic() < deadline:
-        batch = await _look(act, batch_id, tenant)
+        batch = await look_at(act, batch_id, tenant)
         if batch["request_counts"]["completed"]:
             return
         await asyncio.sleep(0.1)
     act.blame("I4", f"a batch has not begun: {batch['status']}")
 
 
-async def _ended(act: Act, batch_id: str, tenant: str) -> dict[str, Any]:
-    """Wait for the batch's end, BATCH_ENDS_S at most. Return its last state."""
-    deadline = time.monotonic() + BATCH_ENDS_S
-    while True:
-        batch = await _look(act, batch_id, tenant)
-        if batch["status"] in ENDED or time.monotonic() > deadline:
-            return batch
-        await asyncio.sleep(0.2)
-
-
-async def _look(act: Act, batch_id: str, tenant: str) -> dict[str, Any]:
-    url = f"{act.rng.choice(act.site.bases())}/v1/batches/{batch_id}"
-    _, batch = await call(url, method="GET", headers=_bearer(tenant))
-    return batch
-
-
 async def _batch(act: Act, tenant: str, *, lines: int = 200, model: str = "") -> tuple[str, str]:
-    """Create a batch; return the ids of its file and of itself."""
+    """Create a batch of equal lines; return the ids of its file and of itself."""
     asked = {"model": model or act.site.model, "messages": [{"role": "user", "content": "line"}], "max_tokens": 50}
-    rows = [
-        {"custom_id": f"{number}", "method": "POST", "url": "/v1/chat/completions", "body": asked}
-        for number in range(lines)
-    ]
-    text = "\n".join(json.dumps(row) for row in rows)
-    base = act.rng.choice(act.site.bases())
-    form = _form({"purpose": "batch"}, text)
-    kind = {"content-type": f"multipart/form-data; boundary={BOUNDARY}"}
-    _, file = await call(f"{base}/v1/files", body=form, headers=_bearer(tenant) | kind)
-    about = {"input_file_id": file["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
-    _, batch = await call(f"{base}/v1/batches", body=about, headers=_bearer(tenant))
-    return str(file["id"]), str(batch["id"])
-
-
-def _form(fields: dict[str, str], file: str) -> bytes:
-    parts = [f'content-disposition: form-data; name="{name}"\r\n\r\n{value}' for name, value in fields.items()]
-    parts.append(f'content-disposition: form-data; name="file"; filename="rows.jsonl"\r\n\r\n{file}')
-    return "".join(f"--{BOUNDARY}\r\n{part}\r\n" for part in parts).encode() + f"--{BOUNDARY}--\r\n".encode()
+    return await create(act, tenant, [("/v1/chat/completions", asked)] * lines)
 
 
 async def _endpoint(act: Act, tenant: str, url: str) -> str:
-    _, made = await call(f"{act.rng.choice(act.site.bases())}/v1/webhooks", body={"url": url}, headers=_bearer(tenant))
+    _, made = await call(f"{act.rng.choice(act.site.bases())}/v1/webhooks", body={"url": url}, headers=bearer(tenant))
     return str(made["id"])
-
-
-def _bearer(secret: str) -> dict[str, str]:
-    return {"authorization": f"Bearer {secret}"}

@@ -79,7 +79,7 @@ async def api_dies(act: Act) -> None:
         api, _ = act.rng.choice([pair for pair in act.site.apis if pair[0].alive])
         act.strike()
         if number % 2:
-            hasty = {"headers": {"x-penstock-grace-s": "2"}, "silence_s": 1.0, "n": 1, "tokens": 500}
+            hasty: dict[str, Any] = {"headers": {"x-penstock-grace-s": "2"}, "silence_s": 1.0, "n": 1, "tokens": 500}
             told = [act.load.add(act.load.story(Way.RESUME, **hasty)) for _ in range(10)]
             await act.pause(0.5, 1.0)
             api.send(signal.SIGSTOP)
@@ -194,7 +194,7 @@ async def clock_wrong(act: Act) -> None:
         skew = act.site.skewed((3600.0, -3600.0)[number % 2])
         jobs = await act.jobs_of(act.victim())
         act.strike(jobs)
-        skewed = act.site.add_worker(**skew)
+        skewed = act.site.add_worker(environment=skew)
         act.site.live_workers()[0].send(signal.SIGKILL)
         api = await act.site.add_api(**skew)
         await act.pause(4.0, 5.0)

@@ -148,7 +148,7 @@ async def wide_jobs(act: Act) -> None:
     narrow = {"model": site.model, "prompt": "narrow", "max_tokens": int(50 * (seconds + 2)), "ignore_eos": True}
     beside = [
         asyncio.create_task(call(f"{rng.choice(site.bases())}{COMPLETIONS}", body=narrow, headers=headers))
-        for _ in range(3 * site.places // 4)
+        for _ in range(3 * site.places(site.model) // 4)
     ]
     await asyncio.sleep(0.5)
     before = await _probed(act, seconds)
@@ -217,7 +217,7 @@ async def guesses(act: Act) -> None:
             return int(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
 
         act.strike()
-        first = await asyncio.gather(*[cached("victim") for _ in range(site.places)])
+        first = await asyncio.gather(*[cached("victim") for _ in range(site.places(site.model))])
         if not any(first):
             act.blame("I12", "not even the tenant itself shares its prompts: nothing is proven")
         for guesser in range(4):

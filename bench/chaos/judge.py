@@ -112,16 +112,17 @@ def dump(site: Site) -> dict[str, dict[str, Any]]:
 
 def leftovers(site: Site) -> Iterator[str]:
     """List violations of I6, some time after the last story."""
-    client, model = site.client, site.model
-    for key in (f"penstock:leases:{model}", f"rq:wip:{model}", f"penstock:line:{model}", f"penstock:load:{model}"):
-        if client.exists(key):
-            yield f"{key} is left"
+    client = site.client
+    for model in site.models:
+        for key in (f"penstock:leases:{model}", f"rq:wip:{model}", f"penstock:line:{model}", f"penstock:load:{model}"):
+            if client.exists(key):
+                yield f"{key} is left"
+        if client.llen(f"rq:queue:{model}") or client.xlen(f"penstock:stream:{model}"):
+            yield f"the queue of {model} is not empty"
     for pattern in ("penstock:lane:*", "penstock:claim:*", "penstock:suspect:*"):
         for key in client.scan_iter(pattern, count=1000):
             if client.ttl(key) == -1:  # -2: the key has expired meanwhile
                 yield f"{key} is left"
-    if client.llen(f"rq:queue:{model}") or client.xlen(f"penstock:stream:{model}"):
-        yield "the queue is not empty"
     workers = list(client.scan_iter("rq:worker:*"))
     if len(workers) > site.workers_max:
         yield f"{len(workers)} workers are registered, {site.workers_max} run"
@@ -180,7 +181,7 @@ def _ended_late(story: Story, mercy: Mercy) -> Iterator[str]:
         yield f"{story.name} ({story.job_id}): completed, though it must fail"
     elif story.ends and story.ends[0] != "done":
         code = story.ends[0].removeprefix("error:")
-        excused = code in mercy.failures | story.expects or (mercy.lost and code == "job_lost")
+        excused = code in mercy.failures | story.expects | story.excused or (mercy.lost and code == "job_lost")
         if not excused and not (story.way is Way.CANCEL and code == "cancelled"):
             yield f"{story.name} ({story.job_id}, {story.way}): failed with {code}"
 
@@ -201,10 +202,16 @@ def _wrong_log(job_id: str, job: dict[str, Any], told: Story | None) -> Iterator
     texts = dict[int, str]()
     for event in job["log"]:
         if event[0] == "d":
-            texts[event[1]] = texts.get(event[1], "") + event[2]
+            texts[event[1]] = texts.get(event[1], "") + event[2] + _called(event)
     for choice, text in texts.items():
         if not expected.startswith(text) or (job["status"] == State.FINISHED and text != expected):
             yield f"{job_id} choice {choice}: its log holds {len(text)} of {len(expected)} characters, or wrong ones"
+
+
+def _called(delta: list[Any]) -> str:
+    """Return the names and arguments in a delta's parts of tool calls: its last element, after the reasoning."""
+    parts = delta[7] if len(delta) > 7 else ()
+    return "".join(name + arguments for _, _, name, arguments in parts)
 
 
 def _badly_failed(job_id: str, job: dict[str, Any], jobs: dict[str, Any]) -> Iterator[str]:

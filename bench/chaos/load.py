@@ -5,11 +5,11 @@ import functools
 import random
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from bench.chaos.site import Site
-from bench.chaos.story import Story, Teller, Way
+from bench.chaos.story import CHAT, Story, Teller, Way
 from workers.engines.scripted import ScriptedTokenizer, scripted_token
 from workers.scheduling.sequence import SamplingParams, Sequence
 
@@ -28,12 +28,22 @@ def right_answer(content: str, tokens: int) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """A request and its right answer. `more` holds further fields of the body."""
+    """A request and its right answer. `more` holds further fields of the body, and `excused` the error codes that the
+    model's promise allows."""
 
     content: str
     tokens: int
     right: str
     more: dict[str, Any]
+    model: str = ""
+    path: str = CHAT
+    n: int = 1
+    excused: frozenset[str] = frozenset()
+
+    @property
+    def plain(self) -> bool:
+        """True for a chat with one free answer."""
+        return self.path == CHAT and self.n == 1 and not self.more.keys() & {"response_format", "tools"}
 
 
 class Load:
@@ -83,7 +93,8 @@ class Load:
         self.stories.append(story)
         return self._spawn(self._one(story))
 
-    def story(self, way: Way | None = None, **changes: object) -> Story:
+    def story(self, way: Way | None = None, *, model: str = "", **changes: object) -> Story:
+        """Make a story that is not begun; with `model`, a plain chat of that model."""
         self._count += 1
         rng = self._rng
         chosen = way or rng.choices(list(self._ways), list(self._ways.values()))[0]
@@ -98,15 +109,10 @@ class Load:
             "tenant": self._tenant,
         }
         if self._script:
-            asked = rng.choice(self._script)
             changes.pop("tokens", None)  # the right answer has exactly the scripted number of tokens
-            given |= {
-                "content": asked.content,
-                "tokens": asked.tokens,
-                "right": asked.right,
-                "more": asked.more,
-                "n": 1,
-            }
+            given |= _asked(
+                rng.choice([each for each in self._script if not model or (each.plain and each.model in ("", model))])
+            )
         return Story(**{**given, **changes})  # type: ignore[arg-type]
 
     def open(self) -> list[Story]:
@@ -130,6 +136,10 @@ class Load:
         return task  # type: ignore[no-any-return]
 
 
+def _asked(asked: Asked) -> dict[str, object]:
+    return {each.name: getattr(asked, each.name) for each in fields(asked)}
+
+
 def wrong_texts(story: Story) -> Iterator[str]:
     """List the texts that the client read and that are not a part of the right answer."""
     expected = right_answer(story.content, story.tokens) if story.right is None else story.right
@@ -143,5 +153,5 @@ def wrong_texts(story: Story) -> Iterator[str]:
         for choice in range(story.n):
             if story.text(choice) != expected:
                 yield f"{story.name} choice {choice} is complete with {len(story.text(choice))} of {len(expected)}"
-            if story.finishes.get(choice) not in ("length", "stop"):
+            if story.finishes.get(choice) not in ("length", "stop", "tool_calls"):
                 yield f"{story.name} choice {choice} has no finish reason"

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from bench.chaos.site import Process, Site
+from bench.chaos.site import Process, Site, WorkerGroup
 from bench.chaos.story import Story, Teller, Way
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +53,7 @@ async def restart_redis(site: Site, worker: Process) -> None:
 
 async def all_records() -> dict[str, dict[str, object]]:
     with tempfile.TemporaryDirectory() as folder:
-        site = Site(Path(folder) / "site", ROOT, model="scripted", workers=2, settings=SETTINGS)
+        site = Site(Path(folder) / "site", ROOT, groups=[WorkerGroup(model="scripted", count=2)], settings=SETTINGS)
         try:
             await site.start(apis=1)
             found = {}
@@ -63,7 +63,7 @@ async def all_records() -> dict[str, dict[str, object]]:
                 "Redis killed, back after 1 s": restart_redis,
             }.items():
                 found[name] = await record(site, strike)
-                await site.until(lambda: site.alive_workers() >= site.workers_max, "workers")
+                await site.staffed()
             return found
         finally:
             await site.stop()

@@ -14,7 +14,7 @@ import click
 from bench.chaos.__main__ import ROOT, SETTINGS, WARM_S, watch_rq
 from bench.chaos.judge import Mercy, Verdict, judge, pause_across, percentile
 from bench.chaos.load import Load
-from bench.chaos.site import Site
+from bench.chaos.site import Site, WorkerGroup
 
 # The last release, from which people upgrade. Change it with each release.
 PREVIOUS = "730252ead21ec2dc2b74e964f5b8132e7933c9f9"  # 0.2.0
@@ -39,7 +39,7 @@ def checked_out(revision: str, folder: Path) -> Path:
 async def rolling(folder: Path, versions: list[Path], *, seed: int) -> Verdict:
     """Start the first version, then upgrade through the others. `versions` are folders of code."""
     first, *others = versions
-    site = Site(folder, first, model="scripted", workers=2, settings=SETTINGS)
+    site = Site(folder, first, groups=[WorkerGroup(model="scripted", count=2)], settings=SETTINGS)
     verdict = Verdict()
     try:
         await site.start()
@@ -80,7 +80,7 @@ async def replace_all(site: Site, version: Path) -> None:
     for worker in site.live_workers():
         worker.send(signal.SIGTERM)
         await site.until(lambda worker=worker: not worker.alive, "a worker stops", seconds=STOP_S)
-        await site.until(lambda: site.alive_workers() >= site.workers_max, "its successor")
+        await site.staffed()
     for api, base in list(site.apis):
         if api.alive:
             await site.add_api()

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from bench.chaos import background, faults, hostile
+from bench.chaos import background, faults, hostile, mixed_faults
 from bench.chaos.act import Act
 from bench.chaos.judge import Mercy
 
@@ -74,4 +74,19 @@ TORCH_SCENARIOS = [
         name="F3", what="worker SIGTERM, again, SIGKILL", run=faults.worker_told_to_stop, rounds=(1, 9), clients=8
     ),
     Scenario(name="F8", what="Redis SIGKILL, down 1, 5, 30 s", run=faults.redis_killed, rounds=(1, 4), clients=8),
+]
+
+# Every kind of engine side by side.
+MIXED_SCENARIOS = [
+    Scenario(name="K0", what="K1, K5 and K7 in a row", run=mixed_faults.everything, rounds=(1, 0), clients=24),
+    Scenario(
+        name="K1", what="workers of each engine, a server SIGKILL", run=mixed_faults.workers_killed, rounds=(0, 6)
+    ),
+    Scenario(name="K2", what="vLLM's engine core SIGKILL", run=mixed_faults.core_killed, rounds=(0, 2)),
+    Scenario(name="K3", what="servers of upstreams SIGKILL, and back", run=mixed_faults.server_killed, rounds=(0, 6)),
+    Scenario(name="K4", what="workers of each engine SIGSTOP", run=mixed_faults.workers_frozen, rounds=(0, 2)),
+    Scenario(name="K5", what="Redis SIGKILL, down 1, 5, 30 s", run=faults.redis_killed, rounds=(0, 3)),
+    Scenario(name="K6", what="no worker at all", run=mixed_faults.nobody_works, rounds=(0, 2)),
+    Scenario(name="K7", what="failed jobs requeued and replayed", run=mixed_faults.replays, rounds=(0, 2)),
+    Scenario(name="K8", what="batches of every model", run=mixed_faults.batches, rounds=(0, 2)),
 ]

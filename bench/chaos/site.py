@@ -5,8 +5,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from bench.chaos.proxy import Proxy
 from bench.stack import answers
 from cli.embedded_redis import EmbeddedRedis, free_port
 
+ROOT = Path(__file__).parents[2]
 READY_S = 60.0
 LOOK_S = 0.1
 PASSING = (
@@ -42,13 +44,51 @@ if os.environ.get("CHAOS_COUNT"):
 """
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerGroup:
+    """Workers of one engine that serve one model, each of them `places` jobs at a time. `source` is what is loaded as
+    this model, if it is not the model's name, and `python` the interpreter that has the engine's packages. `settings`
+    are PENSTOCK_ variables without their prefix."""
+
+    model: str
+    count: int
+    places: int = 16
+    engine: str = ""
+    source: str = ""
+    arguments: tuple[str, ...] = ()
+    python: str = sys.executable
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def command(self) -> list[str]:
+        return ["worker", f"--model={self.model}" + (f"={self.source}" if self.source else ""), *self.arguments]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return variables({"sequences_max": self.places, **self.settings})
+
+
+def variables(settings: Mapping[str, object]) -> dict[str, str]:
+    return {f"PENSTOCK_{name.upper()}": str(value) for name, value in settings.items()}
+
+
 class Process:
     """A process `penstock ARGUMENTS` that runs the packages of the folder `code`."""
 
-    def __init__(self, arguments: list[str], *, code: Path, environment: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self,
+        arguments: list[str],
+        *,
+        code: Path,
+        environment: Mapping[str, str],
+        log: Path,
+        python: str = sys.executable,
+        group: WorkerGroup | None = None,
+    ) -> None:
+        self.group = group
         with log.open("ab") as out:
             self.popen = subprocess.Popen(
-                [sys.executable, "-m", "cli", *arguments],
+                [python, "-m", "cli", *arguments],
                 cwd=code,
                 env={**os.environ, **environment},
                 stdin=subprocess.DEVNULL,
@@ -76,13 +116,25 @@ class Process:
 
 
 class Site:
-    """`settings` are PENSTOCK_ variables without their prefix. Workers that end are replaced, as a supervisor does."""
+    """`settings` are PENSTOCK_ variables without their prefix. Workers that end are replaced, as a supervisor does,
+    unless their group is in `halted`."""
 
-    def __init__(self, folder: Path, code: Path, *, model: str, workers: int, settings: Mapping[str, object]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        code: Path,
+        *,
+        groups: Sequence[WorkerGroup],
+        settings: Mapping[str, object],
+        ready_s: float = READY_S,
+    ) -> None:
         self.folder = folder
-        self.model = model
-        self.workers_max = workers
-        self.places = workers * int(str(settings["sequences_max"]))
+        self.groups = groups
+        self.model = groups[0].model
+        self.models = list(dict.fromkeys(group.model for group in groups))
+        self.workers_max = sum(group.count for group in groups)
+        self.halted: set[str] = set()  # models
+        self.ready_s = ready_s
         self.redis = EmbeddedRedis(folder / "redis", port=free_port())
         self.proxy = Proxy("127.0.0.1", self.redis.port)
         self.workers: list[Process] = []
@@ -90,11 +142,10 @@ class Site:
         self.code = code
         self._counted = 0
         self.files = folder / "files"
-        settings = {"files": self.files, "webhook_private": True, **settings}
-        self._settings = {f"PENSTOCK_{name.upper()}": str(value) for name, value in settings.items()}
+        self._settings = variables({"files": self.files, "webhook_private": True, **settings})
         self._redis_client: redis.Redis | None = None
         self._keeper: asyncio.Task[None] | None = None
-        (folder / "skew").mkdir(parents=True)
+        (folder / "skew").mkdir(parents=True, exist_ok=True)
         (folder / "skew" / "sitecustomize.py").write_text(SITECUSTOMIZE)
 
     async def start(self, *, apis: int = 2) -> None:
@@ -102,9 +153,10 @@ class Site:
         await self.proxy.start()
         for _ in range(apis):
             await self.add_api()
-        for _ in range(self.workers_max):
-            self.add_worker()
-        await self.until(lambda: self.alive_workers() >= self.workers_max, "workers")
+        for group in self.groups:
+            for _ in range(group.count):
+                self.add_worker(group)
+        await self.staffed()
         self._keeper = asyncio.create_task(self._keep())
 
     async def stop(self) -> None:
@@ -128,13 +180,22 @@ class Site:
         """List the URLs of the live APIs."""
         return [base for api, base in self.apis if api.alive]
 
-    def live_workers(self) -> list[Process]:
-        return [worker for worker in self.workers if worker.alive]
+    def places(self, model: str) -> int:
+        """Return how many jobs the workers of a model run at a time."""
+        return sum(group.count * group.places for group in self.groups if group.model == model)
 
-    def add_worker(self, **environment: str) -> Process:
-        worker = self._spawn(["worker", f"--model={self.model}"], environment, "workers.log")
+    def live_workers(self, group: WorkerGroup | None = None) -> list[Process]:
+        return [worker for worker in self.workers if worker.alive and group in (None, worker.group)]
+
+    def add_worker(self, group: WorkerGroup | None = None, *, environment: Mapping[str, str] | None = None) -> Process:
+        group = group or self.groups[0]
+        worker = self._spawn(group.command, group.environment | dict(environment or {}), "workers.log", group)
         self.workers.append(worker)
         return worker
+
+    async def staffed(self) -> None:
+        """Wait until every worker serves, replacements of dead ones included."""
+        await self.until(lambda: self.alive_workers() >= self.workers_max, "every worker serves", seconds=self.ready_s)
 
     async def add_api(self, **environment: str) -> Process:
         port = free_port()
@@ -182,13 +243,19 @@ class Site:
         while True:
             await asyncio.sleep(LOOK_S)
             self.workers = self.live_workers()
-            for _ in range(self.workers_max - len(self.workers)):
-                self.add_worker()
+            for group in self.groups:
+                missing = 0 if group.model in self.halted else group.count - len(self.live_workers(group))
+                for _ in range(missing):
+                    self.add_worker(group)
 
-    def _spawn(self, arguments: list[str], environment: Mapping[str, str], log: str) -> Process:
+    def _spawn(
+        self, arguments: list[str], environment: Mapping[str, str], log: str, group: WorkerGroup | None = None
+    ) -> Process:
         shared = {"PENSTOCK_REDIS_URL": self.proxy.url, "PENSTOCK_LOG_LEVEL": "WARNING", "OMP_NUM_THREADS": "1"}
-        shared |= {"PYTHONPATH": str(self.folder / "skew"), "CHAOS_CODE": str(self.code)}
-        if arguments[0] == "worker" and self.model == "scripted":
+        paths = [str(self.folder / "skew"), str(ROOT)]  # the working directory's packages come first
+        shared |= {"PYTHONPATH": os.pathsep.join(paths), "CHAOS_CODE": str(self.code)}
+        if group and group.model == "scripted":
             shared["CHAOS_COUNT"] = str(self.folder / "counts")
         given = {**shared, **self._settings, **environment}
-        return Process(arguments, code=self.code, environment=given, log=self.folder / log)
+        python = group.python if group else sys.executable
+        return Process(arguments, code=self.code, environment=given, log=self.folder / log, python=python, group=group)

@@ -11,6 +11,7 @@ from bench.chaos.http import Answer, Broken, ask
 
 PATIENCE_S = 90.0
 RETRY_S = 0.2
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 ANSWER_S = 40.0  # for the head of an answer: a frozen API stays silent, and the client goes elsewhere
 
 
@@ -33,6 +34,8 @@ class Story:
     way: Way
     content: str
     tokens: int
+    model: str = ""  # if it is not the one that all are asked of
+    path: str = CHAT
     n: int = 1
     tenant: str = "load"
     leave_after: int = 0
@@ -42,6 +45,7 @@ class Story:
     more: dict[str, Any] = field(default_factory=dict)
     right: str | None = None  # the right answer, if it is not the scripted engine's
     expects: frozenset[str] = frozenset()  # error codes that are right answers
+    excused: frozenset[str] = frozenset()  # error codes that the model's promise allows
     began: float = 0.0
     accepted: float = 0.0
     ended: float = 0.0
@@ -76,6 +80,14 @@ class Story:
 
     def times(self) -> list[float]:
         return sorted(when for pieces in self.texts.values() for when, _ in pieces)
+
+
+def said_in(message: dict[str, Any]) -> str:
+    """Return the text of a message, a delta or a completion's choice, followed by the names and arguments of its tool
+    calls."""
+    functions = [call["function"] for call in message.get("tool_calls") or ()]
+    called = [(function.get("name") or "") + (function.get("arguments") or "") for function in functions]
+    return "".join([message.get("content") or message.get("text") or "", *called])
 
 
 class Teller:
@@ -143,12 +155,13 @@ class Teller:
         if story.texts:
             story.partials.append({choice: story.text(choice) for choice in story.texts})
         story.texts, story.finishes = {}, {}
-        return await ask(f"{base}/v1/chat/completions", body=self._body(story), headers=headers)
+        return await ask(base + story.path, body=self._body(story), headers=headers)
 
     def _body(self, story: Story) -> dict[str, Any]:
         messages = [{"role": "user", "content": story.content}]
-        body = {"model": self._model, "messages": messages, "max_tokens": story.tokens, "temperature": 0}
-        return body | story.more | {"stream": story.way is not Way.WHOLE, "n": story.n}
+        question = {"messages": messages} if story.path == CHAT else {"prompt": story.content}
+        body = {"model": story.model or self._model, "max_tokens": story.tokens, "temperature": 0}
+        return body | question | story.more | {"stream": story.way is not Way.WHOLE, "n": story.n}
 
     async def _listen(self, story: Story, answer: Answer) -> bool:
         story.statuses.append(answer.status)
@@ -179,7 +192,7 @@ class Teller:
     def _whole(story: Story, body: dict[str, Any]) -> None:
         now = time.monotonic()
         for choice in body["choices"]:
-            story.texts[choice["index"]] = [(now, choice["message"]["content"])]
+            story.texts[choice["index"]] = [(now, said_in(choice.get("message") or choice))]
             story.finishes[choice["index"]] = choice["finish_reason"]
         story.ends.append("done")
 
@@ -215,7 +228,7 @@ class Teller:
             story.ends.append(f"error:{story.problem}")
         for choice in chunk.get("choices", ()):
             index = choice["index"]
-            if text := choice["delta"].get("content"):
+            if text := said_in(choice.get("delta") or choice):
                 story.texts.setdefault(index, []).append((time.monotonic(), text))
                 story.heard.set()
             if choice["finish_reason"]:

@@ -5,10 +5,10 @@ import json
 
 from bench.chaos.http import ask
 from bench.chaos.load import Asked
-from bench.chaos.site import Site
+from bench.chaos.site import Site, WorkerGroup
 
-SETTINGS = {"deterministic": True, "sequences_max": 8, "drain_s": 1, "kv_cache_gib": 0.2}
-WORKERS = 2
+SETTINGS = {"deterministic": True, "drain_s": 1, "kv_cache_gib": 0.2}
+WORKERS = WorkerGroup(model="penstock-tiny", count=2, places=8)
 TOPICS = ["a cat", "a dog", "a lighthouse", "two friends", "the sea", "a bird", "the rain", "an old clock"]
 PERSON = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 40}}, "required": ["name"]}
 

@@ -99,17 +99,20 @@ async def test_a_worker_that_claims_none_of_many_jobs_is_seen() -> None:
     class Site:
         """A site of two workers, of which one gets every job."""
 
-        places, workers_max = 4, 2
+        models = ("scripted",)
         client = SimpleNamespace(hget=lambda key, field: "busy")
 
         def worker_names(self) -> set[str]:
             return {"busy", "asleep"}
 
-        async def until(self, truth: Any, what: str, *, seconds: float) -> None:
+        def places(self, model: str) -> int:
+            return 4
+
+        async def staffed(self) -> None:
             pass
 
     class Load:
-        def story(self, way: Way, *, tokens: int) -> Story:
+        def story(self, way: Way, *, model: str, tokens: int) -> Story:
             return Story(name="s", way=way, content="question", tokens=tokens, job_id="chatcmpl-1")
 
         def add(self, story: Story) -> asyncio.Task[None]:
