@@ -25,7 +25,7 @@ import psutil
 from bench.models import SIZES, write
 from bench.serving import Measured, Server, measure, prompts, table
 from bench.stack import Stack, answers, until
-from cli.embedded_redis import free_port
+from shared.process.sockets import free_port
 from tools.gguf_model import TYPES, convert
 
 CONTEXT = 1024  # tokens of one stream, prompt and answer

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import httpx
 
-from cli.embedded_redis import EmbeddedRedis, free_port
+from cli.embedded_redis import EmbeddedRedis
+from shared.process.sockets import free_port
 
 READY_S = 60
 LOOK_S = 0.1

@@ -19,7 +19,7 @@ from aiohttp import web
 
 from bench.scale.relay import KEY, LITELLM, READY_S, STEP_MS, Relay, measure, table
 from bench.stack import Stack, answers, until
-from cli.embedded_redis import free_port
+from shared.process.sockets import free_port
 
 MODEL = "mock"
 QUOTA, JOBS, URGENT = 60, 300, 100

@@ -28,7 +28,7 @@ import psutil
 from bench.models import write
 from bench.serving import Measured, Server, measure, prompts, table
 from bench.stack import Stack, answers, until
-from cli.embedded_redis import free_port
+from shared.process.sockets import free_port
 
 PENSTOCK, PLAIN = "Penstock with vLLM", "plain vLLM"
 LOAD_S = 600.0

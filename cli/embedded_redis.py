@@ -4,7 +4,6 @@ import ctypes
 import hashlib
 import importlib.util
 import os
-import random
 import shutil
 import signal
 import socket
@@ -12,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
@@ -24,7 +23,6 @@ from redis.retry import Retry
 from shared.domain.errors import SettingsError
 from shared.process.private_files import UMASK, LockFile, own_folder, private_folder
 
-RESERVABLE_PORTS = range(10_000, 32_000)
 ANSWER_S = 10.0  # the longest time for a server to answer at all
 LOAD_S = 600.0  # the longest time for a server that answers to load its data
 LEAVE_S = 10.0
@@ -183,18 +181,6 @@ def server_of_wheel(package: str) -> Path | None:
         for found in sorted(Path(location).rglob("*-server")):
             return found
     return None
-
-
-def free_port(among: Sequence[int] = RESERVABLE_PORTS) -> int:
-    """Find a free port outside the ephemeral range: an outgoing connection could take an ephemeral port before the
-    server binds it."""
-    for port in random.sample(among, 100):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with suppress(OSError):
-                probe.bind(("127.0.0.1", port))
-                return port
-    raise SettingsError("no free port on 127.0.0.1")
 
 
 def socket_path(folder: Path) -> Path:

@@ -18,13 +18,13 @@ import redis
 from api.http.auth import keys_required
 from cli.child import Child, penstock
 from cli.data_folder import DataFolder
-from cli.embedded_redis import LEAVE_S, EmbeddedRedis, free_port
+from cli.embedded_redis import LEAVE_S, EmbeddedRedis
 from cli.supervisor import Supervisor
 from cli.terminal import echo
 from cli.welcome import Welcome
 from shared.domain.errors import QueueUnavailable
 from shared.process.private_files import UMASK
-from shared.process.sockets import listen
+from shared.process.sockets import free_port, listen
 from shared.redis import keys
 from shared.redis.client import connect, translated
 from shared.redis.health import require_healthy

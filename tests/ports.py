@@ -4,14 +4,14 @@ the same port before a server listens on it."""
 import os
 from collections.abc import Sequence
 
-from cli import embedded_redis
+from shared.process import sockets
 
 
 def share(worker: str, workers: int) -> Sequence[int]:
     """Return the share of a pytest process. `worker` is its name in pytest-xdist: gw0, gw1 and so on."""
-    return embedded_redis.RESERVABLE_PORTS[int(worker.removeprefix("gw")) :: workers]
+    return sockets.RESERVABLE_PORTS[int(worker.removeprefix("gw")) :: workers]
 
 
 def free_port() -> int:
     worker, workers = os.environ.get("PYTEST_XDIST_WORKER", "gw0"), os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
-    return embedded_redis.free_port(share(worker, int(workers)))
+    return sockets.free_port(share(worker, int(workers)))

@@ -215,5 +215,9 @@ class ChatSource:
         characters, as in English text."""
         return len(text) // 4 + 1 if text else 0
 
+    async def watch(self) -> None:
+        """Run beside the answers, from when the worker serves until it stops: to notice that what `open` took is lost.
+        EngineBroken, or any other error, ends the worker, so that a new process begins anew."""
+
     async def close(self) -> None:
         """Let go of what `open` took. No method is called after it."""

@@ -15,7 +15,7 @@ from bench.chaos.http import call
 from bench.chaos.keyring import limited_key, revoke
 from bench.chaos.site import Process
 from bench.stack import answers
-from cli.embedded_redis import free_port
+from shared.process.sockets import free_port
 
 TOLD_WITHIN_S = 6.0  # after a response's end
 DRIP_S = 0.5

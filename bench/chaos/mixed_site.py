@@ -15,7 +15,7 @@ from bench.chaos.load import Asked
 from bench.chaos.site import Site
 from bench.chaos.story import CHAT, said_in
 from bench.stack import answers
-from cli.embedded_redis import free_port
+from shared.process.sockets import free_port
 from workers.loading.model_spec import BUILTIN
 
 ROOT = Path(__file__).parents[2]

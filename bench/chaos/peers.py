@@ -14,7 +14,8 @@ from pathlib import Path
 import click
 import redis
 
-from cli.embedded_redis import EmbeddedRedis, free_port
+from cli.embedded_redis import EmbeddedRedis
+from shared.process.sockets import free_port
 
 TASKS, TOKENS, STEP_S = 16, 150, 0.02
 WAIT_S = 120.0

@@ -3,7 +3,7 @@
 import asyncio
 from contextlib import suppress
 
-from cli.embedded_redis import free_port
+from shared.process.sockets import free_port
 
 PIECE = 7  # bytes, when frames are split
 

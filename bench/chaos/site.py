@@ -15,7 +15,8 @@ import redis
 
 from bench.chaos.proxy import Proxy
 from bench.stack import answers
-from cli.embedded_redis import EmbeddedRedis, free_port
+from cli.embedded_redis import EmbeddedRedis
+from shared.process.sockets import free_port
 
 ROOT = Path(__file__).parents[2]
 READY_S = 60.0

@@ -14,7 +14,8 @@ from bench.scale import plan as planning
 from bench.scale import queue as waiting
 from bench.scale import relay as between
 from bench.scale import workers as many
-from cli.embedded_redis import EmbeddedRedis, free_port
+from cli.embedded_redis import EmbeddedRedis
+from shared.process.sockets import free_port
 from shared.redis.client import connect
 
 IDLE = (1, 100, 1000)

@@ -19,7 +19,7 @@ from pathlib import Path
 from bench.client import Streamed, stream
 from bench.pipeline import cpu_s
 from bench.stack import Stack, answers, until
-from cli.embedded_redis import free_port
+from shared.process.sockets import free_port
 
 LITELLM = Path(__file__).parents[2] / ".venv" / "clients" / "bin" / "litellm"
 KEY = "sk-bench"

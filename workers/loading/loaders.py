@@ -27,6 +27,7 @@ class Loader:
 
 LOADERS = {
     "upstream": Loader(path="workers.engines.upstream.loader:load", files=False),
+    "command": Loader(path="workers.engines.command.loader:load", files=False),
     "native": Loader(path="workers.engines.native.loader:load"),
     "vllm": Loader(path="workers.engines.vllm.loader:load"),
     "scripted": Loader(path="workers.engines.scripted:load", files=False),

@@ -116,10 +116,10 @@ class SourceRunner(Runner):
         """Compute until it is told to stop. Raises EngineBroken if the source says that it is broken."""
         try:
             async with asyncio.TaskGroup() as self._group:
-                outlet = self._group.create_task(self._deliver())
+                beside = [self._group.create_task(self._deliver()), self._group.create_task(self._source.watch())]
                 self._fill()
                 await self._stopping.wait()
-                for task in (*self._tasks.values(), outlet):
+                for task in (*self._tasks.values(), *beside):
                     task.cancel()
             if self._pending:
                 self._outbox.put_if_room(self._pending)

@@ -65,7 +65,9 @@ async def test_an_engine_without_options_refuses_any() -> None:
 
 
 def test_an_engine_that_does_not_exist_is_refused_and_all_are_listed() -> None:
-    with pytest.raises(SettingsError, match="no engine 'warp'; there are upstream, native, vllm, scripted, llamacpp"):
+    with pytest.raises(
+        SettingsError, match="no engine 'warp'; there are upstream, command, native, vllm, scripted, llamacpp"
+    ):
         parse_specs(["builtin"], engine="warp")
 
 

@@ -18,10 +18,17 @@ KIND = "upstream"
 
 def load(spec: ModelSpec, settings: Settings, thread: SingleThread) -> Loaded:
     """Open the upstreams. One that does not answer yet is no error. Raises SettingsError for options that are wrong."""
-    if spec.adapters:
-        raise SettingsError("ADAPTER: an upstream has no weights here that could be adapted")
     options = validated(KIND, spec.options, UpstreamOptions)
     upstreams = Upstreams(options, model=spec.source, redis_url=settings.redis_url)
+    return load_upstreams(spec, settings, thread, upstreams, options)
+
+
+def load_upstreams(
+    spec: ModelSpec, settings: Settings, thread: SingleThread, upstreams: Upstreams, options: UpstreamOptions
+) -> Loaded:
+    """Open these upstreams as the model's. Raises SettingsError."""
+    if spec.adapters:
+        raise SettingsError("ADAPTER: an upstream has no weights here that could be adapted")
     if options.tokenizer:
         from workers.engines.upstream.token_loader import load_tokens  # needs transformers, which is optional
 
@@ -41,6 +48,9 @@ class _TextSource(UpstreamSource):
         opened = self._opened
         super().__init__(opened.all, resume=opened.resume, serves=opened.serves, abilities=opened.abilities)
         self.context_length = opened.context_length
+
+    async def watch(self) -> None:
+        await self._opened.watch()
 
     async def close(self) -> None:
         await self._opened.close()

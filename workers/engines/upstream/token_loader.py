@@ -72,6 +72,9 @@ class _OpenedTokens(TokenSource):
         await self._opened.open()
         self._upstreams = self._opened.all
 
+    async def watch(self) -> None:
+        await self._opened.watch()
+
     async def close(self) -> None:
         await self._opened.close()
 

@@ -105,7 +105,7 @@ def llamacpp_body(request: TokenRequest, model: str) -> dict[str, Any]:
         "top_k": sampling.top_k,
         "min_p": sampling.min_p,
         "repeat_penalty": sampling.repetition_penalty,
-        "repeat_last_n": -1,
+        "repeat_last_n": len(request.ids) + request.tokens_max,  # all of it; newer ones refuse -1
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,
         "cache_prompt": True,

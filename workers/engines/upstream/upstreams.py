@@ -41,7 +41,7 @@ class Upstreams:
     async def open(self) -> None:
         """Ask each upstream what it is. One that does not answer is asked for answers all the same. Raises
         SettingsError for a key whose variable is not set."""
-        self._transport = Transport(silence_s=self._options.silence_s)
+        self._transport = self._new_transport()
         self._redis = connect(self._redis_url)
         self._quotas = RedisQuotas(self._redis)
         self.all = [
@@ -57,6 +57,9 @@ class Upstreams:
             task.cancel()
         if self._redis:
             await self._redis.aclose()
+
+    async def watch(self) -> None:
+        """Return, or raise EngineBroken when what computes the model here is lost. Servers of others come back."""
 
     @property
     def resume(self) -> Resume:
@@ -83,6 +86,9 @@ class Upstreams:
         """The most tokens of prompt and answer; 0 if nobody says."""
         told = self.known.get("max_model_len") or (self.known.get("meta") or {}).get("n_ctx_train")
         return self._options.context_length or (told if isinstance(told, int) else 0)
+
+    def _new_transport(self) -> Transport:
+        return Transport(silence_s=self._options.silence_s)
 
     def _pause(self, upstream: Upstream, seconds: float) -> None:
         """Let no worker claim a job for the upstream for so long."""

@@ -87,7 +87,7 @@ def test_llamacpp_is_told_the_same_in_its_words() -> None:
         "top_k": 4,
         "min_p": 0.1,
         "repeat_penalty": 1.1,
-        "repeat_last_n": -1,
+        "repeat_last_n": 52,
         "presence_penalty": 0.2,
         "frequency_penalty": 0.3,
         "cache_prompt": True,
