@@ -1,11 +1,13 @@
 """The request of a client, as the API and the workers exchange it. Plain frozen data: no HTTP, no Redis, no torch."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 JOB_ID = r"[A-Za-z0-9_-]{1,128}"
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 MEDIA_TOKENS = 1000  # what an image or another part beside a text is taken to cost
 SPLIT_SHARE = 16  # tokenising a prompt costs 1/16 of computing it
 

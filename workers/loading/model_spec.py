@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from shared.domain.errors import SettingsError
+from shared.domain.job import MODEL_NAME
 from shared.settings import Settings
 from workers.loading.loaders import engine_of, loader_of
 from workers.loading.options import parse_options
 
 BUILTIN = Path(__file__).parent.parent / "models" / "penstock-tiny"
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 HUB_PAGE = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co|modelscope\.cn/models)/([\w.-]+/[\w.-]+)")
 
 
@@ -125,5 +125,5 @@ def _require_no_url(what: str, text: str) -> None:
 
 
 def _require_name(what: str, name: str) -> None:
-    if not NAME.fullmatch(name):
+    if not MODEL_NAME.fullmatch(name):
         raise SettingsError(f"{what}: {name!r} cannot be a model's name (letters, digits, '.', '_', '-', '/')")

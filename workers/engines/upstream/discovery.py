@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from shared.domain.errors import SettingsError
+from shared.domain.job import MODEL_NAME
 from workers.engines.upstream.errors import UpstreamError
 from workers.engines.upstream.options import UpstreamOptions
 from workers.engines.upstream.transport import Transport
 from workers.engines.upstream.upstream import Upstream
-from workers.loading.model_spec import NAME
 from workers.loading.options import validated
 
 MODELS_MAX = 16
@@ -50,4 +50,4 @@ async def _listed(options: UpstreamOptions) -> list[str]:
 def _named(source: str) -> str:
     name = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "._/-") else "-" for letter in source)
     name = name.lstrip("._/-")[:128]
-    return source if NAME.fullmatch(source) else f"{name}={source}"
+    return source if MODEL_NAME.fullmatch(source) else f"{name}={source}"

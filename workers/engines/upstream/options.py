@@ -1,62 +1,31 @@
 """The options of the upstream engine: where its upstreams are, and what may be asked of them."""
 
 import os
-import re
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from shared.domain.errors import SettingsError
+from shared.models_file.secrets import SECRET
+from shared.models_file.upstreams import URLS_MAX, Upstream, UpstreamTerms
 from workers.engines.upstream.providers import PROVIDERS, Provider, provider_at
 
-SECRET = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
-URLS_MAX = 32
+
+class Terms(UpstreamTerms):
+    """The terms that hold for all upstreams together, or for one."""
+
+    @field_validator("provider")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name and name not in PROVIDERS:
+            raise ValueError(f"it must be one of {', '.join(PROVIDERS)}")
+        return name
 
 
-def _address(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("it must begin with http:// or https:// and a host")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError("it must be without user, password and query; a key is given by key=${env:NAME}")
-    return url.rstrip("/")
-
-
-def _secret(text: str) -> str:
-    if text and not SECRET.fullmatch(text):
-        raise ValueError("it must be ${env:NAME}, the name of the variable that holds it")
-    return text
-
-
-def _provider(name: str) -> str:
-    if name and name not in PROVIDERS:
-        raise ValueError(f"it must be one of {', '.join(PROVIDERS)}")
-    return name
-
-
-Url = Annotated[str, AfterValidator(_address)]
-
-
-class Terms(BaseModel):
-    """The terms that hold for all upstreams together, or for one. `model` is its own name of the model. Limits of 0 are
-    none; they hold for all workers together that use the same URL with the same key and model."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    provider: Annotated[str, AfterValidator(_provider)] = ""
-    key: Annotated[str, AfterValidator(_secret)] = ""
-    model: str = ""
-    requests_per_minute: int = Field(0, ge=0)
-    tokens_per_minute: int = Field(0, ge=0)
-    requests_at_once: int = Field(0, ge=0)
-
-
-class Target(Terms):
+class Target(Terms, Upstream):
     """One upstream."""
-
-    url: Url
 
     @property
     def kind(self) -> Provider:
@@ -89,7 +58,7 @@ class UpstreamOptions(Terms):
     tokenizer: str = ""
     context_length: int = Field(0, ge=0)
     silence_s: float = Field(120, gt=0, le=3600)
-    serves: list[Literal["chat", "complete", "embed", "rerank"]] = []
+    serves: list[Literal["chat", "complete", "embed", "rerank"]] = Field([])
     tokens: Literal["completions", "llamacpp"] = "completions"
 
     @model_validator(mode="before")

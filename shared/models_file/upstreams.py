@@ -1,0 +1,49 @@
+"""An upstream of a model: a server that computes it by OpenAI's API, and the terms on which it may be asked."""
+
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from shared.models_file.secrets import SECRET
+
+URLS_MAX = 32
+
+
+def _address(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("it must begin with http:// or https:// and a host")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("it must be without user, password and query; a key is given by key=${env:NAME}")
+    return url.rstrip("/")
+
+
+def _secret(text: str) -> str:
+    if text and not SECRET.fullmatch(text):
+        raise ValueError("it must be ${env:NAME}, the name of the variable that holds it")
+    return text
+
+
+Url = Annotated[str, AfterValidator(_address)]
+Secret = Annotated[str, AfterValidator(_secret)]
+
+
+class UpstreamTerms(BaseModel):
+    """The terms that hold for all upstreams together, or for one. Limits of 0 are none; they hold for all workers
+    together that use the same URL with the same key and model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    provider: str = Field("", description="the provider's name, if its host does not tell it")
+    key: Secret = Field("", description="${env:NAME}, the environment variable that holds the key")
+    model: str = Field("", description="the upstream's own name of the model, if it is another")
+    requests_per_minute: int = Field(0, ge=0, description="requests that may be sent in a minute; 0 for no limit")
+    tokens_per_minute: int = Field(0, ge=0, description="tokens that may be asked for in a minute; 0 for no limit")
+    requests_at_once: int = Field(0, ge=0, description="requests that may run at a time; 0 for no limit")
+
+
+class Upstream(UpstreamTerms):
+    """One upstream."""
+
+    url: Url = Field(description="its base URL, like https://api.openai.com/v1")
