@@ -29,16 +29,19 @@ from api.routes import (
     embeddings,
     files,
     health,
+    hosting,
     jobs,
     metrics,
     models,
     rerank,
     responses,
+    running,
     stored_chats,
     tokens,
     webhooks,
 )
 from api.serving.admission import Admission
+from api.serving.hosted_models import HostedModels
 from api.serving.model_router import ModelRouter
 from api.serving.redis_monitor import RedisMonitor
 from api.serving.relay import Relay
@@ -50,22 +53,22 @@ from api.stores.responses import RESPONSES
 from api.stores.stored_chats import STORED_CHATS
 from api.stores.webhooks import Webhooks
 from shared.catalog.api_keys import ApiKeyStore
+from shared.catalog.model_orders import ModelOrders
 from shared.observability.metrics import ApiMetrics, watch_loop
 from shared.process.tasks import end
 from shared.queue.redis_queue import RedisQueue
 from shared.redis.client import connect
 from shared.redis.health import durability_command
 from shared.settings import Settings
-from shared.shards import (
+from shared.sharded_catalog import (
     ShardedDemand,
+    ShardedHosting,
     ShardedJobRecords,
     ShardedModelRegistry,
-    ShardedQueue,
     ShardedRoutes,
     ShardedWaits,
-    ShardMap,
-    shard,
 )
+from shared.shards import ShardedQueue, ShardMap, shard
 
 log = logging.getLogger(__name__)
 OF_THE_JOB = [f"x-penstock-{name}" for name in ("job-id", "model", "queue-position", "estimated-wait-s")]
@@ -84,6 +87,8 @@ ROUTES = (
     webhooks,
     jobs,
     billing,
+    running,
+    hosting,
     admin,
     health,
     metrics,
@@ -174,7 +179,8 @@ def _make_services(settings: Settings, metrics: ApiMetrics) -> Services:
     client, clients = shard_map.home.client, [each.client for each in shard_map.shards]
     queue, model_registry = ShardedQueue(shard_map), ShardedModelRegistry(shard_map)
     job_records, api_keys = ShardedJobRecords(shard_map), ApiKeyStore(client, counting=clients)
-    model_router = ModelRouter(model_registry, ShardedRoutes(shard_map), ShardedWaits(shard_map), job_records)
+    hosted_models, routes = HostedModels(ShardedHosting(shard_map)), ShardedRoutes(shard_map)
+    model_router = ModelRouter(model_registry, routes, ShardedWaits(shard_map), job_records, hosted_models)
     stored = {"ttl_s": settings.response_ttl_s, "tenant_bytes_max": settings.stored_bytes_max}
     relay = Relay(
         f"api-{uuid.uuid4().hex[:12]}",
@@ -193,6 +199,8 @@ def _make_services(settings: Settings, metrics: ApiMetrics) -> Services:
         redis_monitor=RedisMonitor(clients, settings, metrics),
         job_records=job_records,
         model_router=model_router,
+        hosted_models=hosted_models,
+        model_orders=ModelOrders(hosted_models.hosting, routes),
         admission=Admission(model_router, settings),
         bodies=BodyReader(),
         webhooks=Webhooks(client, private=settings.webhook_private),

@@ -15,16 +15,16 @@ from typing import Any, TypeVar
 
 from redis.asyncio import Redis
 
-from shared.catalog.demand import Demand, DemandReader
-from shared.catalog.job_records import JobRecord, JobRecords
+from shared.catalog.demand import DemandReader
+from shared.catalog.hosting import Hosting
+from shared.catalog.job_records import JobRecords
 from shared.catalog.model_registry import ModelRegistry
 from shared.catalog.routes import RouteTable
-from shared.catalog.waits import Wait, WaitReader
+from shared.catalog.waits import WaitReader
 from shared.domain.errors import InvalidRequest, NotFound, PenstockError, QueueUnavailable
 from shared.domain.events import Event
-from shared.domain.job import Job, ModelInfo, Priority
+from shared.domain.job import Job, ModelInfo
 from shared.domain.lifecycle import State
-from shared.domain.routing import Routing
 from shared.process.tasks import end
 from shared.queue.event_channel import RedisChannel
 from shared.queue.protocols import Accepted, EventChannel, InUse, LogSlice, QueueProducer, RateLimits, StoredRecord
@@ -33,7 +33,6 @@ from shared.redis.client import translated
 
 log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
-Known = TypeVar("Known", ModelInfo, Demand)
 Heard = list[tuple[str, Sequence[Event]]]  # jobs and their events, as they were published together
 PLACED_FOR_S = 10.0
 ANSWER_S = 3.0  # one of several Redis that has not answered by then counts as away,
@@ -55,6 +54,7 @@ class Shard:
     demand: DemandReader
     waits: WaitReader
     routes: RouteTable
+    hosting: Hosting
 
 
 def shard(client: Redis, queue: QueueProducer) -> Shard:
@@ -67,6 +67,7 @@ def shard(client: Redis, queue: QueueProducer) -> Shard:
         demand=DemandReader(client),
         waits=WaitReader(client),
         routes=RouteTable(client),
+        hosting=Hosting(client),
     )
 
 
@@ -294,84 +295,3 @@ async def _hear(shard: Shard, subscriber: str, heard: "asyncio.Queue[Heard | Exc
         raise RuntimeError("the subscription to a Redis has ended")
     except Exception as error:
         await heard.put(error)
-
-
-class ShardedModelRegistry(ModelRegistry):
-    def __init__(self, shard_map: ShardMap) -> None:
-        super().__init__(shard_map.home.client)
-        self._shard_map = shard_map
-
-    async def models(self) -> list[ModelInfo]:
-        found = await self._shard_map.gather(lambda shard: shard.model_registry.models())
-        return _best(found, lambda info: info.name)
-
-    async def model(self, name: str) -> ModelInfo:
-        return await (await self._shard_map.of_model(name)).model_registry.model(name)
-
-
-class ShardedJobRecords(JobRecords):
-    def __init__(self, shard_map: ShardMap) -> None:
-        super().__init__(shard_map.home.client)
-        self._shard_map = shard_map
-
-    async def models(self) -> list[str]:
-        return sorted(set(await self._shard_map.gather(lambda shard: shard.job_records.models())))
-
-    async def ids(self, model: str, state: State, *, limit: int = 100) -> list[str]:
-        return await (await self._shard_map.of_model(model)).job_records.ids(model, state, limit=limit)
-
-    async def model_of_request(self, idempotency_key: str) -> str:
-        answers, _ = await self._shard_map.ask(lambda shard: shard.job_records.model_of_request(idempotency_key))
-        return next((model for _, model in answers if model), "")
-
-    async def all_failed(self, model: str) -> AsyncIterator[str]:
-        async for job_id in (await self._shard_map.of_model(model)).job_records.all_failed(model):
-            yield job_id
-
-    async def record(self, job_id: str) -> JobRecord:
-        return await (await self._shard_map.of_job(job_id)).job_records.record(job_id)
-
-
-class ShardedDemand(DemandReader):
-    def __init__(self, shard_map: ShardMap) -> None:
-        super().__init__(shard_map.home.client)
-        self._shard_map = shard_map
-
-    async def all(self) -> list[Demand]:
-        found = await self._shard_map.gather(lambda shard: shard.demand.all())
-        return _best(found, lambda demand: demand.model)
-
-    async def read(self, model: str) -> Demand:
-        return await (await self._shard_map.of_model(model)).demand.read(model)
-
-
-class ShardedWaits(WaitReader):
-    def __init__(self, shard_map: ShardMap) -> None:
-        super().__init__(shard_map.home.client)
-        self._shard_map = shard_map
-
-    async def read(self, model: str, priority: Priority) -> Wait:
-        return await (await self._shard_map.of_model(model)).waits.read(model, priority)
-
-
-class ShardedRoutes(RouteTable):
-    def __init__(self, shard_map: ShardMap) -> None:
-        super().__init__(shard_map.home.client)
-        self._shard_map = shard_map
-
-    async def read(self) -> Routing:
-        """Return the routes of all shards; where two have the same name, that of the earlier shard counts."""
-        answers, error = await self._shard_map.ask(lambda shard: shard.routes.read())
-        if error and not answers:
-            raise error
-        found = [routing for _, routing in answers]
-        return Routing(
-            routes={name: route for routing in reversed(found) for name, route in routing.routes.items()},
-            default=next((routing.default for routing in found if routing.default), ""),
-        )
-
-
-def _best(found: list[Known], model: Callable[[Known], str]) -> list[Known]:
-    """Keep for each model the entry with the most workers, in the order of the models' names."""
-    by_model = {model(each): each for each in sorted(found, key=lambda each: each.workers)}
-    return [by_model[name] for name in sorted(by_model)]

@@ -7,7 +7,9 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from api.serving.hosted_models import HostedModels
 from api.serving.model_router import ModelRouter
+from shared.catalog.hosting import Hosting
 from shared.catalog.job_records import JobRecords
 from shared.catalog.model_registry import ModelRegistry
 from shared.catalog.routes import RouteTable
@@ -68,4 +70,5 @@ def write(delivery: Delivery, *events: Event) -> Write:
 
 def model_router(client: Redis, *, clock: Callable[[], float] = time.time) -> ModelRouter:
     """Make a router of the names in one Redis."""
-    return ModelRouter(ModelRegistry(client), RouteTable(client), WaitReader(client), JobRecords(client), clock)
+    routes, waits, hosted = RouteTable(client), WaitReader(client), HostedModels(Hosting(client), clock)
+    return ModelRouter(ModelRegistry(client), routes, waits, JobRecords(client), hosted, clock)

@@ -18,7 +18,7 @@ from shared.queue.protocols import QueueProducer, RateLimits, RateLimitsLeft
 from shared.settings import Settings
 
 ANONYMOUS = "anonymous"
-GUARDED = ("/v1/", "/dashboard/")
+GUARDED = ("/v1/", "/dashboard/", "/running")
 KNOWN_FOR_S = 2.0
 KNOWN_MAX = 10_000
 KIND = {"requests": "requests_per_minute", "tokens": "tokens_per_minute"}

@@ -34,13 +34,15 @@ EVERYTHING_ELSE = bytes(set(range(256)) - set(BRACKETS))
 
 
 class JsonRoute(APIRoute):
-    """Reads the body before FastAPI does, by the `authenticator` and the `bodies` of the app's services."""
+    """Reads the body before FastAPI does, by the `authenticator` and the `bodies` of the app's services. A body with a
+    default may be missing."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
         if self.body_field is None:
             return handler
         model: type[BaseModel] = self.body_field.field_info.annotation  # type: ignore[assignment]
+        optional = not self.body_field.field_info.is_required()
 
         async def handle(request: Request) -> Response:
             services = request.app.state.services
@@ -48,6 +50,8 @@ class JsonRoute(APIRoute):
             caller = getattr(request.state, "caller", None)
             if caller:
                 authenticator.require_open(caller)
+            if optional and not await request.body():
+                return await handler(request)
             try:
                 made = await _read(services.bodies, request, model)
             except (Refused, *AT_FAULT):

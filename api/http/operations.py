@@ -54,6 +54,13 @@ BODIES: dict[tuple[str, str], Body] = {
     ("get", "/admin/keys/{key_id}"): operator_answers.KeyObject,
     ("patch", "/admin/keys/{key_id}"): operator_answers.KeyObject,
     ("delete", "/admin/keys/{key_id}"): answers.Deleted,
+    ("get", "/running"): operator_answers.RunningModels,
+    ("post", "/api/models/unload"): operator_answers.Unloaded,
+    ("get", "/admin/models"): operator_answers.ModelStates,
+    ("post", "/admin/models/switch"): operator_answers.OrderList,
+    ("post", "/admin/models/{name}/load"): operator_answers.OrderList,
+    ("post", "/admin/models/{name}/unload"): operator_answers.OrderList,
+    ("post", "/admin/models/{name}/keep"): operator_answers.OrderList,
     ("delete", "/admin/models/{name}"): answers.Deleted,
     ("post", "/admin/models/{name}/pause"): operator_answers.PausedModel,
     ("post", "/admin/models/{name}/resume"): operator_answers.PausedModel,
@@ -71,6 +78,7 @@ OTHERS: dict[tuple[str, str], tuple[str, str]] = {
         "The stream of the job's endpoint; each event has an `id:`.",
     ),
     ("get", "/v1/files/{file_id}/content"): ("application/octet-stream", "The file's bytes."),
+    ("post", "/api/models/unload/{name}"): ("text/plain", "`OK`"),
 }
 PARAMETERS = {
     "completion_id": "The stored chat completion's id, `chatcmpl-...`.",

@@ -24,7 +24,8 @@ from shared.domain.lifecycle import State
 LISTED_MAX = 1000
 
 
-def _require_operator(request: Request, services: Services) -> None:
+def require_operator(request: Request, services: Services) -> None:
+    """Raise NotFound where there is no operator's key, and Refused for a request without it."""
     if not services.settings.admin_key:
         raise NotFound("There is no such route here.")
     given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
@@ -39,7 +40,7 @@ class OperatorRoute(JsonRoute):
         handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
-            _require_operator(request, await services_of(request))
+            require_operator(request, await services_of(request))
             return await handler(request)
 
         return handle

@@ -12,8 +12,10 @@ from api.serving.render_options import RenderOptions, decode_render_options
 from api.serving.respond import resume_stream
 from api.serving.services import Services, ServicesDep
 from api.stores.responses import RESPONSE_PREFIX
+from shared.catalog.hosting import best_of
 from shared.catalog.job_records import JobRecord
 from shared.domain.errors import NotFound
+from shared.domain.lifecycle import State
 
 router = APIRouter()
 
@@ -22,7 +24,8 @@ router = APIRouter()
 async def retrieve_job(job_id: str, request: Request, services: ServicesDep) -> dict[str, Any]:
     """Show the state of a job."""
     record, render_options = await _mine(services, job_id, request)
-    return job_object(record) | {"created": render_options.created_ms // 1000}
+    waiting = await _waiting_for(services, record.model) if record.state is State.QUEUED else {}
+    return job_object(record) | {"created": render_options.created_ms // 1000} | waiting
 
 
 @router.get("/v1/jobs/{job_id}/events", response_model=None)
@@ -68,6 +71,15 @@ def job_object(record: JobRecord) -> dict[str, Any]:
         "replay_of": record.replay_of or None,
         "replayed_as": record.replayed_as or None,
     }
+
+
+async def _waiting_for(services: Services, model: str) -> dict[str, Any]:
+    """Say of a queued job whether its model must be loaded first, and for how long that may take. Nothing is said of a
+    model that no host has."""
+    if not (records := await services.hosted_models.of(model)):
+        return {}
+    left_s = await services.hosted_models.load_left_s(model)
+    return {"model_state": best_of(records).state, "load_left_s": round(left_s, 1)}
 
 
 async def _mine(services: Services, job_id: str, request: Request) -> tuple[JobRecord, RenderOptions]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -16,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from shared.domain.durations import seconds_of
 from shared.domain.errors import InvalidRequest
 
 
@@ -108,7 +110,13 @@ class PassingOn(Selective):
             raise InvalidRequest(f"Unknown parameter: '{param}'.", param=param)
 
 
+def _duration(written: float | str) -> float | str:
+    seconds_of(written)
+    return written
+
+
 Metadata = Annotated[dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Items(16)]
+Duration = Annotated[float | Annotated[str, Field(max_length=32)], AfterValidator(_duration)]
 Text = Annotated[str, Field(min_length=1)]
 Tokens = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 Texts = Text | Tokens | Annotated[list[Text] | list[Tokens], Field(min_length=1)]

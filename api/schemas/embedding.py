@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from api.schemas.base import Strict, Texts, texts_max
+from api.schemas.base import Duration, Strict, Texts, texts_max
 
 INPUTS_MAX = 2048
 
@@ -22,5 +22,8 @@ class EmbeddingRequest(Strict):
     """Keep this many of each vector's first numbers, for models trained for it."""
     truncate_prompt_tokens: int | None = Field(None, ge=-1)
     """vLLM's extension: keep this many tokens of each input; -1 keeps all that fit."""
+    keep_alive: Duration | None = None
+    """How long a host keeps the model loaded after this request, in seconds or as a text like `10m`, as Ollama defines
+    it: 0 unloads it at once, and a negative number keeps it for ever. Other models are served as before."""
     user: str | None = Field(None, max_length=512)
     """An identifier of the caller. It cannot change the answer."""

@@ -6,6 +6,8 @@ from pydantic import BaseModel
 
 
 class JobObject(BaseModel):
+    """A job. A queued one whose model is on a host has the model's state, and how long it may still be loaded."""
+
     id: str
     object: Literal["job"]
     model: str
@@ -18,6 +20,8 @@ class JobObject(BaseModel):
     replay_of: str | None
     replayed_as: str | None
     created: int | None = None
+    model_state: str | None = None
+    load_left_s: float | None = None
 
 
 class JobList(BaseModel):
@@ -99,3 +103,80 @@ class KeyList(BaseModel):
 class PausedModel(BaseModel):
     model: str
     paused: bool
+
+
+class ModelOnHost(BaseModel):
+    """A model as one host has it. Times are seconds since 1970. `memory_bytes` and `load_s` are null until they were
+    measured. It is unloaded at `unloads_at` if it stays idle, and an operator wants it kept until `kept_until`."""
+
+    host: str
+    hostname: str
+    state: Literal["configured", "loading", "ready", "draining", "asleep", "failed"]
+    reason: str
+    phase: str
+    progress: float
+    memory_bytes: int | None
+    load_s: float | None
+    since: float
+    unloads_at: float | None
+    kept_until: float | None
+    pinned: bool
+    workers: int
+    workers_least: int
+    workers_most: int
+
+
+class ModelState(BaseModel):
+    """A model and its state on the host that serves it first; `absent` if no host has it and no worker serves it.
+    `reason` says why its last load failed. `engine` and `context_length` are empty until it was loaded once."""
+
+    id: str
+    object: Literal["model"]
+    state: Literal["configured", "loading", "ready", "draining", "asleep", "failed", "absent"]
+    reason: str
+    engine: str
+    context_length: int
+    workers: int
+    waiting_jobs: int
+    paused: bool
+    hosts: list[ModelOnHost]
+
+
+class ModelStates(BaseModel):
+    object: Literal["list"]
+    data: list[ModelState]
+
+
+class OrderObject(BaseModel):
+    """An order to a host. It is `open` until it is carried out, or `error` says why it was not."""
+
+    id: str
+    object: Literal["order"]
+    host: str
+    verb: Literal["load", "unload", "switch", "keep"]
+    model: str
+    status: Literal["open", "done", "failed"]
+    error: str | None
+
+
+class OrderList(BaseModel):
+    object: Literal["list"]
+    data: list[OrderObject]
+
+
+class RunningModel(BaseModel):
+    model: str
+    state: Literal["starting", "ready", "stopping"]
+    ttl: int
+    cmd: str
+    proxy: str
+    name: str
+    description: str
+
+
+class RunningModels(BaseModel):
+    running: list[RunningModel]
+
+
+class Unloaded(BaseModel):
+    msg: Literal["ok"]

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from api.schemas.base import Items, PassingOn, Strict, Text
+from api.schemas.base import Duration, Items, PassingOn, Strict, Text
 from shared.domain.errors import InvalidRequest
 
 STOPS_MAX = 16
@@ -118,6 +118,9 @@ class GenerationRequest(PassingOn):
     """The form that the answer must have, as vLLM's extension."""
     service_tier: Literal["auto", "default", "flex", "priority"] | None = None
     """`priority` requests the class interactive, `flex` the class batch; the key's own class bounds it."""
+    keep_alive: Duration | None = None
+    """How long a host keeps the model loaded after this request, in seconds or as a text like `10m`, as Ollama defines
+    it: 0 unloads it at once, and a negative number keeps it for ever. Other models are served as before."""
     user: str | None = Field(None, max_length=512)
     """An identifier of the caller. It cannot change the answer."""
 

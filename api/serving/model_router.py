@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable
 
 from api.http.auth import Caller, may_use
+from api.serving.hosted_models import HostedModels
 from shared.catalog.job_records import JobRecords
 from shared.catalog.model_registry import ModelRegistry
 from shared.catalog.routes import RouteTable
 from shared.catalog.waits import WaitReader
 from shared.domain.errors import Forbidden, InvalidRequest, NotFound, QueueUnavailable
+from shared.domain.hosting import HostedState
 from shared.domain.job import ModelInfo, Priority
 from shared.domain.routing import Candidate, Route, Routing, preference
 from shared.queue.protocols import Idempotency
@@ -32,12 +34,14 @@ class ModelRouter:
         routes: RouteTable,
         waits: WaitReader,
         job_records: JobRecords,
+        hosted_models: HostedModels,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._model_registry = model_registry
         self._routes = routes
         self._waits = waits
         self._job_records = job_records
+        self._hosted_models = hosted_models
         self._clock = clock
         self._known: dict[str, tuple[float, ModelInfo]] = {}
         self._routing, self._routing_until = Routing(), -math.inf
@@ -91,17 +95,24 @@ class ModelRouter:
     async def _preferred(
         self, found: list[ModelInfo], route: Route, priority: Priority, idempotency: Idempotency | None
     ) -> list[ModelInfo]:
-        waits = await asyncio.gather(*[self._waits.read(info.name, priority) for info in found])
-        candidates = [
-            Candidate(model=info.name, warm=wait.workers > 0, wait_s=wait.seconds, usable=not info.paused)
-            for info, wait in zip(found, waits, strict=True)
-        ]
+        candidates = await asyncio.gather(*[self._candidate(info, priority) for info in found])
         spill_after_s = math.inf if priority is Priority.BATCH else route.spill_after_s
         order = preference(candidates, spill_after_s)
         if idempotency and (earlier := await self._job_records.model_of_request(idempotency.key)) in order:
             order.sort(key=lambda model: model != earlier)
         by_name = {info.name: info for info in found}
         return [by_name[model] for model in order]
+
+    async def _candidate(self, info: ModelInfo, priority: Priority) -> Candidate:
+        wait = await self._waits.read(info.name, priority)
+        hosted = await self._hosted_models.of(info.name)
+        failed = bool(hosted) and all(each.state is HostedState.FAILED for each in hosted)
+        return Candidate(
+            model=info.name,
+            warm=wait.workers > 0,
+            wait_s=wait.seconds if wait.workers else wait.seconds + await self._hosted_models.load_left_s(info.name),
+            usable=not info.paused and (wait.workers > 0 or not failed),
+        )
 
     async def _require_model(self, name: str, caller: Caller) -> ModelInfo:
         if info := await self._find(name):

@@ -7,11 +7,12 @@ from shared.domain.job import ModelInfo
 
 
 def passed_on(body: GenerationRequest, model: ModelInfo) -> dict[str, Any]:
-    """Return what the model's server may understand of the body, as it was sent: its unknown fields, and the form of
-    the answer. Raises InvalidRequest for a field that means nothing to this model."""
+    """Return what the model's server may understand of the body, as it was sent: its unknown fields, the form of the
+    answer and `keep_alive`. Raises InvalidRequest for a field that means nothing to this model."""
     if "extra_parameters" not in model.capabilities:
         body.require_known()
         return {}
     form = body.response_format
     asked = {"response_format": form.model_dump(by_alias=True, exclude_none=True)} if form else {}
-    return {**(body.model_extra or {}), **asked}
+    kept = {} if body.keep_alive is None else {"keep_alive": body.keep_alive}
+    return {**(body.model_extra or {}), **asked, **kept}

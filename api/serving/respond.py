@@ -22,13 +22,14 @@ from api.http.sse import EventStream, StreamBroken, error_frame
 from api.serving.relay import JobStream
 from api.serving.services import Services
 from api.serving.submission import Submission
-from shared.domain.errors import QueueUnavailable, Stopping
+from shared.domain.errors import QueueFull, QueueUnavailable, Stopping
 from shared.domain.events import Completed, Delta, Event, Finished, Started, Usage
 from shared.domain.job import Job
 from shared.observability.metrics import ApiMetrics
 from shared.observability.tracing import TRACER, to_carry
 from shared.process.tasks import first_of
 from shared.queue.protocols import Accepted, Bounds
+from shared.queue.refusals import later
 
 MODEL_SAFE = "/:@+,=() "  # a header holds no other characters than letters, digits and these as they are
 CLIENT_LEFT = 499  # no client reads this status; logs and metrics count it
@@ -67,6 +68,8 @@ async def enqueue_and_open(
     stream = opened.enter_context(services.relay.open(job))
     try:
         accepted = await _enqueue(services, submission, options)
+    except QueueFull as full:
+        raise later(full, await services.hosted_models.load_left_s(job.model)) from None
     except QueueUnavailable:
         services.metrics.redis_errors.inc()
         # The job may be enqueued although its answer was lost; marking its stream makes its closing cancel the job.
@@ -81,10 +84,12 @@ async def enqueue_and_open(
         job = replace(job, id=accepted.job_id, created_ms=accepted.created_ms, model=earlier.model)
         stream = opened.enter_context(services.relay.open(job))
     services.relay.mark_enqueued(stream, logged=accepted.attached)
+    await services.hosted_models.keep(job.model, submission.keep_alive)
+    wait_s = accepted.wait_s + await services.hosted_models.load_left_s(job.model)
     headers = {
         **_names_of(job),
         "x-penstock-queue-position": str(accepted.ahead + 1),
-        "x-penstock-estimated-wait-s": f"{accepted.wait_s:.1f}",
+        "x-penstock-estimated-wait-s": f"{wait_s:.1f}",
     }
     return job, stream, headers | limit_headers(options.caller.key, accepted.limits_left)
 

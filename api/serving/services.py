@@ -1,7 +1,7 @@
 """The objects that all routes share. `app` creates them once and passes them on.
 
-The classes of `shared.shards` make one queue of all Redis. A verb of `queue` is that of `RedisQueue`, called for the
-Redis that has the model or the job; `listen` and `read` are those of `RedisChannel`.
+The classes of `shared.shards` and `shared.sharded_catalog` make one queue of all Redis. A verb of `queue` is that of
+`RedisQueue`, called for the Redis that has the model or the job; `listen` and `read` are those of `RedisChannel`.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from api.http.auth import Authenticator
 from api.http.json_route import BodyReader
 from api.serving.admission import Admission
+from api.serving.hosted_models import HostedModels
 from api.serving.model_router import ModelRouter
 from api.serving.redis_monitor import RedisMonitor
 from api.serving.relay import Relay
@@ -23,9 +24,11 @@ from api.stores.responses import ResponseRecord
 from api.stores.stored_chats import StoredChat
 from api.stores.webhooks import Webhooks
 from shared.catalog.api_keys import ApiKeyStore
+from shared.catalog.model_orders import ModelOrders
 from shared.observability.metrics import ApiMetrics
 from shared.settings import Settings
-from shared.shards import ShardedDemand, ShardedJobRecords, ShardedModelRegistry, ShardedQueue, ShardMap
+from shared.sharded_catalog import ShardedDemand, ShardedJobRecords, ShardedModelRegistry
+from shared.shards import ShardedQueue, ShardMap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +41,8 @@ class Services:
     redis_monitor: RedisMonitor
     job_records: ShardedJobRecords
     model_router: ModelRouter
+    hosted_models: HostedModels
+    model_orders: ModelOrders
     admission: Admission
     bodies: BodyReader
     webhooks: Webhooks

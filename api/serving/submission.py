@@ -32,11 +32,12 @@ from shared.queue.protocols import StoredRecord
 @dataclass(frozen=True, slots=True)
 class Submission:
     """A request that is ready to be enqueued. `formatter` formats the job's events for this client; `record` is stored
-    when the job is accepted."""
+    when the job is accepted. `keep_alive` is how long the model shall stay loaded then, as the client wrote it."""
 
     job: Job
     formatter: Formatter
     record: StoredRecord | None = None
+    keep_alive: float | str | None = None
 
     @property
     def render_options(self) -> RenderOptions:
@@ -50,7 +51,7 @@ async def chat_submission(
     """Submit a chat. With `store`, the client can read it again for as long as responses are kept."""
     job = await _chat_job(services, body, options)
     formatter = ChatFormatter(n=job.sampling.n, include_usage=_include_usage(body), logprobs=bool(body.logprobs))
-    submission = Submission(job, formatter)
+    submission = Submission(job, formatter, keep_alive=body.keep_alive)
     if not store:
         return submission
     record = services.chats.stored(stored_chat(body, job, submission.render_options.encode()))
@@ -111,7 +112,7 @@ async def completion_submission(services: Services, body: CompletionRequest, opt
         logprobs=body.logprobs is not None,
         include_usage=_include_usage(body),
     )
-    return Submission(job, formatter)
+    return Submission(job, formatter, keep_alive=body.keep_alive)
 
 
 async def response_submission(
@@ -141,7 +142,8 @@ async def embedding_submission(services: Services, body: EmbeddingRequest, optio
     request = {"inputs": listed(body.input), "dimensions": body.dimensions, "truncate": body.truncate_prompt_tokens}
     job = await services.admission.job("embd", body.model, Kind.EMBEDDING, options, request=request, user=body.user)
     in_base64 = body.encoding_format == "base64"
-    return Submission(job, WholeOnly(lambda made: EmbeddingCollector(made, base64=in_base64)))
+    formatter = WholeOnly(lambda made: EmbeddingCollector(made, base64=in_base64))
+    return Submission(job, formatter, keep_alive=body.keep_alive)
 
 
 async def ranking_submission(services: Services, body: RerankRequest, options: RequestOptions) -> Submission:

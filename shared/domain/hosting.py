@@ -1,7 +1,9 @@
 """What hosts tell of themselves and of their models, and what they are ordered to do. Times are seconds since 1970."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import assert_never
 
 
 class HostedState(StrEnum):
@@ -84,3 +86,20 @@ class Order:
     when: When = When.IDLE
     until_s: float = 0
     instead: str = ""
+
+
+def load_left_s(records: Iterable[HostedModel], now_s: float) -> float:
+    """Estimate how soon one of the hosts has the model loaded; 0 if one has, or if it was never loaded anywhere."""
+    return min((_left_s(record, now_s) for record in records), default=0.0)
+
+
+def _left_s(record: HostedModel, now_s: float) -> float:
+    match record.state:
+        case HostedState.READY | HostedState.ASLEEP:  # waking up takes a moment
+            return 0.0
+        case HostedState.LOADING:
+            return min(max(record.load_s - (now_s - record.since_s), 0.0), record.load_s)
+        case HostedState.CONFIGURED | HostedState.DRAINING | HostedState.FAILED:
+            return record.load_s
+        case _:
+            assert_never(record.state)

@@ -16,8 +16,8 @@ def require_suited(job: Job, model: ModelInfo) -> None:
     if job.kind is Kind.TOKENS:
         raise InvalidRequest("The tokens of a text are those of one model: another one cannot answer for it.")
     for needed in _needs(job):
-        if needed not in model.capabilities:
-            has = ", ".join(model.capabilities) or "none"
+        if model.capabilities and needed not in model.capabilities:
+            has = ", ".join(model.capabilities)
             raise InvalidRequest(f"The model '{model.name}' lacks the capability '{needed}'; it has: {has}.")
     require_media(job.request, model)
     require_fit(job, model)

@@ -43,6 +43,13 @@ def refusal_of(
     return None
 
 
+def later(full: QueueFull, load_s: float) -> QueueFull:
+    """Return the refusal with the wait for a model that must be loaded first."""
+    wait_s = full.wait_s + load_s
+    retry_s = retry_after_s(wait_s) if load_s else full.retry_after_s
+    return QueueFull(str(full), reason=full.reason, position=full.position, wait_s=wait_s, retry_after_s=retry_s)
+
+
 def retry_after_s(wait_s: float) -> int:
     """Estimate when the jobs that wait now are served, in whole seconds within `RETRY_AFTER_S`."""
     low, high = RETRY_AFTER_S
