@@ -160,7 +160,7 @@ def _partakers(python_of: Mapping[str, str]) -> str:
     without = [
         f"{engine} DOES NOT TAKE PART (give --python {engine}=PATH)" for engine in PACKAGES if engine not in python_of
     ]
-    return ", ".join(["scripted, native, upstream (tokens, prefill, restart), class", *python_of, *without])
+    return ", ".join(["scripted, native, upstream (tokens, prefill, restart), command, class", *python_of, *without])
 
 
 @click.command()

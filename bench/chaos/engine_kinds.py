@@ -3,8 +3,8 @@
 import importlib.util
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ PACKAGES = {"llamacpp": ("llama_cpp", "gguf"), "vllm": ("vllm",)}  # of the engi
 TOPICS = ("a cat", "two friends", "the rain")
 LOST = frozenset({"upstream_lost"})
 PLACES = 6
+MOCK_STEP_S = 0.02
 LONG_TOKENS = 400  # of a model as small as the built-in one, about as long as the other answers
 EXACT = {"dtype": "float32", "kv_cache_gib": 0.1, "context_length": 1024}  # vLLM's answers are ours in one format alone
 FIELDS = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 300}}, "required": ["name"]}
@@ -51,8 +52,8 @@ class EngineKind:
 
     name: str
     groups: Sequence[WorkerGroup]
-    shapes: frozenset[Shape]
-    may_break: frozenset[Shape] = field(default_factory=frozenset)
+    shapes: Set[Shape]
+    may_break: Set[Shape] = frozenset()
 
     def requests(self) -> list[Asked]:
         """List what is asked of it, without the right answers."""
@@ -91,6 +92,7 @@ def kinds_of(found: Mapping[str, str], *, urls: Sequence[str], builtin: Path, gg
         _upstream("tokens", urls, text - {Shape.TOOL}, {Shape.SCHEMA}, tokenizer=str(builtin)),
         _upstream("prefill", urls, text, {Shape.SCHEMA, Shape.TOOL}, count=2, provider="vllm"),
         _upstream("restart", urls, text, text, provider="openai", serves=["chat", "complete"]),
+        _kind("command", text - {Shape.TOOL}, settings=_command(builtin), may_break={Shape.SCHEMA}),
         _kind("class", text - {Shape.SCHEMA}, "--engine=bench.chaos.chat_source:Repeating"),
     ]
     if python := found.get("llamacpp"):
@@ -106,22 +108,26 @@ def kinds_of(found: Mapping[str, str], *, urls: Sequence[str], builtin: Path, gg
     return kinds
 
 
-def _upstream(
-    name: str, urls: Sequence[str], shapes: frozenset[Shape], may_break: set[Shape] | frozenset[Shape], **given: Any
-) -> EngineKind:
+def _upstream(name: str, urls: Sequence[str], shapes: Set[Shape], may_break: Set[Shape], **given: Any) -> EngineKind:
     count = given.pop("count", 1)
-    options = json.dumps({"urls": list(urls), **given})
-    settings = {"engine": "upstream", "engine_options": options}
-    return EngineKind(
-        name=name,
-        groups=[_group(name, count=count, settings=settings)],
-        shapes=shapes,
-        may_break=frozenset(may_break),
-    )
+    settings = {"engine": "upstream", "engine_options": json.dumps({"urls": list(urls), **given})}
+    return _kind(name, shapes, may_break=may_break, count=count, settings=settings)
 
 
-def _kind(name: str, shapes: frozenset[Shape], *arguments: str, **given: Any) -> EngineKind:
-    return EngineKind(name=name, groups=[_group(name, *arguments, **given)], shapes=shapes)
+def _command(builtin: Path) -> dict[str, object]:
+    run = f"{sys.executable} -m bench.chaos.mock_server ${{PORT}} {MOCK_STEP_S}"
+    return {
+        "engine": "command",
+        "engine_options": json.dumps(
+            {"run": run, "ready": "/v1/models", "provider": "vllm", "tokenizer": str(builtin)}
+        ),
+    }
+
+
+def _kind(
+    name: str, shapes: Set[Shape], *arguments: str, may_break: Set[Shape] = frozenset(), **given: Any
+) -> EngineKind:
+    return EngineKind(name=name, groups=[_group(name, *arguments, **given)], shapes=shapes, may_break=may_break)
 
 
 def _group(model: str, *arguments: str, count: int = 1, **given: Any) -> WorkerGroup:

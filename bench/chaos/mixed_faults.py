@@ -1,4 +1,5 @@
-"""Faults of a site where every kind of engine serves: of workers, of vLLM's core, of the servers behind upstreams."""
+"""Faults of a site where every kind of engine serves: of workers, of the processes in which their engines compute, of
+the servers behind upstreams."""
 
 import asyncio
 import os
@@ -23,6 +24,7 @@ from bench.chaos.story import CHAT, Story, Way, said_in
 TENANT = "load"
 BATCH_ENDS_S = 300.0  # also where a killed vLLM must load again
 FEW = 3
+COMPUTING = (b"EngineCore", b"bench.chaos.mock_server")  # in their command lines
 RAISING = "fault:raise@3"
 
 
@@ -37,8 +39,8 @@ async def everything(act: Act) -> None:
 
 
 async def workers_killed(act: Act) -> None:
-    """Kill a busy worker of each group, one shortly after the other, and one of the upstreams' servers; of vLLM it is
-    now and then the engine core alone."""
+    """Kill a busy worker of each group, one shortly after the other, and one of the upstreams' servers. Where another
+    process computes for the worker, it is killed instead every second time."""
     for number in range(act.rounds):
         await act.staffed()
         server = act.rng.choice(_site(act).servers)
@@ -48,9 +50,9 @@ async def workers_killed(act: Act) -> None:
             worker = act.victim(group)
             jobs = await act.jobs_of(worker)
             began = act.strike(jobs)
-            for core in await asyncio.to_thread(_cores, worker) if number % 2 == 0 else ():
-                core.send_signal(signal.SIGKILL)
-                break
+            computing = await asyncio.to_thread(_computing, worker) if number % 2 == 0 else []
+            if computing:
+                computing[0].send_signal(signal.SIGKILL)
             else:
                 worker.send(signal.SIGKILL)
             act.mark(f"{group.model}: {'worker' if group.count > 1 else 'only worker'} killed", began, 8, jobs)
@@ -80,14 +82,14 @@ async def workers_frozen(act: Act) -> None:
             await act.pause(0.0, 0.3)
 
 
-async def core_killed(act: Act) -> None:
-    """Kill the process of vLLM that computes, if vLLM takes part."""
+async def engine_killed(act: Act) -> None:
+    """Kill the processes that compute for a worker. The worker must end."""
     for _ in range(act.rounds):
         await act.staffed()
         for worker in act.site.live_workers():
-            for core in await asyncio.to_thread(_cores, worker):
+            for process in await asyncio.to_thread(_computing, worker):
                 act.strike(await act.jobs_of(worker))
-                core.send_signal(signal.SIGKILL)
+                process.send_signal(signal.SIGKILL)
                 await asyncio.to_thread(worker.popen.wait, 30)
         await act.pause(1.0, 4.0)
 
@@ -148,7 +150,11 @@ async def replays(act: Act) -> None:
             (requeued.job_id, requeued.right),
             (await _replay(act, replayed.job_id), replayed.right),
             (await _replay(act, elsewhere.job_id, "--to-model=prefill"), elsewhere.right),
-            *[await _elsewhere(act, model) for model in act.site.models if model in ("native", "class", "vllm")],
+            *[
+                await _elsewhere(act, model)
+                for model in act.site.models
+                if model in ("native", "command", "class", "vllm")
+            ],
         ]
         for job_id, right in expected:
             await _ends_right(act, job_id, right)
@@ -258,14 +264,15 @@ def _open_jobs(act: Act, models: set[str]) -> set[str]:
     return {story.job_id for story in act.load.open() if story.job_id and story.model in models}
 
 
-def _cores(worker: Process) -> list[psutil.Process]:
+def _computing(worker: Process) -> list[psutil.Process]:
+    """List the processes other than the worker that compute its model: vLLM's engine core, a server of its own."""
     found = []
     for process in psutil.Process(worker.pid).children(recursive=True):
         try:
             title = Path(f"/proc/{process.pid}/cmdline").read_bytes()
         except OSError:
             continue
-        if b"EngineCore" in title:
+        if any(name in title for name in COMPUTING):
             found.append(process)
     return found
 

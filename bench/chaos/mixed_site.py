@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.chaos.engine_kinds import EngineKind, kinds_of
+from bench.chaos.engine_kinds import MOCK_STEP_S, EngineKind, kinds_of
 from bench.chaos.http import ask
 from bench.chaos.load import Asked
 from bench.chaos.site import Site
@@ -19,7 +19,6 @@ from shared.process.sockets import free_port
 from workers.loading.model_spec import BUILTIN
 
 ROOT = Path(__file__).parents[2]
-STEP_S = 0.02
 READY_S = 300.0  # vLLM takes half a minute, and longer on a busy machine
 SETTINGS = {
     "scripted_step_ms": 20,
@@ -43,7 +42,7 @@ class Server:
         return f"http://127.0.0.1:{self._port}/v1"
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "bench.chaos.mock_server", str(self._port), str(STEP_S)]
+        command = [sys.executable, "-m", "bench.chaos.mock_server", str(self._port), str(MOCK_STEP_S)]
         with self._log.open("ab") as log:
             self._popen = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
 

@@ -14,7 +14,7 @@ from bench.chaos.known_answers import left_of, next_token, parts
 from workers.loading.model_spec import BUILTIN
 
 Json = dict[str, Any]
-MODELS = ("tokens", "prefill", "restart")
+MODELS = ("tokens", "prefill", "restart", "command")
 CONTEXT_LENGTH = 4096
 USAGE = {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}}
 

@@ -80,9 +80,9 @@ TORCH_SCENARIOS = [
 MIXED_SCENARIOS = [
     Scenario(name="K0", what="K1, K5 and K7 in a row", run=mixed_faults.everything, rounds=(1, 0), clients=24),
     Scenario(
-        name="K1", what="workers of each engine, a server SIGKILL", run=mixed_faults.workers_killed, rounds=(0, 6)
+        name="K1", what="workers of each engine, a server SIGKILL", run=mixed_faults.workers_killed, rounds=(0, 4)
     ),
-    Scenario(name="K2", what="vLLM's engine core SIGKILL", run=mixed_faults.core_killed, rounds=(0, 2)),
+    Scenario(name="K2", what="vLLM's core, a command's server SIGKILL", run=mixed_faults.engine_killed, rounds=(0, 2)),
     Scenario(name="K3", what="servers of upstreams SIGKILL, and back", run=mixed_faults.server_killed, rounds=(0, 6)),
     Scenario(name="K4", what="workers of each engine SIGSTOP", run=mixed_faults.workers_frozen, rounds=(0, 2)),
     Scenario(name="K5", what="Redis SIGKILL, down 1, 5, 30 s", run=faults.redis_killed, rounds=(0, 3)),
