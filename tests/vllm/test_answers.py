@@ -2,14 +2,16 @@
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
 import pytest
 
-from tests.e2e.harness import eventually, metric
+from tests.e2e.harness import Process, eventually, metric
 from tests.e2e.test_adapters import make_adapter
-from tests.vllm.conftest import MODEL, Engines
+from tests.vllm.conftest import MODEL, Engines, descendants
 
 MESSAGES: Any = [{"role": "user", "content": "Count from one to twenty, please."}]
 SCHEMA: dict[str, Any] = {
@@ -68,11 +70,16 @@ def expected(engines: Engines, adapter: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def vllm(engines: Engines, expected: dict[str, Any], adapter: str) -> Iterator[Engines]:
+def vllm_worker(engines: Engines, expected: dict[str, Any], adapter: str) -> Iterator[Process]:
     worker = engines.vllm(options=[f"--adapter={adapter}"])
     engines.ready(1)
-    yield engines
+    yield worker
     worker.stop()
+
+
+@pytest.fixture(scope="module")
+def vllm(engines: Engines, vllm_worker: Process) -> Engines:
+    return engines
 
 
 def ask(engines: Engines, **asked: Any) -> Any:
@@ -134,6 +141,17 @@ def test_a_client_that_leaves_frees_its_place(vllm: Engines) -> None:
     stream.close()
 
     eventually("no sequence runs", lambda: vllm.stack.running() == 0)
+
+
+def test_its_processes_sleep_while_they_wait(vllm: Engines, vllm_worker: Process) -> None:
+    processes = [psutil.Process(pid) for pid in descendants(vllm_worker.popen.pid)]
+    ask(vllm)
+    before = sum(process.cpu_times().user + process.cpu_times().system for process in processes)
+
+    time.sleep(0.8)  # by itself, vLLM looks for the next step without a pause for a second
+
+    after = sum(process.cpu_times().user + process.cpu_times().system for process in processes)
+    assert after - before < 0.2
 
 
 def test_many_streams_at_once_agree(vllm: Engines) -> None:

@@ -1,5 +1,5 @@
 """Ends vLLM's processes when the worker's process is gone. A killed worker would leave them running, with the device's
-memory. vLLM calls `end_with_parent` in each of its processes, as a plug-in of its group `vllm.general_plugins`."""
+memory. vLLM calls `end_with_parent` in each of its processes: see plugin.py."""
 
 import ctypes
 import os
@@ -14,18 +14,26 @@ def announce() -> None:
     os.environ[WORKER_PID] = str(os.getpid())
 
 
+def of_a_worker() -> bool:
+    """True in a process that vLLM started for a worker of Penstock; False in the worker itself."""
+    return _worker() not in (0, os.getpid())
+
+
 def end_with_parent() -> None:
     """Ask the kernel to kill this process when its parent dies. Does nothing in the worker itself, in a vLLM that
     Penstock does not run, or on a system without such a request."""
-    worker = int(os.environ.get(WORKER_PID, "0"))
-    if worker in (0, os.getpid()):
+    if not of_a_worker():
         return
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is None:
         return
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if not _exists(worker):  # it died before the request
+    if not _exists(_worker()):  # it died before the request
         os._exit(1)
+
+
+def _worker() -> int:
+    return int(os.environ.get(WORKER_PID, "0"))
 
 
 def _exists(pid: int) -> bool:
