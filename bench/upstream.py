@@ -83,7 +83,8 @@ def _relays(folder: Path, command: str) -> Iterator[list[Relay]]:
 @main.command()
 def quota() -> None:
     """Send 300 jobs at once, 100 of them interactive and 200 of batches, to two workers of a server that takes 60
-    requests a minute and answers 429 to more."""
+    requests a minute and answers 429 to more. What it took is counted from the server's first request on, and the time
+    until then apart: 300 clients in one process are slow to begin."""
     asyncio.run(_quota())
 
 
@@ -93,10 +94,12 @@ class Metered:
     def __init__(self) -> None:
         self.refused = 0
         self.order: list[str] = []
+        self.first_at = 0.0
         self._level, self._at = float(QUOTA), time.monotonic()
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         body, now = await request.json(), time.monotonic()
+        self.first_at = self.first_at or now
         self._level = min(self._level + (now - self._at) * QUOTA / 60, QUOTA)
         self._at = now
         if self._level < 1:
@@ -123,7 +126,7 @@ async def _quota() -> None:
         try:
             began = time.monotonic()
             failed = await _ask_all(stack.base)
-            took = time.monotonic() - began
+            ended = time.monotonic()
         finally:
             for worker in workers:
                 worker.kill()
@@ -137,7 +140,8 @@ async def _quota() -> None:
     result: dict[str, float] = {
         "jobs": JOBS,
         "failed": failed,
-        "took_s": round(took, 1),
+        "sending_s": round(metered.first_at - began, 1),
+        "took_s": round(ended - metered.first_at, 1),
         "best_s": best,
         "refused": metered.refused,
     }

@@ -67,13 +67,19 @@ local function leave_quota(model, id, more)
 end
 
 -- verb: pause_quota
--- takes: name, number milliseconds
--- needs: clock
--- The upstream has no room for so long: no job is claimed for it.
+-- takes: name, number milliseconds, number requests, number tokens, number refused
+-- needs: buckets, clock
+-- The upstream has no room for so long: no job is claimed for it. `refused` requests that were taken count as not sent,
+-- and when the pause ends the bucket has one request at most: the upstream has said when it takes one, and no more.
 local PAUSE_TTL_MS = 600000
 
 local function pause_quota(args)
   local bucket, until_ms = BUCKET .. args.name, now_ms() + args.milliseconds
+  if args.requests > 0 then
+    local requests, tokens = levels(args.name, { requests = args.requests, tokens = args.tokens })
+    local one_then = 1 - args.requests * args.milliseconds / MINUTE_MS
+    put_levels(args.name, math.min(requests + args.refused, one_then), tokens)
+  end
   local before = tonumber(redis.call('HGET', bucket, 'paused_ms') or 0)
   redis.call('HSET', bucket, 'paused_ms', math.max(before, until_ms))
   redis.call('PEXPIRE', bucket, args.milliseconds + PAUSE_TTL_MS)
@@ -81,11 +87,12 @@ local function pause_quota(args)
 end
 
 -- verb: spend_quota
--- takes: name, number requests, number tokens
+-- takes: name, number requests, number tokens, number count
 -- needs: buckets
--- A request was sent that no claim has taken, since another upstream broke off.
+-- So many requests were sent that no claim has taken, since another upstream broke off. A negative count gives back what
+-- a claim has taken and nobody has sent.
 local function spend_quota(args)
   local requests, tokens = levels(args.name, { requests = args.requests, tokens = args.tokens })
-  put_levels(args.name, requests - 1, tokens)
+  put_levels(args.name, requests - args.count, tokens)
   return 1
 end

@@ -1,6 +1,7 @@
 """The quotas of upstreams: what a claim takes from them, and what it leaves in the queue. Only Redis has them."""
 
 import asyncio
+import time
 
 import pytest
 from redis.asyncio import Redis
@@ -53,17 +54,18 @@ async def test_a_claim_takes_no_more_jobs_than_requests_are_left(queue: RedisQue
     assert await queue.depth("m") == 2
 
 
-async def test_requests_come_back_with_time(queue: RedisQueue) -> None:
-    await enqueue(queue, 8)
+async def test_requests_come_back_with_time(client: Redis) -> None:
+    queue = RedisQueue(client, lease_ms=60_000)
     quota = Quota(name=NAME, requests=600)  # ten a second
-    assert len(await claim(queue, quota)) == 8
+    await enqueue(queue, 700)
+    began = time.monotonic()
 
-    await enqueue(queue, 700, priority=Priority.BATCH)
-    taken = len(await claim(queue, quota, limit=1000))
+    first = len(await claim(queue, quota, limit=1000))
     await asyncio.sleep(0.5)
+    second = len(await claim(queue, quota, limit=1000))
 
-    assert 590 <= taken <= 620
-    assert 4 <= len(await claim(queue, quota, limit=1000)) <= 20
+    assert 600 <= first <= 601 + 10 * (time.monotonic() - began)
+    assert 605 <= first + second <= 601 + 10 * (time.monotonic() - began)
 
 
 async def test_all_workers_share_it(queue: RedisQueue, client: Redis) -> None:
@@ -157,8 +159,8 @@ async def test_the_next_quota_is_taken_when_the_first_is_used_up(queue: RedisQue
 
 async def test_a_paused_quota_has_no_room_until_then(queue: RedisQueue, quotas: RedisQuotas) -> None:
     await enqueue(queue, 1)
-    await quotas.pause(NAME, 0.3)
-    await quotas.pause(NAME, 0.1)  # a shorter pause ends no longer one
+    await quotas.pause(Quota(name=NAME), 0.3)
+    await quotas.pause(Quota(name=NAME), 0.1)  # a shorter pause ends no longer one
 
     assert await claim(queue, Quota(name=NAME)) == []
     await asyncio.sleep(0.15)
@@ -170,15 +172,52 @@ async def test_a_paused_quota_has_no_room_until_then(queue: RedisQueue, quotas: 
 async def test_a_request_beside_claims_is_spent_too(queue: RedisQueue, quotas: RedisQuotas) -> None:
     await enqueue(queue, 3)
 
-    await quotas.spend(NAME, requests=3, tokens=0)
+    await quotas.spend(Quota(name=NAME, requests=3))
 
     assert len(await claim(queue, Quota(name=NAME, requests=3))) == 2
+
+
+async def test_a_request_that_was_taken_and_not_sent_is_given_back(queue: RedisQueue, quotas: RedisQuotas) -> None:
+    await enqueue(queue, 4)
+    quota = Quota(name=NAME, requests=3)
+    assert len(await claim(queue, quota)) == 3
+
+    await quotas.spend(quota, -1)
+
+    assert len(await claim(queue, quota)) == 1
+
+
+async def test_a_refused_request_costs_no_more_than_the_pause(queue: RedisQueue, quotas: RedisQuotas) -> None:
+    quota = Quota(name=NAME, requests=6)  # one in ten seconds
+    await enqueue(queue, 8)
+    first = await claim(queue, quota)
+
+    await quotas.pause(quota, 0.1, refused=1)
+    await queue.release(first[-1:], worker="w")
+
+    assert await claim(queue, quota) == []
+    await asyncio.sleep(0.15)
+    assert [each.job.id for each in await claim(queue, quota)] == [first[-1].job.id]
+    assert await claim(queue, quota) == []
+
+
+async def test_after_a_pause_one_request_goes_first_however_many_were_left(
+    queue: RedisQueue, quotas: RedisQuotas
+) -> None:
+    quota = Quota(name=NAME, requests=6)
+    await enqueue(queue, 6)
+    await claim(queue, quota, limit=1)
+
+    await quotas.pause(quota, 0.1, refused=1)
+    await asyncio.sleep(0.15)
+
+    assert len(await claim(queue, quota)) == 1
 
 
 async def test_a_released_job_waits_for_the_quota_like_any_other(queue: RedisQueue, quotas: RedisQuotas) -> None:
     await enqueue(queue, 1)
     (one,) = await claim(queue, Quota(name=NAME))
-    await quotas.pause(NAME, 60)
+    await quotas.pause(Quota(name=NAME), 60)
 
     await queue.release([one], worker="w")
 

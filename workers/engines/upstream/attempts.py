@@ -19,17 +19,32 @@ class Attempts:
 
     def __init__(self, upstreams: Seq[Upstream], *, quota: str = "") -> None:
         """`quota` is that of the upstream from which the job was taken; it is asked first. What is asked beside it is
-        spent."""
-        self._quota = quota
+        spent, and what it was not asked for is given back."""
         self._left = sorted(upstreams, key=lambda each: each.quota.name != quota) if quota else list(upstreams)
+        self._quota = quota
+        self._taken_from = next((each for each in self._left if each.quota.name == quota), None)
         self._errors: list[tuple[Upstream, UpstreamError]] = []
 
     def __iter__(self) -> Iterator[Upstream]:
         while upstream := next((each for each in self._left if not each.open_for), None):
             self._left.remove(upstream)
-            if self._errors or upstream.quota.name != (self._quota or upstream.quota.name):
-                upstream.spend()
+            self._account(upstream)
             yield upstream
+        self._give_back()
+
+    def _account(self, upstream: Upstream) -> None:
+        if upstream is self._taken_from:
+            self._taken_from = None
+            return
+        if self._quota or self._errors:
+            upstream.spend()
+        self._give_back()
+
+    def _give_back(self) -> None:
+        """The request that the claim took was not sent there, and will not be."""
+        if self._taken_from:
+            self._taken_from.give_back()
+            self._taken_from = None
 
     def failed(self, upstream: Upstream, error: UpstreamError, *, begun: bool) -> None:
         said = str(error).partition(":")[0]  # what follows is the upstream's, and may repeat a prompt

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from functools import partial
+from typing import Protocol
 
 from shared.domain.errors import EngineError, InvalidRequest
 from shared.domain.events import Completed, Event, Finished, Outcome
@@ -14,7 +15,11 @@ from workers.runs.source_run import SourceRun
 from workers.scheduling.sequence import Sampled, Sequence
 from workers.source import AnswerLost
 
-Ask = Callable[[Callable[[], TokenRequest]], AsyncIterator[Sampled]]
+
+class Ask(Protocol):
+    """Asks for the tokens that continue a request, first of the upstream that has this quota."""
+
+    def __call__(self, request: Callable[[], TokenRequest], *, quota: str) -> AsyncIterator[Sampled]: ...
 
 
 class TokenRun(SourceRun):
@@ -51,7 +56,8 @@ class TokenRun(SourceRun):
 
     def ask(self, part: int) -> AsyncIterator[Sampled]:
         """Raises AnswerLost within a grammar."""
-        return self._ask(partial(self._request, self._generation.sequences[part]))
+        request = partial(self._request, self._generation.sequences[part])
+        return self._ask(request, quota=self.delivery.quota)
 
     def advance(self, part: int, piece: Sampled) -> list[Event]:
         sequence = self._generation.sequences[part]

@@ -22,10 +22,11 @@ class TokenSource(ChatSource):
         self._protocol = protocol
         self._end = end
 
-    async def tokens(self, request: Callable[[], TokenRequest]) -> AsyncIterator[Sampled]:
+    async def tokens(self, request: Callable[[], TokenRequest], *, quota: str = "") -> AsyncIterator[Sampled]:
         """The tokens of an answer. Each is in what `request` returns before the next is asked for, so another upstream
-        continues where one broke off. Raises AnswerLost, Busy, EngineError and InvalidRequest."""
-        attempts, begun = Attempts(self._upstreams), False
+        continues where one broke off. The one with `quota` is asked first. Raises AnswerLost, Busy, EngineError and
+        InvalidRequest."""
+        attempts, begun = Attempts(self._upstreams, quota=quota), False
         for upstream in attempts:
             grown = False
             try:

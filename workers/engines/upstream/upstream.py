@@ -20,11 +20,11 @@ from workers.engines.upstream.transport import Call, Transport
 from workers.source import Piece, Said
 
 
-def _nobody(upstream: "Upstream", seconds: float) -> None:
+def _nobody(upstream: "Upstream", seconds: float, refused: int) -> None:
     pass
 
 
-def _nothing(upstream: "Upstream") -> None:
+def _nothing(upstream: "Upstream", count: int) -> None:
     pass
 
 
@@ -37,11 +37,12 @@ class Upstream:
         transport: Transport,
         *,
         model: str,
-        paused: "Callable[[Upstream, float], None]" = _nobody,
-        spent: "Callable[[Upstream], None]" = _nothing,
+        paused: "Callable[[Upstream, float, int], None]" = _nobody,
+        spent: "Callable[[Upstream, int], None]" = _nothing,
     ) -> None:
-        """`paused` is called when it must not be asked for so many seconds, `spent` when it is asked for a job that was
-        not taken from its quota. Raises SettingsError for a key whose variable is not set."""
+        """`paused` is called when it must not be asked for so many seconds, with the number of requests that it refused
+        for that; `spent` with the number of requests that it got for jobs that were not taken from its quota, negative
+        for those that were taken and not asked. Raises SettingsError for a key whose variable is not set."""
         self.target = target
         self.provider = target.kind
         self.breaker = Breaker()
@@ -63,7 +64,11 @@ class Upstream:
 
     def spend(self) -> None:
         """Tell that it is asked for a job that no claim has taken from its quota."""
-        self._spent(self)
+        self._spent(self, 1)
+
+    def give_back(self) -> None:
+        """Tell that it is not asked for a job that a claim has taken from its quota."""
+        self._spent(self, -1)
 
     @property
     def open_for(self) -> float:
@@ -138,12 +143,12 @@ class Upstream:
         except UpstreamBroken:
             self.breaker.failed(time.monotonic())
             if self.open_for:
-                self._paused(self, self.open_for)
+                self._paused(self, self.open_for, 0)
             raise
         except UpstreamBusy as error:
             self.breaker.left()
             self._paused_until = time.monotonic() + error.retry_after_s
-            self._paused(self, error.retry_after_s)
+            self._paused(self, error.retry_after_s, 1)
             raise
         except (GeneratorExit, CancelledError):
             self.breaker.left()

@@ -90,15 +90,14 @@ class Upstreams:
     def _new_transport(self) -> Transport:
         return Transport(silence_s=self._options.silence_s)
 
-    def _pause(self, upstream: Upstream, seconds: float) -> None:
+    def _pause(self, upstream: Upstream, seconds: float, refused: int) -> None:
         """Let no worker claim a job for the upstream for so long."""
         log.warning("an upstream pauses", extra={"upstream": upstream.target.shown, "seconds": round(seconds, 2)})
-        self._tell(self._quotas.pause(upstream.quota.name, seconds))
+        self._tell(self._quotas.pause(upstream.quota, seconds, refused=refused))
 
-    def _spend(self, upstream: Upstream) -> None:
-        quota = upstream.quota
-        if quota.requests or quota.tokens:
-            self._tell(self._quotas.spend(quota.name, requests=quota.requests, tokens=quota.tokens))
+    def _spend(self, upstream: Upstream, count: int) -> None:
+        if upstream.quota.requests or upstream.quota.tokens:
+            self._tell(self._quotas.spend(upstream.quota, count))
 
     def _tell(self, telling: Coroutine[Any, Any, None]) -> None:
         """Tell Redis, while the answer goes on."""

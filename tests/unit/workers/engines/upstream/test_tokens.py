@@ -181,6 +181,19 @@ async def test_the_next_upstream_continues_at_the_next_token(transport: Transpor
     assert second.bodies[0]["prompt"] == [1, 10, 11]
 
 
+async def test_the_upstream_that_the_job_was_taken_from_is_asked_for_tokens_first(transport: Transport) -> None:
+    async with serving(token_server(three)) as first, serving(token_server(three)) as second:
+        upstreams = [
+            Upstream(Target.model_validate({"url": each.url}), transport, model="m") for each in (first, second)
+        ]
+        source = TokenSource(upstreams, TOKEN_PROTOCOLS["completions"], end=END)
+
+        async for _ in source.tokens(lambda: request_of([1]), quota=upstreams[1].quota.name):
+            pass
+
+    assert (len(first.received), len(second.received)) == (0, 1)
+
+
 async def test_a_busy_upstream_puts_the_job_back(transport: Transport) -> None:
     async with serving(token_server(three)) as server:
         server.faults.append(Fault(status=503, headers={"retry-after": "2"}))
