@@ -11,8 +11,11 @@ from redis.asyncio import Redis
 
 from cli.redis_location import operator_settings
 from shared.catalog.api_keys import ApiKeyStore
+from shared.catalog.hosting import Hosting
 from shared.catalog.job_records import JobRecords
+from shared.catalog.model_orders import ModelOrders
 from shared.catalog.model_registry import ModelRegistry
+from shared.catalog.routes import RouteTable
 from shared.domain.errors import NotFound
 from shared.domain.lifecycle import State
 from shared.queue.event_channel import RedisChannel
@@ -28,7 +31,7 @@ REDIS_URL_HELP = (
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
     """The parts of Penstock that the commands use."""
 
@@ -38,6 +41,8 @@ class Backend:
     channel: RedisChannel
     model_registry: ModelRegistry
     api_keys: ApiKeyStore
+    hosting: Hosting
+    model_orders: ModelOrders
 
     async def known_models(self) -> list[str]:
         """List the models that workers announced or that have jobs."""
@@ -81,7 +86,17 @@ async def open_backend(redis_url: str | None) -> AsyncIterator[Backend]:
     queue = RedisQueue(client, job_ttl_s=settings.job_ttl_s, failed_ttl_s=settings.failed_ttl_s)
     try:
         records, registry = JobRecords(client), ModelRegistry(client)
-        yield Backend(client, records, queue, RedisChannel(client), registry, ApiKeyStore(client))
+        hosting = Hosting(client)
+        yield Backend(
+            client=client,
+            job_records=records,
+            queue=queue,
+            channel=RedisChannel(client),
+            model_registry=registry,
+            api_keys=ApiKeyStore(client),
+            hosting=hosting,
+            model_orders=ModelOrders(hosting, RouteTable(client)),
+        )
     finally:
         await client.aclose()
 

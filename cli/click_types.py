@@ -1,8 +1,10 @@
-"""Option types for ages (`15m`) and rates (`5/s`)."""
+"""Option types for ages (`15m`), periods (`1h30m`, `forever`) and rates (`5/s`)."""
 
 import re
 
 import click
+
+from shared.domain.durations import seconds_of
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -17,6 +19,18 @@ class Age(click.ParamType[float]):
         if not found:
             self.fail(f"{value!r} is not a time like 90s, 15m, 2h or 3d", param, ctx)
         return float(found[1]) * UNITS[found[2]]
+
+
+class Period(click.ParamType[float]):
+    """A time such as 30s, 10m, 1h30m or forever, or a number of seconds, converted to seconds."""
+
+    name = "period"
+
+    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return seconds_of(value)
+        except ValueError as error:
+            self.fail(f"{value!r}: {error}", param, ctx)
 
 
 class Rate(click.ParamType[float]):

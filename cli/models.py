@@ -1,19 +1,24 @@
-"""`penstock models`: lists, pauses, resumes and forgets models."""
+"""`penstock models`: lists, pauses, resumes and forgets models. What hosts do has a module of its own."""
 
 from dataclasses import asdict
+from typing import Any
 
 import click
 
 from cli.backend import Backend, OperatorGroup, json_option, with_backend
-from cli.terminal import echo, echo_json, row
+from cli.model_orders import keep, load, ps, switch, unload
+from cli.terminal import echo, echo_json, table
+from shared.catalog.model_states import model_objects
 from shared.domain.errors import InvalidRequest
+
+COLUMNS = ("MODEL", "STATE", "ENGINE", "CONTEXT", "WORKERS", "QUEUED", "NOTE")
 
 
 @click.group(cls=OperatorGroup, invoke_without_command=True)
 @json_option
 @click.pass_context
 def models(context: click.Context, as_json: bool) -> None:
-    """List, pause, resume and forget models."""
+    """List, load, unload, keep, pause and forget models."""
     if context.invoked_subcommand is None:
         _list(context.obj, as_json=as_json)
 
@@ -22,7 +27,10 @@ def models(context: click.Context, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def list_models(redis_url: str | None, as_json: bool) -> None:
-    """List the models with their workers and queued jobs."""
+    """List the models with their states, workers and queued jobs.
+
+    A model is ready, loading, draining (its last worker ends), asleep, configured (its host loads it when it is
+    wanted), failed (its last load did not succeed), or absent: no host has it, and no worker serves it."""
     _list(redis_url, as_json=as_json)
 
 
@@ -71,20 +79,20 @@ def _kept(model: str, failed: int) -> str:
 
 def _list(redis_url: str | None, *, as_json: bool) -> None:
     async def print_models(backend: Backend) -> None:
-        found = await backend.model_registry.models()
+        objects = await model_objects(backend.model_registry, backend.hosting)
+        infos = {info.name: asdict(info) for info in await backend.model_registry.models()}
         if as_json:
-            echo_json([asdict(info) for info in found])
+            echo_json([infos.get(each["id"], {"name": each["id"]}) | each for each in objects])
             return
-        for info in found:
-            about = [
-                info.engine,
-                f"context {info.context_length}",
-                f"workers {info.workers}",
-                f"queued {info.waiting}",
-            ]
-            echo(row(info.name, *about, *(["paused"] if info.paused else [])))
+        echo(table(COLUMNS, [_columns(each) for each in objects]))
 
     with_backend(redis_url, print_models)
+
+
+def _columns(model: dict[str, Any]) -> tuple[object, ...]:
+    note = "paused" if model["paused"] else model["reason"]
+    about = model["engine"] or "-", model["context_length"] or "-", model["workers"], model["waiting_jobs"]
+    return model["id"], model["state"], *about, note
 
 
 def _set(redis_url: str | None, model: str, *, paused: bool) -> None:
@@ -94,3 +102,7 @@ def _set(redis_url: str | None, model: str, *, paused: bool) -> None:
         echo(f"{model} {'paused' if paused else 'resumed'}, {info.waiting} queued")
 
     with_backend(redis_url, set_paused)
+
+
+for command in (ps, load, unload, switch, keep):
+    models.add_command(command)

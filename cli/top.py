@@ -16,9 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.backend import Backend, with_backend
+from cli.model_orders import state_of
 from cli.terminal import one_line, unechoed
 from shared.catalog.demand import Demand, DemandReader
+from shared.catalog.hosting import best_of
 from shared.catalog.job_records import JobRecord
+from shared.domain.hosting import HostedModel, HostedState
 from shared.domain.job import Priority
 from shared.domain.lifecycle import State
 from shared.redis import keys
@@ -46,6 +49,7 @@ class Snapshot:
     at: float
     demands: list[Demand]
     paused: set[str]
+    hosted: dict[str, HostedModel]
     workers: list[WorkerRecord]
     started: list[JobRecord]
 
@@ -107,6 +111,7 @@ async def snapshot(backend: Backend) -> Snapshot:
         at=time.monotonic(),
         demands=demands,
         paused={info.name for info in await backend.model_registry.models() if info.paused},
+        hosted={model: best_of(records) for model, records in (await backend.hosting.all()).items()},
         workers=await workers(backend.client),
         started=sorted(started, key=lambda job: job.started_at)[:JOBS_SHOWN],
     )
@@ -184,9 +189,17 @@ def _models(now: Snapshot, target_wait_s: float, *, wide: bool) -> Table:
             *map(_cell, jobs if wide else [sum(jobs)]),
             _cell(demand.waiting_tokens),
             _cell(f"{demand.oldest_s:.1f} s" if demand.waiting else "-", "yellow" if demand.oldest_s > OLD_S else ""),
-            _cell("paused" if demand.model in now.paused else ""),
+            _state(now, demand.model),
         )
     return table
+
+
+def _state(now: Snapshot, model: str) -> Text:
+    """Say that the model is paused, or in which state its host has it."""
+    hosted = now.hosted.get(model)
+    state = state_of(hosted) if hosted else ""
+    failed = hosted is not None and hosted.state is HostedState.FAILED
+    return _cell("paused" if model in now.paused else state, "red" if failed else "")
 
 
 def _workers(now: Snapshot, before: Snapshot | None, *, wide: bool) -> Table:

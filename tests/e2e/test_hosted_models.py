@@ -2,6 +2,10 @@
 of the host are this test's."""
 
 import asyncio
+import json
+import subprocess
+import sys
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -56,6 +60,11 @@ def with_client(stack: Stack, do: Callable[[Any], Awaitable[Result]]) -> Result:
 
 def of(stack: Stack, do: Callable[[Hosting], Awaitable[Result]]) -> Result:
     return with_client(stack, lambda client: do(Hosting(client)))
+
+
+def models(stack: Stack, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cli", "models", *arguments, "--redis-url", stack.server.url]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
 def write(stack: Stack, *records: HostedModel) -> None:
@@ -178,3 +187,50 @@ def test_tools_for_llama_swap_see_what_runs_and_unload_it(stack: Stack) -> None:
     orders = taken(stack)
     assert {each.when for each in orders} == {When.NOW}
     assert sorted(each.model for each in orders) == ["cold", "scripted", "scripted"]
+
+
+def test_the_command_lists_states_and_what_is_loaded(stack: Stack) -> None:
+    now = time.time()
+    warm = replace(WARM, memory_bytes=3 * 2**29, since_s=now - 7530, unloads_at_s=now + 595)
+    failed = replace(COLD, model="broken", state=HostedState.FAILED, reason="there is no such folder")
+    write(stack, warm, failed, replace(COLD, state=HostedState.LOADING, progress=0.4, since_s=now))
+
+    listed, loaded = models(stack, "list").stdout.splitlines(), models(stack, "ps").stdout.splitlines()
+    as_json = json.loads(models(stack, "ps", "--json").stdout)
+
+    assert [line.split()[:2] for line in listed[1:]] == [
+        ["broken", "failed"],
+        ["cold", "loading"],
+        ["scripted", "ready"],
+    ]
+    assert listed[1].endswith("there is no such folder")
+    assert loaded[1].split()[:4] == ["cold", "loading", "40%", "here"]
+    assert loaded[2].split()[:9] == ["scripted", "ready", "here", "1.5", "GiB", "2h", "5m", "ago", "in"]
+    assert [each["id"] for each in as_json] == ["cold", "scripted"]
+
+
+def test_the_command_waits_until_its_order_is_carried_out(stack: Stack) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(models, stack, "load", "cold")
+        (order,) = eventually("the order placed", lambda: taken(stack))
+        write(stack, WARM, replace(COLD, state=HostedState.LOADING, phase="weights", progress=0.4))
+        of(stack, lambda hosting: hosting.report(order.id))
+        loaded = asked.result()
+        asked = threads.submit(models, stack, "switch", "scripted", "cold", "--when", "now")
+        (order,) = eventually("the order placed", lambda: taken(stack))
+        of(stack, lambda hosting: hosting.report(order.id, "there is no room for it"))
+        refused = asked.result()
+
+    assert (loaded.returncode, loaded.stdout) == (0, "cold loaded\n")
+    assert (refused.returncode, refused.stderr.splitlines()[-1]) == (1, "scripted for cold: there is no room for it")
+    assert (order.when, order.instead) == (When.NOW, "cold")
+
+
+def test_a_command_that_gives_up_says_that_its_order_stands(stack: Stack) -> None:
+    given_up = models(stack, "unload", "scripted", "--wait", "0.1s")
+
+    assert given_up.returncode == 1
+    assert "scripted: not done within 0.1 s; it will be done as soon as it can be" in given_up.stderr
+    assert [each.verb for each in taken(stack)] == [OrderVerb.UNLOAD]
+    assert models(stack, "unload", "cold").stdout == "it is not loaded\n"
+    assert "No host has the model 'nowhere'" in models(stack, "load", "nowhere").stderr

@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -9,6 +10,7 @@ from rich.console import Console
 from cli.top import UNBOUNDED, Snapshot, WorkerRecord, render
 from shared.catalog.demand import Demand
 from shared.catalog.job_records import JobRecord
+from shared.domain.hosting import HostedModel, HostedState
 from shared.domain.job import Priority
 from shared.domain.lifecycle import State
 
@@ -47,13 +49,25 @@ def snapshot(name: str) -> Snapshot:
         replayed_as="",
         timeline=[],
     )
-    return Snapshot(at=1.0, demands=[demand], paused={name}, workers=[worker], started=[job])
+    return Snapshot(at=1.0, demands=[demand], paused={name}, hosted={}, workers=[worker], started=[job])
 
 
 def shown(name: str, width: int) -> str:
+    return drawn(snapshot(name), width)
+
+
+def drawn(now: Snapshot, width: int) -> str:
     out = io.StringIO()
-    Console(file=out, width=width, force_terminal=False).print(render(snapshot(name), None, 10, width=width))
+    Console(file=out, width=width, force_terminal=False).print(render(now, None, 10, width=width))
     return out.getvalue()
+
+
+def test_a_models_state_on_its_host_is_shown() -> None:
+    hosted = HostedModel(host="h", model="m", state=HostedState.LOADING, since_s=1, phase="weights", progress=0.42)
+    now = replace(snapshot("m"), paused=set(), hosted={"m": hosted})
+
+    assert "loading weights 40 %" in drawn(now, 160).splitlines()[1]
+    assert "failed" in drawn(replace(now, hosted={"m": replace(hosted, state=HostedState.FAILED)}), 80)
 
 
 def test_80_columns_are_enough_and_cut_no_id_and_no_number() -> None:
