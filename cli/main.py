@@ -107,6 +107,12 @@ UPSTREAM = click.option(
     help="Server that computes the models by OpenAI's API, like http://localhost:8000/v1; without MODEL, those that it "
     "lists. May be repeated: the next is asked when one has no room or does not answer.",
 )
+MODELS_FILE = click.option(
+    "--models",
+    "models_file",
+    metavar="FILE",
+    help="Models file, which says what is served and how. The default is PENSTOCK_MODELS.",
+)
 BUILTIN = ("builtin",)
 
 
@@ -140,6 +146,8 @@ def _models(named: tuple[str, ...], engine_options: tuple[str, ...], settings: S
 @ENGINE
 @ENGINE_OPTION
 @UPSTREAM
+@MODELS_FILE
+@click.option("--only", metavar="NAME[,NAME]...", help="Models of the file to serve. The default is all of them.")
 @click.option("--redis-url", help=REDIS_URL_HELP)
 @click.option("--port", type=int, help="Port for health checks and metrics; 0 picks a free one.")
 def worker(
@@ -149,10 +157,15 @@ def worker(
     engine: str | None,
     engine_options: tuple[str, ...],
     upstreams: tuple[str, ...],
+    models_file: str | None,
+    only: str | None,
     redis_url: str | None,
     port: int | None,
 ) -> None:
     """Run a worker, which loads models and answers queued jobs."""
+    told = bool(named or models or adapters or engine or engine_options or upstreams)
+    if models_file and told:
+        raise click.UsageError("--models names a file that says all of this: models, adapters, engine and options.")
     for name in NO_BARS:  # progress bars are not log lines; the libraries read these variables when they are imported
         os.environ.setdefault(name, "1")
     engine, engine_options = _engine(engine, engine_options, upstreams)
@@ -160,9 +173,17 @@ def worker(
         from workers.process.thread_spin import spare_other_processes
 
         spare_other_processes()
+        from workers.loading.file_specs import read_specs, worker_settings
         from workers.loading.model_spec import specs_of
         from workers.main import run as run_worker
 
+        file = models_file or ("" if told else settings.models)
+        if only and not file:
+            raise click.UsageError("--only names models of a file; name the file by --models FILE.")
+        if file:
+            specs = read_specs(Path(file), only or "", settings)
+            run_worker(specs, worker_settings(specs, settings))
+            return
         served = _models((*named, *models), engine_options, settings)
         run_worker(specs_of(served, adapters, engine_options, settings), settings)
 

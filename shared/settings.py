@@ -121,6 +121,7 @@ class Settings(BaseSettings):
     docs: bool = Field(True, description="whether the API serves /docs, /redoc and /openapi.json")
     metrics: bool = Field(True, description="whether the API serves /metrics")
 
+    models: str = Field("", description="models file, which says what is served; empty for none")
     engine: str = Field(
         "", description="engine that computes the models of a worker; empty takes the one that fits each source"
     )

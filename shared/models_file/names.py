@@ -38,16 +38,17 @@ def _twice(tables: Tables) -> Iterator[tuple[Path, str]]:
 def _missing(tables: Tables) -> Iterator[tuple[Path, str]]:
     served = [name for name, _ in _served(tables)]
     if tables.default and tables.default not in (*served, *tables.routes):
-        yield ("default",), f"there is no model or route {tables.default!r}{_nearest(tables.default, served)}"
+        yield ("default",), f"there is no model or route {tables.default!r}{did_you_mean(tables.default, served)}"
     for name, route in tables.routes.items():
         for index, each in enumerate(route.order):
             if each not in served:
-                yield ("routes", name, "order", index), f"there is no model {each!r}{_nearest(each, served)}"
+                yield ("routes", name, "order", index), f"there is no model {each!r}{did_you_mean(each, served)}"
         if len(set(route.order)) < len(route.order):
             yield ("routes", name, "order"), "a model comes twice"
 
 
-def _nearest(name: str, known: Collection[str]) -> str:
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """Return the end of a sentence that tells the nearest of the known names, or '' if none is near."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 

@@ -104,6 +104,7 @@ class Recommended(Table):
     temperature: float | None = Field(None, ge=0, le=2, description="randomness; 0 takes the likeliest token")
     top_p: float | None = Field(None, gt=0, le=1, description="probability of the tokens that are sampled from")
     top_k: int | None = Field(None, ge=0, description="number of the tokens that are sampled from; 0 for all")
+    min_p: float | None = Field(None, ge=0, le=1, description="least probability, relative to the likeliest token's")
     repetition_penalty: float | None = Field(None, gt=0, le=2, description="more than 1 makes repeats rarer")
 
     @property

@@ -2,9 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from shared.domain.job import ModelInfo
 from shared.observability.metrics import WorkerMetrics
@@ -40,14 +41,28 @@ class Loaded:
 
 
 async def load(spec: ModelSpec, settings: Settings) -> Loaded:
-    """Load a model in a thread of its own. Raises SettingsError, in one sentence, for one that cannot be loaded."""
+    """Load a model in a thread of its own, with the settings that its spec gives it. Raises SettingsError, in one
+    sentence, for one that cannot be loaded."""
     thread = SingleThread(f"engine {spec.name}")
+    own_settings = settings.model_copy(update=dict(spec.settings))
 
     def call() -> Loaded:
-        loaded: Loaded = imported(loader_of(spec.engine))(spec, settings, thread)
+        loaded: Loaded = imported(loader_of(spec.engine))(spec, own_settings, thread)
         return loaded
 
-    return await asyncio.wrap_future(thread.submit(call))
+    loaded = await asyncio.wrap_future(thread.submit(call))
+    return replace(loaded, begin=partial(_begin_recommended, loaded.begin, spec.recommended))
+
+
+def _begin_recommended(
+    begin_run: Callable[[Delivery], JobRun], recommended: Mapping[str, Any], delivery: Delivery
+) -> JobRun:
+    """Begin a job with the recommended sampling parameters in place of those that it leaves open."""
+    sampling = delivery.job.sampling
+    left_open = {name: value for name, value in recommended.items() if getattr(sampling, name) is None}
+    if left_open:
+        delivery = replace(delivery, job=replace(delivery.job, sampling=replace(sampling, **left_open)))
+    return begin_run(delivery)
 
 
 def stepped(

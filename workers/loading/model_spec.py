@@ -21,7 +21,8 @@ HUB_PAGE = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co|modelscope\
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """`adapters`: name and source of each. `aliases`: further names of the model. `engine` is in the table of loaders;
-    `options` are for it alone, and it validates them."""
+    `options` are for it alone, and it validates them. `recommended` are sampling parameters for what a request leaves
+    open, and `settings` those of the model's own; both are by their names."""
 
     name: str
     source: str
@@ -29,6 +30,8 @@ class ModelSpec:
     aliases: tuple[str, ...] = ()
     engine: str = "native"
     options: Mapping[str, Any] = field(default_factory=dict)
+    recommended: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def specs_of(models: Seq[str], adapters: Seq[str], engine_options: Seq[str], settings: Settings) -> list[ModelSpec]:
@@ -72,6 +75,12 @@ def _adapter(text: str, models: list[str]) -> tuple[str, str, str]:
 def _model(text: str, engine: str, options: Mapping[str, Any]) -> ModelSpec:
     _require_no_url("MODEL", text)
     name, _, source = text.rpartition("=")
+    return spec_of(name.split(",") if name else [], source, engine=engine, options=options)
+
+
+def spec_of(names: Seq[str], source: str, *, engine: str, options: Mapping[str, Any]) -> ModelSpec:
+    """The spec of a model. Without an engine it has the one that fits its source, and without a name the source's own.
+    Raises SettingsError, as `parse_specs` does."""
     engine = engine or engine_of(source)
     loader, own_name = loader_of(engine), source
     if loader.suffix:
@@ -81,10 +90,16 @@ def _model(text: str, engine: str, options: Mapping[str, Any]) -> ModelSpec:
         source = str(BUILTIN) if source in ("builtin", BUILTIN.name) else source
         source = _model_files(source)
         own_name = Path(source).resolve().name if Path(source).is_dir() else source
-    names = name.split(",") if name else [own_name]
+    names = names or [own_name]
     for each in names:
         _require_name("MODEL", each)
     return ModelSpec(names[0], source, aliases=tuple(names[1:]), engine=engine, options=options)
+
+
+def adapter_source(source: str) -> str:
+    """The source of an adapter, if it can be one. Raises SettingsError."""
+    _require_no_url("ADAPTER", source)
+    return _folder("ADAPTER", source)
 
 
 def _model_files(source: str) -> str:
