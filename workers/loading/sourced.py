@@ -15,16 +15,24 @@ from workers.loading.model_spec import ModelSpec
 from workers.process.single_thread import SingleThread
 from workers.runners.base import Runner
 from workers.runners.outbox import Outbox
-from workers.runners.source_runner import SourceRunner
+from workers.runners.source_runner import GATHER_S, SourceRunner
 from workers.runs.run import JobRun
 from workers.runs.text_run import TextRun
 from workers.runs.vector_run import VectorRun
 from workers.source import ABILITIES, ChatSource, Resume
 
 
-def sourced(spec: ModelSpec, source: ChatSource, thread: SingleThread, *, kind: str, sequences_max: int) -> Loaded:
+def sourced(
+    spec: ModelSpec,
+    source: ChatSource,
+    thread: SingleThread,
+    *,
+    kind: str,
+    sequences_max: int,
+    gather_s: float = GATHER_S,
+) -> Loaded:
     """Open a source in `thread`, in which its event loop then runs. At most `sequences_max` answers are computed at a
-    time. Raises what the source's `open` raises."""
+    time, and what they say within `gather_s` is delivered together. Raises what the source's `open` raises."""
     loop = asyncio.new_event_loop()
     try:
         loop.run_until_complete(source.open())
@@ -43,6 +51,7 @@ def sourced(spec: ModelSpec, source: ChatSource, thread: SingleThread, *, kind: 
             loop,
             thread,
             sequences_max=sequences_max,
+            gather_s=gather_s,
             outbox=outbox,
             metrics=metrics,
             more_places=more_places,

@@ -28,6 +28,7 @@ from workers.source import AnswerLost, Busy, ChatSource
 
 log = logging.getLogger(__name__)
 UPDATES_MAX = 1024  # written, but not in the outbox yet; tasks wait beyond
+GATHER_S = 0.01
 SLICE_S = 0.005  # longest time in which a source that never waits keeps others from the loop
 BUSY_S_MAX = 600.0
 CLOSE_S = 5.0
@@ -43,15 +44,18 @@ class SourceRunner(Runner):
         thread: SingleThread,
         *,
         sequences_max: int,
+        gather_s: float,
         outbox: Outbox,
         metrics: WorkerMetrics,
         more_places: Callable[[], None],
     ) -> None:
-        """`loop` runs in `thread`, and the source was opened in it. `waiting` and `places` are as a Runner has them:
-        while the source is busy, there is no place."""
+        """`loop` runs in `thread`, and the source was opened in it. `gather_s` is the time between two deliveries that
+        no answer's first words are in. `waiting` and `places` are as a Runner has them: while the source is busy, there
+        is no place."""
         self.waiting = 0
         self.places = sequences_max
         self._sequences_max = sequences_max
+        self._gather_s = gather_s
         self._source = source
         self._loop = loop
         self._thread = thread
@@ -66,7 +70,9 @@ class SourceRunner(Runner):
         self._tasks: dict[tuple[SourceRun, int], asyncio.Task[None]] = {}
         self._busy_until = 0.0
         self._pending: list[Update] = []
-        self._written = asyncio.Event()
+        self._due = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._delivered_at = float("-inf")
         self._delivered = asyncio.Event()
         self._stopping = asyncio.Event()
         self._threads: list[SingleThread] = []  # idle ones, for plain generators
@@ -193,11 +199,13 @@ class SourceRunner(Runner):
             await self._close(pieces)
 
     async def _read(self, run: SourceRun, part: int, pieces: AsyncIterator[Any]) -> None:
-        since = self._loop.time()
+        since, first = self._loop.time(), True
         async for piece in pieces:
             if run.ended:
                 return
-            await self._write(run, run.advance(part, piece))
+            if events := run.advance(part, piece):
+                await self._write(run, events, at_once=first)
+                first = False
             if run.ended or run.is_over(part):
                 return
             if (now := self._loop.time()) - since > SLICE_S:
@@ -206,26 +214,35 @@ class SourceRunner(Runner):
         if not run.ended:
             await self._write(run, run.close(part))
 
-    async def _write(self, run: SourceRun, events: list[Event]) -> None:
+    async def _write(self, run: SourceRun, events: list[Event], *, at_once: bool = False) -> None:
         """Wait while too much is undelivered: Redis is away, or slower than the source."""
         if events:
             self._parts.acquit(run)
-            self._put(Update(run, events))
+            self._put(Update(run, events), at_once=at_once)
         while len(self._pending) > UPDATES_MAX:
             self._delivered.clear()
             await self._delivered.wait()
 
-    def _put(self, update: Update) -> None:
+    def _put(self, update: Update, *, at_once: bool = False) -> None:
+        """Have the update delivered at once, or with all others of the present `gather_s`: a delivery costs a call of
+        Redis and a message to the API, whether one answer has grown or a hundred."""
         self._pending.append(update)
-        self._written.set()
+        if at_once:
+            self._due.set()
+        elif self._timer is None:
+            self._timer = self._loop.call_at(self._delivered_at + self._gather_s, self._due.set)
 
     async def _deliver(self) -> None:
         """Put what is written into the outbox. A thread waits for room in it, while other sources' parts go on."""
         thread = SingleThread("outbox")
         while True:
-            await self._written.wait()
-            self._written.clear()
+            await self._due.wait()
+            self._due.clear()
+            if self._timer:
+                self._timer.cancel()
+                self._timer = None
             updates, self._pending = self._pending, []
+            self._delivered_at = self._loop.time()
             if not self._outbox.put_if_room(updates):
                 await _result(thread.submit(partial(self._outbox.put, updates)))
             self._delivered.set()

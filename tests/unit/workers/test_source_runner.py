@@ -20,6 +20,7 @@ from penstock.engines import (
 from shared.domain.events import Completed, Embedded, Expired, Failed
 from shared.domain.job import Job, Kind, Sampling
 from tests.unit.workers.sources import Echo, Given
+from workers.loading.loaded import Loaded
 from workers.loading.model_spec import ModelSpec
 from workers.loading.sourced import sourced
 from workers.process.single_thread import SingleThread
@@ -31,11 +32,14 @@ class Drivers:
     def __init__(self) -> None:
         self.made: list[Driver] = []
 
-    def __call__(self, source: ChatSource, *, sequences_max: int = 4) -> Driver:
+    def __call__(self, source: ChatSource, *, sequences_max: int = 4, gather_s: float = 0.01) -> Driver:
         thread = SingleThread("source")
         spec = ModelSpec("m", "m", engine="x:Y")
-        load = thread.submit(lambda: sourced(spec, source, thread, kind="custom", sequences_max=sequences_max))
-        self.made.append(Driver(load.result(10), seconds_max=10))
+
+        def load() -> Loaded:
+            return sourced(spec, source, thread, kind="custom", sequences_max=sequences_max, gather_s=gather_s)
+
+        self.made.append(Driver(thread.submit(load).result(10), seconds_max=10))
         return self.made[-1]
 
 
@@ -153,6 +157,21 @@ def test_a_source_that_never_waits_can_be_stopped(drive: Drivers) -> None:
 
     assert attempt.outcome == Expired()
     assert driver.eventually(lambda: driver.running == 0)
+
+
+def test_first_words_are_delivered_at_once_and_what_follows_is_gathered(drive: Drivers) -> None:
+    source = Held()
+    driver = drive(source, gather_s=60)
+    both = [ask(driver), ask(driver)]
+    for attempt in both:
+        attempt.wait(deltas=1)
+
+    source.let_go()
+
+    assert driver.eventually(lambda: driver.running == 0)
+    assert [attempt.said() for attempt in both] == ["begun", "begun"]
+    driver.stop().result(10)
+    assert [attempt.wait().said() for attempt in both] == ["begun and ended"] * 2
 
 
 def test_a_source_that_blocks_the_loop_is_not_alive(drive: Drivers) -> None:
