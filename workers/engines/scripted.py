@@ -89,6 +89,7 @@ class UnreadableGrammar:
 
     ended = False
     lark = "start: /.*/s"
+    json_schema = None
 
     def __init__(self, position: int) -> None:
         self._left = position

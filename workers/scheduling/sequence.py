@@ -61,6 +61,11 @@ class Constraint(Protocol):
     def lark(self) -> str:
         """The whole constraint in llguidance's dialect of Lark, for an engine that keeps to it by itself."""
 
+    @property
+    def json_schema(self) -> str | None:
+        """The JSON Schema of an answer that keeps to the constraint, for a server that knows no Lark; None where no
+        schema says it: regular expressions, tool calls, or reasoning that has begun."""
+
     def allowed(self, vocabulary: int) -> list[int]:
         """The tokens that may come next, of a vocabulary of so many."""
 

@@ -58,6 +58,10 @@ class GrammarState:
         return as_lark(self._grammar, reasoning=self._reasoning)
 
     @property
+    def json_schema(self) -> str | None:
+        return self._grammar.text if self._grammar.kind is GrammarKind.JSON_SCHEMA and not self.free else None
+
+    @property
     def opening(self) -> int | None:
         """The token that may begin reasoning now, though no grammar has it; None if there is none."""
         return self._reasoning.opening if self._reasoning and self._first else None

@@ -56,7 +56,7 @@ def load_tokens(
 
     def begun(delivery: Delivery) -> JobRun:
         if delivery.job.kind in (Kind.CHAT, Kind.COMPLETION):
-            return TokenRun(delivery, model, source.tokens)
+            return TokenRun(delivery, model, source.tokens, protocol=source.protocol)
         return begin(model, delivery)
 
     quotas = tuple(upstream.quota for upstream in upstreams.all)
@@ -71,6 +71,9 @@ class _OpenedTokens(TokenSource):
     async def open(self) -> None:
         await self._opened.open()
         self._upstreams = self._opened.all
+        of_sglang = any(upstream.provider.name == "sglang" for upstream in self._upstreams)
+        if of_sglang and self.protocol is TOKEN_PROTOCOLS["completions"]:
+            self.protocol = TOKEN_PROTOCOLS["sglang"]
 
     async def watch(self) -> None:
         await self._opened.watch()

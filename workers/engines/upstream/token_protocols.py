@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from shared.domain.job import Grammar, GrammarKind
+from shared.domain.errors import InvalidRequest
 from workers.engines.upstream.answers import failure_in
 from workers.engines.upstream.chat_body import salted
 from workers.engines.upstream.errors import UpstreamBroken
@@ -20,13 +20,22 @@ LIMITED = frozenset({"length", "limit"})
 AS_ID = "token_id:"
 
 
+class Form(NamedTuple):
+    """The form that an answer must have, in llguidance's dialect of Lark, and by a JSON Schema where one says all of
+    it. `param` is the request's parameter that asks for it."""
+
+    lark: str
+    json_schema: str | None
+    param: str
+
+
 class TokenRequest(NamedTuple):
     """One sequence to continue: `ids` are its prompt and output so far, `tokens_max` what may follow."""
 
     ids: list[int]
     tokens_max: int
     sampling: SamplingParams
-    grammar: Grammar | None
+    form: Form | None
     salt: str
     ignore_eos: bool = False
 
@@ -39,11 +48,37 @@ class TokenChunk(NamedTuple):
 
 
 class TokenProtocol(NamedTuple):
-    """`path` is below the URL, or below its root where it begins with `..`."""
+    """`path` is below the URL, or below its root where it begins with `..`. `hold` makes the fields that hold an answer
+    to a form; it raises InvalidRequest for one that the server cannot be held to. `lacks` are sampling parameters that
+    the server does not have."""
 
     path: str
     body: Callable[[TokenRequest, str], dict[str, Any]]
     read: Callable[[bytes], TokenChunk]
+    hold: Callable[[Form], dict[str, Any]]
+    lacks: frozenset[str] = frozenset()
+
+
+def hold_by_lark(form: Form) -> dict[str, Any]:
+    """vLLM reads the dialect, as our own engines do, so both allow the same tokens."""
+    return {"structured_outputs": {"grammar": form.lark}}
+
+
+def hold_by_schema(form: Form) -> dict[str, Any]:
+    """SGLang's field."""
+    return {"json_schema": _only_schema(form)}
+
+
+def hold_by_parsed_schema(form: Form) -> dict[str, Any]:
+    """llama.cpp's field."""
+    return {"json_schema": orjson.loads(_only_schema(form))}
+
+
+def _only_schema(form: Form) -> str:
+    if form.json_schema is None:
+        message = f"'{form.param}' must not be sent to this model: its server can be held to a JSON Schema alone."
+        raise InvalidRequest(message, param=form.param)
+    return form.json_schema
 
 
 def completions_body(request: TokenRequest, model: str) -> dict[str, Any]:
@@ -75,9 +110,6 @@ def completions_body(request: TokenRequest, model: str) -> dict[str, Any]:
         body["seed"] = sampling.seed
     if sampling.logprobs is not None:
         body |= {"logprobs": sampling.logprobs, "return_tokens_as_token_ids": True}
-    if request.grammar:
-        field = {GrammarKind.JSON_SCHEMA: "json", GrammarKind.REGEX: "regex", GrammarKind.LARK: "grammar"}
-        body["structured_outputs"] = {field[request.grammar.kind]: request.grammar.text}
     return body | ({"cache_salt": salted(request.salt)} if request.salt else {})
 
 
@@ -117,8 +149,6 @@ def llamacpp_body(request: TokenRequest, model: str) -> dict[str, Any]:
         body["seed"] = sampling.seed % 2**32
     if sampling.logprobs is not None:
         body["n_probs"] = max(sampling.logprobs, 1)
-    if request.grammar and request.grammar.kind is GrammarKind.JSON_SCHEMA:
-        body["json_schema"] = orjson.loads(request.grammar.text)
     return body
 
 
@@ -131,8 +161,11 @@ def read_llamacpp(data: bytes) -> TokenChunk:
 
 
 TOKEN_PROTOCOLS = {
-    "completions": TokenProtocol("/completions", completions_body, read_completions),
-    "llamacpp": TokenProtocol("../completion", llamacpp_body, read_llamacpp),
+    "completions": TokenProtocol("/completions", completions_body, read_completions, hold_by_lark),
+    "sglang": TokenProtocol("/completions", completions_body, read_completions, hold_by_schema),
+    "llamacpp": TokenProtocol(
+        "../completion", llamacpp_body, read_llamacpp, hold_by_parsed_schema, frozenset({"min_tokens"})
+    ),
 }
 
 

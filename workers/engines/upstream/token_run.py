@@ -7,8 +7,10 @@ from typing import Protocol
 
 from shared.domain.errors import EngineError, InvalidRequest
 from shared.domain.events import Completed, Event, Finished, Outcome
+from shared.domain.job import Job
 from shared.queue.protocols import Delivery
-from workers.engines.upstream.token_protocols import TokenRequest
+from workers.engines.upstream.token_protocols import Form, TokenProtocol, TokenRequest
+from workers.parsers.tool_grammar import AUTO
 from workers.protocols import Model
 from workers.runs.generation import Generation
 from workers.runs.source_run import SourceRun
@@ -26,13 +28,20 @@ class TokenRun(SourceRun):
     """A part is a choice. A grammar is enforced by the upstream, which begins it anew with each request: an answer that
     broke off under one is lost."""
 
-    def __init__(self, delivery: Delivery, model: Model, ask: Ask) -> None:
-        """Raises InvalidRequest as Generation does, and for what only an engine here can do."""
+    def __init__(self, delivery: Delivery, model: Model, ask: Ask, *, protocol: TokenProtocol) -> None:
+        """Raises InvalidRequest as Generation does, and for what the server cannot do by this protocol."""
         self._generation = Generation(delivery, model)
         super().__init__(delivery, prompt_tokens=self._generation.prompt_tokens)
         self._ask = ask
         if delivery.job.request.get("prompt_logprobs") is not None:
             raise InvalidRequest("'logprobs' of an echoed prompt need an engine here.", param="logprobs")
+        for name in protocol.lacks:
+            if getattr(delivery.job.sampling, name):
+                message = f"'{name}' must not be sent to this model: its server has no such parameter."
+                raise InvalidRequest(message, param=name)
+        for sequence in self._generation.unfinished:
+            if form := _form(delivery.job, sequence):
+                protocol.hold(form)
 
     def opening(self) -> list[Event]:
         return self._told(self._generation.opening())
@@ -72,8 +81,8 @@ class TokenRun(SourceRun):
         return self._generation.finish(outcome)
 
     def _request(self, sequence: Sequence) -> TokenRequest:
-        job, constraint = self.delivery.job, sequence.constraint
-        if constraint and sequence.output_length:
+        job = self.delivery.job
+        if sequence.constraint and sequence.output_length:
             raise AnswerLost("The answer broke off within a form that its upstream cannot continue.")
         return TokenRequest(
             ids=sequence.ids.tolist(),
@@ -81,7 +90,7 @@ class TokenRun(SourceRun):
             sampling=replace(
                 sequence.sampling, min_tokens=max(sequence.sampling.min_tokens - sequence.output_length, 0)
             ),
-            grammar=job.sampling.grammar if constraint else None,
+            form=_form(job, sequence),
             salt=job.cache_salt,
             ignore_eos=job.sampling.ignore_eos,
         )
@@ -89,3 +98,12 @@ class TokenRun(SourceRun):
     def _told(self, events: list[Event]) -> list[Event]:
         self.ended = self.ended or self._generation.ended
         return events
+
+
+def _form(job: Job, sequence: Sequence) -> Form | None:
+    """The form that the whole answer must have."""
+    if (constraint := sequence.constraint) is None:
+        return None
+    forced = job.request.get("tools") and job.request.get("tool_choice", AUTO) != AUTO
+    param = "tool_choice" if forced else job.sampling.grammar.param if job.sampling.grammar else "tools"
+    return Form(constraint.lark, constraint.json_schema, param)

@@ -19,7 +19,7 @@ class TokenSource(ChatSource):
 
     def __init__(self, upstreams: Seq[Upstream], protocol: TokenProtocol, *, end: int) -> None:
         self._upstreams = upstreams
-        self._protocol = protocol
+        self.protocol = protocol
         self._end = end
 
     async def tokens(self, request: Callable[[], TokenRequest], *, quota: str = "") -> AsyncIterator[Sampled]:
@@ -30,7 +30,7 @@ class TokenSource(ChatSource):
         for upstream in attempts:
             grown = False
             try:
-                async with aclosing(upstream.tokens(self._protocol, request())) as chunks:
+                async with aclosing(upstream.tokens(self.protocol, request())) as chunks:
                     async for chunk in chunks:
                         for token in chunk.tokens:
                             grown = begun = True

@@ -95,7 +95,8 @@ class Upstream:
     async def tokens(self, protocol: TokenProtocol, request: TokenRequest) -> AsyncGenerator[TokenChunk, None]:
         """The tokens that continue the request, those of a chunk at a time; the last chunk has an end. Raises
         UpstreamError."""
-        call = self.call(protocol.path, protocol.body(request, self.model))
+        form = protocol.hold(request.form) if request.form else {}
+        call = self.call(protocol.path, protocol.body(request, self.model) | form)
         with self.judged():
             async with aclosing(self._transport.events(call)) as events:
                 async for data in events:

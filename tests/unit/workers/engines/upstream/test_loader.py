@@ -4,17 +4,21 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from penstock.driver import Driver
-from shared.domain.errors import SettingsError
+from shared.domain.errors import InvalidRequest, SettingsError
+from shared.domain.job import Grammar, GrammarKind
+from shared.queue.protocols import Delivery
 from shared.settings import load_settings
 from tests.conftest import ROOT
+from tests.factories import make_job
 from tests.upstreams import StandIn, in_thread, openai_chat, token_server
 from workers.loading.loaded import Loaded, load
-from workers.loading.model_spec import parse_specs
+from workers.loading.model_spec import BUILTIN, parse_specs
 
 NOT_NEEDED = ("torch", "transformers", "tokenizers", "llguidance", "jinja2", "numba")
 
@@ -85,3 +89,54 @@ def test_all_workers_with_the_same_url_key_and_model_share_a_quota(monkeypatch: 
 def test_a_tokenizer_that_is_not_there_is_named() -> None:
     with pytest.raises(SettingsError, match="ENGINE_OPTION tokenizer: /no/such cannot be loaded"):
         loaded(urls="http://127.0.0.1:9/v1", tokenizer="/no/such")
+
+
+def delivered(**more: Any) -> Delivery:
+    """A delivery of a chat that may call a tool; `more` are fields of its request and of its sampling."""
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+    request = {
+        "messages": [{"role": "user", "content": "hi"}],
+        "tools": [tool],
+        "tool_choice": "auto",
+        "parallel": True,
+    }
+    sampling = {name: more.pop(name) for name in ("grammar", "min_tokens") if name in more}
+    job = make_job(**sampling)
+    return Delivery(job=replace(job, request=request | more), claim_token="t", attempt=1)
+
+
+FORCED: dict[str, Any] = {"tool_choice": "required"}
+NAMED: dict[str, Any] = {"tool_choice": "look"}
+REGEX: dict[str, Any] = {
+    "tools": [],
+    "grammar": Grammar(kind=GrammarKind.REGEX, text="[0-9]+", param="structured_outputs"),
+}
+
+
+@pytest.mark.parametrize(
+    ("asked", "param"), [(FORCED, "tool_choice"), (NAMED, "tool_choice"), (REGEX, "structured_outputs")]
+)
+@pytest.mark.parametrize("server", ["sglang", "llamacpp"])
+def test_a_form_that_a_token_upstream_cannot_keep_is_refused_at_once(server: str, asked: Any, param: str) -> None:
+    with in_thread(token_server(lambda prompt: iter(()), owned_by=server)) as standing:
+        tokens = "llamacpp" if server == "llamacpp" else "completions"
+        model = loaded(urls=standing.url, tokenizer=str(BUILTIN), tokens=tokens)
+
+    with pytest.raises(InvalidRequest) as refused:
+        model.begin(delivered(**asked))
+
+    assert refused.value.param == param
+
+
+@pytest.mark.parametrize("asked", [FORCED, NAMED, REGEX])
+def test_vllm_keeps_every_form(vllm: StandIn, asked: Any) -> None:
+    model = loaded(urls=vllm.url, tokenizer=str(BUILTIN))
+
+    assert not model.begin(delivered(**asked)).done
+
+
+def test_llamacpp_has_no_least_number_of_tokens(vllm: StandIn) -> None:
+    model = loaded(urls=vllm.url, tokenizer=str(BUILTIN), tokens="llamacpp")
+
+    with pytest.raises(InvalidRequest, match="min_tokens"):
+        model.begin(delivered(min_tokens=3))

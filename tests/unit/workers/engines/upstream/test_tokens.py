@@ -1,18 +1,19 @@
 """Token upstreams: what goes out, what comes back, and where an answer goes on."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import orjson
 import pytest
 
-from shared.domain.job import Grammar, GrammarKind
+from shared.domain.errors import InvalidRequest
 from tests.upstreams import Fault, StandIn, serving, token_server
 from workers.engines.upstream.chat_body import salted
 from workers.engines.upstream.errors import UpstreamBroken, UpstreamRefused
 from workers.engines.upstream.options import Target
 from workers.engines.upstream.token_protocols import (
     TOKEN_PROTOCOLS,
+    Form,
     TokenRequest,
     completions_body,
     llamacpp_body,
@@ -40,18 +41,17 @@ EVERYTHING = SamplingParams(
     banned=frozenset({END}),
     logprobs=2,
 )
-SCHEMA = Grammar(kind=GrammarKind.JSON_SCHEMA, text='{"type":"array"}', param="response_format")
+SCHEMA = Form(lark="start: %json {}", json_schema='{"type":"array"}', param="response_format")
+CALLS = Form(lark="start: calls", json_schema=None, param="tool_choice")
 
 
-def request_of(
-    ids: list[int], *, sampling: SamplingParams | None = None, grammar: Grammar | None = None
-) -> TokenRequest:
+def request_of(ids: list[int], *, sampling: SamplingParams | None = None, form: Form | None = None) -> TokenRequest:
     plain = SamplingParams(seed=1, temperature=0, top_p=1, top_k=0, seeded=False)
-    return TokenRequest(ids=ids, tokens_max=50, sampling=sampling or plain, grammar=grammar, salt="t/")
+    return TokenRequest(ids=ids, tokens_max=50, sampling=sampling or plain, form=form, salt="t/")
 
 
 def test_vllm_is_told_everything_but_stop_strings() -> None:
-    assert completions_body(request_of([7, 8], sampling=EVERYTHING, grammar=SCHEMA), "m") == {
+    assert completions_body(request_of([7, 8], sampling=EVERYTHING, form=SCHEMA), "m") == {
         "model": "m",
         "prompt": [7, 8],
         "stream": True,
@@ -71,13 +71,12 @@ def test_vllm_is_told_everything_but_stop_strings() -> None:
         "seed": 2**40 + 7,
         "logprobs": 2,
         "return_tokens_as_token_ids": True,
-        "structured_outputs": {"json": '{"type":"array"}'},
         "cache_salt": salted("t/"),
     }
 
 
 def test_llamacpp_is_told_the_same_in_its_words() -> None:
-    assert llamacpp_body(request_of([7, 8], sampling=EVERYTHING, grammar=SCHEMA), "m") == {
+    assert llamacpp_body(request_of([7, 8], sampling=EVERYTHING, form=SCHEMA), "m") == {
         "prompt": [7, 8],
         "stream": True,
         "return_tokens": True,
@@ -95,8 +94,40 @@ def test_llamacpp_is_told_the_same_in_its_words() -> None:
         "logit_bias": [[5, -1.0]],
         "seed": 7 + 2**40 % 2**32,
         "n_probs": 2,
-        "json_schema": {"type": "array"},
     }
+
+
+@pytest.mark.parametrize(
+    ("protocol", "schema", "calls"),
+    [
+        (
+            "completions",
+            {"structured_outputs": {"grammar": "start: %json {}"}},
+            {"structured_outputs": {"grammar": "start: calls"}},
+        ),
+        ("sglang", {"json_schema": '{"type":"array"}'}, None),
+        ("llamacpp", {"json_schema": {"type": "array"}}, None),
+    ],
+)
+def test_a_form_is_told_as_the_server_knows_it_or_refused_by_name(protocol: str, schema: Any, calls: Any) -> None:
+    hold = TOKEN_PROTOCOLS[protocol].hold
+
+    assert hold(SCHEMA) == schema
+    if calls:
+        assert hold(CALLS) == calls
+    else:
+        with pytest.raises(InvalidRequest) as refused:
+            hold(CALLS)
+        assert refused.value.param == "tool_choice"
+
+
+async def test_the_form_goes_out_with_the_request(transport: Transport) -> None:
+    async with serving(token_server(three)) as server:
+        upstream = Upstream(Target.model_validate({"url": server.url}), transport, model="m")
+        async for _ in upstream.tokens(TOKEN_PROTOCOLS["completions"], request_of([1], form=CALLS)):
+            pass
+
+    assert server.bodies[0]["structured_outputs"] == {"grammar": "start: calls"}
 
 
 @pytest.mark.parametrize("body", [completions_body, llamacpp_body])
@@ -153,6 +184,13 @@ def llamacpp_server() -> StandIn:
     return StandIn({"/completion": events}, done=False)
 
 
+SERVERS: dict[str, Callable[[], StandIn]] = {
+    "completions": lambda: token_server(three),
+    "sglang": lambda: token_server(three, owned_by="sglang"),
+    "llamacpp": llamacpp_server,
+}
+
+
 async def said_by(transport: Transport, protocol: str, *servers: StandIn) -> list[int]:
     """The tokens of an answer to the prompt 1."""
     upstreams = [Upstream(Target.model_validate({"url": server.url}), transport, model="m") for server in servers]
@@ -165,14 +203,14 @@ async def said_by(transport: Transport, protocol: str, *servers: StandIn) -> lis
 
 @pytest.mark.parametrize("protocol", TOKEN_PROTOCOLS)
 async def test_an_answer_has_its_end_even_where_the_server_gives_none(transport: Transport, protocol: str) -> None:
-    make = {"completions": lambda: token_server(three), "llamacpp": llamacpp_server}[protocol]
+    make = SERVERS[protocol]
     async with serving(make()) as server:
         assert await said_by(transport, protocol, server) == [10, 11, 12, END]
 
 
 @pytest.mark.parametrize("protocol", TOKEN_PROTOCOLS)
 async def test_the_next_upstream_continues_at_the_next_token(transport: Transport, protocol: str) -> None:
-    make = {"completions": lambda: token_server(three), "llamacpp": llamacpp_server}[protocol]
+    make = SERVERS[protocol]
     async with serving(make()) as first, serving(make()) as second:
         first.faults.append(Fault(after=2))
 
