@@ -13,6 +13,7 @@ import click
 
 from cli.backend import REDIS_URL_HELP
 from cli.doctor import doctor
+from cli.extras import of_extra
 from cli.jobs import jobs
 from cli.keys import keys
 from cli.models import models
@@ -258,7 +259,8 @@ def chat(url: str | None, model: str | None, api_key: str | None) -> None:
     """Chat with a model in the terminal.
 
     In a pipe, the whole standard input is one question, and the answer is printed."""
-    from cli.chat import chat as talk
+    with of_extra("chat"):
+        from cli.chat import chat as talk
 
     sys.exit(talk(url or api_url(), model=model, api_key=api_key))
 

@@ -1,0 +1,16 @@
+"""What is told if a command needs a package that is not installed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+
+@contextmanager
+def of_extra(extra: str) -> Iterator[None]:
+    """Import what the extra brings. Raises ClickException, with the remedy, for a package that is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        remedy = f"pip install 'penstock[{extra}]', or '.[{extra}]' in a checkout"
+        raise click.ClickException(f"This needs the package {error.name}, which is not installed: {remedy}.") from error
