@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from cli.backend import Backend, OperatorGroup, json_option, with_backend
+from cli.model_files import pull, rm
 from cli.model_orders import keep, load, ps, switch, unload
 from cli.terminal import echo, echo_json, table
 from shared.catalog.model_states import model_objects
@@ -104,5 +105,5 @@ def _set(redis_url: str | None, model: str, *, paused: bool) -> None:
     with_backend(redis_url, set_paused)
 
 
-for command in (ps, load, unload, switch, keep):
+for command in (ps, load, unload, switch, keep, pull, rm):
     models.add_command(command)

@@ -111,6 +111,7 @@ class ModelOnHost(BaseModel):
 
     host: str
     hostname: str
+    source: str
     state: Literal["configured", "loading", "ready", "draining", "asleep", "failed"]
     reason: str
     phase: str

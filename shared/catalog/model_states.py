@@ -51,6 +51,7 @@ def _hosted(record: HostedModel, host: Host | None) -> dict[str, Any]:
     return {
         "host": record.host,
         "hostname": host.hostname if host else "",
+        "source": record.source,
         "state": record.state,
         "reason": record.reason,
         "phase": record.phase,

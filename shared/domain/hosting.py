@@ -53,15 +53,17 @@ class Host:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostedModel:
-    """A model as one host has it. `reason` says why its last load failed; it is kept until a load succeeds. While it
-    loads, `phase` and `progress` (0 to 1) tell how far it is. `memory_bytes` and `load_s` are learnt; 0 is unknown.
-    It is unloaded at `unloads_at_s` if it stays idle (0: not), and kept by an operator until `kept_until_s`. A `pinned`
-    model is unloaded for no other. `workers` are alive, of `workers_least` to `workers_most`."""
+    """A model as one host has it. `source` is a folder or a hub id, as its file says. `reason` says why its last load
+    failed; it is kept until a load succeeds. While it loads, `phase` and `progress` (0 to 1) tell how far it is.
+    `memory_bytes` and `load_s` are learnt; 0 is unknown. It is unloaded at `unloads_at_s` if it stays idle (0: not),
+    and kept by an operator until `kept_until_s`. A `pinned` model is unloaded for no other. `workers` are alive, of
+    `workers_least` to `workers_most`."""
 
     host: str
     model: str
     state: HostedState
     since_s: float
+    source: str = ""
     reason: str = ""
     phase: str = ""
     progress: float = 0

@@ -107,3 +107,36 @@ print(engine.kind, answers(engine, [plain("What is 2 + 2?")]))
     assert done.stdout.strip() == "batched ['2 + 2 = 4.']"
     fetched = f"/api/v1/models/{REPOSITORY}/repo" if name == "modelscope" else "/model.safetensors"
     assert any(path.endswith(fetched) for path in Hub.asked)
+
+
+@pytest.mark.parametrize("name", ["huggingface", "modelscope"])
+def test_a_model_is_pulled_with_its_progress_and_removed_again(hub: str, tmp_path: Path, name: str) -> None:
+    places = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
+    places |= {"MODELSCOPE_ENDPOINT": hub, "MODELSCOPE_CACHE": str(tmp_path), "PENSTOCK_HUB": name}
+
+    def models(*arguments: str, answer: str = "") -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "cli", "models", *arguments]
+        environment = {
+            **os.environ,
+            **places,
+            "PENSTOCK_REDIS_URL": "redis://127.0.0.1:1",
+            "PENSTOCK_REDIS_WAIT_S": "0",
+        }
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False, input=answer, timeout=60
+        )
+
+    pulled = models("pull", REPOSITORY)
+    folder = Path(pulled.stdout.strip())
+    kept, removed = models("rm", REPOSITORY, answer="n\n"), models("rm", REPOSITORY, answer="y\n")
+
+    assert pulled.returncode == 0, pulled.stderr
+    size = sum(file.stat().st_size for file in BUILTIN.iterdir() if file.suffix in (".json", ".safetensors", ".jinja"))
+    last = pulled.stderr.splitlines()[-1]
+    assert last == f"100 %: {size / 2**20:.1f} MiB of {size / 2**20:.1f} MiB"
+    assert (kept.returncode, removed.returncode) == (1, 0), removed.stderr
+    assert f"{REPOSITORY} removed" in removed.stdout
+    assert not folder.exists()
+    assert f"{REPOSITORY} was not fetched" in models("rm", REPOSITORY).stderr
+    assert "is not the id of a model on a hub" in models("rm", str(BUILTIN)).stderr
+    assert "cannot be fetched" in models("pull", "penstock/nothing").stderr
