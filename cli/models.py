@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from cli.backend import Backend, OperatorGroup, json_option, with_backend
+from cli.model_check import check, schema
 from cli.model_files import pull, rm
 from cli.model_orders import keep, load, ps, switch, unload
 from cli.terminal import echo, echo_json, table
@@ -105,5 +106,5 @@ def _set(redis_url: str | None, model: str, *, paused: bool) -> None:
     with_backend(redis_url, set_paused)
 
 
-for command in (ps, load, unload, switch, keep, pull, rm):
+for command in (ps, load, unload, switch, keep, pull, rm, check, schema):
     models.add_command(command)

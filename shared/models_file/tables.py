@@ -183,7 +183,7 @@ class Tables(Table):
 def json_schema() -> Mapping[str, Any]:
     """Return the JSON Schema of the file."""
     return {
-        "$schema": "http://json-schema.org/draft-07/schema#",
-        "title": "Penstock's models.toml",
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
         **Tables.model_json_schema(),
+        "title": "Penstock's models.toml",
     }

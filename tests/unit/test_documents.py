@@ -12,7 +12,11 @@ from shared.domain.lifecycle import State
 from tests.conftest import ROOT
 from tests.documents import DOCUMENTS, blocks
 
-DERIVED = {"settings_table": "docs/settings.md", "metrics_table": "docs/metrics.md"}
+DERIVED = {
+    "settings_table": "docs/settings.md",
+    "metrics_table": "docs/metrics.md",
+    "models_schema": "docs/models.schema.json",
+}
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 PLACE = re.compile(r"\[`([^`:\]]+):([\w.]+)`\]\(([^)]+)\)")  # [`file:function`](file)
 FILE = re.compile(r"`([a-z]\w*(?:/\w+)+\.(?:py|lua|json|yaml))`")
