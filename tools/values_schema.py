@@ -23,6 +23,7 @@ OWN = {
     "podAnnotations",
     "podLabels",
     "adapters",
+    "file",
     "kedaNamespace",
     "monitoringNamespace",
     "ingressNamespaces",
@@ -56,6 +57,7 @@ SHARDS = {
     }
 }
 MODEL_NAME = "^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$"
+NEEDED = [{"required": ["source"]}, {"required": ["file"]}]
 TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
 
 
@@ -121,7 +123,7 @@ def schema() -> dict[str, Any]:
         "type": "array",
         "minItems": 1,
         "description": told["models"],
-        "items": {**defaults, "properties": model | defaults["properties"], "required": ["name", "source"]},
+        "items": {**defaults, "properties": model | defaults["properties"], "required": ["name"], "anyOf": NEEDED},
     }
     made["properties"]["global"] = {"type": "object", "description": "Helm's own, for charts that hold this one."}
     return {

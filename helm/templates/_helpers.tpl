@@ -23,6 +23,27 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- mergeOverwrite (deepCopy .root.Values.modelDefaults) .model | toYaml -}}
 {{- end }}
 
+{{/* A value of YAML as one of TOML, on one line. JSON writes all but tables alike, and numbers without a fraction. */}}
+{{- define "penstock.toml" -}}
+{{- if kindIs "map" . -}}
+{ {{- range $index, $key := keys . | sortAlpha }}{{ if $index }},{{ end }} {{ toJson $key }} = {{ include "penstock.toml" (get $ $key) }}{{ end }} }
+{{- else if kindIs "slice" . -}}
+[{{ range $index, $each := . }}{{ if $index }}, {{ end }}{{ include "penstock.toml" $each }}{{ end }}]
+{{- else -}}
+{{ toJson . }}
+{{- end -}}
+{{- end }}
+
+{{/* The models file of one model. */}}
+{{- define "penstock.modelsFile" -}}
+[models.{{ toJson .name }}]
+{{- range $key, $value := merge (dict "source" .source "aliases" .aliases "adapters" .adapters) .file }}
+{{- if not (has (toJson $value) (list "\"\"" "[]" "{}" "null")) }}
+{{ $key }} = {{ include "penstock.toml" $value }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* A model's name in the form that Kubernetes allows. A digest tells apart two names that would become the same. */}}
 {{- define "penstock.slug" -}}
 {{- $slug := . | lower | replace "/" "-" | replace "_" "-" | replace "." "-" | trunc 32 | trimAll "-" -}}

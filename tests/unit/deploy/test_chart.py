@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from shared.domain.events import REQUEST_FAULTS
+from shared.models_file.reading import parse
 from shared.observability.metrics import ApiMetrics, WorkerMetrics
 from tests.conftest import ROOT, lacking
 from tools.dashboard import dashboard
@@ -191,6 +192,36 @@ def test_what_a_site_needs_beside_reaches_each_process(helm: Any) -> None:
         assert values["extraVolumes"][0] in pod["volumes"], about
 
 
+def test_what_a_model_needs_beside_is_a_models_file_of_its_own(helm: Any) -> None:
+    made = rendered(helm, values_of("models-file.yaml"))
+    maps = of_kind(made, "ConfigMap")
+    files = {name: each["data"]["models.toml"] for name, each in maps.items() if "models.toml" in each["data"]}
+    workers = of_kind(made, "Deployment")
+
+    openai, large = (parse(text.encode(), Path("models.toml")).models for text in files.values())
+    assert [each.model_dump(exclude_unset=True) for each in openai["gpt-4o"].upstreams] == [
+        {"url": "https://api.openai.com/v1", "key": "${env:OPENAI_API_KEY}", "requests_per_minute": 500}
+    ]
+    assert (large["org/large"].engine, large["org/large"].source) == ("vllm", "org/large")
+    assert large["org/large"].options == {"tensor_parallel_size": 2, "note": 'a<b "c"', "enforce_eager": False}
+    assert (large["org/large"].aliases, large["org/large"].adapters) == (["l"], {"sql": "org/sql"})
+    assert large["org/large"].settings == {"prefix_cache": False}
+    for name in files:
+        (container,) = workers[name]["spec"]["template"]["spec"]["containers"]
+        assert container["args"] == ["worker", "--models", "/etc/penstock/models.toml"]
+        assert {"name": "models-file", "mountPath": "/etc/penstock", "readOnly": True} in container["volumeMounts"]
+
+
+def test_another_models_file_is_another_pod(helm: Any) -> None:
+    def annotations(temperature: float) -> dict[str, str]:
+        file = {"recommended": {"temperature": temperature}}
+        made = of_kind(rendered(helm, {"models": [{"name": "a", "source": "b", "file": file}]}), "Deployment")
+        found: dict[str, str] = made["rel-penstock-a"]["spec"]["template"]["metadata"]["annotations"]
+        return found
+
+    assert annotations(0.5) == annotations(0.5) != annotations(0.6)
+
+
 def test_secrets_are_in_secrets_only(helm: Any) -> None:
     values = values_of("everything.yaml") | {"redis": {"password": "wordpass"}}
     values["auth"] = {"adminKey": "adminpass", "hfToken": "hubpass"}
@@ -254,6 +285,7 @@ def test_what_cannot_work_is_refused(helm: Any) -> None:
     for values, named in (
         ({"redis": {"enabled": False}}, "externalRedis"),
         ({"models": [model, model]}, "two have the name"),
+        ({"models": [{"name": "a", "file": {"pin": True}}]}, "a: it needs a source, or upstreams or run in file"),
         ({"models": [model | {"cache": {"preload": True}}]}, "preload"),
         ({"models": [model | {"autoscaling": {"enabled": True}}]}, "adminKey"),
         ({"models": [model | {"shard": "far"}]}, "shard far is not in externalRedis.shards"),
