@@ -1,10 +1,11 @@
 -- What an upstream lets all workers together ask of it: requests and tokens a minute, as buckets that fill up again;
--- requests at a time, as leases; and a pause while it has no room. A claim takes a job from the first quota that has
+-- requests at a time, as leases; a pause while it has no room; and a breaker, which leaves it alone while it fails and
+-- then lets one job of all workers through, the trial. A claim takes a job from the first quota that has
 -- room for it. So a job waits in its queue and not at the upstream, and every rule of the queue goes on to hold. Its
 -- keys are those of key_limits.lua; a quota's name begins with `upstream:`, and no id of an API key does.
 
 -- part: quota
--- needs: buckets, clock, width
+-- needs: breaker, buckets, clock, width
 local function listed(rows)
   local quotas = {}
   for row in rows do
@@ -23,6 +24,7 @@ end
 local function has_room(quota, cost)
   local name, now = quota.name, now_ms()
   if tonumber(redis.call('HGET', BUCKET .. name, 'paused_ms') or 0) > now then return false end
+  if is_open(breaker_of(name), name, now) then return false end
   local requests, tokens = levels(name, quota)
   if quota.requests > 0 and requests < 1 then return false end
   if quota.tokens > 0 and tokens < math.min(cost, quota.tokens) then return false end
@@ -44,6 +46,58 @@ local function take_quota(quota, id, cost, lease_ms)
   redis.call('ZADD', HOLDING .. quota.name, now_ms() + lease_ms, id)
   redis.call('PEXPIRE', HOLDING .. quota.name, 10 * lease_ms)
   redis.call('HSET', JOB .. id, 'quota', quota.name)
+  if redis.call('EXISTS', BREAKER .. quota.name) == 1 then redis.call('HSET', BREAKER .. quota.name, 'trial', id) end
+end
+
+-- part: breaker
+local BREAKER_TTL_MS = 600000
+
+-- The times of its last failures while it is closed; how often it has opened without a success since, and until when;
+-- and the job of its trial.
+local function breaker_of(name)
+  local failures, openings, until_ms, trial =
+    unpack(redis.call('HMGET', BREAKER .. name, 'failures', 'openings', 'until_ms', 'trial'))
+  return { failures = failures or '', openings = tonumber(openings or 0), until_ms = tonumber(until_ms or 0),
+           trial = trial }
+end
+
+-- Whether no job may go there now. A trial lasts as long as its job holds the quota.
+local function is_open(breaker, name, now)
+  if breaker.openings == 0 then return false end
+  if now < breaker.until_ms then return true end
+  local held_until = breaker.trial and redis.call('ZSCORE', HOLDING .. name, breaker.trial)
+  return held_until and tonumber(held_until) > now or false
+end
+
+-- verb: fail_quota
+-- takes: name, number failures, number within_ms, number first_ms, number longest_ms
+-- needs: breaker, clock
+-- The upstream did not answer as it should. So many failures within that time open its breaker, and so does the failure
+-- of a trial, for a pause that doubles each time. -> milliseconds for which it is open
+local function fail_quota(args)
+  local key, now, breaker = BREAKER .. args.name, now_ms(), breaker_of(args.name)
+  if now < breaker.until_ms then return breaker.until_ms - now end     -- it was asked before the breaker opened
+  local times = { now }
+  for at in string.gmatch(breaker.failures, '%S+') do
+    if #times < args.failures and now - at <= args.within_ms then times[#times + 1] = at end
+  end
+  local pause_ms = 0
+  if breaker.openings > 0 or #times >= args.failures then
+    pause_ms = math.min(args.first_ms * 2 ^ breaker.openings, args.longest_ms)
+    redis.call('HSET', key, 'openings', breaker.openings + 1, 'until_ms', now + pause_ms)
+    redis.call('HDEL', key, 'failures', 'trial')
+  else
+    redis.call('HSET', key, 'failures', table.concat(times, ' '))
+  end
+  redis.call('PEXPIRE', key, BREAKER_TTL_MS)
+  return pause_ms
+end
+
+-- verb: clear_quota
+-- takes: name
+-- The upstream answers: its failures are forgotten.
+local function clear_quota(args)
+  return redis.call('DEL', BREAKER .. args.name)
 end
 
 -- part: renew_quota

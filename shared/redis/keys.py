@@ -34,6 +34,7 @@
 | penstock:keys              | set     | api_keys          | ids of API keys                              | the deployment's |
 | penstock:keys:salt         | string  | api_keys          | the salt of key ids and digests              | the deployment's |
 | penstock:bucket:{key}      | hash    | key_limits.lua, quota.lua | requests and tokens left of a minute's, of an API key or an upstream | 10 minutes |
+| penstock:breaker:{quota}   | hash    | quota.lua         | `failures`, `openings`, `until_ms`, `trial` of an upstream that fails | 10 minutes after the last failure |
 | penstock:holding:{key}     | zset    | key_limits.lua, quota.lua | the jobs of an API key by their last deadline, or of an upstream by the end of their lease | the longest job's |
 | penstock:usage:{key}:{month} | string | key_limits.lua    | tokens used                                  | 70 days |
 | penstock:chat:{job}        | string  | records.lua       | the request of a stored chat, as JSON        | as long as a response |
@@ -161,6 +162,7 @@ _BY_NAME = {
     "previous": "penstock:previous:",
     "control": "penstock:control:",
     "bucket": "penstock:bucket:",
+    "breaker": "penstock:breaker:",
     "holding": "penstock:holding:",
     "usage": "penstock:usage:",
     "workers_of": "rq:workers:",

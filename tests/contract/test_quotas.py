@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import replace
 
 import pytest
 from redis.asyncio import Redis
@@ -9,7 +10,7 @@ from redis.asyncio import Redis
 from shared.domain.events import Completed, Finished, Started, Usage
 from shared.domain.job import Priority
 from shared.queue.protocols import Bounds, Delivery, Quota, Room
-from shared.queue.quotas import RedisQuotas
+from shared.queue.quotas import Breaking, RedisQuotas
 from shared.queue.redis_queue import RedisQueue
 from tests.factories import make_job, write
 
@@ -239,3 +240,76 @@ async def test_one_that_another_kind_of_worker_has_taken_over_is_counted_nowhere
     assert again.quota == ""
     assert left is not None
     assert await client.hget(f"penstock:bucket:{NAME}", "tokens") == left
+
+
+BREAKING = Breaking(failures=3, within_s=60, first_s=0.2, longest_s=0.4)
+
+
+async def test_failures_in_several_workers_open_the_breaker_for_all(queue: RedisQueue, client: Redis) -> None:
+    await enqueue(queue, 1)
+    here, there = RedisQuotas(client), RedisQuotas(client)
+
+    paused = [await each.fail(Quota(name=NAME), BREAKING) for each in (here, there)]
+    assert paused == [0, 0]
+    assert await here.fail(Quota(name=NAME), BREAKING) == 0.2
+
+    assert await claim(queue, Quota(name=NAME)) == []
+
+
+async def test_one_job_of_all_workers_is_the_trial_and_its_answer_closes_the_breaker(
+    queue: RedisQueue, quotas: RedisQuotas, client: Redis
+) -> None:
+    quota = Quota(name=NAME)
+    await enqueue(queue, 5)
+    for _ in range(3):
+        await quotas.fail(quota, BREAKING)
+    await asyncio.sleep(0.25)
+
+    trial = await claim(RedisQueue(client, lease_ms=60_000), quota)
+    beside = await claim(queue, quota)
+    await quotas.clear(quota)
+
+    assert (len(trial), beside) == (1, [])
+    assert len(await claim(queue, quota)) == 4
+
+
+async def test_a_failed_trial_opens_it_for_twice_as_long(queue: RedisQueue, quotas: RedisQuotas) -> None:
+    quota = Quota(name=NAME)
+    for _ in range(3):
+        await quotas.fail(quota, BREAKING)
+
+    for longer in (0.4, 0.4):  # which is the longest
+        await asyncio.sleep(0.45)
+        assert await quotas.fail(quota, BREAKING) == longer
+
+
+async def test_a_failure_while_it_is_open_does_not_prolong_it(quotas: RedisQuotas) -> None:
+    breaking = replace(BREAKING, first_s=60, longest_s=120)
+    for _ in range(3):
+        await quotas.fail(Quota(name=NAME), breaking)
+
+    assert 0 < await quotas.fail(Quota(name=NAME), breaking) <= 60
+
+
+async def test_a_trial_that_is_put_back_or_whose_worker_died_is_followed_by_another(
+    queue: RedisQueue, quotas: RedisQuotas
+) -> None:
+    quota = Quota(name=NAME)
+    await enqueue(queue, 3)
+    for _ in range(3):
+        await quotas.fail(quota, BREAKING)
+    await asyncio.sleep(0.25)
+
+    first = await claim(queue, quota)
+    await queue.release(first, worker="w")
+    second = await claim(queue, quota)
+    await asyncio.sleep(1.1 * LEASE_MS / 1000)
+    third = await claim(queue, quota)
+
+    assert [len(each) for each in (first, second, third)] == [1, 1, 1]
+
+
+async def test_what_redis_keeps_of_failures_goes_by_itself(quotas: RedisQuotas, client: Redis) -> None:
+    await quotas.fail(Quota(name=NAME), BREAKING)
+
+    assert 0 < await client.pttl(f"penstock:breaker:{NAME}") <= 600_000

@@ -1,8 +1,9 @@
 """One upstream: its calls, and how its answers are read."""
 
+import logging
 import time
 from asyncio import CancelledError
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from contextlib import aclosing, contextmanager
 from hashlib import sha256
@@ -15,17 +16,13 @@ from workers.engines.upstream.errors import UpstreamBroken, UpstreamBusy, Upstre
 from workers.engines.upstream.messages_body import ANTHROPIC_VERSION
 from workers.engines.upstream.options import Target
 from workers.engines.upstream.providers import OWNERS, PROVIDERS, Provider
+from workers.engines.upstream.reports import Reports
 from workers.engines.upstream.token_protocols import TokenChunk, TokenProtocol, TokenRequest
 from workers.engines.upstream.transport import Call, Transport
 from workers.source import Piece, Said
 
-
-def _nobody(upstream: "Upstream", seconds: float, refused: int) -> None:
-    pass
-
-
-def _nothing(upstream: "Upstream", count: int) -> None:
-    pass
+log = logging.getLogger(__name__)
+NO_REPORTS = Reports()
 
 
 class Upstream:
@@ -37,12 +34,9 @@ class Upstream:
         transport: Transport,
         *,
         model: str,
-        paused: "Callable[[Upstream, float, int], None]" = _nobody,
-        spent: "Callable[[Upstream, int], None]" = _nothing,
+        reports: Reports = NO_REPORTS,
     ) -> None:
-        """`paused` is called when it must not be asked for so many seconds, with the number of requests that it refused
-        for that; `spent` with the number of requests that it got for jobs that were not taken from its quota, negative
-        for those that were taken and not asked. Raises SettingsError for a key whose variable is not set."""
+        """`reports` tell all workers how it does. Raises SettingsError for a key whose variable is not set."""
         self.target = target
         self.provider = target.kind
         self.breaker = Breaker()
@@ -56,7 +50,7 @@ class Upstream:
             at_once=target.requests_at_once,
         )
         self._headers = key_headers(target.kind, key)
-        self._paused, self._spent = paused, spent
+        self._reports = reports
         self._paused_until = 0.0
 
     def __repr__(self) -> str:
@@ -64,11 +58,11 @@ class Upstream:
 
     def spend(self) -> None:
         """Tell that it is asked for a job that no claim has taken from its quota."""
-        self._spent(self, 1)
+        self._reports.spend(self.quota, 1)
 
     def give_back(self) -> None:
         """Tell that it is not asked for a job that a claim has taken from its quota."""
-        self._spent(self, -1)
+        self._reports.spend(self.quota, -1)
 
     @property
     def open_for(self) -> float:
@@ -87,7 +81,7 @@ class Upstream:
             async with aclosing(self._transport.events(self.call(path, body, base=base))) as events:
                 async for data in events:
                     if pieces := reader.read(data):
-                        self.breaker.succeeded()
+                        self._succeeded()
                         yield pieces
             if not reader.ended:
                 raise UpstreamBroken("ends its stream in the middle")
@@ -101,7 +95,7 @@ class Upstream:
             async with aclosing(self._transport.events(call)) as events:
                 async for data in events:
                     chunk = protocol.read(data)
-                    self.breaker.succeeded()
+                    self._succeeded()
                     yield chunk
                     if chunk.end:
                         return
@@ -135,6 +129,14 @@ class Upstream:
         url = base.removesuffix("/v1") + path.removeprefix("..") if path.startswith("..") else base + path
         return Call(url=url, headers=self._headers, body=body)
 
+    def _succeeded(self) -> None:
+        self.breaker.succeeded()
+        self._reports.answer(self.quota)
+
+    def _pause(self, seconds: float) -> None:
+        log.warning("an upstream pauses", extra={"upstream": self.target.shown, "seconds": round(seconds, 2)})
+        self._paused_until = max(self._paused_until, time.monotonic() + seconds)
+
     @contextmanager
     def judged(self) -> Iterator[None]:
         """Tell the breaker how a request went. An upstream without room pauses for as long as it asks for."""
@@ -143,22 +145,21 @@ class Upstream:
             yield
         except UpstreamBroken:
             self.breaker.failed(time.monotonic())
-            if self.open_for:
-                self._paused(self, self.open_for, 0)
+            self._reports.fail(self.quota, self._pause)
             raise
         except UpstreamBusy as error:
             self.breaker.left()
-            self._paused_until = time.monotonic() + error.retry_after_s
-            self._paused(self, error.retry_after_s, 1)
+            self._pause(error.retry_after_s)
+            self._reports.pause(self.quota, error.retry_after_s, refused=1)
             raise
         except (GeneratorExit, CancelledError):
             self.breaker.left()
             raise
         except UpstreamError:
-            self.breaker.succeeded()
+            self._succeeded()
             raise
         else:
-            self.breaker.succeeded()
+            self._succeeded()
 
 
 def key_headers(provider: Provider, key: str) -> dict[str, str]:

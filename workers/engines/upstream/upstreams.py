@@ -2,24 +2,19 @@
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from redis.asyncio import Redis
-
-from shared.domain.errors import QueueUnavailable
-from shared.queue.quotas import RedisQuotas
-from shared.redis.client import connect
 from workers.engines.upstream.errors import UpstreamError
 from workers.engines.upstream.options import UpstreamOptions
 from workers.engines.upstream.providers import SAMPLING_OF_SERVERS
+from workers.engines.upstream.reports import RedisReports
 from workers.engines.upstream.transport import Transport
 from workers.engines.upstream.upstream import Upstream
 from workers.source import Resume
 
 log = logging.getLogger(__name__)
 PROBE_S = 5.0
-TELLING_MAX = 64
 PASSED = frozenset(
     {"tools", "reasoning", "structured_outputs", "images", "audio", "video", "files", "extra_parameters"}
 )
@@ -33,8 +28,7 @@ class Upstreams:
         self._options = options
         self._model = model
         self._redis_url = redis_url
-        self._redis: Redis | None = None
-        self._telling: set[asyncio.Task[None]] = set()
+        self._reports: RedisReports | None = None
         self.all: list[Upstream] = []
         self.known: Mapping[str, Any] = {}  # what the first that answers says of the model
 
@@ -42,10 +36,9 @@ class Upstreams:
         """Ask each upstream what it is. One that does not answer is asked for answers all the same. Raises
         SettingsError for a key whose variable is not set."""
         self._transport = self._new_transport()
-        self._redis = connect(self._redis_url)
-        self._quotas = RedisQuotas(self._redis)
+        self._reports = RedisReports(self._redis_url)
         self.all = [
-            Upstream(target, self._transport, model=self._model, paused=self._pause, spent=self._spend)
+            Upstream(target, self._transport, model=self._model, reports=self._reports)
             for target in self._options.targets
         ]
         for found in await asyncio.gather(*map(_probed, self.all)):
@@ -53,10 +46,8 @@ class Upstreams:
 
     async def close(self) -> None:
         await self._transport.close()
-        for task in self._telling:
-            task.cancel()
-        if self._redis:
-            await self._redis.aclose()
+        if self._reports:
+            await self._reports.close()
 
     async def watch(self) -> None:
         """Return, or raise EngineBroken when what computes the model here is lost. Servers of others come back."""
@@ -89,31 +80,6 @@ class Upstreams:
 
     def _new_transport(self) -> Transport:
         return Transport(silence_s=self._options.silence_s)
-
-    def _pause(self, upstream: Upstream, seconds: float, refused: int) -> None:
-        """Let no worker claim a job for the upstream for so long."""
-        log.warning("an upstream pauses", extra={"upstream": upstream.target.shown, "seconds": round(seconds, 2)})
-        self._tell(self._quotas.pause(upstream.quota, seconds, refused=refused))
-
-    def _spend(self, upstream: Upstream, count: int) -> None:
-        if upstream.quota.requests or upstream.quota.tokens:
-            self._tell(self._quotas.spend(upstream.quota, count))
-
-    def _tell(self, telling: Coroutine[Any, Any, None]) -> None:
-        """Tell Redis, while the answer goes on."""
-        if len(self._telling) >= TELLING_MAX:
-            telling.close()
-            return
-        task = asyncio.ensure_future(_told(telling))
-        self._telling.add(task)
-        task.add_done_callback(self._telling.discard)
-
-
-async def _told(telling: Coroutine[Any, Any, None]) -> None:
-    try:
-        await telling
-    except QueueUnavailable as error:
-        log.warning("redis was not told of a quota", extra={"error": str(error)})
 
 
 async def _probed(upstream: Upstream) -> Mapping[str, Any]:

@@ -1,46 +1,53 @@
 """What the attempts to have one answer take from the quotas of upstreams, and what they give back."""
 
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from shared.queue.protocols import Quota
 from workers.engines.upstream.attempts import Attempts
+from workers.engines.upstream.breaker import FAILURES, FIRST_PAUSE_S
 from workers.engines.upstream.errors import UpstreamBroken, UpstreamBusy
 from workers.engines.upstream.options import Target
+from workers.engines.upstream.reports import RedisReports, Reports
 from workers.engines.upstream.transport import Transport
 from workers.engines.upstream.upstream import Upstream
 
 
-class Ledger:
+class Ledger(Reports):
     """Upstreams `a` and `b`, and the requests that were spent beside claims, by name."""
 
     def __init__(self, transport: Transport) -> None:
         self.spent: dict[str, int] = {}
-        self.pauses: list[tuple[str, float, int]] = []
+        self.refused: dict[str, int] = {}
         self.a, self.b = (
             Upstream(
                 Target.model_validate({"url": f"http://{name}/v1"}),
                 transport,
                 model="m",
-                paused=lambda upstream, seconds, refused: self.pauses.append((upstream.target.shown, seconds, refused)),
-                spent=self._spend,
+                reports=self,
             )
             for name in ("a", "b")
         )
 
-    def _spend(self, upstream: Upstream, count: int) -> None:
-        self.spent[upstream.target.shown] = self.spent.get(upstream.target.shown, 0) + count
+    def spend(self, quota: Quota, count: int) -> None:
+        name = self._name(quota)
+        self.spent[name] = self.spent.get(name, 0) + count
+
+    def pause(self, quota: Quota, seconds: float, *, refused: int) -> None:
+        self.refused[self._name(quota)] = refused
+
+    def _name(self, quota: Quota) -> str:
+        return next(each.target.shown for each in (self.a, self.b) if each.quota == quota)
 
     def attempts(self, taken_from: Upstream) -> Attempts:
         return Attempts([self.a, self.b], quota=taken_from.quota.name)
 
 
 @pytest.fixture
-async def ledger() -> AsyncIterator[Ledger]:
-    transport = Transport(silence_s=0.5)
-    yield Ledger(transport)
-    await transport.close()
+async def ledger(transport: Transport) -> Ledger:
+    return Ledger(transport)
 
 
 def refuse(upstream: Upstream, error: Any) -> None:
@@ -84,4 +91,55 @@ async def test_what_was_taken_is_given_back_once_if_no_upstream_may_be_asked(led
 async def test_a_refusal_for_want_of_room_counts_as_not_sent(ledger: Ledger) -> None:
     refuse(ledger.a, UpstreamBusy("429", retry_after_s=60))
 
-    assert ledger.pauses == [("a", 60, 1)]
+    assert ledger.refused == {"a": 1}
+
+
+class Heard(Reports):
+    """What one upstream reported. Redis answers each failure by opening the breaker for `opens_s`, if that is set."""
+
+    def __init__(self, opens_s: float = 0.0) -> None:
+        self.failures = self.answers = 0
+        self._opens_s = opens_s
+
+    def fail(self, quota: Quota, opened: Callable[[float], None]) -> None:
+        self.failures += 1
+        if self._opens_s:
+            opened(self._opens_s)
+
+    def answer(self, quota: Quota) -> None:
+        self.answers += 1
+
+
+def upstream_with(transport: Transport, reports: Reports) -> Upstream:
+    return Upstream(Target.model_validate({"url": "http://a/v1"}), transport, model="m", reports=reports)
+
+
+async def test_a_breaker_that_others_have_opened_holds_here_too(transport: Transport) -> None:
+    heard = Heard(opens_s=60)
+    upstream = upstream_with(transport, heard)
+
+    refuse(upstream, UpstreamBroken("broke"))
+
+    assert heard.failures == 1
+    assert 59 < upstream.open_for <= 60
+
+
+async def test_an_upstream_that_answers_says_so(transport: Transport) -> None:
+    heard = Heard()
+
+    with upstream_with(transport, heard).judged():
+        pass
+
+    assert heard.answers == 1
+
+
+async def test_without_redis_the_breaker_here_opens_alone(transport: Transport) -> None:
+    reports = RedisReports("redis://127.0.0.1:9")
+    upstream = upstream_with(transport, reports)
+
+    for _ in range(FAILURES):
+        refuse(upstream, UpstreamBroken("broke"))
+    open_for = upstream.open_for
+    await reports.close()
+
+    assert 1 < open_for <= FIRST_PAUSE_S
