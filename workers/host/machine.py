@@ -130,6 +130,11 @@ class PlannedModel:
     def runs_live(self) -> bool:
         return any(self.running.get(each, 0) for each in LIVE)
 
+    @property
+    def weight(self) -> int:
+        """Return the weight of the most urgent class that waits."""
+        return max((priority.weight for priority, each in self.waiting.items() if each.jobs), default=1)
+
     def waited_s(self, now: float, *, live: bool) -> float:
         """How long its oldest job has waited while it was not loaded; `live` leaves batches out."""
         oldest = [

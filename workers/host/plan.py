@@ -2,7 +2,7 @@
 Pure: the same input gives the same plan, and time comes in as a number."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from shared.domain.hosting import When
@@ -20,10 +20,13 @@ def plan(
     """Return what to do now. Workers of models that are not among `models` are unloaded after their running jobs."""
     planning = _Planning(machine, {each.name: each for each in models}, workers, now, rules)
     planning.unload_unwanted()
-    wants = [want for model in models if (want := want_of(model, len(planning.present(model)), now, rules))]
-    for want in sorted(wants, key=lambda each: each.order):
+    pressing = planning.wants(lambda tier: tier <= Tier.LIVE)
+    for want in [want for want in pressing if not planning.serve(want) and want.tier > Tier.OVERDUE]:
+        planning.keep_for(want)
+    others = planning.wants(lambda tier: tier > Tier.LIVE)
+    for want in others:
         planning.serve(want)
-    waiting = wants or any(each.has_work for each in models)
+    waiting = pressing or others or any(each.has_work for each in models)
     return Plan(actions=tuple(planning.actions), again_s=rules.tick_s if waiting else planning.unload_in_s())
 
 
@@ -47,8 +50,15 @@ class _Planning:
         """Return the workers that serve the model, or soon will."""
         return [each for each in self._staying if each.model == model.name and each.state in PRESENT]
 
+    def wants(self, counts: Callable[[Tier], bool]) -> list[Want]:
+        """Return what is wanted of the tiers that count, the most pressing first."""
+        found = [want_of(each, len(self.present(each)), self.now, self.rules) for each in self.models.values()]
+        return sorted((each for each in found if each and counts(each.tier)), key=lambda each: each.order)
+
     def unload_unwanted(self) -> None:
-        """Unload workers whose model left the file, or was idle for its keep-alive, or wants fewer."""
+        """Unload workers whose model left the file, or was idle for its keep-alive, or wants fewer. Nobody counts on
+        the memory of a spare worker, since it may be busy for long."""
+        spare: dict[str, PlannedWorker] = {}
         for worker in self.workers:
             if worker.state not in (WorkerState.READY, WorkerState.ASLEEP):
                 continue
@@ -58,7 +68,11 @@ class _Planning:
             elif _may_end(model, self.now) and self.now - model.idle_since_s >= model.keep_alive_s:
                 self._unload(worker, When.IDLE, f"it was idle for {model.keep_alive_s:g} s")
             elif worker.state is WorkerState.READY and self._is_surplus(model):
-                self._unload(worker, When.RUNNING, f"{model.workers_wanted} workers are enough")
+                spare.setdefault(model.name, worker)
+
+        for name, worker in spare.items():
+            why = f"{self.models[name].workers_wanted} workers are enough"
+            self.actions.append(Unload(worker=worker.id, when=When.IDLE, why=why))
 
     def unload_in_s(self) -> float:
         """Return how soon the next keep-alive ends."""
@@ -66,21 +80,37 @@ class _Planning:
         left = [each.idle_since_s + each.keep_alive_s - self.now for each in ending if _may_end(each, self.now)]
         return max(min(left, default=math.inf), 0.0)
 
-    def serve(self, want: Want) -> None:
-        """Load or wake one more worker of the model, or make room for it, or keep what is free for it."""
+    def serve(self, want: Want) -> bool:
+        """Load or wake one more worker of the model, or make room for it. Returns False if it waits for a place."""
         if self._can_never_fit(want.model):
-            return
+            return True
         may_load = self._loads < self.rules.loads_max
         place = self._best(want, self._victims(want) if may_load else [])
         if place is None:
-            self._keep_for(want)
-            return
+            if want.tier <= Tier.OVERDUE:
+                self.keep_for(want)
+            return False
         for victim in place.victims:
             self._displace(victim, want)
         starts = may_load and not place.victims and self.memories.fits_now(place.needs)
         self.memories.take(place.needs)
         if starts:
             self._start(want, place)
+        return True
+
+    def keep_for(self, want: Want) -> None:
+        """Let nobody who comes later take what a model needs that waits for a place. Otherwise small models that come
+        and go could hold its place for ever, one after the other."""
+        everybody = [
+            Victim(worker=each, when=When.NOW, cost=(each.since_s,))
+            for each in self._staying
+            if each.state is not WorkerState.STOPPING
+            and each.model in self.models
+            and not self.models[each.model].stays(self.now)
+        ]
+        place = self._best(want, everybody) or next(iter(self._alone(want.model)), None)
+        if place:
+            self.memories.take(place.needs)
 
     @property
     def _staying(self) -> list[PlannedWorker]:
@@ -135,10 +165,9 @@ class _Planning:
 
     def _can_never_fit(self, model: PlannedModel) -> bool:
         """Refuse a model that is too large for what pinned models leave of the machine."""
-        pinned = [each for each in self._staying if each.model in self.models and self.models[each.model].pinned]
-        empty = Memories(self.machine, [each for each in pinned if each.model != model.name])
-        if places(model, self.machine, empty, (), self._pinned(model)):
+        if self._alone(model):
             return False
+        empty = self._without_others(model)
         if len(self.machine.devices) < model.devices:
             why = f"it needs {model.devices} devices, and there are {len(self.machine.devices)}"
         else:
@@ -148,20 +177,13 @@ class _Planning:
         self.actions.append(Refuse(model=model.name, why=why))
         return True
 
-    def _keep_for(self, want: Want) -> None:
-        """Let nobody who comes later take what a model needs that has waited too long. Otherwise small models that come
-        and go could hold its place for ever, one after the other."""
-        if want.tier > Tier.OVERDUE:
-            return
-        everybody = [
-            Victim(worker=each, when=When.NOW, cost=(each.since_s,))
-            for each in self._staying
-            if each.state is not WorkerState.STOPPING
-            and each.model in self.models
-            and not self.models[each.model].stays(self.now)
-        ]
-        if place := self._best(want, everybody):
-            self.memories.take(place.needs)
+    def _alone(self, model: PlannedModel) -> list[Place]:
+        return places(model, self.machine, self._without_others(model), (), self._pinned(model))
+
+    def _without_others(self, model: PlannedModel) -> Memories:
+        """Return what is there for the model beside pinned ones."""
+        pinned = [each for each in self._staying if each.model in self.models and self.models[each.model].pinned]
+        return Memories(self.machine, [each for each in pinned if each.model != model.name])
 
     def _start(self, want: Want, place: Place) -> None:
         self._loads += 1
@@ -212,6 +234,7 @@ def _reason(want: Want) -> str:
     return {
         Tier.ORDERED: "an operator asked for it",
         Tier.OVERDUE: f"{waiting} jobs have waited long for it",
+        Tier.DUE: f"{waiting} jobs wait for it",
         Tier.LIVE: f"{waiting} jobs wait for it",
         Tier.BATCH: f"{waiting} jobs of batches wait for it",
         Tier.REPLICA: f"{want.model.workers_wanted} workers are wanted",

@@ -26,16 +26,22 @@ class Rules:
     loads_max: int = 2
     tick_s: float = 1.0
 
+    @property
+    def batch_patience_s(self) -> float:
+        """How long an overdue batch waits for a moment without running answers before it interrupts them."""
+        return self.batch_overdue_s + self.turn_max_s
+
 
 class Tier(IntEnum):
     """Why a model should have one more worker, the most pressing first."""
 
     ORDERED = 0
     OVERDUE = 1
-    LIVE = 2
-    BATCH = 3
-    REPLICA = 4
-    RESIDENT = 5  # it should be loaded whenever there is room
+    DUE = 2  # it has waited long enough to take the place of a loaded model, which then may not come first again
+    LIVE = 3
+    BATCH = 4
+    REPLICA = 5
+    RESIDENT = 6  # it should be loaded whenever there is room
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +81,8 @@ def _first(model: PlannedModel, now: float, rules: Rules) -> Want:
     waited_s = model.waited_s(now, live=live)
     if waited_s >= (rules.overdue_s if live else rules.batch_overdue_s):
         return Want(model=model, tier=Tier.OVERDUE, live=live, rank=waited_s)
+    if live and waited_s >= min(_swap_s(model.load_s, rules), rules.overdue_s):
+        return Want(model=model, tier=Tier.DUE, live=True, rank=waited_s * model.weight)
     return Want(model=model, tier=Tier.LIVE if live else Tier.BATCH, live=live, rank=_pressure(model))
 
 
@@ -88,8 +96,12 @@ def _pressure(model: PlannedModel) -> float:
 
 def turn_s(model: PlannedModel, other: PlannedModel, rules: Rules) -> float:
     """How long the loaded `model` keeps its place while it has work and the other one waits."""
-    swaps = rules.turn_loads * (model.load_s + other.load_s)
-    return max(min(swaps, rules.turn_max_s), model.load_s, rules.turn_min_s)
+    return max(_swap_s(model.load_s + other.load_s, rules), model.load_s)
+
+
+def _swap_s(loads_s: float, rules: Rules) -> float:
+    """How long these loads must be worth while."""
+    return max(min(rules.turn_loads * loads_s, rules.turn_max_s), rules.turn_min_s)
 
 
 def is_fixed(worker: PlannedWorker, model: PlannedModel, now: float) -> bool:
@@ -112,13 +124,15 @@ def yields(worker: PlannedWorker, model: PlannedModel, want: Want, now: float, r
         return When.NOW
     if not (_may_interrupt(model, want) and _is_due(worker, model, want, now, rules)):
         return None
-    return When.RUNNING if model.runs_live and not want.live else When.NOW
+    if not want.live and model.runs_live and want.model.waited_s(now, live=False) < rules.batch_patience_s:
+        return None
+    return When.NOW
 
 
 def _may_interrupt(model: PlannedModel, want: Want) -> bool:
     """True if a model that has work, or will soon have some, may have to wait for the other. A batch interrupts only
     batches, unless it has waited very long."""
-    if want.tier in (Tier.OVERDUE, Tier.LIVE):
+    if want.tier in (Tier.OVERDUE, Tier.DUE, Tier.LIVE):
         return True
     return want.tier is Tier.BATCH and model.has_work and not model.has_live_work
 

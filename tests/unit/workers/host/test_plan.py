@@ -92,8 +92,12 @@ def test_a_batch_interrupts_nobody_who_waits_for_an_answer() -> None:
 
 def test_a_batch_that_has_waited_for_very_long_gets_a_turn_once_the_running_answers_are_done() -> None:
     models = [model("a", running={Priority.INTERACTIVE: 1}), model("b", waiting=batch(3601))]
+    between = replace(models[0], running={}, waiting=asked(oldest_s=1))
 
-    assert unloaded(actions(models, [ready("a")])) == {"a-1": When.RUNNING}
+    assert actions(models, [ready("a")]) == []
+    assert unloaded(actions([between, models[1]], [ready("a")])) == {"a-1": When.NOW}
+    longer = model("b", waiting=batch(3600 + RULES.turn_max_s))
+    assert unloaded(actions([models[0], longer], [ready("a")])) == {"a-1": When.NOW}
     (load,) = actions([replace(models[0], running={}), models[1]], [])
     assert isinstance(load, Load)
     assert load.turn_s == RULES.turn_max_s
@@ -136,6 +140,33 @@ def test_who_has_waited_too_long_comes_first_and_then_who_waits_for_most() -> No
     assert loaded(
         actions([replace(small, waiting=asked(2, 50, Priority.INTERACTIVE)), replace(small, name="other")])
     ) == ["small"]
+
+
+def test_a_model_that_was_displaced_does_not_come_first_again() -> None:
+    displaced = model("a", waiting=asked(10_000, 500, Priority.INTERACTIVE), absent_since_s=NOW - 1)
+    models = [displaced, model("b", waiting=asked(oldest_s=41))]
+
+    assert loaded(actions(models)) == ["b"]
+    assert loaded(actions([displaced, model("b", waiting=asked(oldest_s=1))])) == ["a"]
+
+
+def test_the_more_urgent_class_comes_first_among_those_that_have_waited_long() -> None:
+    models = [
+        model("a", waiting=asked(oldest_s=50)),
+        model("b", waiting=asked(oldest_s=25, priority=Priority.INTERACTIVE)),
+    ]
+
+    assert loaded(actions(models)) == ["b"]
+
+
+def test_a_batch_takes_no_memory_that_somebody_waits_for() -> None:
+    large = model("large", host_bytes=9 * GIB, waiting=asked(oldest_s=1))
+    small = model("small", host_bytes=2 * GIB, waiting=batch())
+    busy = ready("a", since_s=1, takes={HOST: 4 * GIB})
+    models = [model("a", host_bytes=4 * GIB, running={Priority.STANDARD: 1}), large, small]
+
+    assert actions(models, [busy]) == []
+    assert loaded(actions([models[0], replace(large, waiting={}), small], [busy])) == ["small"]
 
 
 def test_pinned_kept_and_loading_models_are_displaced_for_nobody() -> None:
@@ -251,7 +282,7 @@ def test_more_workers_are_loaded_in_free_memory_and_go_when_they_are_not_wanted(
     assert load.devices == ("1",)
     assert actions([busy], [first, second], TWO_DEVICES) == []
     enough = replace(busy, workers_wanted=1)
-    assert list(unloaded(actions([enough], [first, second], TWO_DEVICES)).values()) == [When.RUNNING]
+    assert list(unloaded(actions([enough], [first, second], TWO_DEVICES)).values()) == [When.IDLE]
 
 
 def test_a_second_worker_makes_room_for_the_first_of_another_model() -> None:
