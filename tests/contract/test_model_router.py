@@ -11,9 +11,11 @@ from api.http.request_options import RequestOptions
 from api.serving.admission import Admission
 from api.serving.model_router import ROUTES_FOR_S, ModelRouter
 from shared.catalog.api_keys import ApiKey
+from shared.catalog.hosting import Hosting
 from shared.catalog.model_registry import ModelRegistry
 from shared.catalog.routes import RouteTable
 from shared.domain.errors import ContextLengthExceeded, Forbidden, InvalidRequest, NotFound
+from shared.domain.hosting import Host, HostedModel, HostedState
 from shared.domain.job import Job, Kind, ModelInfo, Priority
 from shared.domain.routing import Route
 from shared.queue.protocols import Bounds, Idempotency
@@ -187,3 +189,22 @@ async def test_routes_are_read_again_and_another_hosts_names_are_left(client: Re
     routing = await router.routing()
     assert set(routing.routes) == {"mine", "other"}
     assert (routing.default, routing.routes["other"].spill_after_s) == ("other", 3)
+
+
+async def test_the_loading_of_a_model_counts_as_its_wait(client: Redis, router: ModelRouter) -> None:
+    await hosted(client, "big", HostedState.CONFIGURED, load_s=40)
+    await hosted(client, "qwen", HostedState.CONFIGURED, load_s=5)
+
+    assert await names(router, "coder") == ["qwen", "big"]  # 40 s are longer than the 30 s from which it spills
+
+
+async def test_a_model_that_could_not_be_loaded_comes_last(client: Redis, router: ModelRouter) -> None:
+    await hosted(client, "big", HostedState.FAILED)
+
+    assert await names(router, "coder") == ["qwen", "big"]
+    assert await names(router, "big") == ["big"]
+
+
+async def hosted(client: Redis, model: str, state: HostedState, *, load_s: float = 0) -> None:
+    host = Host(id=f"host-of-{model}", hostname="h", machine="m", pid=1)
+    await Hosting(client).write(host, [HostedModel(host=host.id, model=model, state=state, since_s=1, load_s=load_s)])

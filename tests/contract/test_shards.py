@@ -12,6 +12,7 @@ from cli.embedded_redis import EmbeddedRedis
 from shared.catalog.model_registry import ModelRegistry
 from shared.domain.errors import InvalidRequest, QueueUnavailable
 from shared.domain.events import Event
+from shared.domain.hosting import Host, HostedModel, HostedState, Order, OrderVerb
 from shared.domain.job import ModelInfo
 from shared.observability.metrics import ApiMetrics
 from shared.queue.memory_queue import MemoryQueue
@@ -19,6 +20,7 @@ from shared.queue.protocols import Bounds
 from shared.queue.redis_queue import RedisQueue
 from shared.redis import keys
 from shared.redis.client import connect
+from shared.sharded_catalog import ShardedHosting
 from shared.shards import PLACED_FOR_S, Shard, ShardedQueue, ShardMap, shard
 from tests.factories import delta, make_job, started, write
 
@@ -182,3 +184,19 @@ async def test_a_model_that_a_redis_may_have_which_is_away_is_not_called_unknown
         await places.of_model("m")
     await announce(shards[2], 0)
     assert await places.of_model("m") is shards[2]
+
+
+async def test_a_host_is_found_and_ordered_in_the_redis_that_it_connects_to(shards: list[Shard]) -> None:
+    hosting = ShardedHosting(ShardMap(shards))
+    host = Host(id="h", hostname="here", machine="boot", pid=1)
+    record = HostedModel(host="h", model="far", state=HostedState.READY, since_s=1)
+    order = Order(id="o", verb=OrderVerb.LOAD, model="far")
+    await shards[2].hosting.write(host, [record])
+
+    await hosting.place("h", order)
+    await shards[2].hosting.report("o")
+
+    assert await hosting.hosts() == [host]
+    assert (await hosting.all(), await hosting.of("far")) == ({"far": [record]}, [record])
+    assert (await shards[0].hosting.take_orders("h"), await shards[2].hosting.take_orders("h")) == ([], [order])
+    assert await hosting.outcome("o") == "done"
