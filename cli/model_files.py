@@ -13,9 +13,19 @@ from cli.model_orders import UNLOADED
 from cli.terminal import echo
 from shared.catalog.model_states import model_objects
 from shared.domain.errors import InvalidRequest, QueueUnavailable
-from shared.settings import load_settings
+from shared.models_file.reading import read
+from shared.settings import Settings, load_settings
 
+WITHOUT_FILES = ("upstream", "command", "scripted")
 GIB, MIB = 2**30, 2**20
+
+models_file_option = click.option(
+    "--models",
+    "models_file",
+    default="",
+    metavar="FILE",
+    help="Models file, whose names SOURCE may be. The default is PENSTOCK_MODELS.",
+)
 
 
 @click.command()
@@ -25,12 +35,15 @@ GIB, MIB = 2**30, 2**20
 @click.option(
     "--include", multiple=True, help="Fetch only files like this one, such as '*Q4_K_M.gguf'. May be repeated."
 )
-def pull(source: str, to: Path | None, revision: str, include: Sequence[str]) -> None:
+@models_file_option
+def pull(source: str, to: Path | None, revision: str, include: Sequence[str], models_file: str) -> None:
     """Fetch a model's files before it is loaded.
 
-    SOURCE is the id of a model on Hugging Face (on ModelScope with PENSTOCK_HUB=modelscope), or a folder or a file,
-    which is copied to --to, for example from a network drive. What broke off goes on where it was."""
-    settings, local = load_settings(), Path(source).expanduser()
+    SOURCE is a name in the models file, or the id of a model on Hugging Face (on ModelScope with
+    PENSTOCK_HUB=modelscope), or a folder or a file, which is copied to --to, for example from a network drive. What
+    broke off goes on where it was."""
+    source, settings = _resolved(source, models_file)
+    local = Path(source).expanduser()
     with _shown(source) as progress:
         if local.exists():
             if to is None:
@@ -63,13 +76,15 @@ def _shown(source: str) -> Iterator[Progress]:
 @click.command()
 @click.argument("source")
 @click.option("--yes", "-y", is_flag=True, help="Remove without a question.")
+@models_file_option
 @click.pass_obj
-def rm(redis_url: str | None, source: str, yes: bool) -> None:
+def rm(redis_url: str | None, source: str, yes: bool, models_file: str) -> None:
     """Remove a fetched model's files from the hub's cache.
 
-    SOURCE is the id of a model on Hugging Face (on ModelScope with PENSTOCK_HUB=modelscope). A model that is loaded is
-    not removed, and neither is a folder outside of the cache."""
-    folder, size = cached(source, load_settings().hub)
+    SOURCE is a name in the models file, or the id of a model on Hugging Face (on ModelScope with
+    PENSTOCK_HUB=modelscope). A model that is loaded is not removed, and neither is a folder outside of the cache."""
+    source, settings = _resolved(source, models_file)
+    folder, size = cached(source, settings.hub)
     with suppress(QueueUnavailable):  # without the queue, what this machine's processes have decides
         with_backend(redis_url, lambda backend: _require_unused(backend, source))
     if process := used_by_process(source, folder):
@@ -78,6 +93,25 @@ def rm(redis_url: str | None, source: str, yes: bool) -> None:
         click.confirm(f"Remove {folder} ({_size(size)})?", abort=True)
     remove(folder)
     echo(f"{source} removed, {_size(size)}")
+
+
+def _resolved(source: str, models_file: str) -> tuple[str, Settings]:
+    """Return the source of a model of the models file, with the settings that the file gives it; anything else is a
+    source itself. Raises InvalidRequest for a model that has no files on this machine."""
+    from workers.loading.file_specs import engine_in, source_in
+
+    settings = load_settings()
+    named = models_file or settings.models
+    if not named:
+        return source, settings
+    file = read(Path(named).expanduser())
+    try:
+        model = file.model_of(source)
+    except KeyError:
+        return source, settings
+    if (engine := engine_in(file, model, settings)) in WITHOUT_FILES:
+        raise InvalidRequest(f"{model} has no files here: its engine is {engine}.")
+    return source_in(file, model, settings), settings.model_copy(update=file.models[model].settings)
 
 
 async def _require_unused(backend: Backend, source: str) -> None:

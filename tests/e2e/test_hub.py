@@ -126,7 +126,10 @@ def test_a_model_is_pulled_with_its_progress_and_removed_again(hub: str, tmp_pat
             command, env=environment, capture_output=True, text=True, check=False, input=answer, timeout=60
         )
 
-    pulled = models("pull", REPOSITORY)
+    file = tmp_path / "models.toml"
+    far = '[models.far]\nupstreams = [{url = "http://localhost/v1"}]\n'
+    file.write_text(f'[models.tiny]\nsource = "{REPOSITORY}"\n{far}')
+    pulled = models("pull", "tiny", "--models", str(file))
     folder = Path(pulled.stdout.strip())
     kept, removed = models("rm", REPOSITORY, answer="n\n"), models("rm", REPOSITORY, answer="y\n")
 
@@ -139,4 +142,5 @@ def test_a_model_is_pulled_with_its_progress_and_removed_again(hub: str, tmp_pat
     assert not folder.exists()
     assert f"{REPOSITORY} was not fetched" in models("rm", REPOSITORY).stderr
     assert "is not the id of a model on a hub" in models("rm", str(BUILTIN)).stderr
+    assert "far has no files here: its engine is upstream" in models("pull", "far", "--models", str(file)).stderr
     assert "cannot be fetched" in models("pull", "penstock/nothing").stderr
