@@ -275,7 +275,8 @@ def top(redis_url: str | None, seconds: float, once: bool) -> None:
     """Watch the models, the workers and the started jobs; q quits.
 
     In a pipe, or with its output in a file, it prints the tables once and exits."""
-    from cli.top import top as watch
+    with of_extra("chat"):
+        from cli.top import top as watch
 
     watch(redis_url, seconds=seconds, once=once, target_wait_s=load_settings().target_wait_s)
 
