@@ -9,7 +9,8 @@ from cli.main import main
 
 
 @pytest.mark.parametrize(
-    ("command", "package"), [(["chat", "--url", "http://127.0.0.1:1/v1"], "openai"), (["top", "--once"], "rich.console")]
+    ("command", "package"),
+    [(["chat", "--url", "http://127.0.0.1:1/v1"], "openai"), (["top", "--once"], "rich.console")],
 )
 def test_a_command_without_its_packages_says_how_to_install_them(
     command: list[str], package: str, monkeypatch: pytest.MonkeyPatch

@@ -1,7 +1,8 @@
 """Reads the chunks of a streamed chat or completion, with the habits that providers have. Pure."""
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, Protocol
 
 import orjson
 
@@ -23,6 +24,17 @@ REASONS = {
     "function_call": FinishReason.TOOL_CALLS,
 }
 FAILED = frozenset({"error", "network_error", "insufficient_system_resource"})
+
+
+class Reader(Protocol):
+    """Reads the events of one answer."""
+
+    @property
+    def ended(self) -> bool:
+        """True once the answer is whole."""
+
+    def read(self, data: bytes) -> list[Piece]:
+        """Return the pieces of one event. Raises UpstreamError."""
 
 
 class ChunkReader:
@@ -76,6 +88,37 @@ class ChunkReader:
                 return CallPart(number, "", "", text)
         self._calls.append((index, id_))
         return CallPart(len(self._calls) - 1, id_ or f"call_{len(self._calls)}", function.get("name") or "", text)
+
+
+class WithoutEcho:
+    """Reads an answer that may begin with the text that it continues, `said`, and leaves that out. A beginning that
+    turns out to be another one is passed on whole."""
+
+    def __init__(self, reader: Reader, said: str) -> None:
+        self._reader = reader
+        self._left = said  # of the echo
+        self._held: list[Piece] = []  # what has been an echo so far
+
+    @property
+    def ended(self) -> bool:
+        return self._reader.ended
+
+    def read(self, data: bytes) -> list[Piece]:
+        """Raises UpstreamError for an error in the stream."""
+        return [passed for piece in self._reader.read(data) for passed in self._passed(piece)]
+
+    def _passed(self, piece: Piece) -> list[Piece]:
+        if not self._left or not isinstance(piece, Text | FinishReason):
+            return [piece]
+        if isinstance(piece, Text) and self._left.startswith(piece.text):
+            self._left = self._left.removeprefix(piece.text)
+            self._held.append(piece)
+            return []
+        if isinstance(piece, Text) and piece.text.startswith(self._left):
+            begun, self._left = self._left, ""
+            return [replace(piece, text=piece.text.removeprefix(begun))]
+        self._left = ""
+        return [*self._held, piece]
 
 
 def usage_of(usage: Mapping[str, Any]) -> Usage:

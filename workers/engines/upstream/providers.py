@@ -22,11 +22,12 @@ SEED, BIAS = frozenset({"seed"}), frozenset({"logit_bias"})
 class Provider:
     """`url` is empty where each customer or machine has its own. `continues` are fields of the body, `marks` fields of
     the last message, that make the model continue an assistant's message; `prefill_url` is where they are understood,
-    if not at `url`. `lacks` are parameters that it does not take; a client that sends one gets an error with its name.
-    `names` are its own names of parameters. `asks_usage` is false where usage comes without being asked for, and asking
-    is an error. `required` is its word for tool_choice `required`, empty where a call cannot be forced. `completes` is
-    true if it serves `/completions`, `salts` if it takes a `cache_salt`, `structured` if it takes vLLM's
-    `structured_outputs`. `speaks` is its protocol: `openai` or `anthropic`."""
+    if not at `url`; `echoes` is true if such an answer may begin with that message's text. `lacks` are parameters that
+    it does not take; a client that sends one gets an error with its name. `names` are its own names of parameters.
+    `asks_usage` is false where usage comes without being asked for, and asking is an error. `required` is its word for
+    tool_choice `required`, empty where a call cannot be forced. `completes` is true if it serves `/completions`,
+    `salts` if it takes a `cache_salt`, `structured` if it takes vLLM's `structured_outputs`. `speaks` is its protocol:
+    `openai` or `anthropic`."""
 
     name: str
     url: str = ""
@@ -37,6 +38,7 @@ class Provider:
     continues: tuple[str, ...] = ()
     marks: tuple[str, ...] = ()
     prefill_url: str = ""
+    echoes: bool = False
     lacks: frozenset[str] = SAMPLING_OF_SERVERS
     names: tuple[tuple[str, str], ...] = ()
     asks_usage: bool = True
@@ -93,6 +95,7 @@ PROVIDERS = {
             url="https://api.mistral.ai/v1",
             resume=Resume.PREFILL,
             marks=("prefix",),
+            echoes=True,
             lacks=SAMPLING_OF_SERVERS | LOGPROBS | BIAS,
             names=(("seed", "random_seed"),),
             asks_usage=False,
@@ -194,8 +197,9 @@ PROVIDERS = {
             port=8080,
             lacks=frozenset({"min_tokens", "stop_token_ids"}),
             resume=Resume.PREFILL,
+            echoes=True,
             confirmed=False,
-            note="a last message of the assistant is continued",
+            note="a last message of the assistant is continued, and said again before what follows it",
         ),
         _server("ollama", port=11434, lacks=SAMPLING_OF_SERVERS | LOGPROBS | BIAS, confirmed=False),
         _server(

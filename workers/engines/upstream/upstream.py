@@ -76,7 +76,7 @@ class Upstream:
         protocol = PROTOCOLS[self.provider.speaks]
         path, body = protocol.request(request, self.provider, self.model, said)
         base = self.provider.prefill_url if said.text and self.target.url == self.provider.url else ""
-        reader = protocol.reader(said)
+        reader = protocol.reader(request, self.provider, said)
         with self.judged():
             async with aclosing(self._transport.events(self.call(path, body, base=base))) as events:
                 async for data in events:

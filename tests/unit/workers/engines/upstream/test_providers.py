@@ -44,11 +44,17 @@ def strict(provider: Provider) -> StandIn:
             assert all(last[mark] is True for mark in provider.marks)
             assert all(body[field] is True for field in provider.continues)
 
+    def echo(body: dict[str, Any]) -> str:
+        last = body["messages"][-1]
+        return last["content"] if provider.echoes and last["role"] == "assistant" else ""
+
     def events(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         check(body)
         yield chunk({"role": "assistant", "content": ""})
+        repeated = echo(body)
         for word in words_of(body, WORDS):
-            yield chunk({"content": word})
+            yield chunk({"content": repeated + word})
+            repeated = ""
         yield chunk({}, "stop", usage=USAGE)
 
     return StandIn({"/chat/completions": events})

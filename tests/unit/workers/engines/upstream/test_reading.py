@@ -9,7 +9,7 @@ from shared.domain.events import CallPart, FinishReason, Likelihood, Logprobs, U
 from tests.unit.workers.engines.upstream.conftest import calls_of, end_of, reasoning_of, text_of
 from tests.upstreams import chunk
 from workers.engines.upstream.answers import error_of, failure_in, retry_after_s
-from workers.engines.upstream.chat_stream import ChunkReader
+from workers.engines.upstream.chat_stream import ChunkReader, WithoutEcho
 from workers.engines.upstream.errors import UpstreamBroken, UpstreamBusy, UpstreamRefused
 from workers.engines.upstream.messages_stream import MessagesReader
 from workers.engines.upstream.sse import EventReader
@@ -243,3 +243,30 @@ def test_an_overloaded_anthropic_has_no_room() -> None:
 
     with pytest.raises(UpstreamBusy):
         MessagesReader(Said()).read(orjson.dumps(error))
+
+
+def echoed(said: str, *texts: str) -> list[str]:
+    """Return the texts of an answer that continues what was said, as they are passed on."""
+    reader = WithoutEcho(ChunkReader(), said)
+    chunks = [*(chunk({"content": text}) for text in texts), chunk({}, "stop")]
+    read_one_by_one = [reader.read(orjson.dumps(each)) for each in chunks]
+    assert reader.ended
+    assert read_one_by_one[-1][-1] is FinishReason.STOP
+    return [piece.text for pieces in read_one_by_one for piece in pieces if isinstance(piece, Text) and piece.text]
+
+
+def test_what_was_said_is_not_said_again() -> None:
+    assert echoed("one two", "one two three", " four") == [" three", " four"]
+    assert echoed("one two", "one", " t", "wo", " three") == [" three"]
+    assert echoed("one two", "one t", "wo three") == [" three"]
+
+
+def test_an_echo_is_left_out_once() -> None:
+    assert echoed("ha ", "ha ", "ha ", "ha ") == ["ha ", "ha "]
+
+
+def test_a_beginning_that_is_no_echo_is_passed_on_whole() -> None:
+    assert echoed("one two", " three", " four") == [" three", " four"]
+    assert echoed("one two", "one", " three") == ["one", " three"]
+    assert echoed("one two", "one") == ["one"]
+    assert echoed("", "one") == ["one"]
