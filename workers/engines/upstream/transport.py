@@ -5,6 +5,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import orjson
@@ -35,7 +37,8 @@ class Transport:
         """`silence_s` is the longest time without a byte of an answer."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=silence_s)
         connector = aiohttp.TCPConnector(limit=0)  # the places of the worker are the bound
-        self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=True)
+        self._session = aiohttp.ClientSession(connector=connector, timeout=timeout)
+        self._proxies: dict[str, str | None] = {}  # by scheme and host; `trust_env` would read files for each request
 
     async def events(self, call: Call) -> AsyncGenerator[bytes, None]:
         """The data of the answer's events, up to `[DONE]`. Raises UpstreamError; a stream that only ends is no error
@@ -69,7 +72,7 @@ class Transport:
         headers = {"content-type": "application/json", "accept-encoding": "identity", **call.headers}
         try:
             async with self._session.request(
-                method, call.url, data=data, headers=headers, allow_redirects=False
+                method, call.url, data=data, headers=headers, allow_redirects=False, proxy=self._proxy_of(call.url)
             ) as response:
                 if response.status != 200:
                     raise error_of(response.status, response.headers, await response.content.read(ERROR_BYTES_MAX))
@@ -78,6 +81,14 @@ class Transport:
             raise UpstreamBroken("says nothing for too long") from error
         except (aiohttp.ClientError, OSError) as error:
             raise UpstreamBroken(f"cannot be reached: {type(error).__name__}: {error}") from error
+
+    def _proxy_of(self, url: str) -> str | None:
+        """The proxy that the environment has for the URL's host, by HTTP_PROXY, HTTPS_PROXY and NO_PROXY."""
+        parts = urlsplit(url)
+        host = f"{parts.scheme}://{parts.netloc}"
+        if host not in self._proxies:
+            self._proxies[host] = None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
+        return self._proxies[host]
 
 
 def parsed(body: bytes) -> Any:

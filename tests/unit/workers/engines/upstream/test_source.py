@@ -1,13 +1,18 @@
 """The text upstream beside stand-ins that fail in every way: what is asked next, and what is never joined."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
 from shared.domain.errors import EngineError, InvalidRequest
 from shared.domain.events import FinishReason, Usage
-from tests.unit.workers.engines.upstream.conftest import SourceOf, asked, end_of, said_by, text_of
+from tests.unit.workers.engines.upstream.conftest import CHAT, SourceOf, asked, end_of, said_by, text_of
 from tests.upstreams import Fault, openai_chat, saying, serving
+from workers.engines.upstream.options import Target
+from workers.engines.upstream.source import UpstreamSource
+from workers.engines.upstream.transport import Transport
+from workers.engines.upstream.upstream import Upstream
 from workers.source import AnswerLost, Busy, Resume, Said, Text
 
 WHOLE = "one two three four five"
@@ -216,3 +221,33 @@ async def test_the_upstream_that_the_job_was_taken_from_is_asked_first(source_of
         await said_by(source, asked(quota=mine))
 
     assert (len(first.received), len(second.received)) == (0, 1)
+
+
+async def test_a_netrc_entry_for_the_upstream_leaves_its_key_alone(
+    source_of: SourceOf, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login someone password else\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("UPSTREAM_KEY", "k")
+    async with serving(openai_chat()) as server:
+        assert text_of(await said_by(source_of(server, key="${env:UPSTREAM_KEY}"), asked())) == WHOLE
+
+    assert server.received[0].headers["Authorization"] == "Bearer k"
+
+
+async def test_an_upstream_is_asked_by_the_proxy_that_the_environment_names(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(openai_chat()) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url.replace("http://", "http://someone:secret@").removesuffix("/v1"))
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        targets = [Target.model_validate({"url": url}) for url in ("http://a.invalid/v1", "http://127.0.0.1:9/v1")]
+        upstreams = [Upstream(target, transport, model="m") for target in targets]
+        proxied, direct = [UpstreamSource([each], resume=Resume.RESTART, serves=CHAT) for each in upstreams]
+
+        assert text_of(await said_by(proxied, asked())) == WHOLE
+        with pytest.raises(Busy):
+            await said_by(direct, asked())
+
+    assert proxy.received[0].headers["Host"] == "a.invalid"
+    assert proxy.received[0].headers["Proxy-Authorization"] == "Basic c29tZW9uZTpzZWNyZXQ="  # someone:secret
