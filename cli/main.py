@@ -19,11 +19,11 @@ from cli.keys import keys
 from cli.models import models
 from cli.redis_location import API_URL, DATA, api_url, noted_url
 from cli.terminal import echo
-from shared.domain.errors import PenstockError
+from shared.domain.errors import PenstockError, SettingsError
 from shared.observability.logs import REFUSES, configure_logging
 from shared.settings import Settings, load_settings, unknown_variables
 
-SERVERS = ("api", "worker")
+SERVERS = ("api", "worker", "host")
 NO_BARS = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS")
 EXIT_REFUSED = 2
 
@@ -187,6 +187,33 @@ def worker(
             return
         served = _models((*named, *models), engine_options, settings)
         run_worker(specs_of(served, adapters, engine_options, settings), settings)
+
+
+@main.command()
+@click.option(
+    "--models",
+    "models_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File that says which models there are. The default is PENSTOCK_MODELS.",
+)
+@click.option(
+    "--data",
+    default=DATA,
+    type=click.Path(path_type=Path),
+    show_default=True,
+    help="Folder for logs and what is learnt of the models. One host at a time has it; another one waits.",
+)
+@click.option("--redis-url", help=REDIS_URL_HELP)
+def host(models_file: Path | None, data: Path, redis_url: str | None) -> None:
+    """Load and unload the models of a file on this machine, as requests want them.
+
+    Its workers outlive it if it is killed, and the next host of the folder takes them over."""
+    with server(redis_url=redis_url or noted_url()) as settings:
+        from workers.host.main import serve
+
+        if not (file := models_file or (Path(settings.models) if settings.models else None)):
+            raise SettingsError("PENSTOCK_MODELS: name a models file by --models or by this variable")
+        asyncio.run(serve(file, data / "host", settings))
 
 
 @main.command()

@@ -63,7 +63,8 @@ def _follow(spec: ModelSpec, settings: Settings) -> None:
 
 
 async def serve(specs: Sequence[ModelSpec], settings: Settings) -> None:
-    """Run until SIGTERM or SIGINT. Raises SettingsError if it cannot start."""
+    """Run until SIGTERM or SIGINT, or until SIGUSR1, which hands running jobs back at once. Raises SettingsError if it
+    cannot start."""
     client, blocking = connect(settings.redis_url), connect(settings.redis_url, retries=0)
     for warning in await patiently(partial(require_healthy, client, settings), settings):
         log.warning(warning)
@@ -76,6 +77,7 @@ async def serve(specs: Sequence[ModelSpec], settings: Settings) -> None:
     serving = asyncio.create_task(server.serve(sockets=[bound]))
     for sign in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(sign, worker.stop)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, worker.stop_now)
     log.info("serving", extra={"worker": presence.name, "models": presence.models, "url": presence.url})
     try:
         await worker.run()

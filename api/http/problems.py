@@ -40,6 +40,7 @@ STATUS = {
     "job_lost": 500,
     "internal_error": 500,
     "upstream_lost": 502,
+    "model_not_loaded": 503,
     "redis_unavailable": 503,
     "shutting_down": 503,
 }

@@ -1,5 +1,6 @@
 """The models that workers announce. A model stays listed while no worker runs, so that requests can wait for one."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from redis.asyncio import Redis
@@ -25,6 +26,18 @@ class ModelRegistry:
                 pipe.hset(key, mapping=_fields(info))
                 pipe.expire(key, MODEL_TTL_S)
                 pipe.sadd(keys.MODELS, info.name)
+                await pipe.execute()
+
+    async def announce_absent(self, infos: Sequence[ModelInfo]) -> None:
+        """List models that no worker has served yet. What a worker told of a model is kept."""
+        with translated():
+            async with self._redis.pipeline(transaction=True) as pipe:
+                for info in infos:
+                    key = keys.model(info.name)
+                    for name, value in {**_fields(info), "created_s": info.created_s}.items():
+                        pipe.hsetnx(key, name, str(value))
+                    pipe.expire(key, MODEL_TTL_S)
+                    pipe.sadd(keys.MODELS, info.name)
                 await pipe.execute()
 
     async def models(self) -> list[ModelInfo]:

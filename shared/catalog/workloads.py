@@ -44,6 +44,31 @@ class Workload:
         return bool(self.waiting or self.running)
 
 
+def combined(workloads: Sequence[Workload]) -> Workload:
+    """Return the workload of several models that the same workers serve."""
+    kept = [each.keep_alive_s for each in workloads if each.keep_alive_s is not None]
+    return Workload(
+        waiting={
+            priority: WaitingJobs(
+                jobs=sum(each.jobs for each in found),
+                tokens=sum(each.tokens for each in found),
+                oldest_s=max(each.oldest_s for each in found),
+            )
+            for priority in Priority
+            if (found := [each.waiting[priority] for each in workloads if priority in each.waiting])
+        },
+        running={
+            priority: jobs
+            for priority in Priority
+            if (jobs := sum(each.running.get(priority, 0) for each in workloads))
+        },
+        expires_s=min(each.expires_s for each in workloads),
+        workers=max(each.workers for each in workloads),
+        paused=all(each.paused for each in workloads),
+        keep_alive_s=(math.inf if min(kept) < 0 else max(kept)) if kept else None,
+    )
+
+
 class WorkloadReader:
     def __init__(self, client: Redis) -> None:
         self._workload = verbs()["workload"]

@@ -39,6 +39,11 @@ class RedisChannel:
         async for message in self._messages(keys.control_channel(worker)):
             yield message.decode()
 
+    async def wanted(self) -> AsyncIterator[str]:
+        """Yield the names of models that wait for a worker or for an order's execution, as hosts hear of them."""
+        async for message in self._messages(keys.WANTED):
+            yield message.decode()
+
     async def previous(self, job_id: str) -> tuple[Event, ...]:
         """Return the events that the job had written before `rq requeue` ran it again."""
         with translated():

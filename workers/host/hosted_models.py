@@ -1,0 +1,112 @@
+"""What a models file asks a host for: each model with how it is loaded, and how its workers are started."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.models_file.reading import ModelsFile
+from shared.models_file.tables import Model
+from workers.host.machine import Loading
+from workers.loading.loaders import engine_of, loader_of
+from workers.loading.model_spec import BUILTIN
+
+WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth")
+LOADED_SHARE = 1.25  # of its files, what a model takes once it is loaded, beside its process
+TORCH_BYTES = 800 * 2**20  # a process with torch, and its cache of keys and values
+PLAIN_BYTES = 200 * 2**20
+COMPUTED_ELSEWHERE = ("upstream", "scripted")
+ON_DEVICES = ("native", "vllm", "command")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostedSpec:
+    """A model as this host serves it. `names` are those that its worker serves: its own and its adapters'. A worker is
+    `penstock worker` with `arguments` and `environment`; `digest` is that of both, and tells a worker that was started
+    otherwise. It needs `devices` devices. `bytes_estimate` is what it takes, before it was measured; None if nobody can
+    tell."""
+
+    name: str
+    names: tuple[str, ...]
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+    digest: str
+    loading: Loading
+    pinned: bool
+    keep_alive_s: float
+    least: int
+    most: int
+    devices: int
+    bytes_estimate: int | None
+
+
+def hosted_specs(file: ModelsFile, devices_max: int) -> dict[str, HostedSpec]:
+    """Return the models of a file, for a machine with so many devices."""
+    return {name: _spec(name, model, file, devices_max) for name, model in file.models.items()}
+
+
+def _spec(name: str, model: Model, file: ModelsFile, devices_max: int) -> HostedSpec:
+    source = file.located(model.source) if model.source else name
+    engine = _engine(model, source)
+    arguments = tuple(_arguments(name, model, file, source))
+    environment = {f"PENSTOCK_{key.upper()}": _text(value) for key, value in model.settings.items()}
+    whole = json.dumps([arguments, sorted(environment.items())])
+    return HostedSpec(
+        name=name,
+        names=(name, *model.adapters),
+        arguments=arguments,
+        environment=environment,
+        digest=hashlib.sha256(whole.encode()).hexdigest()[:16],
+        loading=Loading(model.load.value),
+        pinned=model.pin,
+        keep_alive_s=model.keep_alive,
+        least=model.workers[0],
+        most=model.workers[1],
+        devices=_devices(model, engine) if devices_max else 0,
+        bytes_estimate=_bytes_estimate(engine, source),
+    )
+
+
+def _engine(model: Model, source: str) -> str:
+    if model.upstreams:
+        return "upstream"
+    return "command" if model.run else model.engine or engine_of(source)
+
+
+def _arguments(name: str, model: Model, file: ModelsFile, source: str) -> Iterator[str]:
+    yield f"{name}={source}"
+    yield from (f"--adapter={adapter}={file.located(where)}" for adapter, where in model.adapters.items())
+    options: dict[str, Any] = dict(model.options)
+    if model.upstreams:
+        yield "--engine=upstream"
+        options["urls"] = [each.model_dump(exclude_unset=True) for each in model.upstreams]
+    elif model.run:
+        yield "--engine=command"
+        options |= {"run": model.run, "ready": model.ready}
+    elif model.engine:
+        yield f"--engine={model.engine}"
+    yield from (f"--engine-option={key}={json.dumps(value)}" for key, value in options.items())
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _devices(model: Model, engine: str) -> int:
+    if engine not in ON_DEVICES or model.settings.get("device") == "cpu":
+        return 0
+    wanted = model.options.get("tensor_parallel_size", 1)
+    return wanted if isinstance(wanted, int) else 1
+
+
+def _bytes_estimate(engine: str, source: str) -> int | None:
+    if engine in COMPUTED_ELSEWHERE:
+        return PLAIN_BYTES
+    if engine == "vllm" or engine not in ("native", "llamacpp"):
+        return None
+    path = BUILTIN if source in ("builtin", BUILTIN.name) else Path(source).expanduser()
+    process = TORCH_BYTES if loader_of(engine).files else PLAIN_BYTES
+    files = [path] if path.is_file() else [each for each in path.glob("*") if each.suffix in WEIGHTS]
+    return process + int(LOADED_SHARE * sum(each.stat().st_size for each in files)) if files else None

@@ -1,0 +1,132 @@
+"""All that a host reads and writes in Redis. Every method raises QueueUnavailable if Redis is away."""
+
+import socket
+import time
+from collections.abc import AsyncIterator, Collection, Sequence
+from typing import Any
+
+from redis.asyncio import Redis
+
+from shared.catalog.demand import DemandReader, together
+from shared.catalog.hosting import Hosting
+from shared.catalog.model_registry import ModelRegistry
+from shared.catalog.routes import RouteTable
+from shared.catalog.workloads import Workload, WorkloadReader
+from shared.domain.hosting import Host, HostedModel, Order
+from shared.domain.job import ModelInfo
+from shared.domain.routing import Route
+from shared.models_file.reading import ModelsFile
+from shared.queue.event_channel import RedisChannel
+from shared.queue.redis_queue import RedisQueue
+from shared.redis import keys
+from shared.redis.client import translated
+from shared.settings import Settings
+from workers.host.failing import fail_jobs
+from workers.host.fleet import is_own
+from workers.host.worker_process import WorkerProcess
+
+UNKNOWN = "unknown"  # the engine of a model that was never loaded
+
+
+class RedisSide:
+    def __init__(self, client: Redis, host_id: str, settings: Settings) -> None:
+        self._redis = client
+        self._id = host_id
+        self._target_wait_s = settings.target_wait_s
+        self._hosting = Hosting(client)
+        self._workloads = WorkloadReader(client)
+        self._demand = DemandReader(client)
+        self._registry = ModelRegistry(client)
+        self._routes = RouteTable(client)
+        self._channel = RedisChannel(client)
+        self._queue = RedisQueue(
+            client,
+            lease_ms=settings.lease_ms,
+            attempts_max=settings.attempts_max,
+            job_ttl_s=settings.job_ttl_s,
+            failed_ttl_s=settings.failed_ttl_s,
+        )
+        self._names: set[str] = set()
+        self._routed: set[str] = set()
+
+    def wanted(self) -> AsyncIterator[str]:
+        """Yield the names of models for which something may be to do, as that becomes so."""
+        return self._channel.wanted()
+
+    async def orders(self) -> list[Order]:
+        return await self._hosting.take_orders(self._id)
+
+    async def report(self, order_id: str, outcome: str) -> None:
+        await self._hosting.report(order_id, outcome)
+
+    async def write(self, host: Host, models: Sequence[HostedModel], gone: Collection[str]) -> bool:
+        return await self._hosting.write(host, models, gone=gone)
+
+    async def leave(self) -> None:
+        await self._hosting.leave(self._id)
+
+    async def others_here(self, machine: str) -> list[Host]:
+        """Return the other hosts of this machine."""
+        return [each for each in await self._hosting.hosts() if each.machine == machine and each.id != self._id]
+
+    async def forget_host(self, host_id: str) -> None:
+        await self._hosting.leave(host_id)
+
+    async def workloads(self, names: Sequence[str]) -> dict[str, Workload]:
+        return await self._workloads.read(names)
+
+    async def workers_wanted(self, names: Sequence[str]) -> int:
+        found = together([await self._demand.read(name) for name in names])
+        return found.workers_wanted(self._target_wait_s)
+
+    async def announce(self, file: ModelsFile) -> None:
+        """List the models of the file and the names that stand for them, and no longer those that have left it."""
+        names = {name: model for model, table in file.models.items() for name in (model, *table.adapters)}
+        infos = [
+            ModelInfo(
+                name=name,
+                engine=UNKNOWN,
+                context_length=0,
+                created_s=int(time.time()),
+                parent=model if name != model else "",
+            )
+            for name, model in names.items()
+        ]
+        aliases = {alias: Route(order=(model,)) for model, table in file.models.items() for alias in table.aliases}
+        routes = {
+            name: Route(order=tuple(route.order), spill_after_s=route.spill_after)
+            for name, route in file.routes.items()
+        }
+        await self._routes.write(aliases | routes, file.default, before=self._routed)
+        self._routed = {*aliases, *routes}
+        await self._registry.announce_absent(infos)
+        for name in self._names - names.keys():
+            await self._queue.forget_model(name)
+        self._names = set(names)
+
+    async def serves(self, worker: WorkerProcess) -> bool:
+        """True once the worker's process has announced itself."""
+        return bool(is_own(await self._workers(worker.record.model), worker, socket.gethostname()))
+
+    async def forget_worker(self, worker: WorkerProcess) -> None:
+        """Remove what a process left behind that is gone, so that hosts hear of the next job without a worker."""
+        for name in worker.record.names:
+            if own := is_own(await self._workers(name), worker, socket.gethostname()):
+                with translated():
+                    async with self._redis.pipeline(transaction=True) as pipe:
+                        pipe.srem(keys.workers_of(name), *own)
+                        pipe.srem(keys.WORKERS, *own)
+                        pipe.delete(*own)
+                        await pipe.execute()
+
+    async def forget_keep_alive(self, model: str) -> None:
+        with translated():
+            await self._redis.delete(keys.keep_alive(model))
+
+    async def fail_jobs(self, names: Sequence[str], reason: str) -> int:
+        return await fail_jobs(self._queue, names, reason, worker=self._id)
+
+    async def _workers(self, model: str) -> Collection[bytes]:
+        with translated():
+            members: Any = await self._redis.smembers(keys.workers_of(model))
+        return list(members)

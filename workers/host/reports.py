@@ -1,0 +1,61 @@
+"""What a host tells of its models: the record of each, from how it stands and from its workers."""
+
+import math
+
+from shared.domain.hosting import HostedModel, HostedState
+from workers.host.fleet import Fleet, state_of
+from workers.host.machine import Loading, WorkerState
+from workers.host.remembered import Remembered
+from workers.host.standing import Standing
+
+STEP = 0.05  # of the progress, so that it is not written each time
+
+
+def hosted_model(
+    host: str, standing: Standing, fleet: Fleet, remembered: Remembered, *, idle_since_s: float, now: float
+) -> HostedModel:
+    spec = standing.spec
+    workers = fleet.of(spec.name)
+    ready = [each for each in workers if state_of(each) is WorkerState.READY]
+    state = _state(standing, [state_of(each) for each in workers])
+    launched_s = min((each.record.launched_s for each in workers), default=0.0)
+    loading = state is HostedState.LOADING
+    return HostedModel(
+        host=host,
+        model=spec.name,
+        state=state,
+        since_s=min((each.record.ready_s for each in ready), default=launched_s or standing.since_s),
+        reason=standing.reason,
+        phase="starting a worker" if loading else "",
+        progress=_progress(now - launched_s, remembered.load_s) if loading else 0,
+        memory_bytes=remembered.host_bytes + remembered.device_bytes * spec.devices,
+        load_s=round(remembered.load_s, 3),
+        unloads_at_s=_unloads_at_s(standing, remembered, idle_since_s) if ready else 0,
+        kept_until_s=remembered.kept_until_s if remembered.kept_until_s > now else 0,
+        pinned=spec.pinned,
+        workers=len(ready),
+        workers_least=spec.least,
+        workers_most=spec.most,
+    )
+
+
+def _state(standing: Standing, states: list[WorkerState]) -> HostedState:
+    if WorkerState.READY in states:
+        return HostedState.READY
+    if WorkerState.LOADING in states:
+        return HostedState.LOADING
+    if states:
+        return HostedState.DRAINING
+    return HostedState.FAILED if standing.reason else HostedState.CONFIGURED
+
+
+def _progress(took_s: float, load_s: float) -> float:
+    """How far a load is, by how long the last one took."""
+    return round(min(took_s / load_s, 0.95) // STEP * STEP, 2) if load_s else 0
+
+
+def _unloads_at_s(standing: Standing, remembered: Remembered, idle_since_s: float) -> float:
+    stays = standing.spec.pinned or standing.spec.loading is Loading.AT_START or standing.workload.has_work
+    if stays or math.isinf(standing.keep_alive_s):
+        return 0
+    return round(max(idle_since_s + standing.keep_alive_s, remembered.kept_until_s), 1)
