@@ -8,8 +8,8 @@
 # make check    check what CI checks: format, lint, types, import contracts, sizes, tests
 # make release  build sdist, wheel, chart, images, SBOM and checksums of the last commit in dist/: docs/releasing.md
 #
-# make up takes WORKERS=2 MODEL=<folder or Hugging Face id> PORT=8001 DATA=<folder> REDIS_URL=redis://...; TORCH=cuda
-# installs torch for a GPU.
+# make up takes WORKERS=2 MODEL=<folder or Hugging Face id> PORT=8001 DATA=<folder> REDIS_URL=redis://..., or MODELS=<models
+# file>; TORCH=cuda installs torch for a GPU.
 
 PYTHON ?= python3
 TORCH ?= cpu
@@ -39,7 +39,7 @@ endif
 # argument, which every user of the machine can see.
 up: .venv/.ready
 	@$(if $(REDIS_URL),PENSTOCK_REDIS_URL="$$REDIS_URL") exec $(BIN)/penstock up --workers $(WORKERS) \
-		$(if $(MODEL),--model '$(MODEL)') $(if $(PORT),--port $(PORT)) $(if $(DATA),--data '$(DATA)')
+		$(if $(MODEL),--model '$(MODEL)') $(if $(MODELS),--models '$(MODELS)') $(if $(PORT),--port $(PORT)) $(if $(DATA),--data '$(DATA)')
 
 # Tests that compare times run last and have the machine to themselves, even if one of the others has failed. Only their
 # files are imported again.

@@ -140,6 +140,14 @@ def _models(named: tuple[str, ...], engine_options: tuple[str, ...], settings: S
     return named or tuple(listed_models(options))
 
 
+def _told(models_file: str | None, *options: object) -> bool:
+    """Return true if the options say what is served. A file would say it once more."""
+    told = any(options)
+    if models_file and told:
+        raise click.UsageError("--models names a file that says all of this: models, adapters, engine and options.")
+    return told
+
+
 @main.command()
 @NAMED
 @MODEL
@@ -164,9 +172,7 @@ def worker(
     port: int | None,
 ) -> None:
     """Run a worker, which loads models and answers queued jobs."""
-    told = bool(named or models or adapters or engine or engine_options or upstreams)
-    if models_file and told:
-        raise click.UsageError("--models names a file that says all of this: models, adapters, engine and options.")
+    told = _told(models_file, named, models, adapters, engine, engine_options, upstreams)
     for name in NO_BARS:  # progress bars are not log lines; the libraries read these variables when they are imported
         os.environ.setdefault(name, "1")
     engine, engine_options = _engine(engine, engine_options, upstreams)
@@ -223,13 +229,14 @@ def host(models_file: Path | None, data: Path, redis_url: str | None) -> None:
 @ENGINE
 @ENGINE_OPTION
 @UPSTREAM
+@MODELS_FILE
 @click.option(
     "--workers",
     "-w",
     default=1,
     show_default=True,
     type=click.IntRange(0),
-    help="Number of worker processes; 0 runs the API alone.",
+    help="Number of worker processes; 0 runs the API alone. Of a models file, a host starts as many as it says.",
 )
 @HOST
 @PORT
@@ -251,6 +258,7 @@ def up(
     engine: str | None,
     engine_options: tuple[str, ...],
     upstreams: tuple[str, ...],
+    models_file: str | None,
     workers: int,
     host: str | None,
     port: int | None,
@@ -259,10 +267,15 @@ def up(
 ) -> None:
     """Run everything on this machine: Redis, the API and the workers. Ctrl-C stops it."""
     from cli.up import up as run_all
+    from cli.up import up_file
 
+    told = _told(models_file, named, models, adapters, engine, engine_options, upstreams)
     engine, engine_options = _engine(engine, engine_options, upstreams)
     settings = load_settings(host=host, port=port, redis_url=redis_url, engine=engine)
     chosen = settings.redis_url if "redis_url" in settings.model_fields_set else None
+    if file := models_file or ("" if told else settings.models):
+        up_file(Path(file).expanduser(), data=data, redis_url=chosen, settings=settings)
+        return
     run_all(
         _models((*named, *models), engine_options, settings),
         adapters,

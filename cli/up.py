@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -23,6 +24,7 @@ from cli.supervisor import Supervisor
 from cli.terminal import echo
 from cli.welcome import Welcome
 from shared.domain.errors import QueueUnavailable
+from shared.models_file.reading import ModelsFile, read
 from shared.process.private_files import UMASK
 from shared.process.sockets import free_port, listen
 from shared.redis import keys
@@ -32,6 +34,7 @@ from shared.settings import Settings
 from workers.loading.model_spec import specs_of
 
 STOP_S = 5.0
+HOST_STOP_S = STOP_S + 5.0  # its workers drain for as long as others, and it waits for them
 APPENDFSYNC = {"fast": "everysec", "safe": "always", "durable": "always"}
 ASK_S = 2.0
 LOAD_S = 4 * 3600.0  # the longest time to fetch and load models, and for Redis to load its data
@@ -49,15 +52,52 @@ def up(
     redis_url: str | None,
     settings: Settings,
 ) -> None:
-    """Run until Ctrl-C or SIGTERM. Raises SettingsError, before anything starts, for settings that cannot work."""
+    """Run workers of these models until Ctrl-C or SIGTERM. Raises SettingsError, before anything starts, for settings
+    that cannot work."""
     specs = specs_of(models, adapters, engine_options, settings)
-    names = [name for spec in specs for name in (spec.name, *dict(spec.adapters))]
+    names = tuple(name for spec in specs for name in (spec.name, *dict(spec.adapters)))
     model_options = [
         *[f"--model={text}" for text in models],
         *[f"--adapter={text}" for text in adapters],
         *([f"--engine={settings.engine}"] if settings.engine else []),
         *[f"--engine-option={text}" for text in engine_options],
     ]
+    _run(_Plan(names, model_options, workers=workers), data, redis_url, settings)
+
+
+def up_file(path: Path, *, data: Path, redis_url: str | None, settings: Settings) -> None:
+    """Run a host of the models of a file, as `up` runs workers."""
+    file = read(path)
+    first = file.default or next(iter(file.models))
+    names = (first, *(name for name in file.models if name != first))
+    _run(_Plan(names, [f"--models={path.absolute()}"], file=file), data, redis_url, settings)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is run beside Redis and the API. `names` are served, the first in the examples; `model_options` say it on a
+    command line. With a `file`, a host of its models starts the workers."""
+
+    names: Sequence[str]
+    model_options: Sequence[str]
+    workers: int = 1
+    file: ModelsFile | None = None
+
+    @property
+    def awaited(self) -> Sequence[str]:
+        """The models that must be announced before everything is ready."""
+        return list(self.file.models) if self.file else self.names if self.workers else []
+
+    @property
+    def loading(self) -> str:
+        if self.file:
+            return f"Starting   a host of {', '.join(self.names)}, as {self.file.path} says"
+        if not self.workers:
+            return "Starting   the API, without a worker"
+        return f"Loading    {', '.join(self.names)} in {self.workers} worker{'' if self.workers == 1 else 's'}"
+
+
+def _run(plan: _Plan, data: Path, redis_url: str | None, settings: Settings) -> None:
     settings = settings.model_copy(update={"port": settings.port or free_port()})
     folder = DataFolder(data)
     stopping = _stopped_by_signals()
@@ -71,18 +111,20 @@ def up(
                 return
             folder.note_redis(url)
             folder.note_api(f"{base_url(settings)}/v1")
-            worker_children = _start_processes(supervisor, model_options, workers, folder, settings)
-            loading = f"Loading    {', '.join(names)} in {workers} worker{'' if workers == 1 else 's'}"
-            echo(loading if workers else "Starting   the API, without a worker")
+            worker_children = _start_processes(supervisor, plan, folder, settings)
+            echo(plan.loading)
             began = time.monotonic()
-            if supervisor.wait_for(partial(_not_ready, settings, worker_children, names), bound_s=LOAD_S):
+            if supervisor.wait_for(partial(_not_ready, settings, worker_children, plan.awaited), bound_s=LOAD_S):
                 echo(f"Ready      after {time.monotonic() - began:.1f} s")
-                echo(
-                    Welcome(base_url(settings), names[0], model_options, workers, folder, url, keys_required(settings))
-                )
+                echo(_welcome(plan, folder, url, settings))
             supervisor.run()
         finally:
             supervisor.stop()
+
+
+def _welcome(plan: _Plan, folder: DataFolder, url: str, settings: Settings) -> Welcome:
+    about = (base_url(settings), plan.names[0], plan.model_options, plan.workers)
+    return Welcome(*about, folder, url, keys_required(settings))
 
 
 def _stopped_by_signals() -> threading.Event:
@@ -129,11 +171,9 @@ def _redis_problems(settings: Settings) -> list[str]:
     return []
 
 
-def _start_processes(
-    supervisor: Supervisor, model_options: Sequence[str], workers: int, folder: DataFolder, settings: Settings
-) -> list[Child]:
-    """Start the API and the workers. Return the workers."""
-    threads = max(1, (os.cpu_count() or 1) // max(workers, 1))
+def _start_processes(supervisor: Supervisor, plan: _Plan, folder: DataFolder, settings: Settings) -> list[Child]:
+    """Start the API, and the workers or their host. Return the workers."""
+    threads = max(1, (os.cpu_count() or 1) // max(plan.workers, 1))
     shared = {
         "PENSTOCK_REDIS_URL": settings.redis_url,
         "PENSTOCK_REDIS_WAIT_S": str(max(settings.redis_wait_s, CHILD_REDIS_WAIT_S)),
@@ -150,7 +190,12 @@ def _start_processes(
 
     api = child("api", ["api"], {}, UMASK)
     # The hub's cache may be shared with other users, so the files that workers download keep the usual mode.
-    worker_children = [child(f"worker {n}", ["worker", *model_options], threaded, -1) for n in range(1, workers + 1)]
+    if plan.file:
+        host = child("host", ["host", *plan.model_options, f"--data={folder.path}"], {}, -1)
+        supervisor.start(api, host, stop_s=HOST_STOP_S)
+        return []
+    numbers = range(1, plan.workers + 1)
+    worker_children = [child(f"worker {n}", ["worker", *plan.model_options], threaded, -1) for n in numbers]
     supervisor.start(api, *worker_children, stop_s=STOP_S)
     return worker_children
 
@@ -169,7 +214,7 @@ def _not_ready(settings: Settings, workers: Sequence[Child], names: Sequence[str
     except QueueUnavailable as error:
         return [*problems, str(error)]
     problems += [f"{worker.name} is not ready (see {worker.log})" for worker in workers if worker.pid not in pids]
-    return problems if problems or announced or not workers else ["the models are not listed"]
+    return problems if problems or announced else ["the models are not listed"]
 
 
 def _run_bounded(question: Coroutine[Any, Any, Result]) -> Result:
@@ -192,7 +237,7 @@ async def _serving_workers(url: str, names: Sequence[str]) -> tuple[set[int], bo
         with translated():
             members: Any = await client.smembers(keys.WORKERS)
             records: Any = [await client.hmget(member, "hostname", "pid") for member in members]
-            announced = await client.exists(*[keys.model(name) for name in names])
+            announced = await client.exists(*[keys.model(name) for name in names]) if names else 0
     finally:
         await client.aclose()
     here = socket.gethostname().encode()

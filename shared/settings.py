@@ -128,6 +128,11 @@ class Settings(BaseSettings):
     engine_options: str = Field(
         "", description='options that only this engine knows: a JSON object, like {"key": "value"}'
     )
+    recommended: str = Field(
+        "",
+        description="sampling parameters of a worker for what a request leaves open: a JSON object, like"
+        ' {"temperature": 0.7}',
+    )
     sequences_max: int = Field(
         32, ge=1, description="sequences in one engine step; on a CUDA device 256 unless this is set"
     )

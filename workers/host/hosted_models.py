@@ -52,6 +52,7 @@ def _spec(name: str, model: Model, file: ModelsFile, devices_max: int) -> Hosted
     engine = _engine(model, source)
     arguments = tuple(_arguments(name, model, file, source))
     environment = {f"PENSTOCK_{key.upper()}": _text(value) for key, value in model.settings.items()}
+    environment["PENSTOCK_RECOMMENDED"] = json.dumps(model.recommended.given)
     whole = json.dumps([arguments, sorted(environment.items())])
     return HostedSpec(
         name=name,

@@ -29,7 +29,7 @@ def lacking(file: ModelsFile, settings: Settings, environment: Mapping[str, str]
         where = dotted(("models", name))
         yield from (f"{where}: {problem}" for problem in _variables(file, name, environment))
         try:
-            (spec,) = file_specs(file, [name], settings, dict.fromkeys(_variables_of(file, name), "set"))
+            (spec,) = file_specs(file, [name], settings)
         except SettingsError as error:
             yield str(error).removeprefix(f"{file.path}, ")
             continue

@@ -1,7 +1,5 @@
 """A models file as model specs, for the worker that serves some of its models."""
 
-import os
-from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +9,6 @@ from shared.domain.errors import SettingsError
 from shared.models_file.names import did_you_mean
 from shared.models_file.problems import dotted
 from shared.models_file.reading import ModelsFile, read
-from shared.models_file.secrets import with_secrets
 from shared.models_file.tables import Model
 from shared.settings import Settings
 from workers.loading.loaders import engine_of, loader_of
@@ -25,14 +22,12 @@ def read_specs(path: Path, only: str, settings: Settings) -> list[ModelSpec]:
     return file_specs(read(path.expanduser()), names, settings)
 
 
-def file_specs(
-    file: ModelsFile, only: Seq[str], settings: Settings, environment: Mapping[str, str] = os.environ
-) -> list[ModelSpec]:
+def file_specs(file: ModelsFile, only: Seq[str], settings: Settings) -> list[ModelSpec]:
     """Return the specs of the models with these names, or of all if there are none. A name may be an alias or an
-    adapter's. Raises SettingsError, which names the model, for one that is not in the file, whose source is missing,
-    or whose environment variables are not set."""
+    adapter's. Raises SettingsError, which names the model, for one that is not in the file or whose source is
+    missing."""
     names = dict.fromkeys(_model_named(file, name) for name in only) if only else file.models
-    return [_spec(file, name, settings, environment) for name in names]
+    return [_spec(file, name, settings) for name in names]
 
 
 def worker_settings(specs: Seq[ModelSpec], settings: Settings) -> Settings:
@@ -67,14 +62,14 @@ def _model_named(file: ModelsFile, name: str) -> str:
         raise SettingsError(f"{file.path} has no model {name!r}{did_you_mean(name, known)}") from None
 
 
-def _spec(file: ModelsFile, name: str, settings: Settings, environment: Mapping[str, str]) -> ModelSpec:
+def _spec(file: ModelsFile, name: str, settings: Settings) -> ModelSpec:
     table = file.models[name]
     try:
         spec = spec_of(
             [name, *table.aliases],
             source_in(file, name, settings),
             engine=engine_in(file, name, settings),
-            options=_options(table, environment),
+            options=_options(table),
         )
         adapters = tuple((each, adapter_source(file.located(source))) for each, source in table.adapters.items())
     except SettingsError as error:
@@ -83,10 +78,9 @@ def _spec(file: ModelsFile, name: str, settings: Settings, environment: Mapping[
     return replace(spec, adapters=adapters, recommended=table.recommended.given, settings=table.settings)
 
 
-def _options(table: Model, environment: Mapping[str, str]) -> dict[str, Any]:
-    """The engine's options. The keys of other servers stay references, which that engine resolves when it asks them."""
+def _options(table: Model) -> dict[str, Any]:
     if table.upstreams:
         return {**table.options, "urls": [each.model_dump(exclude_unset=True) for each in table.upstreams]}
     if table.run:
-        return {**table.options, "run": with_secrets(table.run, environment), "ready": table.ready}
-    return dict(table.options if table.engine == "upstream" else with_secrets(table.options, environment))
+        return {**table.options, "run": table.run, "ready": table.ready}
+    return dict(table.options)

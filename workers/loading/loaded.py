@@ -13,6 +13,7 @@ from shared.queue.protocols import Delivery, Quota
 from shared.settings import Settings
 from workers.loading.loaders import imported, loader_of
 from workers.loading.model_spec import ModelSpec
+from workers.loading.options import recommended_of, resolved_options
 from workers.process.single_thread import SingleThread
 from workers.protocols import Engine, Model
 from workers.runners.base import MakeRunner, Runner
@@ -45,13 +46,15 @@ async def load(spec: ModelSpec, settings: Settings) -> Loaded:
     sentence, for one that cannot be loaded."""
     thread = SingleThread(f"engine {spec.name}")
     own_settings = settings.model_copy(update=dict(spec.settings))
+    recommended = {**recommended_of(settings.recommended), **spec.recommended}
+    resolved = replace(spec, options=resolved_options(spec.engine, spec.options))
 
     def call() -> Loaded:
-        loaded: Loaded = imported(loader_of(spec.engine))(spec, own_settings, thread)
+        loaded: Loaded = imported(loader_of(spec.engine))(resolved, own_settings, thread)
         return loaded
 
     loaded = await asyncio.wrap_future(thread.submit(call))
-    return replace(loaded, begin=partial(_begin_recommended, loaded.begin, spec.recommended))
+    return replace(loaded, begin=partial(_begin_recommended, loaded.begin, recommended))
 
 
 def _begin_recommended(

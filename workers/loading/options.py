@@ -1,5 +1,6 @@
 """The options of an engine: what only it knows, as `--engine-option KEY=VALUE` or `PENSTOCK_ENGINE_OPTIONS`."""
 
+import os
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from typing import Any, TypeVar
@@ -8,6 +9,8 @@ import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from shared.domain.errors import SettingsError
+from shared.models_file.secrets import with_secrets
+from shared.models_file.tables import Recommended
 
 OPTIONS_MAX = 1000
 
@@ -33,6 +36,24 @@ def parse_options(pairs: Seq[str], variable: str = "") -> dict[str, Any]:
     if len(options) > OPTIONS_MAX:
         raise SettingsError(f"ENGINE_OPTION: there are {len(options)} options; {OPTIONS_MAX} are the most")
     return options
+
+
+def resolved_options(
+    engine: str, options: Mapping[str, Any], environment: Mapping[str, str] = os.environ
+) -> dict[str, Any]:
+    """Return the options with the content of each variable in the place of its `${env:NAME}`. Keys of upstreams stay
+    references, which their engine resolves. Raises SettingsError for a variable that is not set."""
+    kept = {"upstream": options.keys(), "command": options.keys() - {"run"}}.get(engine, ())
+    return {name: value if name in kept else with_secrets(value, environment) for name, value in options.items()}
+
+
+def recommended_of(variable: str) -> dict[str, Any]:
+    """Return the sampling parameters of PENSTOCK_RECOMMENDED, by their names. Raises SettingsError."""
+    try:
+        return Recommended.model_validate_json(variable or "{}").given
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise SettingsError(f"PENSTOCK_RECOMMENDED: {'.'.join(map(str, first['loc']))} {first['msg']}") from None
 
 
 def validated(engine: str, options: Mapping[str, Any], kind: type[Options]) -> Options:

@@ -32,7 +32,7 @@ def test_nothing_but_this_machine_reaches_a_port() -> None:
 
 
 def test_our_containers_can_change_nothing_but_their_volumes() -> None:
-    for name in ("api", "worker", "worker-gpu", "worker-vllm"):
+    for name in ("api", "worker", "host", "worker-gpu", "worker-vllm"):
         service = services()[name]
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
