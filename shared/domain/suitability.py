@@ -19,8 +19,37 @@ def require_suited(job: Job, model: ModelInfo) -> None:
         if model.capabilities and needed not in model.capabilities:
             has = ", ".join(model.capabilities)
             raise InvalidRequest(f"The model '{model.name}' lacks the capability '{needed}'; it has: {has}.")
+    _require_sampled(job, model)
     require_media(job.request, model)
     require_fit(job, model)
+
+
+def _require_sampled(job: Job, model: ModelInfo) -> None:
+    """Raise InvalidRequest for parameters that only models of tokens have, and of others those that name them. A model
+    of tokens bounds its prompts' characters; one that answers in text does not."""
+    if model.prompt_chars_max or not model.capabilities:
+        return
+    for ability, param in _sampled(job):
+        if ability not in model.capabilities:
+            message = f"'{param}' must not be sent to the model '{model.name}', which has no such ability."
+            raise InvalidRequest(message, param=param)
+
+
+def _sampled(job: Job) -> Iterator[tuple[str, str]]:
+    """The abilities that the job's sampling and its prompts need, by the parameters that ask for them."""
+    sampling = job.sampling
+    asked = {
+        "logprobs": sampling.logprobs is not None,
+        "logit_bias": sampling.logit_bias,
+        "min_tokens": sampling.min_tokens,
+        "ignore_eos": sampling.ignore_eos,
+        "stop_token_ids": sampling.stop_token_ids,
+    }
+    yield from ((name, name) for name, wanted in asked.items() if wanted)
+    if any(not isinstance(prompt, str) for prompt in job.request.get("prompts") or ()):
+        yield "token_ids", "prompt"
+    if job.request.get("prompt_logprobs") is not None:
+        yield "prompt_logprobs", "logprobs"
 
 
 def require_media(request: Mapping[str, Any], model: ModelInfo) -> None:

@@ -128,6 +128,35 @@ def test_what_a_model_lacks_is_named(job: Job, says: str) -> None:
         require_suited(job, CHATS)
 
 
+TEXTS = replace(CHATS, prompt_chars_max=0)  # a model that answers in text, and tells no tokens
+NEED_TOKENS: list[tuple[Job, str]] = [
+    (make_job(logprobs=0), "logprobs"),
+    (make_job(logit_bias=((5, 1.0),)), "logit_bias"),
+    (make_job(min_tokens=1), "min_tokens"),
+    (make_job(ignore_eos=True), "ignore_eos"),
+    (make_job(stop_token_ids=(5,)), "stop_token_ids"),
+    (make_job(completion={"prompts": ["a", [1]]}), "prompt"),
+    (make_job(completion={"prompts": ["a"], "prompt_logprobs": 0}), "logprobs"),
+]
+
+
+@pytest.mark.parametrize(("job", "param"), NEED_TOKENS)
+def test_what_needs_tokens_goes_to_no_model_of_text(job: Job, param: str) -> None:
+    require_suited(job, CHATS)
+
+    with pytest.raises(InvalidRequest) as refused:
+        require_suited(job, TEXTS)
+
+    assert refused.value.param == param
+
+
+@pytest.mark.parametrize("job", [job for job, _ in NEED_TOKENS[:6]])
+def test_a_model_of_text_that_has_the_ability_gets_it(job: Job) -> None:
+    able = ("logprobs", "logit_bias", "min_tokens", "ignore_eos", "stop_token_ids", "token_ids")
+
+    require_suited(job, replace(TEXTS, capabilities=(*TEXTS.capabilities, *able)))
+
+
 def test_the_tokens_of_one_model_are_not_asked_of_another() -> None:
     tokens = replace(make_job(), kind=Kind.TOKENS, request={"prompt": "a"})
 

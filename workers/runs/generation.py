@@ -73,7 +73,7 @@ class Generation(JobRun):
 
     def _sequence(self, model: Model, choice: int) -> Sequence:
         job, choice_of_prompt = self.delivery.job, choice % self._n
-        sampling = _sampling_params(job.sampling, model.defaults, self._eos_ids)
+        sampling = sampling_params(job.sampling, model.defaults, self._eos_ids)
         if choice_of_prompt == 0 and choice // self._n not in self._echoed:
             sampling = replace(sampling, prompt_logprobs=job.request.get("prompt_logprobs"))
         return Sequence(
@@ -241,7 +241,7 @@ def budget(prompt_tokens: int, sampling: Sampling, context_length: int, *, param
     return max_tokens
 
 
-def _sampling_params(sampling: Sampling, defaults: Defaults, eos_ids: frozenset[int]) -> SamplingParams:
+def sampling_params(sampling: Sampling, defaults: Defaults, eos_ids: frozenset[int]) -> SamplingParams:
     """The request's sampling parameters, and the model's own for those it leaves open."""
     return SamplingParams(
         seed=sampling.seed,
