@@ -40,6 +40,8 @@ TRIES = 2  # of a load that dies without a reason, before its jobs fail
 EARLY_S = 10.0  # a worker that dies sooner after it was ready is not started again at once
 REFUSED = 2  # exit status of a worker that logged why it cannot run
 STOP_LOOK_S = 0.05
+STOPS = "the host stops"
+LAST_S = 4.0  # for a worker to hand its jobs back when the host stops
 
 
 class HostLoop:
@@ -92,16 +94,18 @@ class HostLoop:
                     await self._wake.wait()
 
     async def stop_all(self, patience_s: float) -> None:
-        """End all workers after their running jobs, or at once when `patience_s` is over. They are gone then."""
+        """End all workers after their running jobs, or at once when `patience_s` is over, and kill what is left soon
+        after. They are gone then."""
         began = self._clock()
         for worker in self._fleet:
-            self._fleet.stop(worker, When.RUNNING, "the host stops", began)
+            self._fleet.stop(worker, When.RUNNING, STOPS, began)
         while list(self._fleet):
             now = self._clock()
-            if now - began >= patience_s:
-                for worker in self._fleet:
-                    if not worker.hurried_s:
-                        self._fleet.stop(worker, When.NOW, "the host stops", now)
+            for worker in self._fleet:
+                if now - began >= patience_s + LAST_S:
+                    worker.kill()
+                elif now - began >= patience_s and not worker.hurried_s:
+                    self._fleet.stop(worker, When.NOW, STOPS, now)
             self._fleet.ended(now)
             await asyncio.sleep(STOP_LOOK_S)
 
@@ -128,7 +132,7 @@ class HostLoop:
         await self._look_at_loading(now)
         await self._read_work(now)
         self._orders.look(self._standings)
-        again_s = self._plan(now)
+        again_s = await self._plan(now)
         await self._fail_jobs()
         await self._tell(now)
         if self._is_due("measure", MEASURE_S, now):
@@ -200,25 +204,22 @@ class HostLoop:
             elif standing.workload.has_work:
                 standing.wants(1, now)
 
-    def _plan(self, now: float) -> float:
+    async def _plan(self, now: float) -> float:
         models = [
             each.planned(self._remembered(each), self._pauses, len(self._fleet.of(name, WorkerState.READY)))
             for name, each in self._standings.items()
         ]
         planned = plan(self._machine, models, self._fleet.planned(), now, self._rules)
         for action in planned.actions:
-            self._act(action, now)
+            await self._act(action, now)
         return planned.again_s
 
-    def _act(self, action: Action, now: float) -> None:
+    async def _act(self, action: Action, now: float) -> None:
         match action:
             case Load():
                 self._load(action, now)
-            case Unload(worker=id_, when=when, why=why):
-                worker = next(each for each in self._fleet if each.record.id == id_)
-                if standing := self._standings.get(worker.record.model):
-                    standing.absent_since_s = now
-                self._fleet.stop(worker, when, why, now)
+            case Unload():
+                await self._unload(action, now)
             case Refuse(model=name, why=why):
                 standing = self._standings[name]
                 standing.failed(why, now)
@@ -232,6 +233,16 @@ class HostLoop:
             self._fleet.start(load, standing.spec, now)
         except OSError as error:
             standing.failed(f"its worker cannot be started: {error}", now)
+
+    async def _unload(self, unload: Unload, now: float) -> None:
+        """End the worker. One that is to end once it is idle, and is not, is left for a later plan: it would take no
+        jobs any more, and hold its memory for as long as its last one runs."""
+        worker = next(each for each in self._fleet if each.record.id == unload.worker)
+        if unload.when is When.IDLE and await self._redis.is_busy(worker):
+            return
+        if standing := self._standings.get(worker.record.model):
+            standing.absent_since_s = now
+        self._fleet.stop(worker, unload.when, unload.why, now)
 
     async def _fail_jobs(self) -> None:
         """Fail the jobs of models that could not be loaded, unless a worker of another host serves them."""

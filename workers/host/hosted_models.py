@@ -26,9 +26,10 @@ class HostedSpec:
     """A model as this host serves it. `names` are those that its worker serves: its own and its adapters'. A worker is
     `penstock worker` with `arguments` and `environment`; `digest` is that of both, and tells a worker that was started
     otherwise. It needs `devices` devices. `bytes_estimate` is what it takes, before it was measured; None if nobody can
-    tell."""
+    tell. `source` is where its files are, "" for a server's model."""
 
     name: str
+    source: str
     names: tuple[str, ...]
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
@@ -56,6 +57,7 @@ def _spec(name: str, model: Model, file: ModelsFile, devices_max: int) -> Hosted
     whole = json.dumps([arguments, sorted(environment.items())])
     return HostedSpec(
         name=name,
+        source="" if model.upstreams or model.run else source,
         names=(name, *model.adapters),
         arguments=arguments,
         environment=environment,

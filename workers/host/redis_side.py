@@ -108,6 +108,13 @@ class RedisSide:
         """True once the worker's process has announced itself."""
         return bool(is_own(await self._workers(worker.record.model), worker, socket.gethostname()))
 
+    async def is_busy(self, worker: WorkerProcess) -> bool:
+        """True if the worker runs a job, as far as it has told."""
+        own = is_own(await self._workers(worker.record.model), worker, socket.gethostname())
+        with translated():
+            states: Any = [await self._redis.hget(key.decode(), "state") for key in own]
+        return b"busy" in states
+
     async def forget_worker(self, worker: WorkerProcess) -> None:
         """Remove what a process left behind that is gone, so that hosts hear of the next job without a worker."""
         for name in worker.record.names:

@@ -23,6 +23,7 @@ def hosted_model(
     return HostedModel(
         host=host,
         model=spec.name,
+        source=spec.source,
         state=state,
         since_s=min((each.record.ready_s for each in ready), default=launched_s or standing.since_s),
         reason=standing.reason,

@@ -1,0 +1,136 @@
+"""How a model stands on its host, and what the host tells of it."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+from shared.catalog.workloads import WaitingJobs, Workload, combined
+from shared.domain.hosting import HostedState
+from shared.domain.job import Priority
+from shared.models_file.reading import parse
+from workers.host.fleet import Fleet
+from workers.host.hosted_models import HostedSpec, hosted_specs
+from workers.host.pauses import Pauses
+from workers.host.remembered import Memory, Remembered
+from workers.host.reports import hosted_model
+from workers.host.standing import BACK_OFF_MAX_S, PEAK_S, Standing
+
+FILE = b"""
+[defaults]
+keep_alive = "60s"
+[models.plain]
+engine = "scripted"
+scripted_step_ms = 5
+tf32 = true
+[models.online]
+upstreams = [{url = "https://api.openai.com/v1", key = "${env:OPENAI_API_KEY}"}]
+[models.tuned]
+source = "builtin"
+adapters = {sql = "./sql"}
+"""
+ONE = Workload(waiting={Priority.STANDARD: WaitingJobs(jobs=1, tokens=10, oldest_s=3)})
+KNOWN = Remembered(host_bytes=100, load_s=4)
+
+
+def specs(content: bytes = FILE) -> dict[str, HostedSpec]:
+    return hosted_specs(parse(content, Path("/etc/models.toml")), 0)
+
+
+def standing() -> Standing:
+    return Standing(specs()["plain"], since_s=50)
+
+
+def test_a_worker_is_started_as_the_file_says() -> None:
+    found = specs()
+
+    assert found["plain"].arguments[:2] == ("plain=plain", "--engine=scripted")
+    assert found["plain"].environment.items() >= {"PENSTOCK_SCRIPTED_STEP_MS": "5.0", "PENSTOCK_TF32": "true"}.items()
+    assert found["tuned"].names == ("tuned", "sql")
+    assert "--adapter=sql=/etc/sql" in found["tuned"].arguments
+    assert "${env:OPENAI_API_KEY}" in "".join(found["online"].arguments)  # its worker resolves it
+    assert found["online"].source == ""
+
+
+def test_another_table_has_another_digest_and_another_bound_of_workers_does_not() -> None:
+    before = specs()["plain"]
+
+    assert specs(FILE.replace(b"step_ms = 5", b"step_ms = 6"))["plain"].digest != before.digest
+    assert specs(FILE + b"workers = [1, 4]\n")["plain"].digest == before.digest
+
+
+def test_a_failed_load_is_tried_again_after_a_pause_that_grows_up_to_a_bound() -> None:
+    model, pauses = standing(), []
+
+    for _ in range(9):
+        model.failed("no memory", 100)
+        pauses.append(model.not_before_s - 100)
+
+    assert pauses[:3] == [5, 10, 20]
+    assert pauses[-1] == BACK_OFF_MAX_S
+    model.loaded()
+    assert (model.reason, model.not_before_s) == ("", 0)
+
+
+def test_the_peak_of_the_last_minute_says_how_many_workers_are_wanted() -> None:
+    model = standing()
+    model.wants(3, 0)
+    model.wants(1, 10)
+
+    assert model.workers_wanted == 3
+    model.wants(1, PEAK_S + 1)
+    assert model.workers_wanted == 1
+
+
+def test_a_request_may_ask_how_long_the_model_is_kept() -> None:
+    model = standing()
+    assert model.keep_alive_s == 60
+
+    model.workload = Workload(keep_alive_s=-1)
+    assert model.keep_alive_s == math.inf
+    model.workload = Workload(keep_alive_s=0)
+    assert model.keep_alive_s == 0
+
+
+def test_a_paused_model_and_one_that_other_hosts_serve_is_not_loaded() -> None:
+    def has_work(load: Workload, ready: int = 0) -> bool:
+        model = standing()
+        model.workload = load
+        return model.planned(KNOWN, Pauses(), ready).has_work
+
+    assert has_work(ONE)
+    assert not has_work(replace(ONE, paused=True))
+    assert not has_work(replace(ONE, workers=1))
+    assert has_work(replace(ONE, workers=1), ready=1)
+
+
+def test_a_model_and_its_adapters_have_one_workload() -> None:
+    other = replace(ONE, running={Priority.BATCH: 2}, expires_s=7, keep_alive_s=30, workers=1)
+
+    both = combined([ONE, other, Workload()])
+
+    assert both.waiting[Priority.STANDARD] == WaitingJobs(jobs=2, tokens=20, oldest_s=3)
+    assert (both.running, both.expires_s, both.keep_alive_s, both.workers) == ({Priority.BATCH: 2}, 7, 30, 1)
+
+
+def test_what_was_measured_of_another_table_does_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "learnt.json"
+    Memory.read(path).note("plain", "old", host_bytes=5, kept_until_s=9.0)
+
+    memory = Memory.read(path)
+
+    assert memory.of("plain", "old").host_bytes == 5
+    assert memory.of("plain", "new") == Remembered(kept_until_s=9)
+    path.write_text("broken")
+    assert Memory.read(path).models == {}
+
+
+def test_a_model_without_workers_is_configured_or_failed(tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path, Memory.read(tmp_path / "learnt.json"), {})
+    model = standing()
+
+    before = hosted_model("h", model, fleet, KNOWN, idle_since_s=0, now=100)
+    model.failed("there is no folder", 100)
+    after = hosted_model("h", model, fleet, KNOWN, idle_since_s=0, now=100)
+
+    assert (before.state, before.since_s, before.memory_bytes, before.load_s) == (HostedState.CONFIGURED, 50, 100, 4)
+    assert (after.state, after.reason) == (HostedState.FAILED, "there is no folder")
