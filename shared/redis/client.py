@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import unquote
 
+import hiredis
 import redis.exceptions
 from redis.asyncio import Connection, ConnectionPool, Redis
 from redis.asyncio.connection import AbstractConnection, parse_url
@@ -76,17 +77,34 @@ def masked(url: str) -> str:
     return f"{scheme}{colons}{rest}{mark}{options}"
 
 
-class _Cancellable(AbstractConnection):
-    """A connection whose calls end when they are cancelled. redis-py sends through `asyncio.wait_for`, which before
-    Python 3.12 loses a cancellation that arrives together with its result: the call would go on waiting for the answer,
-    for up to three timeouts, and keep its connection meanwhile."""
+class _QuickConnection(AbstractConnection):
+    """A connection that takes less of the CPU for each command, and whose calls end when they are cancelled. redis-py
+    sends through `asyncio.wait_for`, which before Python 3.12 loses a cancellation that arrives together with its
+    result: the call would go on waiting for the answer, for up to three timeouts, and keep its connection meanwhile."""
 
     async def connect(self) -> None:
         # Connecting may ask a Sentinel, over a connection of the library's own.
         await self._or_cancelled(super().connect())  # type: ignore[no-untyped-call]
 
+    def pack_command(self, *args: Any) -> list[bytes]:
+        """Encode a command in C, as redis-py does for its synchronous clients: a step of 32 jobs has 160 words."""
+        name, *words = args
+        try:
+            return [hiredis.pack_command((*(name.encode() if isinstance(name, str) else name).split(), *words))]
+        except TypeError:  # the library takes more types, and names those that nobody takes
+            return super().pack_command(*args)
+
     async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
-        await self._or_cancelled(super().send_packed_command(command, check_health))
+        """Send a command. If the socket takes it at once, there is nothing to wait for: the library starts a task with
+        a timer for each."""
+        health_is_due = check_health and asyncio.get_running_loop().time() > self.next_health_check
+        if self._writer is None or health_is_due or not isinstance(command, list):
+            await self._or_cancelled(super().send_packed_command(command, check_health))
+            return
+        self._writer.writelines(command)
+        transport = self._writer.transport
+        if transport.is_closing() or transport.get_write_buffer_size():
+            await self._or_cancelled(super().send_packed_command([], check_health=False))  # waits, or says why not
 
     async def _or_cancelled(self, call: Awaitable[None]) -> None:
         task = asyncio.current_task()
@@ -110,8 +128,8 @@ class _FairPool(ConnectionPool):
         connection_class: type[AbstractConnection] = Connection,
         **options: Any,
     ) -> None:
-        cancellable = type(f"Cancellable{connection_class.__name__}", (_Cancellable, connection_class), {})
-        super().__init__(connection_class=cancellable, **options)
+        quick = type(f"Quick{connection_class.__name__}", (_QuickConnection, connection_class), {})
+        super().__init__(connection_class=quick, **options)
         self._turns = asyncio.Semaphore(max_connections)
         self._timeout_s = timeout
 

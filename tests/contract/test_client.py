@@ -4,9 +4,11 @@ import asyncio
 from collections.abc import Iterable
 
 import pytest
-from redis.asyncio import Redis
+from redis.asyncio import Connection, Redis
+from redis.exceptions import DataError
 
 from shared.domain.errors import QueueUnavailable
+from shared.domain.job import Priority
 from shared.process.tasks import end
 from shared.redis import client as client_module
 from shared.redis.client import CONNECTIONS_MAX, connect, translated
@@ -84,15 +86,15 @@ class _Sends:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = self.last = 0
         self.call: asyncio.Future[None] | None = None
-        drain = asyncio.StreamWriter.drain
+        writelines = asyncio.StreamWriter.writelines
 
-        async def counted(writer: asyncio.StreamWriter) -> None:
-            await drain(writer)
+        def counted(writer: asyncio.StreamWriter, data: Iterable[bytes]) -> None:
+            writelines(writer, data)
             self.count += 1
             if self.call and self.count == self.last:
                 asyncio.get_running_loop().call_soon(self.call.cancel)
 
-        monkeypatch.setattr(asyncio.StreamWriter, "drain", counted)
+        monkeypatch.setattr(asyncio.StreamWriter, "writelines", counted)
 
 
 async def test_a_call_ends_when_it_is_cancelled_just_as_something_is_sent(
@@ -118,7 +120,17 @@ async def test_a_call_ends_when_it_is_cancelled_just_as_something_is_sent(
 
 
 class _Sink:
-    """A writer of a connection without a peer."""
+    """A writer of a connection without a peer, and its transport, which never gets everything out."""
+
+    @property
+    def transport(self) -> "_Sink":
+        return self
+
+    def is_closing(self) -> bool:
+        return False
+
+    def get_write_buffer_size(self) -> int:
+        return 1
 
     def writelines(self, data: Iterable[bytes]) -> None:
         list(data)
@@ -128,6 +140,19 @@ class _Sink:
 
     def close(self) -> None:
         return
+
+
+async def test_commands_are_packed_as_the_library_packs_them() -> None:
+    client = connect("redis://localhost")
+    connection = client.connection_pool.make_connection()
+    words = ("CONFIG GET", "é", b"\0\xff", 7, -1.5, 1e-7, Priority.BATCH, bytearray(b"x"), memoryview(b"y"), "")
+
+    packed = connection.pack_command(*words)
+
+    assert b"".join(packed) == b"".join(Connection().pack_command(*words))
+    with pytest.raises(DataError):
+        connection.pack_command("SET", "key", None)
+    await client.aclose()
 
 
 @pytest.mark.parametrize("scheme", ["redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel"])
