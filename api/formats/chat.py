@@ -49,14 +49,24 @@ class ChatStreamFormatter:
 
     def frames(self, event: Event) -> Iterable[bytes]:
         match event:
+            case Delta(finish_reason=None, reasoning="", calls=(), logprobs=()):
+                return (self._text(event),) if event.text else ()
+            case _:
+                return self._others(event)
+
+    def _text(self, event: Delta) -> bytes:
+        """Return the frame of most tokens, without making a dictionary of it."""
+        index, text = str(event.choice).encode(), orjson.dumps(event.text)
+        return self._before_index + index + self._before_text + text + self._after_text
+
+    def _others(self, event: Event) -> Iterable[bytes]:
+        match event:
             case Started():
                 for choice in self._choices:
                     yield self._chunk(choice, {"role": "assistant", "content": "", "refusal": None}, None)
             case Delta(reasoning="", calls=(), logprobs=()):
                 if event.text:
-                    index = str(event.choice).encode()
-                    text = orjson.dumps(event.text)
-                    yield self._before_index + index + self._before_text + text + self._after_text
+                    yield self._text(event)
                 if event.finish_reason:
                     yield self._chunk(event.choice, {}, event.finish_reason)
             case Delta():

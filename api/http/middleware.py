@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.problems import Problem
+from api.http.sse import BLOCKS_SENT_BY
 from shared.observability.metrics import ApiMetrics
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ class RequestFrame:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope = {**scope, "path": versioned(scope["path"])}
+        scope = {**scope, "path": versioned(scope["path"]), BLOCKS_SENT_BY: send}
         began = time.monotonic()
         request_id = f"req_{secrets.token_hex(12)}"
         about: dict[str, Any] = {"request_id": request_id, "method": scope["method"], "path": scope["path"][:PATH_MAX]}

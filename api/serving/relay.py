@@ -46,7 +46,7 @@ class JobStream:
         self._pending: list[Event] = []
         self._pending_since = now
         self._known = array("q")  # a digest of each event
-        self._arrived = asyncio.Event()
+        self._waiting: asyncio.Future[None] | None = None
 
     def mark_enqueued(self, now: float, *, logged: bool) -> None:
         """Note that the job is enqueued, or that nobody knows: from now on its log is read, and leaving it cancels it.
@@ -82,7 +82,7 @@ class JobStream:
             self._known.append(_digest(event))
             self.next_seq += 1
             self.ended = isinstance(event, Finished)
-        self._arrived.set()
+        self.wake()
 
     def _compare(self, event: Event) -> None:
         """Compare a repeated event with its first copy, which it must equal; if not, the log lost its end, the answer
@@ -90,7 +90,7 @@ class JobStream:
         if _digest(event) != self._known[event.seq]:
             self._pending.append(Finished(seq=self.next_seq, outcome=DIVERGED))
             self.ended = True
-            self._arrived.set()
+            self.wake()
 
     def fill(self, page: LogSlice, now: float) -> None:
         """Buffer the events of the log. A job that ended without a last event (ended by RQ, or lost) gets one here."""
@@ -103,7 +103,6 @@ class JobStream:
     def ready(self) -> list[Event]:
         """Return all events that can be passed on now."""
         events, self._pending = self._pending, []
-        self._arrived.clear()
         return events
 
     def lag(self, now: float) -> float:
@@ -111,11 +110,15 @@ class JobStream:
         return now - self._pending_since if self._pending else 0
 
     def wake(self) -> None:
-        self._arrived.set()
+        """Wake the reader, which looks again at what there is."""
+        if self._waiting and not self._waiting.done():
+            self._waiting.set_result(None)
 
     async def wait(self) -> None:
+        """Wait for events or for `wake`. A future costs a third of an asyncio.Event, once for every token."""
         if not self._pending and not self.behind:
-            await self._arrived.wait()
+            self._waiting = asyncio.get_running_loop().create_future()
+            await self._waiting
 
 
 class Relay:

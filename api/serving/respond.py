@@ -3,7 +3,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
@@ -135,7 +135,7 @@ async def _first_token(services: Services, stream: JobStream) -> list[Event]:
 
 async def _body(
     services: Services, stream: JobStream, first_events: list[Event], formatter: StreamFormatter, *, began: float
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes]:
     """Yield the body of a stream: the frames of all events that are there, in one block, until the last event."""
     times = TokenTimes(services.metrics, stream.model, began=began)
     try:
@@ -166,10 +166,12 @@ class TokenTimes:
         self._observe_next = metrics.between_tokens.labels(model).observe
 
     def note(self, events: Sequence[Event]) -> None:
-        if any(isinstance(event, Delta) and event.text for event in events):
-            seen, before = time.monotonic(), self._seen
-            self._observe(seen - before)
-            self._seen, self._observe = seen, self._observe_next
+        for event in events:
+            if isinstance(event, Delta) and event.text:
+                seen, before = time.monotonic(), self._seen
+                self._observe(seen - before)
+                self._seen, self._observe = seen, self._observe_next
+                return
 
 
 async def respond_whole(
