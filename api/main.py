@@ -8,6 +8,7 @@ from api.http.request_options import weights
 from api.http.server import ApiServer, allow_many_connections
 from shared.domain.errors import QueueUnavailable, SettingsError
 from shared.observability.tracing import start_tracing
+from shared.process.garbage import spare_what_stays
 from shared.process.sockets import listen
 from shared.redis.client import connect
 from shared.redis.health import patiently, require_healthy
@@ -25,7 +26,9 @@ async def serve(settings: Settings) -> None:
         await _check(settings, url)
     allow_many_connections()
     bound = listen(settings.host, settings.port, setting="PENSTOCK_PORT")  # clients may connect from now on
-    await ApiServer(make_app(settings), settings).serve(sockets=[bound])
+    server = ApiServer(make_app(settings), settings)
+    spare_what_stays()
+    await server.serve(sockets=[bound])
 
 
 async def _check(settings: Settings, url: str) -> None:

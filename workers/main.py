@@ -17,6 +17,7 @@ from shared.domain.errors import SettingsError
 from shared.domain.job import ModelInfo
 from shared.observability.metrics import WorkerMetrics
 from shared.observability.tracing import start_tracing
+from shared.process.garbage import spare_what_stays
 from shared.process.sockets import listen, url_of
 from shared.queue.event_channel import RedisChannel
 from shared.queue.redis_queue import RedisQueue, iso_now
@@ -70,6 +71,7 @@ async def serve(specs: Sequence[ModelSpec], settings: Settings) -> None:
         log.warning(warning)
     bound = listen(settings.worker_host, settings.worker_port, setting="PENSTOCK_WORKER_PORT")
     models = [await load(spec, settings) for spec in specs]
+    spare_what_stays()
     presence = _Presence(client, [info for model in models for info in model.infos], url_of(bound))
     metrics = WorkerMetrics()
     worker = _worker(presence, models, client, blocking, settings, metrics)

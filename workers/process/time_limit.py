@@ -4,9 +4,6 @@ reads what a model wrote."""
 import ctypes
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 
 TICK_S = 0.25
 MISSING = object()
@@ -16,28 +13,26 @@ class TimeLimitExceeded(Exception):
     pass
 
 
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
+class time_limit:
     """Raise TimeLimitExceeded in the body if it takes longer, at most TICK_S late. A call into C is not interrupted
     before it returns. Cheap enough for every token: one thread watches all limits of the process."""
-    box = _Box(threading.get_ident(), time.monotonic() + seconds)
-    _WATCH.open(box)
-    try:
-        yield
-    except TimeLimitExceeded:
-        _WATCH.withdraw(box)
-        raise
-    except BaseException:
-        _WATCH.close(box)
-        raise
-    _WATCH.close(box)
 
+    __slots__ = ("_seconds", "deadline", "raised", "thread")
 
-@dataclass(slots=True, eq=False)
-class _Box:
-    thread: int
-    deadline: float
-    raised: bool = False
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.raised = False
+
+    def __enter__(self) -> None:
+        self.thread = threading.get_ident()
+        self.deadline = time.monotonic() + self._seconds
+        _WATCH.open(self)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is TimeLimitExceeded:
+            _WATCH.withdraw(self)
+        else:
+            _WATCH.close(self)
 
 
 class _Watch:
@@ -45,23 +40,23 @@ class _Watch:
     it."""
 
     def __init__(self) -> None:
-        self._boxes: dict[_Box, object] = {}
+        self._boxes: dict[time_limit, object] = {}
         self._some = threading.Event()
         self._starting = threading.Lock()
         self._started = False
 
-    def open(self, box: _Box) -> None:
+    def open(self, box: time_limit) -> None:
         self._boxes[box] = None
         if not self._some.is_set():
             self._some.set()
         if not self._started:
             self._start()
 
-    def withdraw(self, box: _Box) -> bool:
+    def withdraw(self, box: time_limit) -> bool:
         """Remove the box, so that nothing is raised for it any more; False if its time was up before."""
         return self._boxes.pop(box, MISSING) is not MISSING
 
-    def close(self, box: _Box) -> None:
+    def close(self, box: time_limit) -> None:
         """End the box. Raises TimeLimitExceeded if its time was up before: in the body, or here if that missed it."""
         if not self.withdraw(box):
             while not box.raised:

@@ -26,6 +26,7 @@ class Outbox:
         self._arrived = asyncio.Event()
         self._steps_left = threading.Semaphore(steps_max)
         self._steps: deque[tuple[list[Update], bool]] = deque()  # each with whether it counts as a step
+        self._wanted = False  # `take` waits, and has not been woken yet
         self._closed = False
 
     def put(self, updates: list[Update]) -> None:
@@ -41,7 +42,9 @@ class Outbox:
 
     def _append(self, updates: list[Update]) -> None:
         self._steps.append((updates, True))
-        self._loop.call_soon_threadsafe(self._arrived.set)
+        if self._wanted:  # waking the event loop costs as much as reading several tokens
+            self._wanted = False
+            self._loop.call_soon_threadsafe(self._arrived.set)
 
     def put_now(self, update: Update) -> None:
         """Put a run's first events; called from the event loop, which must not wait. The number of runs bounds them."""
@@ -57,7 +60,9 @@ class Outbox:
         """Wait for events, then take all of them, merged to one update for each run."""
         while not self._steps and not self._closed:
             self._arrived.clear()
-            await self._arrived.wait()
+            self._wanted = True
+            if not self._steps:  # what was put just before `_wanted` was set woke nobody
+                await self._arrived.wait()
         merged: dict[JobRun, list[Event]] = {}
         put_back = set()
         while self._steps:

@@ -147,7 +147,8 @@ def test_an_image_has_whatever_its_code_imports(folders: tuple[str, ...], extras
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     listed = [*project["dependencies"], *[each for name in extras for each in project["optional-dependencies"][name]]]
     named = {canonical(re.split(r"[\[<>=;! ]", each)[0]) for each in listed}
-    allowed = named | {"starlette", "hiredis", "tokenizers", "numpy", "llvmlite", "triton"}  # parts of others, or of CUDA's torch
+    # These are parts of others, or of CUDA's torch.
+    allowed = named | {"starlette", "hiredis", "tokenizers", "numpy", "llvmlite", "triton"}
     providers = packages_distributions()
     for path in [path for folder in folders for path in modules_of(ROOT / folder)]:
         for name in imported(ast.parse(path.read_text())):

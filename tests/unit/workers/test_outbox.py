@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections.abc import Callable
 
 from shared.queue.protocols import Delivery
 from tests.factories import delta, make_job, started
@@ -47,6 +48,31 @@ async def test_a_full_outbox_makes_the_engine_wait_and_first_events_never() -> N
     outbox.put([Update(one, [delta(4)])])
     outbox.put([Update(one, [delta(5)])])
     assert not outbox._steps_left.acquire(blocking=False)
+
+
+async def test_steps_that_come_together_wake_the_event_loop_once() -> None:
+    loop, one = _CountingLoop(), run()
+    outbox = Outbox(loop, steps_max=9)  # type: ignore[arg-type]
+    taking = asyncio.create_task(outbox.take())
+    await asyncio.sleep(0)
+
+    for number in range(3):
+        outbox.put([Update(one, [delta(number)])])
+
+    assert await taking == [Update(one, [delta(0), delta(1), delta(2)])]
+    assert loop.woken == 1
+    outbox.put([Update(one, [delta(3)])])  # nobody waits: the next `take` finds it
+    assert await outbox.take() == [Update(one, [delta(3)])]
+    assert loop.woken == 1
+
+
+class _CountingLoop:
+    def __init__(self) -> None:
+        self.woken = 0
+
+    def call_soon_threadsafe(self, callback: Callable[[], object]) -> None:
+        self.woken += 1
+        asyncio.get_running_loop().call_soon_threadsafe(callback)
 
 
 async def test_a_closed_outbox_gives_what_is_left_and_then_nothing() -> None:
