@@ -72,7 +72,8 @@ class StandIn:
         fault = self.faults.popleft() if self.faults and request.method == "POST" else None
         if fault and fault.status:
             return web.json_response(fault.body or {}, status=fault.status, headers=fault.headers)
-        if make := self._answers.get(path):
+        streams = path in self._events and body.get("stream")
+        if not streams and (make := self._answers.get(path)):
             return web.json_response(make(body))
         if path not in self._events:
             return web.json_response({"error": {"message": "no such route"}}, status=404)

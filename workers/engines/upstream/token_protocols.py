@@ -39,24 +39,33 @@ class TokenRequest(NamedTuple):
     salt: str
     ignore_eos: bool = False
 
+    def after(self, tokens: Seq[Sampled]) -> "TokenRequest":
+        """The request for what follows these tokens."""
+        ids = [*self.ids, *(each.token for each in tokens)]
+        return self._replace(ids=ids, tokens_max=self.tokens_max - len(tokens))
+
 
 class TokenChunk(NamedTuple):
-    """New tokens, and why no more follow: `stop`, `length`, or '' while there may be more."""
+    """New tokens, and why no more follow: `stop`, `length`, or '' while there may be more. `total` is how many tokens
+    the server has made with them; 0 if it does not say."""
 
     tokens: list[Sampled]
     end: str = ""
+    total: int = 0
 
 
 class TokenProtocol(NamedTuple):
     """`path` is below the URL, or below its root where it begins with `..`. `hold` makes the fields that hold an answer
     to a form; it raises InvalidRequest for one that the server cannot be held to. `lacks` are sampling parameters that
-    the server does not have."""
+    the server does not have. `loses_ids` says that a stream lacks the ids of all but the last token of a character,
+    which a whole answer has: llama.cpp sends nothing before the character is complete, and then one id."""
 
     path: str
     body: Callable[[TokenRequest, str], dict[str, Any]]
     read: Callable[[bytes], TokenChunk]
     hold: Callable[[Form], dict[str, Any]]
     lacks: frozenset[str] = frozenset()
+    loses_ids: bool = False
 
 
 def hold_by_lark(form: Form) -> dict[str, Any]:
@@ -157,14 +166,15 @@ def read_llamacpp(data: bytes) -> TokenChunk:
     ids = chunk.get("tokens") or []
     rows = chunk.get("completion_probabilities")
     tokens = [Sampled(id_) for id_ in ids] if not rows else [_probable(row) for row in rows]
-    return TokenChunk(tokens, _end(chunk.get("stop_type") or "eos") if chunk.get("stop") else "")
+    end = _end(chunk.get("stop_type") or "eos") if chunk.get("stop") else ""
+    return TokenChunk(tokens, end, chunk.get("tokens_predicted") or 0)
 
 
 TOKEN_PROTOCOLS = {
     "completions": TokenProtocol("/completions", completions_body, read_completions, hold_by_lark),
     "sglang": TokenProtocol("/completions", completions_body, read_completions, hold_by_schema),
     "llamacpp": TokenProtocol(
-        "../completion", llamacpp_body, read_llamacpp, hold_by_parsed_schema, frozenset({"min_tokens"})
+        "../completion", llamacpp_body, read_llamacpp, hold_by_parsed_schema, frozenset({"min_tokens"}), True
     ),
 }
 

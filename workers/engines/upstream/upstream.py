@@ -1,13 +1,16 @@
 """One upstream: its calls, and how its answers are read."""
 
+import asyncio
 import logging
 import time
-from asyncio import CancelledError
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
+
+import orjson
 
 from shared.queue.protocols import Quota
 from workers.engines.upstream.breaker import Breaker
@@ -19,6 +22,7 @@ from workers.engines.upstream.providers import OWNERS, PROVIDERS, Provider
 from workers.engines.upstream.reports import Reports
 from workers.engines.upstream.token_protocols import TokenChunk, TokenProtocol, TokenRequest
 from workers.engines.upstream.transport import Call, Transport
+from workers.scheduling.sequence import Sampled
 from workers.source import Piece, Said
 
 log = logging.getLogger(__name__)
@@ -87,19 +91,49 @@ class Upstream:
                 raise UpstreamBroken("ends its stream in the middle")
 
     async def tokens(self, protocol: TokenProtocol, request: TokenRequest) -> AsyncGenerator[TokenChunk, None]:
-        """The tokens that continue the request, those of a chunk at a time; the last chunk has an end. Raises
-        UpstreamError."""
-        form = protocol.hold(request.form) if request.form else {}
-        call = self.call(protocol.path, protocol.body(request, self.model) | form)
+        """The tokens that continue the request, those of a chunk at a time; the last chunk has an end. What a stream
+        lacks is asked for once more without a stream. An answer in a form, which cannot be asked for in parts, is asked
+        for so from its beginning. Raises UpstreamError."""
         with self.judged():
-            async with aclosing(self._transport.events(call)) as events:
-                async for data in events:
-                    chunk = protocol.read(data)
-                    self._succeeded()
+            lacks = request.tokens_max if protocol.loses_ids and request.form else 0
+            while True:
+                new: list[Sampled] = []
+                if lacks:
+                    chunk = await self._whole(protocol, request, lacks)
                     yield chunk
                     if chunk.end:
                         return
-            raise UpstreamBroken("ends its stream in the middle")
+                    request = request.after(chunk.tokens)
+                lacks = 0
+                async with aclosing(self._transport.events(self._token_call(protocol, request))) as events:
+                    async for data in events:
+                        chunk = protocol.read(data)
+                        if chunk.total > len(new) + len(chunk.tokens):
+                            lacks = chunk.total - len(new)
+                            break
+                        new += chunk.tokens
+                        self._succeeded()
+                        yield chunk
+                        if chunk.end:
+                            return
+                if not lacks:
+                    raise UpstreamBroken("ends its stream in the middle")
+                request = request.after(new)
+
+    async def _whole(self, protocol: TokenProtocol, request: TokenRequest, count: int) -> TokenChunk:
+        """The next so many tokens. They are the end only if the answer ends there."""
+        asked = self._token_call(protocol, request._replace(tokens_max=count), stream=False)
+        chunk = protocol.read(orjson.dumps(await self._transport.fetch(asked)))
+        self._succeeded()
+        if not (chunk.tokens or chunk.end == "stop"):
+            raise UpstreamBroken("gives no token ids")
+        return chunk._replace(end=chunk.end if chunk.end == "stop" or count >= request.tokens_max else "")
+
+    def _token_call(self, protocol: TokenProtocol, request: TokenRequest, *, stream: bool = True) -> Call:
+        form = protocol.hold(request.form) if request.form else {}
+        call = self.call(protocol.path, protocol.body(request, self.model) | form | {"stream": stream})
+        # llama.cpp's server closes connections behind streams, and the next request could be sent into a closing one.
+        return replace(call, headers={**call.headers, "connection": "close"}) if protocol.loses_ids else call
 
     async def probe(self) -> Mapping[str, Any]:
         """Return what its list says of the model; a server whose kind was not told is known by it. `{}` if it is not
@@ -152,7 +186,7 @@ class Upstream:
             self._pause(error.retry_after_s)
             self._reports.pause(self.quota, error.retry_after_s, refused=1)
             raise
-        except (GeneratorExit, CancelledError):
+        except (GeneratorExit, asyncio.CancelledError):
             self.breaker.left()
             raise
         except UpstreamError:

@@ -143,19 +143,19 @@ def test_vllm_s_log_probabilities_are_by_token_id() -> None:
     }
     chunk = {"choices": [{"index": 0, "text": "x", "token_ids": [5], "logprobs": rows, "finish_reason": "length"}]}
 
-    assert read_completions(orjson.dumps(chunk)) == ([Sampled(5, -0.5, ((5, -0.5), (9, -2)))], "length")
+    assert read_completions(orjson.dumps(chunk)) == ([Sampled(5, -0.5, ((5, -0.5), (9, -2)))], "length", 0)
 
 
 def test_llamacpp_s_log_probabilities_are_too() -> None:
     row = {"id": 5, "logprob": -0.5, "top_logprobs": [{"id": 5, "logprob": -0.5}, {"id": 9, "logprob": -2}]}
     chunk = {"content": "x", "tokens": [5], "stop": False, "completion_probabilities": [row]}
 
-    assert read_llamacpp(orjson.dumps(chunk)) == ([Sampled(5, -0.5, ((5, -0.5), (9, -2)))], "")
+    assert read_llamacpp(orjson.dumps(chunk)) == ([Sampled(5, -0.5, ((5, -0.5), (9, -2)))], "", 0)
 
 
 @pytest.mark.parametrize(("kind", "end"), [("eos", "stop"), ("word", "stop"), ("limit", "length")])
 def test_llamacpp_says_why_it_ends(kind: str, end: str) -> None:
-    assert read_llamacpp(orjson.dumps({"content": "", "tokens": [], "stop": True, "stop_type": kind})) == ([], end)
+    assert read_llamacpp(orjson.dumps({"content": "", "tokens": [], "stop": True, "stop_type": kind})) == ([], end, 0)
 
 
 def test_a_server_that_gives_no_ids_is_no_token_upstream() -> None:
@@ -249,3 +249,42 @@ async def test_a_refused_continuation_is_lost(transport: Transport) -> None:
 
         with pytest.raises(AnswerLost):
             await said_by(transport, "completions", first, second)
+
+
+def server_that_loses_ids(answer: list[int], *, lost: set[int]) -> StandIn:
+    """llama.cpp's server, whose stream gives the ids of `answer` but for the `lost` ones, and END behind them."""
+
+    def rest(body: Any) -> list[int]:
+        before = set(body["prompt"])
+        return [token for token in [*answer, END] if token not in before][: body["n_predict"]]
+
+    def events(body: Any) -> Iterator[dict[str, Any]]:
+        made = 0
+        for made, token in enumerate(rest(body), 1):
+            if token not in lost:
+                yield {"content": "?", "tokens": [token], "stop": False, "tokens_predicted": made}
+        kind = "eos" if made < body["n_predict"] else "limit"
+        yield {"content": "", "tokens": [], "stop": True, "stop_type": kind, "tokens_predicted": made}
+
+    def whole(body: Any) -> dict[str, Any]:
+        tokens = rest(body)
+        kind = "eos" if END in tokens else "limit"
+        return {"tokens": tokens, "stop": True, "stop_type": kind, "tokens_predicted": len(tokens)}
+
+    return StandIn({"/completion": events}, answers={"/completion": whole}, done=False)
+
+
+@pytest.mark.parametrize("lost", [{11}, {11, 12}, {13}, {10, 12, 13}], ids=str)
+async def test_ids_that_llamacpp_s_stream_lacks_are_asked_for(transport: Transport, lost: set[int]) -> None:
+    async with serving(server_that_loses_ids([10, 11, 12, 13], lost=lost)) as server:
+        assert (await said_by(transport, "llamacpp", server))[:5] == [10, 11, 12, 13, END]
+
+
+async def test_an_answer_in_a_form_comes_whole_where_a_stream_lacks_ids(transport: Transport) -> None:
+    async with serving(server_that_loses_ids([10, 11, 12], lost={11})) as server:
+        upstream = Upstream(Target.model_validate({"url": server.url}), transport, model="m")
+        asked = request_of([1], form=SCHEMA)
+        chunks = [chunk async for chunk in upstream.tokens(TOKEN_PROTOCOLS["llamacpp"], asked)]
+
+    assert [sampled.token for chunk in chunks for sampled in chunk.tokens] == [10, 11, 12, END]
+    assert [body["stream"] for body in server.bodies] == [False]
