@@ -3,12 +3,14 @@ can pass on. `python -m bench.ceiling` prints the table of bench/README.md.
 
 The scripted engine costs next to nothing; what it does cost, with the scheduler, is measured in this process and shown
 beside. CPU time counts user and system time of all threads and depends little on what else the machine does, clock
-time does. With `--against TREE` the processes of another working tree take turns with those of this one.
+time does. With `--against TREE` the processes of another working tree take turns with those of this one. With
+`--upstream` the tokens come from a server that only streams, one every `step_ms` to each stream.
 """
 
 import asyncio
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +23,7 @@ import click
 
 from bench.client import stream
 from bench.stack import Stack
+from shared.process.sockets import free_port
 from workers.engines.scripted import VOCABULARY, ScriptedEngine
 from workers.scheduling.engine_limits import EngineLimits
 from workers.scheduling.scheduler import Scheduler
@@ -69,13 +72,28 @@ def _cpu_clock(pid: int) -> int:
 
 
 @contextmanager
-def running(name: str, tree: Path, cell: Cell) -> Iterator[Site]:
-    with tempfile.TemporaryDirectory() as folder:
+def _engine(cell: Cell, *, upstream: bool) -> Iterator[list[str]]:
+    """The worker's arguments, while what they name runs."""
+    if not upstream:
+        yield ["-m", "scripted"]
+        return
+    port = free_port()
+    server = subprocess.Popen([sys.executable, "-m", "bench.scale.upstream", str(port), str(cell.step_ms)])
+    try:
+        yield ["scripted", "--upstream", f"http://127.0.0.1:{port}/v1"]
+    finally:
+        server.kill()
+        server.wait()
+
+
+@contextmanager
+def running(name: str, tree: Path, cell: Cell, *, upstream: bool) -> Iterator[Site]:
+    with tempfile.TemporaryDirectory() as folder, _engine(cell, upstream=upstream) as arguments:
         # A safe path has no working directory in it, which else would come before the tree.
         stack = Stack(Path(folder), PYTHONPATH=str(tree), PYTHONSAFEPATH="1", PENSTOCK_FILES=f"{folder}/files")
         pace = {"PENSTOCK_SCRIPTED_STEP_MS": str(cell.step_ms), "PENSTOCK_SEQUENCES_MAX": str(cell.streams)}
         try:
-            worker = stack.worker("-m", "scripted", PENSTOCK_SCRIPTED_TOKENS="1000000", **pace)
+            worker = stack.worker(*arguments, PENSTOCK_SCRIPTED_TOKENS="1000000", **pace)
             yield Site(name, stack.base, (worker.pid, stack.api.pid, stack.redis.pid))
             worker.terminate()
             worker.wait()
@@ -119,7 +137,7 @@ def engine_us(cell: Cell, steps: int = 200) -> float:
     return (time.thread_time() - began) / (steps * cell.streams) * 1e6
 
 
-def table(results: dict[tuple[Cell, str], list[Result]]) -> str:
+def table(results: dict[tuple[Cell, str], list[Result]], *, upstream: bool) -> str:
     lines = [
         "| streams | step | answer | tree | worker, µs/token | API | Redis | together | engine alone "
         "| tokens/s a worker's core | tokens/s by the clock |",
@@ -130,7 +148,7 @@ def table(results: dict[tuple[Cell, str], list[Result]]) -> str:
         spent = [_spread(each) for each in [*parts, [sum(each.cpu_us) for each in rounds]]]
         core, clock = 1e6 / statistics.median(parts[0]), statistics.median(each.tokens_s for each in rounds)
         pace = f"{cell.step_ms:g} ms" if cell.step_ms else "none"
-        cells = [str(cell.streams), pace, str(cell.tokens), name, *spent, f"{engine_us(cell):.1f}"]
+        cells = [str(cell.streams), pace, str(cell.tokens), name, *spent, "-" if upstream else f"{engine_us(cell):.1f}"]
         lines.append(f"| {' | '.join(cells)} | {core:.0f} | {clock:.0f} |")
     return "\n".join(lines)
 
@@ -144,15 +162,16 @@ def _spread(values: Iterable[float]) -> str:
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--cell", "cells", multiple=True, help="STREAMS,STEP_MS,TOKENS instead of the usual cells.")
 @click.option("--tokens", "tokens_min", default=30_000, show_default=True, help="About so many tokens are one round.")
+@click.option("--upstream", is_flag=True, help="Have a server compute instead of the scripted engine.")
 @click.option("--against", type=click.Path(exists=True, path_type=Path), help="The root of another working tree.")
-def main(rounds: int, cells: tuple[str, ...], tokens_min: int, against: Path | None) -> None:
+def main(rounds: int, cells: tuple[str, ...], tokens_min: int, upstream: bool, against: Path | None) -> None:
     """Measure and print the table."""
     trees = {"this": ROOT, **({"other": against.resolve()} if against else {})}
     wanted = [Cell(int(a), float(b), int(c)) for a, b, c in (each.split(",") for each in cells)] or CELLS
     results: dict[tuple[Cell, str], list[Result]] = {}
     for cell in wanted:
         with ExitStack() as opened:
-            sites = [opened.enter_context(running(name, tree, cell)) for name, tree in trees.items()]
+            sites = [opened.enter_context(running(name, tree, cell, upstream=upstream)) for name, tree in trees.items()]
             for site in sites:
                 asyncio.run(load(site, cell, requests=1, tokens=8))  # a warm-up
             for number in range(rounds):
@@ -160,7 +179,7 @@ def main(rounds: int, cells: tuple[str, ...], tokens_min: int, against: Path | N
                     found = measure(site, cell, tokens_min)
                     results.setdefault((cell, site.name), []).append(found)
                     print(json.dumps([site.name, *found.cpu_us, found.tokens_s]), file=sys.stderr)
-    print(table(results))
+    print(table(results, upstream=upstream))
 
 
 if __name__ == "__main__":
