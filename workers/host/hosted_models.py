@@ -109,7 +109,14 @@ def _bytes_estimate(engine: str, source: str) -> int | None:
         return PLAIN_BYTES
     if engine == "vllm" or engine not in ("native", "llamacpp"):
         return None
-    path = BUILTIN if source in ("builtin", BUILTIN.name) else Path(source).expanduser()
-    process = TORCH_BYTES if loader_of(engine).files else PLAIN_BYTES
+    process = TORCH_BYTES if loader_of(engine).files and not loader_of(engine).suffix else PLAIN_BYTES
+    try:
+        weights = _weights_bytes(BUILTIN if source in ("builtin", BUILTIN.name) else Path(source).expanduser())
+    except OSError:  # its worker will say what is wrong with the files
+        return None
+    return process + int(LOADED_SHARE * weights) if weights else None
+
+
+def _weights_bytes(path: Path) -> int:
     files = [path] if path.is_file() else [each for each in path.glob("*") if each.suffix in WEIGHTS]
-    return process + int(LOADED_SHARE * sum(each.stat().st_size for each in files)) if files else None
+    return sum(each.stat().st_size for each in files)

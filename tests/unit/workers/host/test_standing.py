@@ -51,6 +51,22 @@ def test_a_worker_is_started_as_the_file_says() -> None:
     assert found["online"].source == ""
 
 
+def test_before_it_is_measured_a_model_takes_what_its_files_say(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 1000)
+
+    def estimate(source: str, engine: str = "native") -> int | None:
+        return specs(f'[models.m]\nsource = "{source}"\nengine = "{engine}"\n'.encode())["m"].bytes_estimate
+
+    known = estimate(str(tmp_path))
+    assert known is not None
+    assert known > 1000
+    assert estimate("someone/on-the-hub") is None
+    assert estimate(str(tmp_path), "package.module:Class") is None
+    (tmp_path / "more.safetensors").symlink_to(tmp_path / "gone")
+    assert estimate(str(tmp_path)) is None  # rather than an error of the host
+
+
 def test_another_table_has_another_digest_and_another_bound_of_workers_does_not() -> None:
     before = specs()["plain"]
 
