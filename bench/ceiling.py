@@ -43,7 +43,7 @@ class Cell:
     tokens: int
 
 
-CELLS = (Cell(32, 20, 64), Cell(32, 20, 512), Cell(64, 20, 512), Cell(64, 0, 2048), Cell(256, 0, 1024))
+CELLS = (Cell(32, 20, 64), Cell(32, 20, 512), Cell(64, 20, 512), Cell(64, 0, 1024), Cell(256, 0, 256))
 
 
 @dataclass(frozen=True, slots=True)
