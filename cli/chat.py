@@ -1,9 +1,10 @@
-"""`penstock chat`: talk to any OpenAI-compatible server in the terminal."""
+"""`penstock chat` and `penstock ask`: talk to any OpenAI-compatible server in the terminal."""
 
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rich.console import Console
 from cli.answer import Answer
 from cli.chat_server import explain, find_server
 from cli.conversation import Conversation
+from cli.parameters import Parameters
 from cli.terminal import plain, unechoed
 from shared.domain.errors import InvalidRequest, NotFound
 from shared.process.private_files import private_file
@@ -30,6 +32,8 @@ HELP = """\
 /regen          generate the last answer again
 /system [TEXT]  show or set the system prompt
 /model [NAME]   show or choose the model
+/set [NAME [VALUE]]
+                show the parameters, set one (/set temperature 0.7), or remove one (/set temperature)
 /save FILE      write the conversation as JSON
 /load FILE      load a saved conversation
 /exit           leave (also Ctrl-D)
@@ -48,11 +52,14 @@ class Chat:
         model: str | None,
         console: Console,
         read: Callable[[], str],
+        system: str = "",
+        parameters: Parameters | None = None,
     ) -> None:
         self._client = client
         self._console = console
         self._read = read
-        self._conversation = Conversation()
+        self._conversation = Conversation(system)
+        self._parameters = parameters or Parameters()
         self._models = [each.id for each in listed]
         self._model = model or choose(listed)
 
@@ -100,6 +107,8 @@ class Chat:
                 self._say(f"system prompt: {self._conversation.system or '(none)'}")
             case "/model":
                 self._choose(argument)
+            case "/set":
+                self._set(argument)
             case "/save" | "/load" if argument:
                 self._file(command, Path(argument).expanduser())
             case _:
@@ -129,7 +138,8 @@ class Chat:
 
     def _stream(self) -> Iterator[str]:
         messages: Any = self._conversation.messages
-        with self._client.chat.completions.create(model=self._model, messages=messages, stream=True) as stream:
+        create = self._client.chat.completions.create
+        with create(model=self._model, messages=messages, stream=True, extra_body=self._parameters.values) as stream:
             for chunk in stream:
                 if chunk.choices and chunk.choices[0].delta.content:
                     yield chunk.choices[0].delta.content
@@ -168,6 +178,15 @@ class Chat:
         self._model = name or self._model
         self._say(f"model: {self._model}  (of {', '.join(self._models)})")
 
+    def _set(self, argument: str) -> None:
+        name, _, value = argument.partition(" ")
+        try:
+            if name:
+                self._parameters.set(name, value.strip())
+            self._say(f"parameters: {self._parameters}")
+        except InvalidRequest as error:
+            self._say(str(error))
+
     def _file(self, command: str, path: Path) -> None:
         try:
             if command == "/save":
@@ -184,20 +203,30 @@ class Chat:
         console.print(plain(text), style=style, markup=False, highlight=False, emoji=False)
 
 
-def chat(url: str, *, model: str | None, api_key: str | None) -> int:
+def chat(url: str, *, model: str | None, api_key: str | None, system: str, parameters: Parameters) -> int:
     """Chat in the terminal; without one, the whole standard input is one question. Return the exit status.
 
     Raises the errors of `find_server`, and InvalidRequest for an empty input."""
+    if not sys.stdin.isatty():
+        return ask("", url, model=model, api_key=api_key, system=system, parameters=parameters)
     client, listed = find_server(url, api_key=api_key)
-    interactive = sys.stdin.isatty()
-    session = Chat(client, listed, model=model, console=Console(), read=_terminal() if interactive else _no_input)
-    if interactive:
-        session.run()
-        return 0
-    question = sys.stdin.read().strip()
-    if not question:
-        raise InvalidRequest("Standard input is empty: it must hold a question.")
-    return session.answer(question)
+    chosen = partial(Chat, client, listed, model=model, console=Console(), system=system, parameters=parameters)
+    chosen(read=_terminal()).run()
+    return 0
+
+
+def ask(question: str, url: str, *, model: str | None, api_key: str | None, system: str, parameters: Parameters) -> int:
+    """Print the answer to one question, followed by the standard input if that is no terminal. Return the exit status.
+
+    Raises the errors of `find_server`, and InvalidRequest for an empty question."""
+    client, listed = find_server(url, api_key=api_key)
+    given = "" if sys.stdin.isatty() else sys.stdin.read()
+    text = "\n\n".join(each for each in (question.strip(), given.strip()) if each)
+    if not text:
+        where = "QUESTION is missing" if sys.stdin.isatty() else "Standard input is empty: it must hold a question"
+        raise InvalidRequest(f"{where}.")
+    chosen = partial(Chat, client, listed, model=model, console=Console(), system=system, parameters=parameters)
+    return chosen(read=_no_input).answer(text)
 
 
 def choose(models: list[Model]) -> str:

@@ -5,9 +5,10 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -287,22 +288,57 @@ def up(
     )
 
 
+def _talks(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of those that talk to a server."""
+    options = (
+        click.option(
+            "--url",
+            help="URL of any OpenAI-compatible server. The default is the one that `penstock up` runs in this folder, "
+            f"else {API_URL}.",
+        ),
+        click.option(
+            "--model", "-m", help="Model to talk to. The default is the first chat model that a worker serves."
+        ),
+        click.option("--system", "-s", default="", help="System prompt."),
+        click.option(
+            "--set",
+            "assignments",
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="Parameter of the requests, such as temperature=0.7. May be repeated.",
+        ),
+        click.option("--api-key", envvar="OPENAI_API_KEY", help="API key. The default is OPENAI_API_KEY."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @main.command()
-@click.option(
-    "--url",
-    help="URL of any OpenAI-compatible server. The default is the one that `penstock up` runs in this folder, else "
-    f"{API_URL}.",
-)
-@click.option("--model", "-m", help="Model to talk to. The default is the first chat model that a worker serves.")
-@click.option("--api-key", envvar="OPENAI_API_KEY", help="API key. The default is OPENAI_API_KEY.")
-def chat(url: str | None, model: str | None, api_key: str | None) -> None:
+@_talks
+def chat(url: str | None, assignments: tuple[str, ...], **chosen: Any) -> None:
     """Chat with a model in the terminal.
 
     In a pipe, the whole standard input is one question, and the answer is printed."""
     with of_extra("chat"):
         from cli.chat import chat as talk
+    from cli.parameters import Parameters
 
-    sys.exit(talk(url or api_url(), model=model, api_key=api_key))
+    sys.exit(talk(url or api_url(), parameters=Parameters(assignments), **chosen))
+
+
+@main.command()
+@click.argument("question", nargs=-1)
+@_talks
+def ask(question: tuple[str, ...], url: str | None, assignments: tuple[str, ...], **chosen: Any) -> None:
+    """Ask one QUESTION and print the answer.
+
+    What is piped in follows the question: `cat notes.txt | penstock ask Summarize this.`"""
+    with of_extra("chat"):
+        from cli.chat import ask as answer
+    from cli.parameters import Parameters
+
+    sys.exit(answer(" ".join(question), url or api_url(), parameters=Parameters(assignments), **chosen))
 
 
 @main.command()

@@ -1,11 +1,10 @@
 """`penstock models check` and `schema`: a models file before it is used. They need no Redis."""
 
-import json
 from pathlib import Path
 
 import click
 
-from cli.terminal import echo
+from cli.terminal import echo, echo_json
 from shared.models_file.reading import read
 from shared.models_file.tables import json_schema
 from shared.settings import load_settings
@@ -34,4 +33,4 @@ def check(file: Path) -> None:
 @click.command()
 def schema() -> None:
     """Print the JSON Schema of a models file, for editors."""
-    click.echo(json.dumps(json_schema(), indent=2))
+    echo_json(json_schema())

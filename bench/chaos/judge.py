@@ -17,7 +17,7 @@ from shared.domain.lifecycle import TERMINAL, State
 
 # What may stay without a lifetime: the deployment's names, see shared/redis/keys.py.
 LASTING = re.compile(
-    r"rq:queues|rq:workers(:.*)?|penstock:(models|keys|key:.*|keys:salt|files?:.*|files-expiring|webhooks:.*)|"
+    r"rq:queues|rq:workers(:.*)?|penstock:(models|hosts|routes|default-model|keys|key:.*|keys:salt|files?:.*|files-expiring|webhooks:.*)|"
     r"rq:(failed|finished|canceled):.*"
 )
 RECORDS = ("log", "previous", "chat", "response")  # records kept for a job, by its id

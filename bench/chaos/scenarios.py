@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from bench.chaos import background, faults, hostile, mixed_faults
+from bench.chaos import background, faults, host_faults, hostile, mixed_faults
 from bench.chaos.act import Act
 from bench.chaos.judge import Mercy
 
@@ -64,6 +64,7 @@ SCENARIOS = [
         name="F22", what="cancelled while others wait for it", run=hostile.cancelled_early, rounds=(2, 20), clients=0
     ),
     Scenario(name="F23", what="two supervisors, one folder", run=background.supervisors, rounds=(1, 1), clients=4),
+    Scenario(name="F25", what="host, worker SIGKILL in swaps", run=host_faults.host_killed, rounds=(2, 12), clients=4),
 ]
 
 # The built-in model's steps take real time, so its load is smaller.

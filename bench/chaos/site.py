@@ -194,6 +194,10 @@ class Site:
         self.workers.append(worker)
         return worker
 
+    def add_process(self, arguments: list[str], *, log: str) -> Process:
+        """Start another process of Penstock, which nobody replaces."""
+        return self._spawn(arguments, {}, log)
+
     async def staffed(self) -> None:
         """Wait until every worker serves, replacements of dead ones included."""
         await self.until(lambda: self.alive_workers() >= self.workers_max, "every worker serves", seconds=self.ready_s)

@@ -66,6 +66,55 @@ def test_an_empty_input_and_an_unknown_model_are_errors(stack: Stack) -> None:
     assert "Traceback" not in unknown.stderr
 
 
+def ask(stack: Stack, *arguments: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `penstock ask`, with a text piped in if one is given."""
+    line = [sys.executable, "-m", "cli", "ask", "--url", f"{stack.base}/v1", *arguments]
+    piped = {"input": given} if given is not None else {"stdin": subprocess.DEVNULL}
+    return subprocess.run(line, **piped, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_one_question_is_asked_with_what_is_piped_in_after_it(stack: Stack) -> None:
+    alone = ask(stack, "--set", "store=true", "--system", "Be brief.", "What", "is", "3 + 4?")
+    piped = ask(stack, "--set", "store=true", "Summarize this.", given="one\ntwo\n")
+
+    assert (alone.returncode, alone.stderr, len(alone.stdout.split())) == (0, "", 40)
+    assert (piped.returncode, piped.stderr, len(piped.stdout.split())) == (0, "", 40)
+    client = stack.client()
+    kept = [client.chat.completions.messages.list(each.id).data for each in client.chat.completions.list(order="asc")]
+    assert [[message.content for message in messages] for messages in kept] == [
+        ["Be brief.", "What is 3 + 4?"],
+        ["Summarize this.\n\none\ntwo"],
+    ]
+
+
+def test_a_parameter_that_is_set_reaches_the_server(stack: Stack) -> None:
+    short = ask(stack, "--set", "max_tokens=5", "hi")
+    wrong = ask(stack, "--set", "temperature=9", "hi")
+    no_assignment = ask(stack, "--set", "temperature", "hi")
+    nothing = ask(stack)
+
+    assert (short.returncode, len(short.stdout.split())) == (0, 5)
+    assert wrong.returncode == 1
+    assert "temperature" in wrong.stderr
+    assert (no_assignment.returncode, no_assignment.stderr) == (
+        2,
+        "penstock: --set: 'temperature' is not NAME=VALUE, such as temperature=0.7\n",
+    )
+    assert (nothing.returncode, nothing.stderr) == (2, "penstock: Standard input is empty: it must hold a question.\n")
+
+
+def test_a_parameter_is_set_in_the_terminal(stack: Stack, tmp_path: Path) -> None:
+    with in_terminal(command(stack), tmp_path) as (terminal, _):
+        eventually("it greets", lambda: "scripted at http" in terminal.raw())
+        terminal.type("/set temperature 9\r")
+        eventually("it is set", lambda: "parameters: temperature 9" in terminal.raw())
+        terminal.type("hi\r")
+        eventually("the server refuses it", lambda: "less than or equal to 2" in terminal.raw())
+        terminal.type("/set model other\r")
+
+        eventually("it is refused", lambda: "'model' is not a parameter that can be set" in terminal.raw())
+
+
 def test_a_model_that_nobody_serves_is_said_to_wait(stack: Stack) -> None:
     ask = command(stack, "-m", DEAD)
     with subprocess.Popen(ask, text=True, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as asking:
