@@ -86,8 +86,7 @@ def by_tokens(protocol: str) -> Callable[[Sampling], Any]:
             salt="",
             ignore_eos=sampling.ignore_eos,
         )
-        held = TOKEN_PROTOCOLS[protocol].hold(form) if form else {}
-        return TOKEN_PROTOCOLS[protocol].body(request, "m") | held
+        return TOKEN_PROTOCOLS[protocol].fields(request, "m")
 
     return told
 
@@ -109,6 +108,7 @@ KINDS: dict[str, tuple[Callable[[Sampling], Any], set[str]]] = {
     "native, llamacpp, vllm, scripted": (engine_params, OF_A_TOKEN_RUN),
     "token upstream: completions": (by_tokens("completions"), OF_A_TOKEN_RUN - {"ignore_eos", "grammar"}),
     "token upstream: sglang": (by_tokens("sglang"), OF_A_TOKEN_RUN - {"ignore_eos", "grammar"}),
+    "token upstream: generate": (by_tokens("generate"), OF_A_TOKEN_RUN - {"ignore_eos", "grammar"}),
     "token upstream: llamacpp": (by_tokens("llamacpp"), OF_A_TOKEN_RUN - {"ignore_eos", "grammar"}),
     "class": (by_class, set()),
     "text upstream: anthropic": (by_messages, OF_ANY_RUN),

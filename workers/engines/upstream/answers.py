@@ -17,7 +17,13 @@ SPARK_BUSY, SPARK_AT_FAULT = frozenset({10007, 11202, 11203}), frozenset({10003,
 MINIMAX_BUSY, MINIMAX_AT_FAULT = frozenset({1002, 1041}), frozenset({1026, 1027, 1039, 2013})
 RETRY_AFTER_S, RETRY_AFTER_S_MAX = 1.0, 600.0
 MESSAGE_MAX = 500
-TOO_LONG = ("context_length_exceeded", "string_above_max_length", "maximum context length", "prompt is too long")
+TOO_LONG = (
+    "context_length_exceeded",
+    "string_above_max_length",
+    "maximum context length",
+    "maximum model length",
+    "prompt is too long",
+)
 
 
 def error_of(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
@@ -26,7 +32,8 @@ def error_of(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamEr
     if status in BUSY:
         return UpstreamBusy(f"answers {status}: {message}", retry_after_s=retry_after_s(headers))
     if status in UNPAID:
-        return UpstreamBroken(f"answers {status}: it refuses the key of this worker", final=True)
+        what = "the key of this worker" if status != 403 else "the key of this worker, or what it asks for"
+        return UpstreamBroken(f"answers {status}: it refuses {what}", final=True)
     if status in AT_FAULT:
         return UpstreamRefused(message, code=_slug(code, message), param=param)
     return UpstreamBroken(f"answers {status}: {message}", final=status not in PASSING)

@@ -23,7 +23,7 @@ REASONS = {
     "tool_calls": FinishReason.TOOL_CALLS,
     "function_call": FinishReason.TOOL_CALLS,
 }
-FAILED = frozenset({"error", "network_error", "insufficient_system_resource"})
+FAILED = frozenset({"abort", "error", "network_error", "insufficient_system_resource"})
 
 
 class Reader(Protocol):

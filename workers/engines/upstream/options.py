@@ -59,7 +59,7 @@ class UpstreamOptions(Terms):
     context_length: int = Field(0, ge=0)
     silence_s: float = Field(120, gt=0, le=3600)
     serves: list[Literal["chat", "complete", "embed", "rerank"]] = Field([])
-    tokens: Literal["completions", "llamacpp"] = "completions"
+    tokens: Literal["completions", "generate", "llamacpp"] = "completions"
 
     @model_validator(mode="before")
     @classmethod

@@ -70,6 +70,11 @@ class _OpenedTokens(TokenSource):
 
     async def open(self) -> None:
         await self._opened.open()
+        try:
+            await self._opened.check(self.protocol)
+        except SettingsError:
+            await self._opened.close()
+            raise
         self._upstreams = self._opened.all
         of_sglang = any(upstream.provider.name == "sglang" for upstream in self._upstreams)
         if of_sglang and self.protocol is TOKEN_PROTOCOLS["completions"]:

@@ -1,7 +1,8 @@
 """The protocols in which upstreams take and give token ids, so that an answer is continued exactly. Pure.
 
 `completions` is `POST /v1/completions` with `return_token_ids`, as vLLM (0.10.2 and later) and SGLang (0.5.23 and
-later) have it; `llamacpp` is `POST /completion` of llama.cpp's server. Prompt and output so far are the prompt there.
+later) have it; `generate` is `POST /inference/v1/generate` of a vLLM (0.32) that was started with `--enable-scale-out`;
+`llamacpp` is `POST /completion` of llama.cpp's server. Prompt and output so far are the prompt there.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,6 +18,8 @@ from workers.engines.upstream.errors import UpstreamBroken
 from workers.scheduling.sequence import Sampled, SamplingParams
 
 LIMITED = frozenset({"length", "limit"})
+ABORTED = frozenset({"abort", "error"})
+TOP_MAX = 20  # vLLM's own limit of log probabilities, if it was started with no other
 AS_ID = "token_id:"
 
 
@@ -58,7 +61,9 @@ class TokenProtocol(NamedTuple):
     """`path` is below the URL, or below its root where it begins with `..`. `hold` makes the fields that hold an answer
     to a form; it raises InvalidRequest for one that the server cannot be held to. `lacks` are sampling parameters that
     the server does not have. `loses_ids` says that a stream lacks the ids of all but the last token of a character,
-    which a whole answer has: llama.cpp sends nothing before the character is complete, and then one id."""
+    which a whole answer has: llama.cpp sends nothing before the character is complete, and then one id. `sampling` is
+    the field of the body that holds the sampling parameters and the form; '' if they are in the body itself. `needs`
+    says which servers have the path, if not all that speak OpenAI's protocol may have it."""
 
     path: str
     body: Callable[[TokenRequest, str], dict[str, Any]]
@@ -66,6 +71,15 @@ class TokenProtocol(NamedTuple):
     hold: Callable[[Form], dict[str, Any]]
     lacks: frozenset[str] = frozenset()
     loses_ids: bool = False
+    sampling: str = ""
+    needs: str = ""
+
+    def fields(self, request: TokenRequest, model: str) -> dict[str, Any]:
+        """The body of a request, held to its form. Raises InvalidRequest."""
+        body = self.body(request, model)
+        if request.form:
+            (body[self.sampling] if self.sampling else body).update(self.hold(request.form))
+        return body
 
 
 def hold_by_lark(form: Form) -> dict[str, Any]:
@@ -92,12 +106,36 @@ def _only_schema(form: Form) -> str:
 
 def completions_body(request: TokenRequest, model: str) -> dict[str, Any]:
     """Stop strings and ends of answers are ours, so the server is told of no stop string and gives ids of ends, too."""
-    sampling = request.sampling
     body = {
         "model": model,
         "prompt": request.ids,
         "stream": True,
         "return_token_ids": True,
+        "skip_special_tokens": False,
+    } | _sampling(request)
+    if request.sampling.logprobs is not None:
+        body["return_tokens_as_token_ids"] = True
+    return body | _salt(request)
+
+
+def generate_body(request: TokenRequest, model: str) -> dict[str, Any]:
+    """The server makes no text of the tokens. Of the likeliest tokens it leaves out the last one if the chosen one is
+    none of them, so one more is asked for."""
+    sampling = _sampling(request) | {"detokenize": False}
+    if request.sampling.logprobs:
+        sampling["logprobs"] = min(request.sampling.logprobs + 1, TOP_MAX)
+    body = {"model": model, "token_ids": request.ids, "stream": True, "sampling_params": sampling}
+    return body | _salt(request)
+
+
+def _salt(request: TokenRequest) -> dict[str, Any]:
+    return {"cache_salt": salted(request.salt)} if request.salt else {}
+
+
+def _sampling(request: TokenRequest) -> dict[str, Any]:
+    """The sampling parameters in vLLM's words."""
+    sampling = request.sampling
+    fields: dict[str, Any] = {
         "max_tokens": request.tokens_max,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
@@ -107,19 +145,31 @@ def completions_body(request: TokenRequest, model: str) -> dict[str, Any]:
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,
         "stop_token_ids": sorted(sampling.banned),
-        "skip_special_tokens": False,
     }
     if request.ignore_eos:
-        body["ignore_eos"] = True
+        fields["ignore_eos"] = True
     if sampling.min_tokens:
-        body["min_tokens"] = sampling.min_tokens
+        fields["min_tokens"] = sampling.min_tokens
     if sampling.logit_bias:
-        body["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
+        fields["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
     if sampling.seeded:
-        body["seed"] = sampling.seed
+        fields["seed"] = sampling.seed
     if sampling.logprobs is not None:
-        body |= {"logprobs": sampling.logprobs, "return_tokens_as_token_ids": True}
-    return body | ({"cache_salt": salted(request.salt)} if request.salt else {})
+        fields["logprobs"] = sampling.logprobs
+    return fields
+
+
+def read_generate(data: bytes) -> TokenChunk:
+    if not (choices := _parsed(data).get("choices")):
+        return TokenChunk([])
+    choice = choices[0]
+    if (ids := choice.get("token_ids")) is None:
+        raise UpstreamBroken("gives no token ids")
+    rows = (choice.get("logprobs") or {}).get("content")
+    if rows and "token_id" not in rows[0]:
+        raise UpstreamBroken("gives log probabilities without token ids: vLLM 0.32 gives them")
+    tokens = [_ranked(row) for row in rows] if rows else [Sampled(id_) for id_ in ids]
+    return TokenChunk(tokens, _end(choice.get("finish_reason")))
 
 
 def read_completions(data: bytes) -> TokenChunk:
@@ -173,6 +223,14 @@ def read_llamacpp(data: bytes) -> TokenChunk:
 TOKEN_PROTOCOLS = {
     "completions": TokenProtocol("/completions", completions_body, read_completions, hold_by_lark),
     "sglang": TokenProtocol("/completions", completions_body, read_completions, hold_by_schema),
+    "generate": TokenProtocol(
+        "../inference/v1/generate",
+        generate_body,
+        read_generate,
+        hold_by_lark,
+        sampling="sampling_params",
+        needs="a vLLM (0.32) that was started with --enable-scale-out",
+    ),
     "llamacpp": TokenProtocol(
         "../completion", llamacpp_body, read_llamacpp, hold_by_parsed_schema, frozenset({"min_tokens"}), True
     ),
@@ -190,7 +248,18 @@ def _parsed(data: bytes) -> Mapping[str, Any]:
     return content
 
 
+def likeliest(tokens: Seq[Sampled], count: int) -> list[Sampled]:
+    """The tokens, each with so many of its likeliest pairs, best first: vLLM puts the chosen one before them."""
+    return [
+        each._replace(top=tuple(sorted(each.top, key=lambda pair: -pair[1])[:count])) if each.top else each
+        for each in tokens
+    ]
+
+
 def _end(reason: str | None) -> str:
+    """Raises UpstreamBroken for an answer that the server gave up."""
+    if reason in ABORTED:
+        raise UpstreamBroken(f"ends its stream with {reason}")
     return "" if not reason else "length" if reason in LIMITED else "stop"
 
 
@@ -201,6 +270,13 @@ def _likely(ids: Seq[int], rows: Mapping[str, Any]) -> list[Sampled]:
         Sampled(id_, logprob, tuple((int(name.removeprefix(AS_ID)), value) for name, value in (likely or {}).items()))
         for id_, logprob, likely in zip(ids, rows["token_logprobs"], top, strict=True)
     ]
+
+
+def _ranked(row: Mapping[str, Any]) -> Sampled:
+    """A token of `generate`, whose list of the likeliest has the chosen one in any case."""
+    rows = row.get("top_logprobs") or ()
+    top = tuple((each["token_id"], each["logprob"]) for each in rows if (each.get("rank") or 1) <= len(rows))
+    return Sampled(row["token_id"], row["logprob"], top)
 
 
 def _probable(row: Mapping[str, Any]) -> Sampled:

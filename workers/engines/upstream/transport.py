@@ -63,19 +63,29 @@ class Transport:
                     raise UpstreamBroken(f"sent more than {ANSWER_BYTES_MAX} bytes")
         return parsed(bytes(body))
 
+    async def status(self, call: Call) -> int:
+        """The status of an answer, whose body is not read. Raises UpstreamError if there is none."""
+        async with self._response(call) as response:
+            return response.status
+
     async def close(self) -> None:
         await self._session.close()
 
     @asynccontextmanager
     async def _answer(self, call: Call) -> AsyncIterator[aiohttp.ClientResponse]:
+        async with self._response(call) as response:
+            if response.status != 200:
+                raise error_of(response.status, response.headers, await response.content.read(ERROR_BYTES_MAX))
+            yield response
+
+    @asynccontextmanager
+    async def _response(self, call: Call) -> AsyncIterator[aiohttp.ClientResponse]:
         method, data = ("GET", None) if call.body is None else ("POST", orjson.dumps(call.body))
         headers = {"content-type": "application/json", "accept-encoding": "identity", **call.headers}
         try:
             async with self._session.request(
                 method, call.url, data=data, headers=headers, allow_redirects=False, proxy=self._proxy_of(call.url)
             ) as response:
-                if response.status != 200:
-                    raise error_of(response.status, response.headers, await response.content.read(ERROR_BYTES_MAX))
                 yield response
         except TimeoutError as error:
             raise UpstreamBroken("says nothing for too long") from error

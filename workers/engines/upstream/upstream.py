@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from shared.domain.errors import SettingsError
 from shared.queue.protocols import Quota
 from workers.engines.upstream.breaker import Breaker
 from workers.engines.upstream.chat_protocols import PROTOCOLS, Asked
@@ -20,13 +21,14 @@ from workers.engines.upstream.messages_body import ANTHROPIC_VERSION
 from workers.engines.upstream.options import Target
 from workers.engines.upstream.providers import OWNERS, PROVIDERS, Provider
 from workers.engines.upstream.reports import Reports
-from workers.engines.upstream.token_protocols import TokenChunk, TokenProtocol, TokenRequest
+from workers.engines.upstream.token_protocols import TokenChunk, TokenProtocol, TokenRequest, likeliest
 from workers.engines.upstream.transport import Call, Transport
 from workers.scheduling.sequence import Sampled
 from workers.source import Piece, Said
 
 log = logging.getLogger(__name__)
 NO_REPORTS = Reports()
+LACKING = frozenset({403, 404, 405})
 
 
 class Upstream:
@@ -107,7 +109,7 @@ class Upstream:
                 lacks = 0
                 async with aclosing(self._transport.events(self._token_call(protocol, request))) as events:
                     async for data in events:
-                        chunk = protocol.read(data)
+                        chunk = _cut(protocol.read(data), request)
                         if chunk.total > len(new) + len(chunk.tokens):
                             lacks = chunk.total - len(new)
                             break
@@ -123,17 +125,27 @@ class Upstream:
     async def _whole(self, protocol: TokenProtocol, request: TokenRequest, count: int) -> TokenChunk:
         """The next so many tokens. They are the end only if the answer ends there."""
         asked = self._token_call(protocol, request._replace(tokens_max=count), stream=False)
-        chunk = protocol.read(orjson.dumps(await self._transport.fetch(asked)))
+        chunk = _cut(protocol.read(orjson.dumps(await self._transport.fetch(asked))), request)
         self._succeeded()
         if not (chunk.tokens or chunk.end == "stop"):
             raise UpstreamBroken("gives no token ids")
         return chunk._replace(end=chunk.end if chunk.end == "stop" or count >= request.tokens_max else "")
 
     def _token_call(self, protocol: TokenProtocol, request: TokenRequest, *, stream: bool = True) -> Call:
-        form = protocol.hold(request.form) if request.form else {}
-        call = self.call(protocol.path, protocol.body(request, self.model) | form | {"stream": stream})
+        call = self.call(protocol.path, protocol.fields(request, self.model) | {"stream": stream})
         # llama.cpp's server closes connections behind streams, and the next request could be sent into a closing one.
         return replace(call, headers={**call.headers, "connection": "close"}) if protocol.loses_ids else call
+
+    async def check(self, protocol: TokenProtocol) -> None:
+        """Ask by a request without a prompt, which computes nothing, whether the server has the protocol's path. Raises
+        SettingsError if it has not, and UpstreamError if it does not answer."""
+        status = await self._transport.status(self.call(protocol.path, {}))
+        if status in LACKING:
+            path = protocol.path.removeprefix("..")
+            raise SettingsError(
+                f"ENGINE_OPTION tokens: {self.target.shown} answers {status} at {path}, "
+                f"which must be {protocol.needs}; other servers have tokens=completions"
+            )
 
     async def probe(self) -> Mapping[str, Any]:
         """Return what its list says of the model; a server whose kind was not told is known by it. `{}` if it is not
@@ -194,6 +206,12 @@ class Upstream:
             raise
         else:
             self._succeeded()
+
+
+def _cut(chunk: TokenChunk, request: TokenRequest) -> TokenChunk:
+    """The chunk with no more likely tokens than are asked for."""
+    count = request.sampling.logprobs
+    return chunk if count is None else chunk._replace(tokens=likeliest(chunk.tokens, count))
 
 
 def key_headers(provider: Provider, key: str) -> dict[str, str]:

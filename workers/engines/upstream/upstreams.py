@@ -9,6 +9,7 @@ from workers.engines.upstream.errors import UpstreamError
 from workers.engines.upstream.options import UpstreamOptions
 from workers.engines.upstream.providers import SAMPLING_OF_SERVERS
 from workers.engines.upstream.reports import RedisReports
+from workers.engines.upstream.token_protocols import TokenProtocol
 from workers.engines.upstream.transport import Transport
 from workers.engines.upstream.upstream import Upstream
 from workers.source import Resume
@@ -43,6 +44,11 @@ class Upstreams:
         ]
         for found in await asyncio.gather(*map(_probed, self.all)):
             self.known = self.known or found
+
+    async def check(self, protocol: TokenProtocol) -> None:
+        """Raises SettingsError for an upstream that answers, and does not speak the protocol."""
+        if protocol.needs:
+            await asyncio.gather(*(_checked(upstream, protocol) for upstream in self.all))
 
     async def close(self) -> None:
         await self._transport.close()
@@ -80,6 +86,14 @@ class Upstreams:
 
     def _new_transport(self) -> Transport:
         return Transport(silence_s=self._options.silence_s)
+
+
+async def _checked(upstream: Upstream, protocol: TokenProtocol) -> None:
+    try:
+        async with asyncio.timeout(PROBE_S):
+            await upstream.check(protocol)
+    except (UpstreamError, TimeoutError) as error:
+        log.warning("an upstream does not answer yet", extra={"upstream": upstream.target.shown, "error": str(error)})
 
 
 async def _probed(upstream: Upstream) -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ from shared.queue.protocols import Delivery
 from shared.settings import load_settings
 from tests.conftest import ROOT
 from tests.factories import make_job
-from tests.upstreams import StandIn, in_thread, openai_chat, token_server
+from tests.upstreams import Fault, StandIn, in_thread, openai_chat, token_server
 from workers.loading.loaded import Loaded, load
 from workers.loading.model_spec import BUILTIN, parse_specs
 
@@ -126,6 +126,33 @@ def test_a_form_that_a_token_upstream_cannot_keep_is_refused_at_once(server: str
         model.begin(delivered(**asked))
 
     assert refused.value.param == param
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_server_without_generate_is_told_at_once_and_what_to_do(status: int) -> None:
+    standing = token_server(lambda prompt: iter(()))
+    standing.faults.append(Fault(status=status, body={"error": {"message": "disabled"}}))
+
+    with (
+        in_thread(standing),
+        pytest.raises(SettingsError, match=rf"answers {status} at /inference/v1/generate.*--enable-scale-out"),
+    ):
+        loaded(urls=standing.url, tokenizer=str(BUILTIN), tokens="generate")
+
+
+def test_a_server_with_generate_is_asked_for_nothing_to_compute(vllm: StandIn) -> None:
+    vllm.faults.append(Fault(status=400, body={"error": {"message": "body.token_ids: Field required"}}))
+
+    (info,) = loaded(urls=vllm.url, tokenizer=str(BUILTIN), tokens="generate").infos
+
+    assert info.resume == "exact"
+    assert [(each.path, each.body) for each in vllm.received[1:]] == [("/inference/v1/generate", {})]
+
+
+def test_a_server_of_generate_that_does_not_answer_yet_is_no_error() -> None:
+    (info,) = loaded(urls="http://127.0.0.1:9/v1", tokenizer=str(BUILTIN), tokens="generate").infos
+
+    assert info.resume == "exact"
 
 
 @pytest.mark.parametrize("asked", [FORCED, NAMED, REGEX])

@@ -54,6 +54,12 @@ def read(*chunks: Any) -> list[Piece]:
     return [piece for each in chunks for piece in reader.read(orjson.dumps(each))]
 
 
+@pytest.mark.parametrize("reason", ["abort", "error"])
+def test_an_answer_that_the_server_gives_up_has_not_ended(reason: str) -> None:
+    with pytest.raises(UpstreamBroken, match=f"ends its stream with {reason}"):
+        read(chunk({"content": "yes"}), chunk({}, reason))
+
+
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
 def test_reasoning_has_two_names(field: str) -> None:
     pieces = read(chunk({field: "hm"}), chunk({"content": "yes"}))
@@ -175,11 +181,16 @@ def test_a_page_instead_of_an_error_is_shown_shortly() -> None:
     assert len(str(error_of(500, {}, b"<html>" * 1000))) < 600
 
 
-def test_a_prompt_that_is_too_long_is_known_by_its_words() -> None:
-    error = error_of(400, {}, b'{"error": {"message": "This model\'s maximum context length is 10 tokens"}}')
+@pytest.mark.parametrize("words", ["maximum context length is 10", "prompt is longer than the maximum model length"])
+def test_a_prompt_that_is_too_long_is_known_by_its_words(words: str) -> None:
+    error = error_of(400, {}, orjson.dumps({"error": {"message": words}}))
 
     assert isinstance(error, UpstreamRefused)
     assert error.code == "context_length_exceeded"
+
+
+def test_a_403_may_be_about_more_than_the_key() -> None:
+    assert "or what it asks for" in str(error_of(403, {}, b"{}"))
 
 
 @pytest.mark.parametrize(("status", "final"), [(401, True), (404, True), (500, True), (502, False), (504, False)])

@@ -1,6 +1,7 @@
 """Token upstreams: what goes out, what comes back, and where an answer goes on."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -14,10 +15,14 @@ from workers.engines.upstream.options import Target
 from workers.engines.upstream.token_protocols import (
     TOKEN_PROTOCOLS,
     Form,
+    TokenProtocol,
     TokenRequest,
     completions_body,
+    generate_body,
+    likeliest,
     llamacpp_body,
     read_completions,
+    read_generate,
     read_llamacpp,
 )
 from workers.engines.upstream.token_source import TokenSource
@@ -75,6 +80,30 @@ def test_vllm_is_told_everything_but_stop_strings() -> None:
     }
 
 
+def test_vllm_s_generate_is_told_the_same_among_its_sampling_params() -> None:
+    same = completions_body(request_of([7, 8], sampling=EVERYTHING), "m")
+    own = ("model", "prompt", "stream", "return_token_ids", "skip_special_tokens", "return_tokens_as_token_ids")
+    sampling = {name: value for name, value in same.items() if name not in (*own, "cache_salt")}
+    form = {"structured_outputs": {"grammar": "start: %json {}"}}
+
+    told = TOKEN_PROTOCOLS["generate"].fields(request_of([7, 8], sampling=EVERYTHING, form=SCHEMA), "m")
+
+    assert told == {
+        "model": "m",
+        "token_ids": [7, 8],
+        "stream": True,
+        "sampling_params": sampling | form | {"detokenize": False, "logprobs": 3},
+        "cache_salt": salted("t/"),
+    }
+
+
+@pytest.mark.parametrize(("asked", "told"), [(0, 0), (1, 2), (19, 20), (20, 20)])
+def test_generate_is_asked_for_one_more_likely_token_up_to_vllm_s_limit(asked: int, told: int) -> None:
+    body = generate_body(request_of([7], sampling=replace(EVERYTHING, logprobs=asked)), "m")
+
+    assert body["sampling_params"].get("logprobs") == told
+
+
 def test_llamacpp_is_told_the_same_in_its_words() -> None:
     assert llamacpp_body(request_of([7, 8], sampling=EVERYTHING, form=SCHEMA), "m") == {
         "prompt": [7, 8],
@@ -105,6 +134,11 @@ def test_llamacpp_is_told_the_same_in_its_words() -> None:
             {"structured_outputs": {"grammar": "start: %json {}"}},
             {"structured_outputs": {"grammar": "start: calls"}},
         ),
+        (
+            "generate",
+            {"structured_outputs": {"grammar": "start: %json {}"}},
+            {"structured_outputs": {"grammar": "start: calls"}},
+        ),
         ("sglang", {"json_schema": '{"type":"array"}'}, None),
         ("llamacpp", {"json_schema": {"type": "array"}}, None),
     ],
@@ -130,9 +164,11 @@ async def test_the_form_goes_out_with_the_request(transport: Transport) -> None:
     assert server.bodies[0]["structured_outputs"] == {"grammar": "start: calls"}
 
 
-@pytest.mark.parametrize("body", [completions_body, llamacpp_body])
-def test_a_server_does_not_end_an_answer_that_ignores_its_end(body: Any) -> None:
-    assert body(request_of([7])._replace(ignore_eos=True), "m")["ignore_eos"] is True
+@pytest.mark.parametrize("protocol", TOKEN_PROTOCOLS.values(), ids=TOKEN_PROTOCOLS)
+def test_a_server_does_not_end_an_answer_that_ignores_its_end(protocol: TokenProtocol) -> None:
+    body = protocol.body(request_of([7])._replace(ignore_eos=True), "m")
+
+    assert (body[protocol.sampling] if protocol.sampling else body)["ignore_eos"] is True
 
 
 def test_vllm_s_log_probabilities_are_by_token_id() -> None:
@@ -144,6 +180,32 @@ def test_vllm_s_log_probabilities_are_by_token_id() -> None:
     chunk = {"choices": [{"index": 0, "text": "x", "token_ids": [5], "logprobs": rows, "finish_reason": "length"}]}
 
     assert read_completions(orjson.dumps(chunk)) == ([Sampled(5, -0.5, ((5, -0.5), (9, -2)))], "length", 0)
+
+
+def ranked(token: int, logprob: float, rank: int) -> dict[str, Any]:
+    return {"token_id": token, "logprob": logprob, "rank": rank}
+
+
+def test_generate_s_log_probabilities_have_the_chosen_token_among_the_likeliest_only_if_it_is_one() -> None:
+    first = ranked(5, -0.5, 1) | {"top_logprobs": [ranked(5, -0.5, 1), ranked(9, -2, 2)]}
+    last = ranked(6, -7, 30) | {"top_logprobs": [ranked(6, -7, 30), ranked(9, -2, 1)]}
+    chunk = {"choices": [{"index": 0, "token_ids": [5, 6], "logprobs": {"content": [first, last]}}]}
+
+    tokens = [Sampled(5, -0.5, ((5, -0.5), (9, -2))), Sampled(6, -7, ((9, -2),))]
+    assert read_generate(orjson.dumps(chunk)) == (tokens, "", 0)
+
+
+def test_log_probabilities_of_an_older_generate_are_no_tokens() -> None:
+    rows = {"content": [{"token": "token_id:5", "logprob": -0.5}]}
+
+    with pytest.raises(UpstreamBroken, match="without token ids"):
+        read_generate(orjson.dumps({"choices": [{"index": 0, "token_ids": [5], "logprobs": rows}]}))
+
+
+def test_no_more_likely_tokens_are_kept_than_are_asked_for() -> None:
+    chosen = Sampled(6, -7, ((6, -7), (9, -1), (8, -2)))
+
+    assert likeliest([chosen], 2) == [Sampled(6, -7, ((9, -1), (8, -2)))]
 
 
 def test_llamacpp_s_log_probabilities_are_too() -> None:
@@ -158,9 +220,16 @@ def test_llamacpp_says_why_it_ends(kind: str, end: str) -> None:
     assert read_llamacpp(orjson.dumps({"content": "", "tokens": [], "stop": True, "stop_type": kind})) == ([], end, 0)
 
 
-def test_a_server_that_gives_no_ids_is_no_token_upstream() -> None:
-    with pytest.raises(UpstreamBroken, match="return_token_ids is not understood"):
-        read_completions(b'{"choices": [{"index": 0, "text": "x", "finish_reason": null}]}')
+@pytest.mark.parametrize("read", [read_completions, read_generate])
+def test_a_server_that_gives_no_ids_is_no_token_upstream(read: Any) -> None:
+    with pytest.raises(UpstreamBroken, match="gives no token ids"):
+        read(b'{"choices": [{"index": 0, "text": "x", "finish_reason": null}]}')
+
+
+@pytest.mark.parametrize("read", [read_completions, read_generate])
+def test_an_answer_that_the_server_gives_up_has_not_ended(read: Any) -> None:
+    with pytest.raises(UpstreamBroken, match="ends its stream with abort"):
+        read(b'{"choices": [{"index": 0, "text": "", "token_ids": [], "finish_reason": "abort"}]}')
 
 
 def test_an_error_in_the_stream_is_one() -> None:
@@ -184,9 +253,23 @@ def llamacpp_server() -> StandIn:
     return StandIn({"/completion": events}, done=False)
 
 
+def generate_server() -> StandIn:
+    """vLLM's `/inference/v1/generate`, whose tokens have their end among them."""
+
+    def events(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        tokens = [*three(body["token_ids"]), END][: body["sampling_params"]["max_tokens"]]
+        for token in tokens:
+            reason = "stop" if token == END else None
+            choice = {"index": 0, "token_ids": [token], "logprobs": None, "finish_reason": reason}
+            yield {"request_id": "generate-tokens-1", "output_mode": "tokens", "choices": [choice], "usage": None}
+
+    return StandIn({"/inference/v1/generate": events})
+
+
 SERVERS: dict[str, Callable[[], StandIn]] = {
     "completions": lambda: token_server(three),
     "sglang": lambda: token_server(three, owned_by="sglang"),
+    "generate": generate_server,
     "llamacpp": llamacpp_server,
 }
 
@@ -205,7 +288,7 @@ async def said_by(transport: Transport, protocol: str, *servers: StandIn) -> lis
 async def test_an_answer_has_its_end_even_where_the_server_gives_none(transport: Transport, protocol: str) -> None:
     make = SERVERS[protocol]
     async with serving(make()) as server:
-        assert await said_by(transport, protocol, server) == [10, 11, 12, END]
+        assert (await said_by(transport, protocol, server))[:4] == [10, 11, 12, END]
 
 
 @pytest.mark.parametrize("protocol", TOKEN_PROTOCOLS)
@@ -214,9 +297,9 @@ async def test_the_next_upstream_continues_at_the_next_token(transport: Transpor
     async with serving(make()) as first, serving(make()) as second:
         first.faults.append(Fault(after=2))
 
-        assert await said_by(transport, protocol, first, second) == [10, 11, 12, END]
+        assert (await said_by(transport, protocol, first, second))[:4] == [10, 11, 12, END]
 
-    assert second.bodies[0]["prompt"] == [1, 10, 11]
+    assert second.bodies[0]["token_ids" if protocol == "generate" else "prompt"] == [1, 10, 11]
 
 
 async def test_the_upstream_that_the_job_was_taken_from_is_asked_for_tokens_first(transport: Transport) -> None:
