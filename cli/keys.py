@@ -90,16 +90,17 @@ def create(redis_url: str | None, /, name: str, secret: str | None, **given: Any
 @json_option
 @click.pass_obj
 def list_keys(redis_url: str | None, as_json: bool) -> None:
-    """List the API keys, their limits and this month's tokens."""
+    """List the API keys, their limits, and this month's tokens and cost."""
 
     async def print_keys(backend: Backend) -> None:
         store = ApiKeyStore(backend.client)
-        found = [(key, await store.used(key.id)) for key in await store.all()]
+        found = [(key, await store.used(key.id), await store.costs(key.id)) for key in await store.all()]
         if as_json:
-            echo_json([asdict(key) | {"tokens_this_month": used} for key, used in found])
+            counts = [{"tokens_this_month": used, "cost_micros_this_month": costs} for _, used, costs in found]
+            echo_json([asdict(key) | count for (key, *_), count in zip(found, counts, strict=True)])
             return
-        for key, used in found:
-            echo(_line(key, used=used))
+        for key, used, costs in found:
+            echo(_line(key, used=used, costs=costs))
 
     with_backend(redis_url, print_keys)
 
@@ -115,7 +116,7 @@ def limit(redis_url: str | None, /, key_id: str, name: str | None, **given: Any)
     async def change_key(backend: Backend) -> None:
         store = ApiKeyStore(backend.client)
         key = await store.change(key_id, **_changes(given), **({"name": name} if name else {}))
-        echo(_line(key, used=await store.used(key.id)))
+        echo(_line(key, used=await store.used(key.id), costs=await store.costs(key.id)))
 
     with_backend(redis_url, change_key)
 
@@ -145,7 +146,7 @@ def _changes(given: dict[str, Any]) -> dict[str, Any]:
     return changes
 
 
-def _line(key: ApiKey, *, used: int) -> str:
+def _line(key: ApiKey, *, used: int, costs: dict[str, int]) -> str:
     amounts = [
         (key.requests_per_minute, "requests/min"),
         (key.tokens_per_minute, "tokens/min"),
@@ -156,4 +157,5 @@ def _line(key: ApiKey, *, used: int) -> str:
     limits += [f"models {','.join(key.models)}"] if key.models else []
     limits += [f"weight {key.weight:g}"] if key.weight != 1 else []
     limits += [f"expires {time.strftime('%Y-%m-%d', time.gmtime(key.expires_s))}"] if key.expires_s else []
-    return row(key.id, key.name, key.priority, f"used {used}", ", ".join(limits) or "no limits")
+    spent = f"used {used}" + (f", cost {sum(costs.values()) / 1_000_000:.6f}" if costs else "")
+    return row(key.id, key.name, key.priority, spent, ", ".join(limits) or "no limits")

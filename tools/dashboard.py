@@ -87,6 +87,12 @@ ROWS: dict[str, list[Panel]] = {
             "ops",
             {"{{model}} {{outcome}}": rate("penstock_jobs_total", "model, outcome")},
         ),
+        Panel(
+            "Cost",
+            "The cost of an hour at this rate, by the prices of upstreams and in their currency.",
+            "short",
+            {"{{model}}": f"3600 * {rate('penstock_cost_total', 'model')}"},
+        ),
     ],
     "Clients": [
         Panel(

@@ -215,6 +215,11 @@ class ChatSource:
         characters, as in English text."""
         return len(text) // 4 + 1 if text else 0
 
+    def cost(self, usage: Usage) -> int:
+        """Return what so many tokens cost, in millionths of the prices' currency, where no `Usage` of the source tells
+        it by its `cost_micros`."""
+        return 0
+
     async def watch(self) -> None:
         """Run beside the answers, from when the worker serves until it stops: to notice that what `open` took is lost.
         EngineBroken, or any other error, ends the worker, so that a new process begins anew."""

@@ -156,7 +156,11 @@ async def revoke_key(key_id: str, services: ServicesDep) -> dict[str, Any]:
 
 
 async def _key_object(services: Services, key: ApiKey) -> dict[str, Any]:
-    return {"object": "api_key", **asdict(key), "tokens_this_month": await services.keys.used(key.id)}
+    counts = {
+        "tokens_this_month": await services.keys.used(key.id),
+        "cost_micros_this_month": await services.keys.costs(key.id),
+    }
+    return {"object": "api_key", **asdict(key), **counts}
 
 
 @router.post("/models/{name:path}/pause")

@@ -1,5 +1,5 @@
-"""`GET /dashboard/billing/...`: figures that NextChat and other clients show on their settings page. Penstock has no
-prices, so a dollar there stands for a million tokens."""
+"""`GET /dashboard/billing/...`: figures that NextChat and other clients show on their settings page. Only upstreams
+have prices, so a dollar there stands for a million tokens."""
 
 import time
 from typing import Any

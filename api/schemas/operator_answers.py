@@ -77,7 +77,8 @@ class DemandList(BaseModel):
 
 
 class KeyObject(BaseModel):
-    """An API key. `secret` is shown only when the key is created."""
+    """An API key. `secret` is shown only when the key is created. The cost is by model, in millionths of the currency
+    of the upstreams' prices."""
 
     object: Literal["api_key"]
     id: str
@@ -92,6 +93,7 @@ class KeyObject(BaseModel):
     weight: float
     priority: str
     tokens_this_month: int
+    cost_micros_this_month: dict[str, int]
     secret: str | None = None
 
 

@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -108,6 +109,16 @@ class ApiKeyStore:
         """Return how many tokens the key has used this month."""
         with translated():
             return sum([int(await client.get(keys.usage(key_id, self.month())) or 0) for client in self._counting])
+
+    async def costs(self, key_id: str) -> dict[str, int]:
+        """Return by model what the key's answers cost this month, in millionths of the prices' currency. Models without
+        a price are left out."""
+        found: Counter[str] = Counter()
+        with translated():
+            for client in self._counting:
+                of_models: Any = await client.hgetall(keys.costs(key_id, self.month()))
+                found.update({model.decode(): int(micros) for model, micros in of_models.items()})
+        return dict(sorted(found.items()))
 
     def month(self) -> str:
         return time.strftime("%Y-%m", time.gmtime(self._clock()))

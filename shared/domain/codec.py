@@ -184,9 +184,8 @@ def _outcome_to_wire(outcome: Outcome) -> dict[str, Any]:
     match outcome:
         case Completed(usage=usage):
             counts = asdict(usage)
-            if not counts["estimated"]:
-                del counts["estimated"]
-            return {"completed": counts}
+            left_out = [name for name in ("estimated", "cost_micros") if not counts[name]]
+            return {"completed": {name: count for name, count in counts.items() if name not in left_out}}
         case Failed():
             return {"failed": {"code": outcome.code, "message": outcome.message, "param": outcome.param}}
         case Cancelled():

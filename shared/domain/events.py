@@ -38,13 +38,15 @@ class CallPart(NamedTuple):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
     """Token counts over all choices; the prompt counts once. Its `cached_tokens` came from the prefix cache, and the
-    `reasoning_tokens` of the completion precede the answer. They are `estimated` if nobody counted real tokens."""
+    `reasoning_tokens` of the completion precede the answer. They are `estimated` if nobody counted real tokens.
+    `cost_micros` is what they cost, in millionths of the prices' currency; 0 without a price."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
     reasoning_tokens: int = 0
     estimated: bool = False
+    cost_micros: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -69,6 +69,12 @@ class WorkerMetrics:
         self.failed = Counter(
             "penstock_failed_jobs", "jobs that failed here, by reason", ["model", "code"], registry=registry
         )
+        self.cost = Counter(
+            "penstock_cost",
+            "what completed jobs cost by their upstreams' prices, in the prices' currency",
+            ["model"],
+            registry=registry,
+        )
         self.queued = Histogram(
             "penstock_queue_wait_seconds",
             "from a job's arrival to its first claim",
@@ -100,7 +106,7 @@ class WorkerMetrics:
     def begin(self, model: str) -> None:
         """Create the model's counters at zero: a counter that appears with its first event hides that event from
         Prometheus's `rate` and `increase`."""
-        for counter in (self.redelivered, self.fenced, self.wasted):
+        for counter in (self.redelivered, self.fenced, self.wasted, self.cost):
             counter.labels(model)
         for outcome in OUTCOMES:
             self.jobs.labels(model, outcome)

@@ -39,6 +39,20 @@ local function use(tenant, month, tokens)
   redis.call('EXPIRE', key, USAGE_TTL_S)
 end
 
+-- part: count_cost
+-- needs: usage
+-- Count what a job cost, in millionths of the prices' currency, to the month of its key and to its model. A replay,
+-- whose tokens do not count to its key, has a month for its cost alone.
+local function count_cost(model, id, micros)
+  if micros == 0 then return end
+  local tenant, month, cost_month = unpack(redis.call('HMGET', JOB .. id, 'tenant', 'month', 'cost_month'))
+  month = month or cost_month
+  if not month then return end
+  local key = COSTS .. tenant .. ':' .. month
+  redis.call('HINCRBY', key, model, micros)
+  redis.call('EXPIRE', key, USAGE_TTL_S)
+end
+
 -- part: hold
 -- needs: clock
 -- Take one of the key's jobs at a time, for as long as the job's deadlines allow.

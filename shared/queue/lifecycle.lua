@@ -296,9 +296,9 @@ local function publish(messages)
 end
 
 -- verb: settle
--- takes: model, id, claim_token, status, iso, number ttl_s, worker, exc, number tokens, number output, number first
--- takes: list events
--- needs: close, correct, drop_entry, log, output
+-- takes: model, id, claim_token, status, iso, number ttl_s, worker, exc, number tokens, number output
+-- takes: number cost_micros, number first, list events
+-- needs: close, correct, count_cost, drop_entry, log, output
 -- End a job with its last events, if the caller owns it. -> settled | lost | the length of a log that is shorter than
 -- the caller thinks
 local function settle(args)
@@ -318,6 +318,7 @@ local function settle(args)
   close(model, id, ending, args.iso, args.ttl_s)
   correct(model, id, args.tokens)                  -- end.lua
   if ending == 'finished' then note_output(model, args.output) end
+  count_cost(model, id, args.cost_micros)          -- key_limits.lua
   if args.exc ~= '' then
     local results = RESULTS .. id
     redis.call('XADD', results, 'MAXLEN', 10, '*', 'type', 2, 'worker_name', args.worker, 'exc_string', args.exc)

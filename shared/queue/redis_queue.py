@@ -39,6 +39,7 @@ from shared.redis import keys
 from shared.redis.client import translated
 
 VECTORS_TTL_S = 60
+NOTHING_TAKEN = {"tokens": 0, "output": 0, "cost_micros": 0}
 
 
 class RedisQueue:
@@ -152,6 +153,7 @@ class RedisQueue:
             exc=_rq_traceback(outcome),
             tokens=tokens,
             output=output,
+            cost_micros=outcome.usage.cost_micros if isinstance(outcome, Completed) else 0,
             first=write.events[0].seq,
             events=[encode_event(event) for event in write.events],
         )
@@ -180,14 +182,15 @@ class RedisQueue:
 
     async def replay(self, job_id: str, *, as_id: str, model: str = "") -> tuple[State | None, str]:
         with translated():
-            found: Any = await self._redis.hmget(keys.job(job_id), ["status", "payload", "view"])
-        status, payload, render_options = found
+            found: Any = await self._redis.hmget(keys.job(job_id), ["status", "payload", "view", "month", "cost_month"])
+        status, payload, render_options, month, cost_month = found
         if not payload:
             return _state(status or b""), ""
         before = decode_job(payload)
         job = replace(before, id=as_id, model=model or before.model, created_ms=int(time.time() * 1000))
-        fields = self.fields(job) | {"view": render_options or "", "replay_of": job_id}
-        answer = await self._call("replay", origin=job_id, id=as_id, fields=flat(fields))
+        cost_month = iso_now()[:7] if month or cost_month else ""
+        about = {"view": render_options or "", "replay_of": job_id, "cost_month": cost_month}
+        answer = await self._call("replay", origin=job_id, id=as_id, fields=flat(self.fields(job) | about))
         verdict, replayed_as = answer[0].decode(), answer[1].decode()
         return (State.FAILED if verdict in ("ok", "replayed") else _state(answer[0])), replayed_as
 
@@ -279,7 +282,7 @@ class RedisQueue:
             event = encode_event(Finished(seq=len(log), outcome=Failed(code="internal_error", message=str(error))))
             failure = {"status": State.FAILED, "ttl_s": self._failed_ttl_s, "exc": rq_view.traceback_field(str(error))}
             about = {"model": model, "id": job_id, "claim_token": token, "worker": worker, "iso": iso_now()}
-            await self._call("settle", **about, **failure, tokens=0, output=0, first=len(log), events=[event])
+            await self._call("settle", **about, **failure, **NOTHING_TAKEN, first=len(log), events=[event])
             return None
 
     def _cancelling(self, job_id: str) -> dict[str, Any]:

@@ -37,6 +37,7 @@
 | penstock:breaker:{quota}   | hash    | quota.lua         | `failures`, `openings`, `until_ms`, `trial` of an upstream that fails | 10 minutes after the last failure |
 | penstock:holding:{key}     | zset    | key_limits.lua, quota.lua | the jobs of an API key by their last deadline, or of an upstream by the end of their lease | the longest job's |
 | penstock:usage:{key}:{month} | string | key_limits.lua    | tokens used                                  | 70 days |
+| penstock:costs:{key}:{month} | hash | key_limits.lua    | by model, what its answers cost, in millionths of the prices' currency | 70 days |
 | penstock:chat:{job}        | string  | records.lua       | the request of a stored chat, as JSON        | as long as a response |
 | penstock:chats:{tenant}    | zset    | records.lua       | ids of stored chats by when they came        | as long as the last of them |
 | penstock:stored:{tenant}   | zset    | records.lua       | `bytes key` of chats and responses by when they expire | as long as the last of them |
@@ -104,7 +105,8 @@ enqueue and replay; a field that says nothing is not sent. "the hash" has the li
 | idempotency    | enqueue                   | lifecycle.lua                              | its idempotency key                                    | the hash |
 | fingerprint    | enqueue                   | -                                          | a digest of the request that came with that key        | the hash |
 | limits         | enqueue                   | -                                          | limits of its API key, as key_limits.lua reads them    | the hash |
-| month          | enqueue                   | key_limits.lua                             | the month that its tokens count to; none without a key | the hash |
+| month          | enqueue                   | key_limits.lua, redis_queue                          | the month that its tokens count to; none without a key | the hash |
+| cost_month     | enqueue                   | key_limits.lua, redis_queue                | of a replay: the month that its cost counts to; none without a key | the hash |
 | view           | enqueue                   | redis_queue, job_records                        | options that rebuild its stream                        | the hash |
 | trace          | enqueue                   | lifecycle.lua                              | its W3C trace context                                  | the hash |
 | replay_of      | enqueue                   | job_records                                     | the failed job that it replays                         | the hash |
@@ -165,6 +167,7 @@ _BY_NAME = {
     "breaker": "penstock:breaker:",
     "holding": "penstock:holding:",
     "usage": "penstock:usage:",
+    "costs": "penstock:costs:",
     "workers_of": "rq:workers:",
     "model": "penstock:model:",
     "pace": "penstock:pace:",
@@ -232,6 +235,10 @@ def api_key(key_id: str) -> str:
 
 def usage(key_id: str, month: str) -> str:
     return f"{_BY_NAME['usage']}{key_id}:{month}"
+
+
+def costs(key_id: str, month: str) -> str:
+    return f"{_BY_NAME['costs']}{key_id}:{month}"
 
 
 def chat(job_id: str) -> str:

@@ -1,8 +1,10 @@
 """API keys for clients and operators: no access without a key, none to another key's data, and clear limits."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,7 +12,8 @@ import openai
 import pytest
 
 from api.http.middleware import UNVERSIONED
-from tests.e2e.harness import Stack, eventually, standalone_stack
+from tests.e2e.harness import Stack, eventually, metric, standalone_stack
+from tests.upstreams import in_thread, openai_chat
 
 ASK: dict[str, Any] = {"model": "scripted", "messages": [{"role": "user", "content": "x"}], "max_tokens": 5}
 ADMIN = {"authorization": "Bearer admin-of-this-test"}
@@ -198,3 +201,24 @@ def _refused(client: openai.OpenAI, kind: type[openai.APIStatusError] = openai.A
     except kind:
         return True
     return False
+
+
+def test_what_answers_cost_is_shown_of_their_key(tmp_path: Path) -> None:
+    with in_thread(openai_chat()) as server:  # whose usage says 7 and 5 tokens
+        options = json.dumps({"urls": server.url, "price": {"input": 2, "output": 10}})
+        settings: dict[str, Any] = {"keys": "required", "admin_key": "admin-of-this-test"}
+        with standalone_stack(tmp_path, "m", engine="upstream", engine_options=options, **settings) as stack:
+            paying, idle = client(stack), client(stack)
+            for _ in range(2):
+                paying.chat.completions.create(**(ASK | {"model": "m"}))
+
+            shown = httpx.get(f"{stack.base}/admin/keys", headers=ADMIN).json()["data"]
+            as_json = json.loads(keys(stack, "list", "--json"))
+            lines = keys(stack, "list").splitlines()
+            counted = sum(metric(url, "penstock_cost_total") for url in stack.worker_urls())
+
+    assert idle.api_key != paying.api_key
+    for listed in (shown, as_json):
+        assert sorted((key["cost_micros_this_month"] for key in listed), key=len) == [{}, {"m": 2 * (14 + 50)}]
+    assert ["cost 0.000128" in line for line in lines].count(True) == 1
+    assert counted == pytest.approx(0.000128)

@@ -146,6 +146,8 @@ class HeldJobs:
         """Count and log the end of a job that has been settled, and forget it."""
         model, outcome = delivery.job.model, type(last.outcome).__name__.lower()
         self._metrics.jobs.labels(model, outcome).inc()
+        if isinstance(last.outcome, Completed):
+            self._metrics.cost.labels(model).inc(last.outcome.usage.cost_micros / 1_000_000)
         if isinstance(last.outcome, Failed):
             self._metrics.failed.labels(model, last.outcome.code).inc()
         if held := self.of(delivery):

@@ -1,7 +1,7 @@
 """A run whose text comes from a source: a chat, or completions. The log holds text, and no tokens."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import orjson
 
@@ -103,8 +103,16 @@ class TextRun(SourceRun):
             cached_tokens=sum(count.cached_tokens for count in counts[::n]),
             reasoning_tokens=sum(count.reasoning_tokens for count in counts),
             estimated=any(answer.usage is None or answer.goes_on for answer in self._answers.values()),
+            cost_micros=sum(self._cost(choice, count) for choice, count in enumerate(counts)),
         )
         return Completed(usage=usage)
+
+    def _cost(self, choice: int, count: Usage) -> int:
+        """What an answer costs. Each of several has paid for its prompt."""
+        if count is self._answers[choice].usage:
+            return count.cost_micros
+        prompt_tokens = self._prompt_tokens[choice // self.delivery.job.sampling.n]
+        return self._source.cost(replace(count, prompt_tokens=prompt_tokens))
 
 
 def _counted(answer: Answer) -> Usage:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import AsyncIterator
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 
 from shared.domain.errors import EngineError, InvalidRequest
 from shared.domain.events import Completed, Embedded, Event, Usage
@@ -49,7 +50,8 @@ class VectorRun(SourceRun):
         return not self._left
 
     def completed(self) -> Completed:
-        return Completed(usage=Usage(prompt_tokens=self.prompt_tokens, completion_tokens=0, estimated=True))
+        usage = Usage(prompt_tokens=self.prompt_tokens, completion_tokens=0, estimated=True)
+        return Completed(usage=replace(usage, cost_micros=self._source.cost(usage)))
 
     async def ask(self, part: int) -> AsyncIterator[Vector]:
         left = list(self._left)

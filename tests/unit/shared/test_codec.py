@@ -196,3 +196,13 @@ def test_bytes_that_are_no_job_are_refused(data: bytes) -> None:
 def test_bytes_that_are_no_event_are_refused(data: bytes) -> None:
     with pytest.raises(DecodeError):
         decode_event(0, data)
+
+
+def test_the_cost_of_an_answer_is_written_and_0_is_not() -> None:
+    usage = Usage(prompt_tokens=3, completion_tokens=3, cost_micros=42)
+    priced = Finished(seq=0, outcome=Completed(usage=usage))
+    free = Finished(seq=0, outcome=Completed(usage=replace(usage, cost_micros=0)))
+
+    assert decode_event(0, encode_event(priced)) == priced
+    assert decode_event(0, encode_event(free)) == free
+    assert b"cost" not in encode_event(free)

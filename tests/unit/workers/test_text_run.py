@@ -109,6 +109,41 @@ def test_usage_counts_the_prompt_once_over_the_choices() -> None:
     assert usage_of(last) == Usage(prompt_tokens=11, completion_tokens=10, cached_tokens=4)
 
 
+class Priced(Given):
+    """Its tokens cost a micro each."""
+
+    def cost(self, usage: Usage) -> int:
+        return usage.prompt_tokens + usage.completion_tokens
+
+
+def test_a_job_costs_what_the_usages_of_its_choices_say() -> None:
+    run = TextRun(delivered(n=2), Priced())
+    for choice, micros in ((0, 30), (1, 12)):
+        run.advance(choice, "x")
+        run.advance(choice, Usage(prompt_tokens=11, completion_tokens=5, cost_micros=micros))
+        last = run.close(choice)
+
+    assert usage_of(last).cost_micros == 42
+
+
+def test_an_answer_without_usage_costs_what_is_counted_of_it() -> None:
+    events = computed(Priced(), delivered(), "0123456789")
+
+    counted = usage_of(events)
+    assert counted.estimated
+    assert counted.cost_micros == counted.prompt_tokens + counted.completion_tokens > 3
+
+
+def test_each_choice_without_usage_pays_for_its_prompt() -> None:
+    run = TextRun(delivered(n=2), Priced())
+    for choice in (0, 1):
+        run.advance(choice, "x")
+        last = run.close(choice)
+
+    counted = usage_of(last)
+    assert counted.cost_micros == 2 * counted.prompt_tokens + counted.completion_tokens
+
+
 def test_an_image_counts_as_no_text_of_the_prompt() -> None:
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 10_000}}
     job = make_job()

@@ -51,6 +51,10 @@ class UpstreamSource(ChatSource):
     def serves(self) -> frozenset[str]:
         return self._serves
 
+    def cost(self, usage: Usage) -> int:
+        """By the first upstream's price: no usage says which one has answered."""
+        return self._upstreams[0].cost(usage)
+
     def chat(self, request: ChatRequest) -> AsyncIterator[Piece]:
         return self._answer(request)
 
@@ -90,7 +94,7 @@ class UpstreamSource(ChatSource):
                 async with aclosing(upstream.answer(request, said)) as answer:
                     async for pieces in answer:
                         for piece in pieces:
-                            yield so_far.take(piece, said)
+                            yield so_far.take(piece, said, upstream)
                 return
             except UpstreamRefused as error:
                 raise refusal(error, begun=bool(so_far.said)) from error
@@ -142,7 +146,7 @@ class _SoFar:
     def said(self) -> Said:
         return Said(text="".join(self._texts), reasoning="".join(self._reasoning), calls=tuple(self._calls))
 
-    def take(self, piece: Piece, continued: Said) -> Piece:
+    def take(self, piece: Piece, continued: Said, upstream: Upstream) -> Piece:
         match piece:
             case Text(text=text):
                 self._texts.append(text)
@@ -150,8 +154,9 @@ class _SoFar:
                 self._reasoning.append(text)
             case CallPart():
                 self._calls.append(piece)
-            case Usage() if continued.text:
-                return _whole(piece, continued)
+            case Usage():
+                usage = _whole(piece, continued) if continued.text else piece
+                return replace(usage, cost_micros=upstream.cost(usage))
             case _:
                 return piece
         self.begun = self.grown = True

@@ -56,7 +56,7 @@ def load_tokens(
 
     def begun(delivery: Delivery) -> JobRun:
         if delivery.job.kind in (Kind.CHAT, Kind.COMPLETION):
-            return TokenRun(delivery, model, source.tokens, protocol=source.protocol)
+            return TokenRun(delivery, model, source.tokens, protocol=source.protocol, cost=source.cost)
         return begin(model, delivery)
 
     quotas = tuple(upstream.quota for upstream in upstreams.all)

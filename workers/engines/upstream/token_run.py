@@ -6,7 +6,7 @@ from functools import partial
 from typing import Protocol
 
 from shared.domain.errors import EngineError, InvalidRequest
-from shared.domain.events import Completed, Event, Finished, Outcome
+from shared.domain.events import Completed, Event, Finished, Outcome, Usage
 from shared.domain.job import Job
 from shared.queue.protocols import Delivery
 from workers.engines.upstream.token_protocols import Form, TokenProtocol, TokenRequest
@@ -28,9 +28,11 @@ class TokenRun(SourceRun):
     """A part is a choice. A grammar is enforced by the upstream, which begins it anew with each request: an answer that
     broke off under one is lost."""
 
-    def __init__(self, delivery: Delivery, model: Model, ask: Ask, *, protocol: TokenProtocol) -> None:
+    def __init__(
+        self, delivery: Delivery, model: Model, ask: Ask, *, protocol: TokenProtocol, cost: Callable[[Usage], int]
+    ) -> None:
         """Raises InvalidRequest as Generation does, and for what the server cannot do by this protocol."""
-        self._generation = Generation(delivery, model)
+        self._generation = _PricedGeneration(delivery, model, cost)
         super().__init__(delivery, prompt_tokens=self._generation.prompt_tokens)
         self._ask = ask
         if delivery.job.request.get("prompt_logprobs") is not None:
@@ -98,6 +100,16 @@ class TokenRun(SourceRun):
     def _told(self, events: list[Event]) -> list[Event]:
         self.ended = self.ended or self._generation.ended
         return events
+
+
+class _PricedGeneration(Generation):
+    def __init__(self, delivery: Delivery, model: Model, cost: Callable[[Usage], int]) -> None:
+        self._cost = cost
+        super().__init__(delivery, model)
+
+    def completed(self) -> Completed:
+        usage = super().completed().usage
+        return Completed(usage=replace(usage, cost_micros=self._cost(usage)))
 
 
 def _form(job: Job, sequence: Sequence) -> Form | None:

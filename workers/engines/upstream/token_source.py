@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable
 from collections.abc import Sequence as Seq
 from contextlib import aclosing
 
+from shared.domain.events import Usage
 from workers.engines.upstream.attempts import Attempts, refusal
 from workers.engines.upstream.errors import UpstreamError, UpstreamRefused
 from workers.engines.upstream.token_protocols import TokenProtocol, TokenRequest
@@ -21,6 +22,10 @@ class TokenSource(ChatSource):
         self._upstreams = upstreams
         self.protocol = protocol
         self._end = end
+
+    def cost(self, usage: Usage) -> int:
+        """By the first upstream's price."""
+        return self._upstreams[0].cost(usage)
 
     async def tokens(self, request: Callable[[], TokenRequest], *, quota: str = "") -> AsyncIterator[Sampled]:
         """The tokens of an answer. Each is in what `request` returns before the next is asked for, so another upstream

@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from shared.domain.errors import SettingsError
+from shared.domain.events import Usage
 from shared.queue.protocols import Quota
 from workers.engines.upstream.breaker import Breaker
 from workers.engines.upstream.chat_protocols import PROTOCOLS, Asked
@@ -61,6 +62,10 @@ class Upstream:
 
     def __repr__(self) -> str:
         return f"<upstream {self.target.shown}>"
+
+    def cost(self, usage: Usage) -> int:
+        """What so many tokens cost here, in millionths of the price's currency; 0 without a price."""
+        return self.target.price.cost_micros(usage) if self.target.price else 0
 
     def spend(self) -> None:
         """Tell that it is asked for a job that no claim has taken from its quota."""

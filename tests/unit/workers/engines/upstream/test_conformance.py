@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from penstock.driver import Attempt
 from penstock.testing import RunnerConformance
 from shared.settings import Settings, load_settings
 from tests.upstreams import StandIn, budgeted_chat, counting, in_thread, token_server
@@ -37,5 +38,10 @@ class TestTokens(UpstreamConformance):
     def server(cls) -> Iterator[StandIn]:
         with in_thread(token_server(counting)) as server:
             server.step_s = 0.002
-            cls.options = {"urls": server.url, "tokenizer": str(BUILTIN)}
+            cls.options = {"urls": server.url, "tokenizer": str(BUILTIN), "price": {"input": 3, "output": 5}}
             yield server
+
+    def test_an_answer_has_its_cost(self, whole: Attempt) -> None:
+        usage = whole.usage
+
+        assert usage.cost_micros == 3 * usage.prompt_tokens + 5 * usage.completion_tokens > 0

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from shared.domain.errors import SettingsError
+from shared.models_file.upstreams import Price
 from workers.engines.upstream.options import UpstreamOptions
 from workers.loading.options import validated
 
@@ -30,6 +31,14 @@ def test_each_upstream_has_what_is_said_of_all_and_its_own_wins() -> None:
     )
 
 
+def test_the_price_of_all_holds_where_an_upstream_has_none() -> None:
+    own = {"url": "https://b/v1", "price": {"input": 7}}
+    dear, cheap = options_of(urls=["https://a/v1", own], price={"input": 2.5, "output": 10}).targets
+
+    assert dear.price == Price(input=2.5, output=10)
+    assert cheap.price == Price(input=7)
+
+
 def test_one_url_needs_no_list() -> None:
     assert [each.url for each in options_of(urls="http://localhost:8000/v1/").targets] == ["http://localhost:8000/v1"]
 
@@ -44,6 +53,8 @@ def test_one_url_needs_no_list() -> None:
         ({"urls": ["http://host/v1"], "key": "sk-secret"}, "key"),
         ({"urls": ["http://host/v1"], "provider": "nobody"}, "provider"),
         ({"urls": ["http://host/v1"], "requests_per_minute": -1}, "requests_per_minute"),
+        ({"urls": ["http://host/v1"], "price": 5}, "price"),
+        ({"urls": ["http://host/v1"], "price": {"input": -1}}, "price.input"),
         ({"urls": ["http://host/v1"], "resume": "exact"}, "resume"),
         ({"urls": ["http://host/v1"], "colour": "red"}, "colour"),
     ],

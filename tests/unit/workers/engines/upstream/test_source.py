@@ -27,6 +27,22 @@ async def test_an_answer_comes_as_it_is_said_with_the_usage_of_the_upstream(sour
     assert server.bodies[0]["model"] == "m"
 
 
+async def test_an_answer_costs_what_the_upstream_that_gave_it_takes(transport: Transport) -> None:
+    async with serving(openai_chat()) as first, serving(openai_chat()) as second:
+        first.faults.append(Fault(status=503))
+        targets = [
+            Target.model_validate({"url": each.url, "price": {"input": price, "output": 2 * price}})
+            for each, price in ((first, 1), (second, 100))
+        ]
+        upstreams = [Upstream(each, transport, model="m") for each in targets]
+        source = UpstreamSource(upstreams, resume=Resume.RESTART, serves=CHAT)
+
+        (*_, usage) = await said_by(source, asked())
+
+    assert usage == Usage(prompt_tokens=7, completion_tokens=5, cost_micros=7 * 100 + 5 * 200)
+    assert source.cost(Usage(prompt_tokens=7, completion_tokens=5)) == 7 + 10
+
+
 @pytest.mark.parametrize("status", [429, 503, 529])
 async def test_an_upstream_without_room_is_passed_over(source_of: SourceOf, status: int) -> None:
     async with serving(openai_chat()) as first, serving(openai_chat()) as second:
