@@ -86,7 +86,7 @@ def test_images_are_built_on_the_same_base_however_they_are_built() -> None:
 
     assert f"ARG PYTHON_IMAGE={PYTHON_IMAGE}\n" in DOCKERFILE
     assert set(re.findall(r"^FROM (\$\S+|\S+:\S+)", DOCKERFILE, re.MULTILINE)) == {"${PYTHON_IMAGE}"}
-    assert set(built) == {"api", "worker", "worker-gpu", "worker-vllm"}
+    assert set(built) == {"api", "host", "worker", "worker-gpu", "worker-vllm"}
     for build in built.values():
         assert build["args"]["PYTHON_IMAGE"] == f"${{PYTHON_IMAGE:-{PYTHON_IMAGE}}}"
 
