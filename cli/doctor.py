@@ -11,6 +11,8 @@ from redis.asyncio import Redis
 from cli.backend import REDIS_URL_HELP, Backend, json_option, with_backend
 from cli.redis_location import operator_settings
 from cli.terminal import echo, echo_json, row
+from shared.catalog.hosting import Hosting, best_of
+from shared.domain.hosting import HostedModel, HostedState
 from shared.domain.job import ModelInfo
 from shared.domain.lifecycle import State
 from shared.redis import keys
@@ -69,6 +71,7 @@ def latency(median_ms: float) -> Finding:
 
 async def _model(backend: Backend, name: str) -> list[Finding]:
     oldest = await backend.job_records.records(name, State.QUEUED, limit=1)
+    hosted = await Hosting(backend.client).of(name)
     silent: int = await backend.client.zcount(keys.leases(name), "-inf", time.time() * 1000 - OLD_S * 1000)
     return diagnosis(
         await backend.model_registry.model(name),
@@ -76,15 +79,23 @@ async def _model(backend: Backend, name: str) -> list[Finding]:
         failed=await backend.failed_jobs(name),
         oldest_s=time.time() - oldest[0].queued_s if oldest else 0,
         silent=silent,
+        hosted=best_of(hosted) if hosted else None,
     )
 
 
-def diagnosis(info: ModelInfo, *, started: int, failed: int, oldest_s: float, silent: int) -> list[Finding]:
-    """Describe one model. `silent` counts the started jobs whose lease ran out long ago: their workers are dead."""
+def diagnosis(
+    info: ModelInfo, *, started: int, failed: int, oldest_s: float, silent: int, hosted: HostedModel | None = None
+) -> list[Finding]:
+    """Describe one model. `silent` counts the started jobs whose lease ran out long ago: their workers are dead. A
+    model that is `hosted` needs no worker while nobody wants it."""
     name = info.name
     found = [f"{name}: workers {info.workers}, queued {info.waiting}, started {started}, failed {failed}"]
     start = f"start one with `penstock worker --model {info.parent or name}`"
-    if info.waiting and not info.workers:
+    if hosted and hosted.state is HostedState.FAILED:
+        found.append(f"{name}: its last load failed ({hosted.reason}): see the log of its host, and mend what it names")
+    if hosted and not info.workers:
+        start = f"run `penstock models load {name}`"
+    elif info.waiting and not info.workers:
         found.append(f"{name}: {info.waiting} queued jobs and no worker to serve them: {start}")
     elif not info.workers and not silent:
         found.append(f"{name}: no worker serves it: {start}, or remove it with `penstock models forget {name}`")

@@ -52,11 +52,13 @@ class Resume(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Said:
-    """The part of an answer that clients have already. Each of `calls` is a tool call as far as it was said."""
+    """The part of an answer that clients have already. Each of `calls` is a tool call as far as it was said. `pieces`
+    is in how many pieces it came, as far as that is known."""
 
     text: str = ""
     reasoning: str = ""
     calls: tuple[CallPart, ...] = ()
+    pieces: int = field(default=0, compare=False)
 
     def __bool__(self) -> bool:
         return bool(self.text or self.reasoning or self.calls)
@@ -179,6 +181,7 @@ class ChatSource:
     resume: Resume | str = Resume.RESTART
     abilities: frozenset[str] = frozenset()  # of ABILITIES
     keeps_budget: bool = False  # the source itself ends an answer at max_tokens
+    counts_whole: bool = False  # the usage that it gives includes what was said before it went on
     context_length: int = 0  # tokens; 0 if unknown
 
     def __init__(self, options: Any) -> None:

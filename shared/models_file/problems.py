@@ -15,14 +15,16 @@ from shared.settings import Settings
 
 @dataclass(frozen=True, slots=True, order=True)
 class Problem:
-    """One problem. `line` counts from 1; `key` is dotted, as in the file, and empty if the whole file is meant."""
+    """One problem. `line` counts from 1, and is 0 for a file that cannot be read; `key` is dotted, as in the file, and
+    empty if the whole file is meant."""
 
     line: int
     key: str
     message: str
 
     def __str__(self) -> str:
-        return f"line {self.line}: {self.key}: {self.message}" if self.key else f"line {self.line}: {self.message}"
+        where = [f"line {self.line}"] if self.line else []
+        return ": ".join([*where, *([self.key] if self.key else []), self.message])
 
 
 class ModelsFileError(SettingsError):

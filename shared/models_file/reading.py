@@ -49,7 +49,7 @@ def read(path: Path) -> ModelsFile:
         with path.open("rb") as file:
             content = file.read(BYTES_MAX + 1)
     except OSError as error:
-        raise ModelsFileError(str(path), [Problem(1, "", f"it cannot be read: {error.strerror}")]) from None
+        raise ModelsFileError(str(path), [Problem(0, "", f"it cannot be read: {error.strerror}")]) from None
     return parse(content, path)
 
 

@@ -34,6 +34,7 @@ class Answer:
         self.tokens = TokenCount(source.count)
         self.usage: Usage | None = None
         self.goes_on = bool(said) and not repeats
+        self.counts_rest = self.goes_on and not source.counts_whole  # its usage is that of the rest alone
         self._stops = StopStrings(sampling.stop)
         self._budget = None if source.keeps_budget else sampling.max_tokens
         self._wants_logprobs = sampling.logprobs is not None
@@ -180,4 +181,5 @@ def said_by(deltas: Iterable[Delta]) -> Said:
             calls[part.call] = CallPart(
                 part.call, begun.id + part.id, begun.name + part.name, begun.arguments + part.arguments
             )
-    return Said(text="".join(texts), reasoning="".join(reasoning), calls=tuple(calls.values()))
+    pieces = sum(bool(text) for text in (*texts, *reasoning))
+    return Said(text="".join(texts), reasoning="".join(reasoning), calls=tuple(calls.values()), pieces=pieces)

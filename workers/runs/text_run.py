@@ -119,7 +119,7 @@ def _counted(answer: Answer) -> Usage:
     """The usage of one answer; `prompt_tokens` is 0 if the source did not say. A source that went on after what was
     said counted that as a part of its prompt."""
     own = Usage(prompt_tokens=0, completion_tokens=answer.tokens.total, reasoning_tokens=answer.tokens.reasoning)
-    return own if answer.usage is None or answer.goes_on else answer.usage
+    return own if answer.usage is None or answer.counts_rest else answer.usage
 
 
 def _request(delivery: Delivery, choice: int, said: Said) -> ChatRequest | CompletionRequest:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from cli.doctor import SLOW_MS, diagnosis, latency
+from shared.domain.hosting import HostedModel, HostedState
 from shared.domain.job import ModelInfo
 from shared.redis import health as checkup
 from shared.redis.health import Finding, Level
@@ -23,7 +24,7 @@ GOOD = {
 }
 
 
-def diagnosed(*, workers: int = 1, waiting: int = 0, paused: bool = False, **more: float) -> list[str]:
+def diagnosed(*, workers: int = 1, waiting: int = 0, paused: bool = False, **more: Any) -> list[str]:
     info = ModelInfo(
         name="m", engine="batched", context_length=1, created_s=1, workers=workers, waiting=waiting, paused=paused
     )
@@ -52,6 +53,20 @@ def test_trouble_of_a_model_is_told_once_with_its_remedy(trouble: dict[str, Any]
     (said,) = diagnosed(**trouble)
 
     assert action in said
+
+
+def hosted(state: HostedState, reason: str = "") -> Any:
+    return HostedModel(host="h", model="m", state=state, since_s=1, reason=reason)
+
+
+def test_a_model_that_its_host_loads_when_it_is_wanted_needs_no_worker() -> None:
+    assert diagnosed(workers=0, hosted=hosted(HostedState.CONFIGURED)) == []
+
+
+def test_a_model_that_its_host_could_not_load_is_told_with_the_reason() -> None:
+    (said,) = diagnosed(workers=0, hosted=hosted(HostedState.FAILED, "no such folder"))
+
+    assert "its last load failed (no such folder)" in said
 
 
 def redis_findings(durability: str = "fast", **info: Any) -> list[Finding]:

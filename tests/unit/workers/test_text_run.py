@@ -223,6 +223,33 @@ def test_a_source_that_goes_on_is_told_what_was_said() -> None:
     assert usage_of(rest).estimated
 
 
+async def test_what_was_said_tells_in_how_many_pieces_it_came() -> None:
+    source = Given()
+    source.resume = Resume.EXACT
+    delivery = delivered()
+    begun = computed(source, delivery, "a", "b", "c")[:4]
+
+    async for _ in TextRun(after(delivery, begun), source).ask(0):  # type: ignore[union-attr]
+        pass
+
+    assert source.asked[-1].said.pieces == 3
+
+
+@pytest.mark.parametrize(("counts_whole", "completion_tokens"), [(True, 40), (False, 2)])
+def test_usage_of_a_continued_answer_is_that_of_a_source_that_counts_the_whole(
+    counts_whole: bool, completion_tokens: int
+) -> None:
+    source = Given()
+    source.resume, source.counts_whole = Resume.EXACT, counts_whole
+    delivery = delivered()
+    begun = computed(source, delivery, "one ")[:2]
+
+    rest = computed(source, after(delivery, begun), "two", Usage(prompt_tokens=5, completion_tokens=40))
+
+    assert usage_of(rest).completion_tokens == completion_tokens
+    assert usage_of(rest).estimated
+
+
 async def test_the_request_holds_what_the_client_asked_for() -> None:
     source = Given("x")
     delivery = delivered(prompt="hello", temperature=0.5)

@@ -89,9 +89,12 @@ def sampling_fields(sampling: Sampling, provider: Provider, said: Said) -> dict[
 
 
 def _budget(max_tokens: int | None, said: Said) -> int | None:
-    """Return what is left of the budget, by an estimate of what was said: an upstream tells the tokens only at the
-    end."""
-    return max_tokens and max(1, max_tokens - len(said.text) // 4)
+    return max_tokens and max(1, max_tokens - tokens_of(said))
+
+
+def tokens_of(said: Said) -> int:
+    """Estimate the tokens of what was said, which an upstream tells only at the end: each piece has one at least."""
+    return max(said.pieces, len(said.text) // 4)
 
 
 def _begun(provider: Provider, said: Said) -> list[dict[str, Any]]:

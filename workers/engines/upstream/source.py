@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from shared.domain.events import CallPart, Usage
 from workers.engines.upstream.attempts import Attempts, refusal
+from workers.engines.upstream.chat_body import tokens_of
 from workers.engines.upstream.errors import UpstreamBroken, UpstreamError, UpstreamRefused
 from workers.engines.upstream.upstream import Upstream
 from workers.source import (
@@ -33,6 +34,7 @@ class UpstreamSource(ChatSource):
     that breaks off is continued by the next if `resume` allows it, and never joined from two answers."""
 
     keeps_budget = True
+    counts_whole = True
 
     def __init__(
         self,
@@ -141,10 +143,12 @@ class _SoFar:
         self._texts = [said.text]
         self._reasoning = [said.reasoning]
         self._calls = list(said.calls)
+        self._pieces = said.pieces
 
     @property
     def said(self) -> Said:
-        return Said(text="".join(self._texts), reasoning="".join(self._reasoning), calls=tuple(self._calls))
+        text, reasoning = "".join(self._texts), "".join(self._reasoning)
+        return Said(text=text, reasoning=reasoning, calls=tuple(self._calls), pieces=self._pieces)
 
     def take(self, piece: Piece, continued: Said, upstream: Upstream) -> Piece:
         match piece:
@@ -160,11 +164,12 @@ class _SoFar:
             case _:
                 return piece
         self.begun = self.grown = True
+        self._pieces += 1
         return piece
 
 
 def _whole(usage: Usage, continued: Said) -> Usage:
     """The usage of the whole answer, by that of its continuation, whose prompt had the beginning in it."""
-    begun = len(continued.text) // 4 + 1
+    begun = tokens_of(continued)
     prompt, completion = max(usage.prompt_tokens - begun, 0), usage.completion_tokens + begun
     return replace(usage, prompt_tokens=prompt, completion_tokens=completion)

@@ -166,6 +166,7 @@ def test_a_budget_is_shorter_by_what_was_said() -> None:
     sampling = Sampling(seed=1, max_tokens=50, seeded=False)
 
     assert body_of("vllm", asked(sampling=sampling), Said(text="x" * 80))["max_tokens"] == 30
+    assert body_of("vllm", asked(sampling=sampling), Said(text="x" * 80, pieces=45))["max_tokens"] == 5
 
 
 def test_a_completion_continues_its_prompt() -> None:
