@@ -76,9 +76,6 @@ class _OpenedTokens(TokenSource):
             await self._opened.close()
             raise
         self._upstreams = self._opened.all
-        of_sglang = any(upstream.provider.name == "sglang" for upstream in self._upstreams)
-        if of_sglang and self.protocol is TOKEN_PROTOCOLS["completions"]:
-            self.protocol = TOKEN_PROTOCOLS["sglang"]
 
     async def watch(self) -> None:
         await self._opened.watch()

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from shared.domain.errors import InvalidRequest
+from shared.domain.job import Sampling
 from workers.engines.upstream.answers import failure_in
 from workers.engines.upstream.chat_body import salted
 from workers.engines.upstream.errors import UpstreamBroken
@@ -73,6 +74,13 @@ class TokenProtocol(NamedTuple):
     loses_ids: bool = False
     sampling: str = ""
     needs: str = ""
+
+    def require_known(self, sampling: Sampling) -> None:
+        """Raise InvalidRequest for a sampling parameter that the server does not have."""
+        for name in self.lacks:
+            if getattr(sampling, name):
+                message = f"'{name}' must not be sent to this model: its server has no such parameter."
+                raise InvalidRequest(message, param=name)
 
     def fields(self, request: TokenRequest, model: str) -> dict[str, Any]:
         """The body of a request, held to its form. Raises InvalidRequest."""
@@ -235,6 +243,12 @@ TOKEN_PROTOCOLS = {
         "../completion", llamacpp_body, read_llamacpp, hold_by_parsed_schema, frozenset({"min_tokens"}), True
     ),
 }
+
+
+def spoken_by(provider: str, protocol: TokenProtocol) -> TokenProtocol:
+    """Return the protocol as the provider's servers speak it: SGLang is held to a form by a field of its own."""
+    sglang = provider == "sglang" and protocol is TOKEN_PROTOCOLS["completions"]
+    return TOKEN_PROTOCOLS["sglang"] if sglang else protocol
 
 
 def _parsed(data: bytes) -> Mapping[str, Any]:

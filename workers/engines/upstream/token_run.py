@@ -37,10 +37,7 @@ class TokenRun(SourceRun):
         self._ask = ask
         if delivery.job.request.get("prompt_logprobs") is not None:
             raise InvalidRequest("'logprobs' of an echoed prompt need an engine here.", param="logprobs")
-        for name in protocol.lacks:
-            if getattr(delivery.job.sampling, name):
-                message = f"'{name}' must not be sent to this model: its server has no such parameter."
-                raise InvalidRequest(message, param=name)
+        protocol.require_known(delivery.job.sampling)
         for sequence in self._generation.unfinished:
             if form := _form(delivery.job, sequence):
                 protocol.hold(form)

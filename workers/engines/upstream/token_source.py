@@ -7,7 +7,7 @@ from contextlib import aclosing
 from shared.domain.events import Usage
 from workers.engines.upstream.attempts import Attempts, refusal
 from workers.engines.upstream.errors import UpstreamError, UpstreamRefused
-from workers.engines.upstream.token_protocols import TokenProtocol, TokenRequest
+from workers.engines.upstream.token_protocols import TokenProtocol, TokenRequest, spoken_by
 from workers.engines.upstream.upstream import Upstream
 from workers.scheduling.sequence import Sampled
 from workers.source import ChatSource, Resume
@@ -20,11 +20,17 @@ class TokenSource(ChatSource):
 
     def __init__(self, upstreams: Seq[Upstream], protocol: TokenProtocol, *, end: int) -> None:
         self._upstreams = upstreams
-        self.protocol = protocol
+        self._protocol = protocol
         self._end = end
 
+    @property
+    def protocol(self) -> TokenProtocol:
+        """The protocol whose limits a request must keep, whichever upstream gets it: that of the narrowest one."""
+        spoken = [spoken_by(upstream.provider.name, self._protocol) for upstream in self._upstreams]
+        return next((each for each in spoken if each is not self._protocol), self._protocol)
+
     def cost(self, usage: Usage) -> int:
-        """By the first upstream's price."""
+        """Return the cost by the first upstream's price."""
         return self._upstreams[0].cost(usage)
 
     async def tokens(self, request: Callable[[], TokenRequest], *, quota: str = "") -> AsyncIterator[Sampled]:
@@ -33,9 +39,9 @@ class TokenSource(ChatSource):
         InvalidRequest."""
         attempts, begun = Attempts(self._upstreams, quota=quota), False
         for upstream in attempts:
-            grown = False
+            grown, protocol = False, spoken_by(upstream.provider.name, self._protocol)
             try:
-                async with aclosing(upstream.tokens(self.protocol, request())) as chunks:
+                async with aclosing(upstream.tokens(protocol, request())) as chunks:
                     async for chunk in chunks:
                         for token in chunk.tokens:
                             grown = begun = True

@@ -315,6 +315,22 @@ async def test_the_upstream_that_the_job_was_taken_from_is_asked_for_tokens_firs
     assert (len(first.received), len(second.received)) == (0, 1)
 
 
+async def test_each_upstream_is_held_to_a_form_in_its_own_way(transport: Transport) -> None:
+    async with serving(token_server(three)) as vllm, serving(token_server(three)) as sglang:
+        targets = [{"url": vllm.url, "provider": "vllm"}, {"url": sglang.url, "provider": "sglang"}]
+        upstreams = [Upstream(Target.model_validate(each), transport, model="m") for each in targets]
+        source = TokenSource(upstreams, TOKEN_PROTOCOLS["completions"], end=END)
+
+        for upstream in upstreams:
+            async for _ in source.tokens(lambda: request_of([1], form=SCHEMA), quota=upstream.quota.name):
+                pass
+
+    assert "json_schema" not in vllm.bodies[0]
+    assert vllm.bodies[0]["structured_outputs"] == {"grammar": SCHEMA.lark}
+    assert sglang.bodies[0]["json_schema"] == SCHEMA.json_schema
+    assert source.protocol is TOKEN_PROTOCOLS["sglang"]  # which refuses what one of them cannot do
+
+
 async def test_a_busy_upstream_puts_the_job_back(transport: Transport) -> None:
     async with serving(token_server(three)) as server:
         server.faults.append(Fault(status=503, headers={"retry-after": "2"}))
