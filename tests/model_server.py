@@ -16,11 +16,17 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-READY_FROM = time.monotonic() + float(sys.argv[sys.argv.index("--late") + 1] if "--late" in sys.argv else 0)
 STEP_S = 0.02
 WORDS = 200
 STUBBORN = "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); signal.pause()"
 sick = threading.Event()
+
+
+def value(flag: str) -> str:
+    return sys.argv[sys.argv.index(flag) + 1] if flag in sys.argv else ""
+
+
+READY_FROM = time.monotonic() + float(value("--late") or 0)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -79,10 +85,6 @@ class Handler(BaseHTTPRequestHandler):
 def say(text: str) -> None:
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
-
-
-def value(flag: str) -> str:
-    return sys.argv[sys.argv.index(flag) + 1] if flag in sys.argv else ""
 
 
 if __name__ == "__main__":

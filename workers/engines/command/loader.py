@@ -1,6 +1,6 @@
 """Loads a model by starting a server of it, which then is its upstream."""
 
-from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 
 from shared.domain.errors import SettingsError
@@ -28,19 +28,8 @@ def load(spec: ModelSpec, settings: Settings, thread: SingleThread) -> Loaded:
     options = validated(KIND, given, CommandOptions)
     server = CommandServer(options, port=port, model=spec.name)
     upstreams = CommandUpstreams(server, options, model=spec.source, redis_url=settings.redis_url)
-    try:
+    with ExitStack() as opened:
+        opened.callback(server.stop)
         loaded = load_upstreams(spec, settings, thread, upstreams, options)
-    except BaseException:
-        server.stop()
-        raise
-    return replace(loaded, close=_both(loaded.close, server.stop))
-
-
-def _both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[], None]:
-    def close() -> None:
-        try:
-            first()
-        finally:
-            second()
-
-    return close
+        opened.callback(loaded.close)
+        return replace(loaded, close=opened.pop_all().close)

@@ -74,7 +74,7 @@ class CommandServer:
 
     @property
     def end(self) -> str:
-        """How it ended, with its last lines, as the end of a sentence."""
+        """The way in which it ended, with its last lines, as the end of a sentence."""
         assert self._process
         code = self._process.wait()
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from shared.domain.errors import SettingsError
 from shared.process.sockets import free_port
 from shared.settings import load_settings
 from tests.conftest import ROOT
+from tests.e2e.harness import eventually
 from workers.engines.command.options import CommandOptions
 from workers.engines.command.server import LINES_A_SECOND, CommandServer
 from workers.engines.command.upstreams import CommandUpstreams
@@ -56,15 +57,8 @@ def server_of(options: CommandOptions) -> CommandServer:
     return CommandServer(options, port=port, model="ours")
 
 
-def wait_until(truth: Callable[[], bool]) -> None:
-    until = time.monotonic() + GONE_S
-    while not truth():
-        assert time.monotonic() < until, f"not within {GONE_S} s"
-        time.sleep(0.01)
-
-
 def is_gone(pid: int) -> bool:
-    """True for a process that has ended, even if nobody has waited for it."""
+    """Return True for a process that has ended, even if nobody has waited for it."""
     try:
         return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -125,7 +119,7 @@ def test_a_server_that_dies_takes_its_worker_with_it() -> None:
     driver = Driver(loaded(), seconds_max=20)
     driver.start(driver.chat("please die"))
 
-    wait_until(lambda: not driver.runner.alive(step_timeout_s=GONE_S))
+    assert driver.eventually(lambda: not driver.runner.alive(step_timeout_s=GONE_S))
 
     with pytest.raises(ExceptionGroup) as lost:
         driver.close()
@@ -168,27 +162,28 @@ async def test_a_server_that_is_unhealthy_for_too_long_is_given_up() -> None:
 
 def test_a_killed_worker_leaves_no_server_behind() -> None:
     script = f"""
-import sys, time
+import sys
 from workers.engines.command.options import CommandOptions
 from workers.engines.command.server import CommandServer
 options = CommandOptions(run={COMMAND!r}, urls="http://127.0.0.1:1/v1")
 server = CommandServer(options, port={free_port()}, model="ours")
 server.start()
-while not server.is_ready():
-    time.sleep(0.01)
 print(server.pid, flush=True)
-time.sleep(60)
+sys.stdin.read()
 """
-    worker = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    worker = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, text=True, **pipes)
+    assert worker.stdin
     assert worker.stdout
     server = int(worker.stdout.readline())
     assert not is_gone(server)
 
     worker.kill()
     worker.wait()
+    worker.stdin.close()
     worker.stdout.close()
 
-    wait_until(lambda: is_gone(server))
+    eventually("the server is gone", lambda: is_gone(server))
 
 
 def test_the_server_s_output_is_logged_up_to_a_rate(caplog: pytest.LogCaptureFixture) -> None:
@@ -196,7 +191,7 @@ def test_the_server_s_output_is_logged_up_to_a_rate(caplog: pytest.LogCaptureFix
     server = server_of(options)
     with caplog.at_level(logging.INFO):
         server.start()
-        wait_until(server.is_ready)
+        eventually("the server is ready", server.is_ready)
         server.stop()
 
     lines = [record.line for record in caplog.records if record.message == "a server says"]  # type: ignore[attr-defined]
