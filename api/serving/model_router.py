@@ -1,5 +1,5 @@
-"""From the name in a request to the models that may answer it: aliases, routes, the default, and what is near to a name
-that is none of them."""
+"""A router finds the models that may answer a request, by the name in it: a model's own, an alias, a route or none. An
+unknown name is told those near to it."""
 
 import asyncio
 import difflib
@@ -87,9 +87,9 @@ class ModelRouter:
         routing = await self.routing()
         names = [*await self._model_names(), *routing.routes]
         usable = [each for each in names if may_use(caller, each)][:NAMES_MAX]
-        near = difflib.get_close_matches(name[:NAME_MAX].lower(), {each.lower(): each for each in usable}, n=3)
         by_lower = {each.lower(): each for each in usable}
-        hint = f" Did you mean {_either([by_lower[each] for each in near])}?" if near else ""
+        near = [by_lower[each] for each in difflib.get_close_matches(name[:NAME_MAX].lower(), by_lower)]
+        hint = f" Did you mean {_either(near)}?" if near else ""
         return NotFound(f"The model '{name}' does not exist here.{hint}", code="model_not_found", param="model")
 
     async def _preferred(

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from shared.domain.errors import QueueUnavailable
+from shared.process.tasks import end
 from shared.queue.protocols import Quota
 from shared.queue.quotas import Breaking, RedisQuotas
 from shared.redis.client import connect
@@ -45,8 +46,7 @@ class RedisReports(Reports):
         self._cleared: dict[str, float] = {}
 
     async def close(self) -> None:
-        for task in self._sending:
-            task.cancel()
+        await end(self._sending)
         await self._redis.aclose()
 
     def pause(self, quota: Quota, seconds: float, *, refused: int) -> None:
@@ -72,7 +72,7 @@ class RedisReports(Reports):
 
     def _send(self, send: Callable[[], Awaitable[None]]) -> None:
         if len(self._sending) < SENDING_MAX:
-            task = asyncio.ensure_future(_sent(send))
+            task = asyncio.create_task(_sent(send))
             self._sending.add(task)
             task.add_done_callback(self._sending.discard)
 
