@@ -1,4 +1,4 @@
-"""What hosts tell of their models, as requests need it: read at most once a second, and no reason to refuse one."""
+"""Requests learn here what hosts tell of their models. It is read once a second at most, and never refuses one."""
 
 import logging
 import math

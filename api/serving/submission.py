@@ -1,4 +1,4 @@
-"""From a valid body to a submission: the job that a worker computes, and the formatter of its answer for this client.
+"""A valid body becomes a submission: the job that a worker computes, and the formatter of its answer for this client.
 There is one function for each endpoint. All raise InvalidRequest, NotFound or Forbidden, and enqueue nothing yet."""
 
 from collections.abc import Awaitable, Callable, Sequence

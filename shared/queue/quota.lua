@@ -1,7 +1,7 @@
--- What an upstream lets all workers together ask of it: requests and tokens a minute, as buckets that fill up again;
--- requests at a time, as leases; a pause while it has no room; and a breaker, which leaves it alone while it fails and
--- then lets one job of all workers through, the trial. A claim takes a job from the first quota that has
--- room for it. So a job waits in its queue and not at the upstream, and every rule of the queue goes on to hold. Its
+-- A quota is what an upstream lets all workers together ask of it: requests and tokens a minute, as buckets that fill
+-- up again; requests at a time, as leases; a pause while it has no room; and a breaker, which leaves it alone while it
+-- fails and then lets one job of all workers through, the trial. A claim takes a job from the first quota that has room
+-- for it. So a job waits in its queue and not at the upstream, and every rule of the queue goes on to hold. Its
 -- keys are those of key_limits.lua; a quota's name begins with `upstream:`, and no id of an API key does.
 
 -- part: quota
@@ -52,8 +52,8 @@ end
 -- part: breaker
 local BREAKER_TTL_MS = 600000
 
--- The times of its last failures while it is closed; how often it has opened without a success since, and until when;
--- and the job of its trial.
+-- Read the times of its last failures while it is closed; how often it has opened without a success since, and until
+-- when; and the job of its trial.
 local function breaker_of(name)
   local failures, openings, until_ms, trial =
     unpack(redis.call('HMGET', BREAKER .. name, 'failures', 'openings', 'until_ms', 'trial'))
@@ -61,7 +61,7 @@ local function breaker_of(name)
            trial = trial }
 end
 
--- Whether no job may go there now. A trial lasts as long as its job holds the quota.
+-- Return true if no job may go there now. A trial lasts as long as its job holds the quota.
 local function is_open(breaker, name, now)
   if breaker.openings == 0 then return false end
   if now < breaker.until_ms then return true end

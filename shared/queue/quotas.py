@@ -14,8 +14,8 @@ VERBS = ("pause_quota", "spend_quota", "fail_quota", "clear_quota")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Breaking:
-    """When a breaker opens: at so many failures within that time, for `first_s`, and for twice as long each time, up to
-    `longest_s`."""
+    """The rule of a breaker: it opens at so many failures within that time, for `first_s`, and for twice as long each
+    time, up to `longest_s`."""
 
     failures: int
     within_s: float

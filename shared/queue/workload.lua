@@ -1,4 +1,4 @@
--- What is asked of models, for the hosts that load and unload them.
+-- Hosts read here what is asked of models, which they load and unload.
 
 -- verb: workload
 -- takes: list models

@@ -105,7 +105,7 @@ enqueue and replay; a field that says nothing is not sent. "the hash" has the li
 | idempotency    | enqueue                   | lifecycle.lua                              | its idempotency key                                    | the hash |
 | fingerprint    | enqueue                   | -                                          | a digest of the request that came with that key        | the hash |
 | limits         | enqueue                   | -                                          | limits of its API key, as key_limits.lua reads them    | the hash |
-| month          | enqueue                   | key_limits.lua, redis_queue                          | the month that its tokens count to; none without a key | the hash |
+| month          | enqueue                   | key_limits.lua, redis_queue                | the month that its tokens count to; none without a key | the hash |
 | cost_month     | enqueue                   | key_limits.lua, redis_queue                | of a replay: the month that its cost counts to; none without a key | the hash |
 | view           | enqueue                   | redis_queue, job_records                        | options that rebuild its stream                        | the hash |
 | trace          | enqueue                   | lifecycle.lua                              | its W3C trace context                                  | the hash |

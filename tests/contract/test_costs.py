@@ -1,4 +1,4 @@
-"""What completed jobs cost, as Redis counts it for an API key and a model."""
+"""Redis counts what completed jobs cost, for an API key and a model."""
 
 import time
 

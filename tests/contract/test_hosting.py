@@ -1,4 +1,4 @@
-"""What hosts write, and what others read of it."""
+"""Hosts write what they have, and others read it."""
 
 from dataclasses import replace
 

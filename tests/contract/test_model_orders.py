@@ -1,4 +1,4 @@
-"""What an operator wants of models becomes orders of the hosts that have them."""
+"""An operator's wishes become orders to the hosts that have the models."""
 
 import asyncio
 import math

@@ -1,4 +1,4 @@
-"""From names in requests to models: aliases, routes, the default, and unknown names, with a real Redis."""
+"""Names in requests lead to models: aliases, routes, the default, and unknown names, with a real Redis."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a request may hold for the server behind a model, by the model's capabilities."""
+"""The model's capabilities say what a request may hold for the server behind it."""
 
 from types import SimpleNamespace
 from typing import Any, cast

@@ -1,4 +1,4 @@
-"""What is asked of models, as hosts read it."""
+"""Hosts read what is asked of models."""
 
 import math
 

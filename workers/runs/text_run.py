@@ -108,7 +108,7 @@ class TextRun(SourceRun):
         return Completed(usage=usage)
 
     def _cost(self, choice: int, count: Usage) -> int:
-        """What an answer costs. Each of several has paid for its prompt."""
+        """Return what an answer costs. Each of several has paid for its prompt."""
         if count is self._answers[choice].usage:
             return count.cost_micros
         prompt_tokens = self._prompt_tokens[choice // self.delivery.job.sampling.n]

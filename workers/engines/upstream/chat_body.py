@@ -1,4 +1,4 @@
-"""From a chat to the body of `POST /chat/completions`, as each provider takes it. Pure."""
+"""A chat becomes the body of `POST /chat/completions`, as each provider takes it. Pure."""
 
 from hashlib import sha256
 from typing import Any

@@ -54,7 +54,7 @@ class UpstreamSource(ChatSource):
         return self._serves
 
     def cost(self, usage: Usage) -> int:
-        """By the first upstream's price: no usage says which one has answered."""
+        """Return the cost by the first upstream's price: no usage says which one has answered."""
         return self._upstreams[0].cost(usage)
 
     def chat(self, request: ChatRequest) -> AsyncIterator[Piece]:

@@ -64,7 +64,7 @@ class Upstream:
         return f"<upstream {self.target.shown}>"
 
     def cost(self, usage: Usage) -> int:
-        """What so many tokens cost here, in millionths of the price's currency; 0 without a price."""
+        """Return what so many tokens cost here, in millionths of the price's currency; 0 without a price."""
         return self.target.price.cost_micros(usage) if self.target.price else 0
 
     def spend(self) -> None:

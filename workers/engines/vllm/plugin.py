@@ -1,4 +1,4 @@
-"""What vLLM calls in each of its processes, as a plug-in of its group `vllm.general_plugins`."""
+"""vLLM calls `start` in each of its processes, as a plug-in of its group `vllm.general_plugins`."""
 
 from workers.engines.vllm.parent_death import end_with_parent, of_a_worker
 

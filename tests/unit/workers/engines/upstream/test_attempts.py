@@ -1,4 +1,4 @@
-"""What the attempts to have one answer take from the quotas of upstreams, and what they give back."""
+"""The attempts to have one answer take requests from the quotas of upstreams, and give some back."""
 
 from collections.abc import Callable
 from typing import Any
@@ -95,7 +95,7 @@ async def test_a_refusal_for_want_of_room_counts_as_not_sent(ledger: Ledger) -> 
 
 
 class Heard(Reports):
-    """What one upstream reported. Redis answers each failure by opening the breaker for `opens_s`, if that is set."""
+    """Counts the reports of one upstream. Redis answers a failure by opening the breaker for `opens_s`, if set."""
 
     def __init__(self, opens_s: float = 0.0) -> None:
         self.failures = self.answers = 0
