@@ -119,7 +119,8 @@ class SourceRunner(Runner):
             self._loop.close()
 
     async def _serve(self) -> None:
-        """Compute until it is told to stop. Raises EngineBroken if the source says that it is broken."""
+        """Compute until it is told to stop. Raises EngineBroken if the source says that it is broken, and any error of
+        its `watch`."""
         try:
             async with asyncio.TaskGroup() as self._group:
                 beside = [self._group.create_task(self._deliver()), self._group.create_task(self._source.watch())]
@@ -129,7 +130,7 @@ class SourceRunner(Runner):
                     task.cancel()
             if self._pending:
                 self._outbox.put_if_room(self._pending)
-        except* EngineBroken:
+        except* Exception:
             log.critical("the source is lost", exc_info=True)
             raise
         finally:

@@ -210,6 +210,23 @@ def test_a_broken_source_ends_the_runner() -> None:
         driver.close()
 
 
+def test_an_error_of_what_watches_the_source_ends_the_runner_with_a_line_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Watched(Given):
+        async def watch(self) -> None:
+            raise ConnectionError("the line is cut")
+
+    drivers = Drivers()
+    driver = drivers(Watched("x"))
+
+    assert driver.eventually(lambda: not driver.runner.alive(step_timeout_s=60))
+    with pytest.RaisesGroup(pytest.RaisesExc(ConnectionError, match="the line is cut")):
+        driver.close()
+    assert "the source is lost" in caplog.text
+    assert "the line is cut" in caplog.text
+
+
 def test_a_failure_is_the_jobs_with_its_traceback(drive: Drivers) -> None:
     class Failing(ChatSource):
         async def chat(self, request: ChatRequest) -> AsyncIterator[Piece]:
