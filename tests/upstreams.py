@@ -17,7 +17,7 @@ HELD_S = 60
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """What goes wrong with one request. With a `status` it is answered at once. Otherwise its stream begins, and after
+    """A fault of one request. With a `status` it is answered at once. Otherwise its stream begins, and after
     `after` events it is cut, stands still (`stall`), or has an `error` for its last event."""
 
     status: int = 0

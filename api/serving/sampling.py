@@ -1,4 +1,4 @@
-"""From the parameters of a body to the job's sampling parameters, and to the grammar of its answer."""
+"""The parameters of a body become the job's sampling parameters, and the grammar of its answer."""
 
 import json
 import secrets

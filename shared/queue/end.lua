@@ -1,5 +1,5 @@
--- What ends without the owner of a job: a job that anybody cancels, and a model that is forgotten. What the end of any
--- job corrects is here, too.
+-- These verbs end things without the owner of a job: a job that anybody cancels, and a model that is forgotten. What
+-- the end of any job corrects is here, too.
 
 -- part: correct
 -- needs: charge, clock, correct_limits, leave_quota, place, rate

@@ -126,7 +126,7 @@ end
 -- needs: charge, count, deactivate, lane, width
 local LOOK_MAX = 32     -- tenants of a class examined for a job that is not too wide
 
--- Whether a tenant's next job may be claimed: `widest` holds the most sequences for each tenant that has a bound. A
+-- Return true if a tenant's next job may be claimed: `widest` holds the most sequences for each tenant that has a bound. A
 -- lane that turns out to be empty fits, so that pop() tidies it up.
 local function fits(model, place, widest)
   local most = widest[place.tenant]
@@ -234,7 +234,7 @@ end
 local WEIGHED_FOR_MS = 5000     -- waiting bytes are counted anew at most once in this time
 local NEWCOMER_SHARE = 5        -- a tenant with less than this part of a full queue may go over its bound
 
--- Whether the jobs that wait have more than `most` bytes together. The count is too high after other tools removed
+-- Return true if the waiting jobs have more than `most` bytes together. The count is too high after other tools removed
 -- jobs, and too low after a release without this count enqueued some. So it is made anew before it refuses a job and
 -- when it is below 0, though not each time.
 local function too_many_bytes(model, most)

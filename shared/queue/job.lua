@@ -35,7 +35,7 @@ local function drop_entry(model, sid)
 end
 
 -- part: width
--- How many sequences a job occupies in a batch.
+-- Count the sequences that a job occupies in a batch.
 local function width_of(id)
   return tonumber(redis.call('HGET', JOB .. id, 'width') or 1)
 end

@@ -1,4 +1,4 @@
--- How much an API key may use: requests and tokens a minute, as buckets that fill up again; jobs at a time, as leases
+-- These limits say how much an API key may use: requests and tokens a minute, as buckets that fill up again; jobs at a time, as leases
 -- that run out; tokens a month, as a count. The call that accepts a job takes them, so a refusal costs nothing, and the
 -- call that ends the job corrects them by what it really took. A job without a key has no field `month`.
 

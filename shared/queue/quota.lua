@@ -32,7 +32,7 @@ local function has_room(quota, cost)
   return quota.at_once == 0 or redis.call('ZCARD', HOLDING .. name) < quota.at_once
 end
 
--- The first quota that has room for a job of this cost; nil when none has. Without quotas there is always room.
+-- Return the first quota that has room for a job of this cost; nil when none has. Without quotas there is always room.
 local function quota_for(quotas, cost)
   for _, quota in ipairs(quotas) do
     if has_room(quota, cost) then return quota end

@@ -59,7 +59,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def expected(engines: Engines, adapter: str) -> dict[str, Any]:
-    """What our own engine answers."""
+    """Return what our own engine answers."""
     worker = engines.own(options=[f"--adapter={adapter}"])
     engines.ready(1)
     answers = {name: ask(engines, **asked) for name, asked in ASKED.items()}

@@ -48,7 +48,7 @@ class Reader(threading.Thread):
 
     @property
     def text(self) -> dict[int, str]:
-        """What each choice said, and how it ended."""
+        """Return what each choice said, and how it ended."""
         said: dict[int, str] = {}
         for index, *parts in self.pieces:
             said[index] = said.get(index, "") + "".join(parts)

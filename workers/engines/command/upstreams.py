@@ -37,7 +37,7 @@ class CommandUpstreams(Upstreams):
         await self._take_its_only_model()
 
     async def watch(self) -> None:
-        """Raises EngineBroken when the server has ended, or was not healthy for too long."""
+        """Ask again and again. Raises EngineBroken when the server has ended, or was not healthy for too long."""
         healthy = asyncio.get_running_loop().time()
         while True:
             now = asyncio.get_running_loop().time()
@@ -64,7 +64,7 @@ class CommandUpstreams(Upstreams):
             upstream.model, self.known = listed[0]["id"], listed[0]
 
     async def _check_for(self, seconds: float) -> None:
-        """Raises EngineBroken if the server ends within so many seconds."""
+        """Wait for so many seconds. Raises EngineBroken if the server ends within them."""
         until = asyncio.get_running_loop().time() + seconds
         while self._server.is_running:
             if asyncio.get_running_loop().time() >= until:

@@ -1,4 +1,4 @@
-"""From a chat to the body of Anthropic's `POST /v1/messages`. Pure. (platform.claude.com/docs/en/api/messages)"""
+"""A chat becomes the body of Anthropic's `POST /v1/messages`. Pure. (platform.claude.com/docs/en/api/messages)"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

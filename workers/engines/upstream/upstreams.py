@@ -46,7 +46,7 @@ class Upstreams:
             self.known = self.known or found
 
     async def check(self, protocol: TokenProtocol) -> None:
-        """Raises SettingsError for an upstream that answers, and does not speak the protocol."""
+        """Ask all upstreams. Raises SettingsError for one that answers, and does not speak the protocol."""
         if protocol.needs:
             await asyncio.gather(*(_checked(upstream, protocol) for upstream in self.all))
 
