@@ -126,8 +126,8 @@ end
 -- needs: charge, count, deactivate, lane, width
 local LOOK_MAX = 32     -- tenants of a class examined for a job that is not too wide
 
--- Return true if a tenant's next job may be claimed: `widest` holds the most sequences for each tenant that has a bound. A
--- lane that turns out to be empty fits, so that pop() tidies it up.
+-- Return true if a tenant's next job may be claimed: `widest` holds the most sequences for each tenant that has a
+-- bound. A lane that turns out to be empty fits, so that pop() tidies it up.
 local function fits(model, place, widest)
   local most = widest[place.tenant]
   local id = most and string.match(redis.call('LINDEX', lane_of(model, place), 0) or '', '^%S+ (%S+)')

@@ -1,6 +1,7 @@
--- These limits say how much an API key may use: requests and tokens a minute, as buckets that fill up again; jobs at a time, as leases
--- that run out; tokens a month, as a count. The call that accepts a job takes them, so a refusal costs nothing, and the
--- call that ends the job corrects them by what it really took. A job without a key has no field `month`.
+-- These limits say how much an API key may use: requests and tokens a minute, as buckets that fill up again; jobs at a
+-- time, as leases that run out; tokens a month, as a count. The call that accepts a job takes them, so a refusal costs
+-- nothing, and the call that ends the job corrects them by what it really took. A job without a key has no field
+-- `month`.
 
 -- part: buckets
 -- needs: clock

@@ -143,8 +143,8 @@ end
 -- verb: spend_quota
 -- takes: name, number requests, number tokens, number count
 -- needs: buckets
--- So many requests were sent that no claim has taken, since another upstream broke off. A negative count gives back what
--- a claim has taken and nobody has sent.
+-- So many requests were sent that no claim has taken, since another upstream broke off. A negative count gives back
+-- what a claim has taken and nobody has sent.
 local function spend_quota(args)
   local requests, tokens = levels(args.name, { requests = args.requests, tokens = args.tokens })
   put_levels(args.name, requests - args.count, tokens)

@@ -36,30 +36,30 @@ class time_limit:
 
 
 class _Watch:
-    """There is no lock, which the exception could leave taken: the thread that takes a box out of the dictionary owns
+    """There is no lock, which the exception could leave taken: the thread that takes a limit out of the dictionary owns
     it."""
 
     def __init__(self) -> None:
-        self._boxes: dict[time_limit, object] = {}
+        self._limits: dict[time_limit, object] = {}
         self._some = threading.Event()
         self._starting = threading.Lock()
         self._started = False
 
-    def open(self, box: time_limit) -> None:
-        self._boxes[box] = None
+    def open(self, limit: time_limit) -> None:
+        self._limits[limit] = None
         if not self._some.is_set():
             self._some.set()
         if not self._started:
             self._start()
 
-    def withdraw(self, box: time_limit) -> bool:
-        """Remove the box, so that nothing is raised for it any more; False if its time was up before."""
-        return self._boxes.pop(box, MISSING) is not MISSING
+    def withdraw(self, limit: time_limit) -> bool:
+        """Remove the limit, so that nothing is raised for it any more; False if its time was up before."""
+        return self._limits.pop(limit, MISSING) is not MISSING
 
-    def close(self, box: time_limit) -> None:
-        """End the box. Raises TimeLimitExceeded if its time was up before: in the body, or here if that missed it."""
-        if not self.withdraw(box):
-            while not box.raised:
+    def close(self, limit: time_limit) -> None:
+        """End the limit. Raises TimeLimitExceeded if its time was up before: in the body, or here if that missed it."""
+        if not self.withdraw(limit):
+            while not limit.raised:
                 time.sleep(0.001)  # the exception is about to be raised here
             raise TimeLimitExceeded
 
@@ -67,20 +67,20 @@ class _Watch:
         with self._starting:
             if not self._started:
                 self._started = True
-                threading.Thread(target=self._run, name="time boxes", daemon=True).start()
+                threading.Thread(target=self._run, name="time limits", daemon=True).start()
 
     def _run(self) -> None:
         while True:
             self._some.wait()
             time.sleep(TICK_S)
             now = time.monotonic()
-            for box in list(self._boxes):
-                if box.deadline <= now and self.withdraw(box):
-                    _raise_in(box.thread)
-                    box.raised = True
-            if not self._boxes:
+            for limit in list(self._limits):
+                if limit.deadline <= now and self.withdraw(limit):
+                    _raise_in(limit.thread)
+                    limit.raised = True
+            if not self._limits:
                 self._some.clear()
-                if self._boxes:  # one was opened just then
+                if self._limits:  # one was opened just then
                     self._some.set()
 
 
