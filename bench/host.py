@@ -10,10 +10,10 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import httpx
@@ -21,7 +21,7 @@ import psutil
 
 from bench.stack import Stack, answers, until
 from shared.catalog.hosting import Hosting
-from shared.domain.hosting import HostedModel, HostedState, Order, OrderVerb, When
+from shared.domain.hosting import Host, HostedModel, HostedState, Order, OrderVerb, When
 from shared.redis.client import connect
 
 FILE = """
@@ -40,6 +40,7 @@ ROOMY = "16GiB"
 LOAD_S = 300.0
 IDLE_S = 30.0
 STREAMS = 12
+Found = TypeVar("Found")
 TOKENS = 200  # longer than a turn, which is twice as long as both loads
 
 
@@ -99,14 +100,27 @@ class Hosted:
     def write(self, memory: str) -> None:
         self.file.write_text(FILE.format(memory=memory, folder=self._models))
 
+    def give(self, memory_mib: int) -> None:
+        """Let the models take so much memory together, and wait until the host has read it. Raises RuntimeError if it
+        does not."""
+        self.write(f"{memory_mib}MiB")
+        if not until(lambda: self._hosts()[0].memory_bytes == memory_mib * 2**20):
+            raise RuntimeError("the host does not read its file")
+
     def start(self) -> Any:
         return self.stack.spawn("host", f"--models={self.file}", f"--data={self._folder}", PENSTOCK_LOG_LEVEL="INFO")
 
     def records(self) -> dict[str, HostedModel]:
-        async def read() -> dict[str, HostedModel]:
+        return {name: found[0] for name, found in self._read(Hosting.all).items()}
+
+    def _hosts(self) -> list[Host]:
+        return self._read(Hosting.hosts)
+
+    def _read(self, what: Callable[[Hosting], Awaitable[Found]]) -> Found:
+        async def read() -> Found:
             client = connect(self.stack.redis.url)
             try:
-                return {name: found[0] for name, found in (await Hosting(client).all()).items()}
+                return await what(Hosting(client))
             finally:
                 await client.aclose()
 
@@ -171,8 +185,8 @@ def swap(hosted: Hosted, tokens: int) -> dict[str, Any]:
     questions = [f"Question {n}" for n in range(STREAMS)]
     right = [reader.text for reader in _read(hosted, "a", questions, tokens)]
     hosted.last_word("b")
-    takes = max(hosted.records()[name].memory_bytes for name in "ab")
-    hosted.write(f"{int(takes * 1.5) // 2**20}MiB")
+    less, more = sorted(hosted.records()[name].memory_bytes for name in "ab")
+    hosted.give((more + less // 2) // 2**20)
     streams = [Reader(hosted.base, "a", question, tokens) for question in questions]
     for reader in streams:
         reader.start()
@@ -224,7 +238,7 @@ def killed(hosted: Hosted, tokens: int) -> dict[str, Any]:
 
 
 def idle(hosted: Hosted) -> dict[str, Any]:
-    """What a host costs that has nothing to do."""
+    """Measure the CPU time of a host that has nothing to do."""
     process = psutil.Process(hosted.host.pid)
     before = process.cpu_times()
     time.sleep(IDLE_S)

@@ -2,8 +2,8 @@
 
 They hand each other a step in shared memory, and look for it again and again for a second after the last one, yielding
 the processor between two looks. So a waiting process keeps a core busy, of which there may be two, and on a Linux of
-version 6.18 others that wanted to run on it were seen to wait for up to eight seconds: the worker, the API, Redis. A sleep
-that is much shorter than a step leaves the core to them, and to the threads that compute."""
+version 6.18 others that wanted to run on it were seen to wait for up to eight seconds: the worker, the API, Redis. A
+sleep that is much shorter than a step leaves the core to them, and to the threads that compute."""
 
 import ctypes
 import time
