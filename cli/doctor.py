@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from cli.backend import REDIS_URL_HELP, Backend, json_option, with_backend
 from cli.redis_location import operator_settings
 from cli.terminal import echo, echo_json, row
-from shared.catalog.hosting import Hosting, best_of
+from shared.catalog.hosting import best_of
 from shared.domain.hosting import HostedModel, HostedState
 from shared.domain.job import ModelInfo
 from shared.domain.lifecycle import State
@@ -71,7 +71,7 @@ def latency(median_ms: float) -> Finding:
 
 async def _model(backend: Backend, name: str) -> list[Finding]:
     oldest = await backend.job_records.records(name, State.QUEUED, limit=1)
-    hosted = await Hosting(backend.client).of(name)
+    hosted = await backend.hosting.of(name)
     silent: int = await backend.client.zcount(keys.leases(name), "-inf", time.time() * 1000 - OLD_S * 1000)
     return diagnosis(
         await backend.model_registry.model(name),

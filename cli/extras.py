@@ -1,4 +1,4 @@
-"""What is told if a command needs a package that is not installed."""
+"""A command that needs a package which is not installed names the extra that brings it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

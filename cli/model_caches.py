@@ -1,4 +1,4 @@
-"""Where the files of models are kept on this machine: fetched from a hub into its library's cache, or copied from a
+"""The files of models are kept on this machine: fetched from a hub into its library's cache, or copied from a
 folder."""
 
 import os

@@ -40,8 +40,8 @@ def pull(source: str, to: Path | None, revision: str, include: Sequence[str], mo
     """Fetch a model's files before it is loaded.
 
     SOURCE is a name in the models file, or the id of a model on Hugging Face (on ModelScope with
-    PENSTOCK_HUB=modelscope), or a folder or a file, which is copied to --to, for example from a network drive. What
-    broke off goes on where it was."""
+    PENSTOCK_HUB=modelscope), or a folder or a file, which is copied to --to, for example from a network drive. A
+    fetch that broke off goes on where it was; a copy begins again."""
     source, settings = _resolved(source, models_file)
     local = Path(source).expanduser()
     with _shown(source) as progress:

@@ -75,8 +75,8 @@ def up_file(path: Path, *, data: Path, redis_url: str | None, settings: Settings
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What is run beside Redis and the API. `names` are served, the first in the examples; `model_options` say it on a
-    command line. With a `file`, a host of its models starts the workers."""
+    """The part that is run beside Redis and the API. `names` are served, the first in the examples; `model_options` say
+    it on a command line. With a `file`, a host of its models starts the workers."""
 
     names: Sequence[str]
     model_options: Sequence[str]

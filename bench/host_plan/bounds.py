@@ -1,4 +1,4 @@
-"""What the plan promises, as formulas, and whether a run keeps it."""
+"""The promises of the plan, as formulas, and the check that a run keeps them."""
 
 from bench.host_plan.jobs import Scenario
 from bench.host_plan.simulation import STOP_S, Report
@@ -6,7 +6,7 @@ from workers.host.turns import Rules
 
 
 def longest_absence_s(scenario: Scenario, rules: Rules, *, live: bool) -> float:
-    """How long a model that has work may be without a worker.
+    """Return how long a model that has work may be without a worker.
 
     It is overdue after `overdue_s` (`batch_overdue_s` if only a batch wants it), and then comes before all that became
     overdue later. Each of the models, the loaded one among them, may come before it once, and then has its turn and its

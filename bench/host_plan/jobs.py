@@ -1,4 +1,4 @@
-"""What a simulation is of: a machine, its models, and the jobs that come."""
+"""A simulation is of these: a machine, its models, and the jobs that come."""
 
 import math
 from collections.abc import Iterator, Sequence

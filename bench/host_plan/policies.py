@@ -1,4 +1,4 @@
-"""Who decides in a simulation: our plan, or a swap at each request for another model."""
+"""One of these policies decides in a simulation: our plan, or a swap at each request for another model."""
 
 import math
 

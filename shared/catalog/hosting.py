@@ -1,4 +1,4 @@
-"""What the hosts of all machines have, as they write it into Redis, and the orders that they are given there."""
+"""The hosts of all machines write into Redis what they have, and are given their orders there."""
 
 import dataclasses
 import json

@@ -1,5 +1,5 @@
-"""What an operator wants of the models of hosts: load, unload, switch and keep. Each verb chooses the hosts, and gives
-them an order."""
+"""An operator orders the models of hosts to be loaded, unloaded, switched and kept. Each verb chooses the hosts, and
+gives them an order."""
 
 import asyncio
 import secrets

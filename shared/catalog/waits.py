@@ -1,4 +1,4 @@
-"""How long a new job would wait for a model, by what waits there and how fast that was served."""
+"""The wait of a new job for a model is estimated from what waits there and from how fast that was served."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from shared.redis.client import translated
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wait:
-    """What is ahead of a new job: `jobs` of its class and above, and how long they take, in seconds. The loading of a
+    """The queue ahead of a new job: `jobs` of its class and above, and how long they take, in seconds. The loading of a
     model that is not loaded is not counted."""
 
     jobs: int

@@ -1,4 +1,4 @@
-"""What is asked of several models, read by one call, for the host that loads and unloads them."""
+"""The workloads of several models are read by one call, for the host that loads and unloads them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,10 +23,10 @@ class WaitingJobs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """What waits for a model and what runs, by class; a class that has none is left out. Jobs that were handed back by
-    their worker wait. `expires_s` is how soon one of the waiting jobs is known to end without an answer. `workers` of
-    any host serve the model. Nothing is claimed while it is `paused`. `keep_alive_s` is what its last request asked
-    for: less than 0 for ever, None if none asked."""
+    """The jobs of a model that wait and that run, by class; a class that has none is left out. Jobs that were handed
+    back by their worker wait. `expires_s` is how soon one of the waiting jobs is known to end without an answer.
+    `workers` of any host serve the model. Nothing is claimed while it is `paused`. `keep_alive_s` is what its last
+    request asked for: less than 0 for ever, None if none asked."""
 
     waiting: Mapping[Priority, WaitingJobs] = field(default_factory=dict)
     running: Mapping[Priority, int] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What hosts tell of themselves and of their models, and what they are ordered to do. Times are seconds since 1970."""
+"""Hosts tell this of themselves and of their models, and are given these orders. Times are seconds since 1970."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ class OrderVerb(StrEnum):
 
 
 class When(StrEnum):
-    """When a worker ends: once it has no work; after the running jobs, while none is claimed any more; or now, with its
-    running jobs handed back."""
+    """A worker ends at one of these times: once it has no work; after the running jobs, while none is claimed any more;
+    or now, with its running jobs handed back."""
 
     IDLE = "idle"
     RUNNING = "running"
@@ -79,7 +79,7 @@ class HostedModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What an operator wants of one host. `when` is for unload and switch. `until_s` is for keep; 0 ends the keeping.
+    """An operator wants this of one host. `when` is for unload and switch. `until_s` is for keep; 0 ends the keeping.
     A switch unloads `model` and loads `instead`."""
 
     id: str

@@ -1,10 +1,9 @@
 """The names in a models file: each means one thing, and what refers to a model names one that is there."""
 
-import difflib
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
 from shared.models_file.lines import Lines, Path
-from shared.models_file.problems import Problem, dotted
+from shared.models_file.problems import Problem, did_you_mean, dotted
 from shared.models_file.tables import Model, Tables
 
 
@@ -45,12 +44,6 @@ def _missing(tables: Tables) -> Iterator[tuple[Path, str]]:
                 yield ("routes", name, "order", index), f"there is no model {each!r}{did_you_mean(each, served)}"
         if len(set(route.order)) < len(route.order):
             yield ("routes", name, "order"), "a model comes twice"
-
-
-def did_you_mean(name: str, known: Collection[str]) -> str:
-    """Return the end of a sentence that tells the nearest of the known names, or '' if none is near."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _contradictions(tables: Tables) -> Iterator[tuple[Path, str]]:

@@ -1,7 +1,7 @@
-"""What is wrong with a models file: each problem with its line and key, and never with a value that may be secret."""
+"""A problem of a models file is told with its line and key, and never with a value that may be secret."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from pydantic import BaseModel, ValidationError
@@ -48,6 +48,12 @@ def dotted(path: Path) -> str:
     return text
 
 
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """Return the end of a sentence that tells the nearest of the known names, or '' if none is near."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
 def problems_of(error: ValidationError, lines: Lines) -> list[Problem]:
     """Return pydantic's errors as problems."""
     found = []
@@ -79,8 +85,7 @@ def _unknown(path: Path) -> str:
     if name in Settings.model_fields and issubclass(table, Defaults):
         return f"this is a setting of whole processes; set PENSTOCK_{name.upper()} in their environment"
     known = list(table.model_fields)
-    near = difflib.get_close_matches(name, known, n=1)
-    return "there is no such key" + (f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}")
+    return "there is no such key" + (did_you_mean(name, known) or f"; there are {', '.join(known)}")
 
 
 def _table(path: Path) -> type[BaseModel]:

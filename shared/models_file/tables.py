@@ -19,7 +19,7 @@ MODELS_MAX = 1000
 
 
 class Load(StrEnum):
-    """When a host loads a model: as soon as the host starts, when a request wants it, or when an operator says so."""
+    """A host loads a model as soon as the host starts, when a request wants it, or when an operator says so."""
 
     AT_START = "at_start"
     ON_DEMAND = "on_demand"

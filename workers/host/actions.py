@@ -1,4 +1,4 @@
-"""What a plan asks its host to do. `why` is a sentence for the log and for operators."""
+"""A plan asks its host for these actions. `why` is a sentence for the log and for operators."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

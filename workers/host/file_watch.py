@@ -39,7 +39,7 @@ class FileWatch:
 
 
 def _seen(path: Path) -> Seen | None:
-    """What tells one content from another, through symbolic links, as a ConfigMap is mounted."""
+    """Return what tells one content from another, through symbolic links, as a ConfigMap is mounted."""
     try:
         found = os.stat(path)
     except OSError:

@@ -134,7 +134,7 @@ def is_own(worker_keys: Collection[bytes], worker: WorkerProcess, hostname: str)
 
 
 def _takes(record: WorkerRecord, known: Remembered) -> dict[str, int]:
-    """What was measured, or else what was planned."""
+    """Return what was measured, or else what was planned."""
     takes = dict(record.takes)
     if known.host_bytes:
         takes[HOST] = known.host_bytes

@@ -152,7 +152,7 @@ class HostLoop:
             self._pauses.forget(name)
         for name, spec in specs.items():
             if name in self._standings:
-                self._standings[name].spec = spec
+                self._standings[name].respecify(spec)
             else:
                 self._standings[name] = Standing(spec, since_s=self._clock())
         for worker in self._fleet:
@@ -182,7 +182,7 @@ class HostLoop:
             standing.reason = ""
 
     async def _reset_keep_alive(self, model: str) -> None:
-        """What a request asked for ends with the loaded model."""
+        """Forget the keep-alive that a request asked for: it ends with the loaded model."""
         with suppress(QueueUnavailable):
             await self._redis.forget_keep_alive(model)
 

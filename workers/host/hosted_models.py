@@ -1,4 +1,5 @@
-"""What a models file asks a host for: each model with how it is loaded, and how its workers are started."""
+"""A models file asks this of a host: the models, each with the way in which it is loaded and its workers are
+started."""
 
 import hashlib
 import json
@@ -11,9 +12,8 @@ from shared.models_file.reading import ModelsFile
 from shared.models_file.tables import Model
 from workers.host.machine import Loading
 from workers.loading.loaders import engine_of, loader_of
-from workers.loading.model_spec import BUILTIN
+from workers.loading.model_spec import BUILTIN, weights_bytes
 
-WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth")
 LOADED_SHARE = 1.25  # of its files, what a model takes once it is loaded, beside its process
 TORCH_BYTES = 800 * 2**20  # a process with torch, and its cache of keys and values
 PLAIN_BYTES = 200 * 2**20
@@ -49,7 +49,7 @@ def hosted_specs(file: ModelsFile, devices_max: int) -> dict[str, HostedSpec]:
 
 
 def _spec(name: str, model: Model, file: ModelsFile, devices_max: int) -> HostedSpec:
-    source = file.located(model.source) if model.source else name
+    source = _source(name, model, file)
     engine = _engine(model, source)
     arguments = tuple(_arguments(name, model, file, source))
     environment = {f"PENSTOCK_{key.upper()}": _text(value) for key, value in model.settings.items()}
@@ -70,6 +70,11 @@ def _spec(name: str, model: Model, file: ModelsFile, devices_max: int) -> Hosted
         devices=_devices(model, engine) if devices_max else 0,
         bytes_estimate=_bytes_estimate(engine, source),
     )
+
+
+def _source(name: str, model: Model, file: ModelsFile) -> str:
+    source = model.source or name
+    return source if model.upstreams or model.run else file.located(source)
 
 
 def _engine(model: Model, source: str) -> str:
@@ -111,12 +116,7 @@ def _bytes_estimate(engine: str, source: str) -> int | None:
         return None
     process = TORCH_BYTES if loader_of(engine).files and not loader_of(engine).suffix else PLAIN_BYTES
     try:
-        weights = _weights_bytes(BUILTIN if source in ("builtin", BUILTIN.name) else Path(source).expanduser())
+        weights = weights_bytes(BUILTIN if source in ("builtin", BUILTIN.name) else Path(source).expanduser())
     except OSError:  # its worker will say what is wrong with the files
         return None
     return process + int(LOADED_SHARE * weights) if weights else None
-
-
-def _weights_bytes(path: Path) -> int:
-    files = [path] if path.is_file() else [each for each in path.glob("*") if each.suffix in WEIGHTS]
-    return sum(each.stat().st_size for each in files)

@@ -1,4 +1,4 @@
-"""What the plan of a host knows of its machine, its models and their workers. Plain frozen data."""
+"""The plan of a host knows this of its machine, its models and their workers. Plain frozen data."""
 
 import math
 from collections.abc import Mapping
@@ -16,7 +16,8 @@ Bytes = Mapping[str, int]  # of each memory: the main memory, or a device's
 
 
 class Loading(StrEnum):
-    """When a model is loaded. One that is loaded at start comes back whenever there is room for it."""
+    """A host loads a model at one of these times. One that is loaded at start comes back whenever there is room for
+    it."""
 
     AT_START = "at_start"
     ON_DEMAND = "on_demand"
@@ -62,7 +63,7 @@ class PlannedWorker:
 
     @property
     def will_hold(self) -> Bytes:
-        """What it holds once it has stopped or gone to sleep, if it was told to."""
+        """Return what it holds once it has stopped or gone to sleep, if it was told to."""
         if self.state is WorkerState.STOPPING:
             return NOTHING
         return (self.takes_asleep or NOTHING) if self.state is WorkerState.GOING_TO_SLEEP else self.holds
@@ -136,7 +137,7 @@ class PlannedModel:
         return max((priority.weight for priority, each in self.waiting.items() if each.jobs), default=1)
 
     def waited_s(self, now: float, *, live: bool) -> float:
-        """How long its oldest job has waited while it was not loaded; `live` leaves batches out."""
+        """Return how long its oldest job has waited while it was not loaded; `live` leaves batches out."""
         oldest = [
             each.oldest_s for priority, each in self.waiting.items() if each.jobs and (not live or priority in LIVE)
         ]

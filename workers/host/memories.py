@@ -1,4 +1,4 @@
-"""How much memory the models of this machine may take, and what a process has of its devices."""
+"""The memory that the models of this machine may take, and that a process has of its devices."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""What a host learns of its models and is told of them, kept on disk beyond its end."""
+"""A host keeps on disk, beyond its end, what it learns of its models and is told of them."""
 
 import json
 from collections.abc import Mapping
@@ -11,8 +11,9 @@ from shared.process.private_files import write_private
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remembered:
-    """What a worker of the model took at its peak, of the main memory and of each of its devices (0 is unknown), how
-    long the last load took, and until when an operator keeps it. `spec` is the digest of what was measured."""
+    """A host remembers of a model what a worker took at its peak, of the main memory and of each of its devices (0 is
+    unknown), how long the last load took, and until when an operator keeps it. `spec` is the digest of what was
+    measured."""
 
     spec: str = ""
     host_bytes: int = 0

@@ -1,4 +1,4 @@
-"""What a host tells of its models: the record of each, from how it stands and from its workers."""
+"""A host tells others of its models: it makes the record of each of its standing and its workers."""
 
 import math
 
@@ -51,7 +51,7 @@ def _state(standing: Standing, states: list[WorkerState]) -> HostedState:
 
 
 def _progress(took_s: float, load_s: float) -> float:
-    """How far a load is, by how long the last one took."""
+    """Return how far a load is, by how long the last one took."""
     return round(min(took_s / load_s, 0.95) // STEP * STEP, 2) if load_s else 0
 
 

@@ -1,4 +1,4 @@
-"""How a model stands on its host: what is asked of it, how its loads went, and what operators want of it."""
+"""The standing of a model on its host: the demand for it, the outcome of its loads, and the orders of operators."""
 
 import math
 from collections import deque
@@ -35,6 +35,12 @@ class Standing:
     unloading: list[str] = field(default_factory=list)
     unload_when: When | None = None
     _wanted: deque[tuple[float, int]] = field(default_factory=partial(deque, maxlen=1000))
+
+    def respecify(self, spec: HostedSpec) -> None:
+        """Take what the file says of the model now. If its workers are started otherwise, failed loads do not count."""
+        if spec.digest != self.spec.digest:
+            self.loaded()
+        self.spec = spec
 
     def failed(self, reason: str, now: float) -> None:
         """Note a load that did not succeed: the next one begins after a pause, which grows."""

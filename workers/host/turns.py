@@ -28,12 +28,12 @@ class Rules:
 
     @property
     def batch_patience_s(self) -> float:
-        """How long an overdue batch waits for a moment without running answers before it interrupts them."""
+        """Return how long an overdue batch waits for a moment without running answers before it interrupts them."""
         return self.batch_overdue_s + self.turn_max_s
 
 
 class Tier(IntEnum):
-    """Why a model should have one more worker, the most pressing first."""
+    """The reasons for which a model should have one more worker, the most pressing first."""
 
     ORDERED = 0
     OVERDUE = 1
@@ -95,12 +95,12 @@ def _pressure(model: PlannedModel) -> float:
 
 
 def turn_s(model: PlannedModel, other: PlannedModel, rules: Rules) -> float:
-    """How long the loaded `model` keeps its place while it has work and the other one waits."""
+    """Return how long the loaded `model` keeps its place while it has work and the other one waits."""
     return max(_swap_s(model.load_s + other.load_s, rules), model.load_s)
 
 
 def _swap_s(loads_s: float, rules: Rules) -> float:
-    """How long these loads must be worth while."""
+    """Return how long these loads must be worth while."""
     return max(min(rules.turn_loads * loads_s, rules.turn_max_s), rules.turn_min_s)
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,9 @@ DRAIN_S = 3600  # for a worker that is told to end after its running jobs; its h
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerRecord:
-    """What is known of a worker on disk. `spec` is the digest of what it was started with. `pid` and `created_s`, which
-    tells its process from a later one of the same id, are 0 until it is started, and `ready_s` is 0 until it serves.
-    Times are seconds since 1970. `takes` is what was planned for it."""
+    """A worker as its host writes it down on disk. `spec` is the digest of what it was started with. `pid` and
+    `created_s`, which tells its process from a later one of the same id, are 0 until it is started, and `ready_s` is 0
+    until it serves. Times are seconds since 1970. `takes` is what was planned for it."""
 
     id: str
     model: str
@@ -43,7 +43,6 @@ class WorkerRecord:
     created_s: float = 0
     ready_s: float = 0
     stopping: bool = False
-    asleep: bool = False
 
 
 @dataclass(slots=True)
@@ -148,7 +147,7 @@ class WorkerProcess:
         return b""
 
     def _last_words(self) -> str:
-        """Why it refused to run, or else the last line that it wrote."""
+        """Return why it refused to run, or else the last line that it wrote."""
         lines = self._log_end().decode(errors="replace").splitlines()[-20:]
         reasons = [reason for line in lines if (reason := refusal(line))]
         return (reasons or lines or [""])[-1][:LINE_MAX]
@@ -156,7 +155,7 @@ class WorkerProcess:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How a worker ended: its status, None if nobody knows, and what it wrote last."""
+    """The end of a worker: its status, None if nobody knows, and what it wrote last."""
 
     code: int | None
     words: str
@@ -172,15 +171,21 @@ def adopted(folder: Path) -> Iterator[WorkerProcess]:
     """Yield the workers that earlier hosts wrote down in the folder; of some, the process has ended since."""
     for path in sorted(folder.glob("*.json")):
         try:
-            fields = json.loads(path.read_text())
-            lists = {name: tuple(fields[name]) for name in ("names", "devices")}
-            process = WorkerProcess(WorkerRecord(**{**fields, **lists}), folder)
+            process = WorkerProcess(_decoded(path.read_text()), folder)
         except (OSError, ValueError, TypeError, KeyError):
-            path.unlink(missing_ok=True)  # half a record cannot be: it is of another release
+            path.unlink(missing_ok=True)  # half a record cannot be: it is of a release that wrote less
             continue
         if not process.record.pid and (found := _started_as(process.record.id)):
             process.note(pid=found.pid, created_s=found.create_time())
         yield process
+
+
+def _decoded(text: str) -> WorkerRecord:
+    """Read a record. A field that this release does not know is left out, so that its worker is adopted, too."""
+    data = json.loads(text)
+    lists = {name: tuple(data[name]) for name in ("names", "devices")}
+    known = {each.name for each in fields(WorkerRecord)}
+    return WorkerRecord(**{name: value for name, value in {**data, **lists}.items() if name in known})
 
 
 def free_id(model: str, taken: Collection[str]) -> str:

@@ -1,4 +1,4 @@
-"""What a models file that is right by itself lacks on this machine."""
+"""A models file that is right by itself may lack something on this machine: this check says what."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -15,10 +15,9 @@ from shared.models_file.tables import Load
 from shared.settings import Settings
 from workers.loading.file_specs import file_specs
 from workers.loading.loaders import class_of_its_own
-from workers.loading.model_spec import ModelSpec
+from workers.loading.model_spec import ModelSpec, weights_bytes
 
 LIBRARIES = {"native": "torch", "vllm": "vllm", "llamacpp": "llama_cpp", "upstream": "aiohttp", "command": "aiohttp"}
-WEIGHTS = ("*.safetensors", "*.gguf", "*.bin")
 
 
 def lacking(file: ModelsFile, settings: Settings, environment: Mapping[str, str] = os.environ) -> Iterator[str]:
@@ -34,7 +33,7 @@ def lacking(file: ModelsFile, settings: Settings, environment: Mapping[str, str]
             yield str(error).removeprefix(f"{file.path}, ")
             continue
         yield from (f"{where}: {problem}" for problem in (*_engine(spec), *_source(spec)))
-        sizes[name] = _weights(spec)
+        sizes[name] = weights_bytes(Path(spec.source))
     yield from _memory(file, sizes)
 
 
@@ -61,17 +60,8 @@ def _source(spec: ModelSpec) -> Iterator[str]:
         yield f"there is no folder {spec.source} below root, and a hub id would be like OWNER/{spec.source}"
 
 
-def _weights(spec: ModelSpec) -> int:
-    """The bytes of the weights that lie in a local source; 0 if there are none."""
-    path = Path(spec.source)
-    if path.is_file():
-        return path.stat().st_size
-    found = next((files for pattern in WEIGHTS if path.is_dir() and (files := list(path.glob(pattern)))), [])
-    return sum(each.stat().st_size for each in found)
-
-
 def _memory(file: ModelsFile, sizes: Mapping[str, int]) -> Iterator[str]:
-    """What does not fit into the machine's memory as far as the file gives it, by the weights alone."""
+    """Yield what does not fit into the machine's memory as far as the file gives it, by the weights alone."""
     if (memory := file.host.memory) is None:
         return
     for name, size in sizes.items():

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.domain.errors import SettingsError
-from shared.models_file.names import did_you_mean
-from shared.models_file.problems import dotted
+from shared.models_file.problems import did_you_mean, dotted
 from shared.models_file.reading import ModelsFile, read
 from shared.models_file.tables import Model
 from shared.settings import Settings

@@ -14,6 +14,7 @@ from shared.settings import Settings
 from workers.loading.loaders import engine_of, loader_of
 from workers.loading.options import parse_options
 
+WEIGHTS = ("*.safetensors", "*.gguf", "*.bin", "*.pt", "*.pth")  # a folder may have the same weights in several
 BUILTIN = Path(__file__).parent.parent / "models" / "penstock-tiny"
 HUB_PAGE = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co|modelscope\.cn/models)/([\w.-]+/[\w.-]+)")
 
@@ -94,6 +95,15 @@ def spec_of(names: Seq[str], source: str, *, engine: str, options: Mapping[str, 
     for each in names:
         _require_name("MODEL", each)
     return ModelSpec(names[0], source, aliases=tuple(names[1:]), engine=engine, options=options)
+
+
+def weights_bytes(path: Path) -> int:
+    """Return the bytes of the weights in a file, or in a folder in the format that is preferred; 0 if there are none.
+    Raises OSError."""
+    if path.is_file():
+        return path.stat().st_size
+    found = next((files for pattern in WEIGHTS if (files := list(path.glob(pattern)))), [])
+    return sum(each.stat().st_size for each in found)
 
 
 def adapter_source(source: str) -> str:

@@ -1,4 +1,4 @@
-"""How long a model still has to be loaded, by what its hosts tell."""
+"""The records of hosts tell how long a model still has to be loaded."""
 
 from dataclasses import replace
 

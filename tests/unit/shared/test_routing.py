@@ -1,4 +1,4 @@
-"""Which models a name stands for, and which of them a job prefers."""
+"""A name stands for models, of which a job prefers some."""
 
 import math
 

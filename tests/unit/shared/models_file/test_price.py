@@ -1,4 +1,4 @@
-"""What an upstream's tokens cost."""
+"""An upstream's tokens have a cost."""
 
 import pytest
 from pydantic import ValidationError

@@ -34,6 +34,28 @@ def test_a_worker_is_told_the_settings_and_the_recommended_parameters_of_its_mod
     }
 
 
+def test_a_model_without_a_source_is_the_folder_of_its_name_below_root(tmp_path: Path) -> None:
+    (tmp_path / "small").mkdir()
+    file = parse(b'[models.small]\n[models.hub]\nsource = "org/hub"\n', tmp_path / "models.toml")
+
+    found = hosted_specs(file, devices_max=0)
+
+    assert found["small"].arguments == (f"small={tmp_path / 'small'}",)
+    assert found["hub"].arguments == ("hub=org/hub",)
+
+
+def test_weights_in_two_formats_are_loaded_once(tmp_path: Path) -> None:
+    file = parse(b'[models.small]\nengine = "native"\n', tmp_path / "models.toml")
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "model.safetensors").write_bytes(b"x" * 1000)
+    before = hosted_specs(file, devices_max=0)["small"].bytes_estimate
+
+    (tmp_path / "small" / "pytorch_model.bin").write_bytes(b"x" * 1000)
+
+    assert before is not None
+    assert hosted_specs(file, devices_max=0)["small"].bytes_estimate == before
+
+
 def test_a_command_line_holds_the_name_of_a_variable_and_not_its_content(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "hidden")
 

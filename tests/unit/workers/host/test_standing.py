@@ -1,4 +1,4 @@
-"""How a model stands on its host, and what the host tells of it."""
+"""A model has a standing on its host, of which the host tells others."""
 
 import math
 from dataclasses import replace
@@ -150,3 +150,15 @@ def test_a_model_without_workers_is_configured_or_failed(tmp_path: Path) -> None
 
     assert (before.state, before.since_s, before.memory_bytes, before.load_s) == (HostedState.CONFIGURED, 50, 100, 4)
     assert (after.state, after.reason) == (HostedState.FAILED, "there is no folder")
+
+
+def test_a_model_whose_table_was_mended_is_loaded_at_once() -> None:
+    model = standing()
+    model.failed("no such folder", 100)
+
+    model.respecify(replace(model.spec, keep_alive_s=1))
+    assert model.reason == "no such folder"  # its workers are started as before
+    assert model.not_before_s > 100
+    model.respecify(replace(model.spec, digest="another"))
+
+    assert (model.reason, model.failures, model.not_before_s) == ("", 0, 0)
