@@ -99,6 +99,12 @@ class Settings(BaseSettings):
         description="what happens to a max_tokens that does not fit beside the prompt: clamp lowers it, strict refuses"
         " it",
     )
+    hosted_tools: str = Field(
+        "tell",
+        pattern="^(tell|refuse)$",
+        description="what happens to a response's tools that would run on the server, like web_search: tell answers"
+        " without them and tells the model that there are none, refuse refuses the request",
+    )
     first_event_ms: int = Field(
         1000, ge=0, description="longest wait for the first token before a stream sends its headers"
     )

@@ -29,7 +29,7 @@ ENDPOINTS: dict[str, type[BaseModel]] = {
     "A call of `tool_calls`": ToolCall,
     "The `function` of a call": CalledFunction,
 }
-IDENTIFYING = {"user", "safety_identifier", "prompt_cache_key"}
+IDENTIFYING = {"user", "safety_identifier", "prompt_cache_key", "client_metadata"}
 HEAD = """# What the API takes, field by field
 
 Made from the code by `python -m tools.api_table > docs/api.md`; a test compares them. **Honoured**: it does what its

@@ -9,6 +9,8 @@ import orjson
 
 from api.formats.chat import likelihood_object
 from api.formats.common import estimated
+from api.formats.response_calls import Call, call_of, called_by_name
+from api.formats.sealed import seal
 from api.http.problems import problem_of_outcome
 from shared.domain.events import (
     CallPart,
@@ -28,18 +30,22 @@ ResponseEvent = dict[str, Any]
 
 
 class ResponseBuilder:
-    """Builds one response. `head` has the fields that the response repeats of its request. `apply` returns the client's
-    events, without numbers."""
+    """Builds one response. `head` has the fields that the response repeats of its request. With `sealed`, reasoning has
+    a form that clients send back. `apply` returns the client's events, without numbers."""
 
-    def __init__(self, response_id: str, head: dict[str, Any], *, created_s: int, status: str = "queued") -> None:
+    def __init__(self, response_id: str, head: dict[str, Any], *, created_s: int, sealed: bool = False) -> None:
         self._head = {"id": response_id, "object": "response", "created_at": created_s, **head}
         self._base = response_id.partition("_")[2]
         self._output: list[dict[str, Any]] = []
+        self._created_s = created_s
+        self._completed_s: int | None = None
+        self._sealed = sealed
         self._open = ""  # the kind of the last item, while it grows
+        self._call: Call | None = None
         self._reason: FinishReason | None = None
         self._usage: Usage | None = None
         self._error: dict[str, Any] | None = None
-        self.status = status
+        self.status = "queued"
 
     def opening(self) -> list[ResponseEvent]:
         return [{"type": "response.created", "response": self.body()}]
@@ -51,13 +57,14 @@ class ResponseBuilder:
                 return [{"type": "response.in_progress", "response": self.body()}]
             case Delta():
                 return self._grow(event)
-            case Finished(outcome=outcome):
-                return self._finish(outcome)
+            case Finished():
+                return self._finish(event)
         return []
 
     def body(self) -> dict[str, Any]:
         incomplete = {"reason": "max_output_tokens"} if self.status == "incomplete" else None
         return self._head | {
+            "completed_at": self._completed_s,
             "status": self.status,
             "error": self._error,
             "incomplete_details": incomplete,
@@ -76,7 +83,7 @@ class ResponseBuilder:
             self._output[-1]["content"][0]["logprobs"] += logprobs
             events.append(self._text_delta("response.output_text.delta", event.text) | {"logprobs": logprobs})
         for part in event.calls:
-            events += self._call(part)
+            events += self._grow_call(part)
         if event.finish_reason:
             self._reason = event.finish_reason
         return events
@@ -111,24 +118,16 @@ class ResponseBuilder:
         self._output.append(item)
         return {"type": "response.output_item.added", "output_index": len(self._output) - 1, "item": dict(item)}
 
-    def _call(self, part: CallPart) -> list[ResponseEvent]:
+    def _grow_call(self, part: CallPart) -> list[ResponseEvent]:
         events: list[ResponseEvent] = []
         if part.name:
             events = self._close("completed")
-            self._open = "function_call"
-            item = {
-                "id": f"fc_{self._base}_{len(self._output)}",
-                "type": "function_call",
-                "status": "in_progress",
-                "call_id": part.id,
-                "name": part.name,
-                "arguments": "",
-            }
-            events.append(self._add(item))
-        if part.arguments:
-            self._output[-1]["arguments"] += part.arguments
-            kind = "response.function_call_arguments.delta"
-            events.append({"type": kind, **self._place(), "delta": part.arguments})
+            self._open = "call"
+            called = called_by_name(self._head.get("tools") or ())
+            self._call = call_of(part, called, base=f"{self._base}_{len(self._output)}")
+            events.append(self._add(self._call.item))
+        if part.arguments and self._call:
+            events += self._call.feed(part.arguments, self._place())
         return events
 
     def _close(self, status: str) -> list[ResponseEvent]:
@@ -137,9 +136,10 @@ class ResponseBuilder:
             return []
         item, kind, self._open = self._output[-1], self._open, ""
         item["status"] = status
-        if kind == "function_call":
-            done = {"name": item["name"], "arguments": item["arguments"]}
-            events = [{"type": "response.function_call_arguments.done", **self._place(), **done}]
+        if kind == "reasoning" and self._sealed:
+            item["encrypted_content"] = seal(item["content"][0]["text"])
+        if self._call:
+            events, self._call = self._call.close(self._place()), None
         else:
             part = item["content"][0]
             logprobs = {"logprobs": part["logprobs"]} if kind == "message" else {}
@@ -153,13 +153,16 @@ class ResponseBuilder:
             {"type": "response.output_item.done", "output_index": len(self._output) - 1, "item": item},
         ]
 
-    def _finish(self, outcome: Outcome) -> list[ResponseEvent]:
+    def _finish(self, event: Finished) -> list[ResponseEvent]:
+        outcome: Outcome = event.outcome
         cut = not isinstance(outcome, Completed) or self._reason is FinishReason.LENGTH
         events = self._close("incomplete" if cut else "completed")
         match outcome:
             case Completed(usage=usage):
                 self._usage = usage
                 self.status = "incomplete" if cut else "completed"
+                if not cut and event.ended_ms:
+                    self._completed_s = max(event.ended_ms // 1000, self._created_s)
             case Cancelled():
                 self.status = "cancelled"
             case _:

@@ -10,18 +10,16 @@ from api.http.auth import caller_of
 from api.http.event_position import sequence_number_after
 from api.http.json_route import JsonRoute
 from api.http.request_options import LastEventId, RequestOptionsDep, StartingAfter
-from api.schemas.response import ResponseRequest
+from api.schemas.response import ResponseInput, ResponseRequest
 from api.serving.render_options import decode_render_options
 from api.serving.respond import respond, resume_stream, submit
+from api.serving.response_items import own_items, response_now
 from api.serving.services import Services, ServicesDep
 from api.serving.submission import response_submission
 from api.stores.responses import ResponseRecord, record_of
 from shared.domain.errors import InvalidRequest, NotFound
-from shared.domain.events import Failed, Finished
-from shared.domain.lifecycle import TERMINAL
 
 router = APIRouter(route_class=JsonRoute)
-GONE = Failed(code="job_lost", message="The job of this response is no longer known.")
 
 
 @router.post("/v1/responses", response_model=None)
@@ -31,7 +29,9 @@ async def create_response(
     """Create a response: complete, streamed or in the background. One in the background goes on when its client
     leaves."""
     priority = services.admission.priority(options, body.service_tier)
-    record = record_of(body, options.caller.tenant, await _before(body, services, request), priority=priority)
+    tenant = options.caller.tenant
+    before, own = await _before(body, services, request), await own_items(services, body, tenant=tenant)
+    record = record_of(body, tenant, priority=priority, before=before, own=own)
     submission = await response_submission(services, body, options, record, store=body.store is not False)
     if record.background and not body.stream:
         job, headers = await submit(services, submission, options)
@@ -64,7 +64,7 @@ async def retrieve_response(
     if include_obfuscation:
         raise InvalidRequest("'include_obfuscation' is not supported here.", param="include_obfuscation")
     if not stream:
-        return JSONResponse(await _now(services, record))
+        return JSONResponse(await response_now(services, record))
     found = await services.job_records.record(record.id)
     job = decode_render_options(found.view).job(record.id)
     after = sequence_number_after(starting_after, last_event_id)
@@ -77,7 +77,7 @@ async def cancel_response(record: Mine, services: ServicesDep) -> dict[str, Any]
     if not record.background:
         raise InvalidRequest("Only a response with 'background': true can be cancelled.", param="response_id")
     await services.queue.cancel(record.id, by="request")
-    return await _now(services, record)
+    return await response_now(services, record)
 
 
 @router.delete("/v1/responses/{response_id}")
@@ -102,7 +102,7 @@ async def list_input_items(
     return listing([_listed(items[item_id]) for item_id in wanted], more=more)
 
 
-async def _before(body: ResponseRequest, services: Services, request: Request) -> list[dict[str, Any]]:
+async def _before(body: ResponseInput, services: Services, request: Request) -> list[dict[str, Any]]:
     """Return the conversation that the request continues. Raises InvalidRequest if its last response has no answer."""
     if body.previous_response_id is None:
         return []
@@ -110,23 +110,11 @@ async def _before(body: ResponseRequest, services: Services, request: Request) -
         record = await _mine(body.previous_response_id, request, services)
     except NotFound as error:
         raise NotFound(str(error), param="previous_response_id") from error
-    now = await _now(services, record)
+    now = await response_now(services, record)
     if now["status"] not in ("completed", "incomplete"):
         message = f"The previous response is {now['status']}; only one with an answer can be continued."
         raise InvalidRequest(message, param="previous_response_id")
     return [*record.items, *now["output"]]
-
-
-async def _now(services: Services, record: ResponseRecord) -> dict[str, Any]:
-    """Build the response from the job's log. A job that another tool ended, without a last event, has failed."""
-    (page,) = await services.queue.read([(record.id, 0)])
-    builder = record.builder(record.id)
-    for event in page.events:
-        builder.apply(event)
-    over = page.state is None or page.state in TERMINAL
-    if over and not (page.events and isinstance(page.events[-1], Finished)):
-        builder.apply(Finished(seq=len(page.events), outcome=GONE))
-    return builder.body()
 
 
 def _listed(item: dict[str, Any]) -> dict[str, Any]:

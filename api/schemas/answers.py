@@ -111,7 +111,7 @@ class ResponseError(BaseModel):
 
 
 class OutputItem(BaseModel):
-    """A message, a function call or reasoning, by its type."""
+    """A message, a call of a tool or reasoning, by its type."""
 
     id: str
     type: str
@@ -122,12 +122,17 @@ class OutputItem(BaseModel):
     call_id: str | None = None
     name: str | None = None
     arguments: str | None = None
+    namespace: str | None = None
+    input: str | None = None
+    action: dict[str, Any] | None = None
+    encrypted_content: str | None = None
 
 
 class ResponseObject(BaseModel):
     id: str
     object: Literal["response"]
     created_at: int
+    completed_at: int | None
     status: Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
     model: str
     output: list[OutputItem]
@@ -145,10 +150,13 @@ class ResponseObject(BaseModel):
     text: dict[str, Any]
     reasoning: dict[str, Any]
     max_output_tokens: int | None
-    temperature: float | None
-    top_p: float | None
-    top_logprobs: int | None
-    truncation: str
+    max_tool_calls: int | None
+    temperature: float
+    top_p: float
+    presence_penalty: float
+    frequency_penalty: float
+    top_logprobs: int
+    truncation: Literal["auto", "disabled"]
     service_tier: Literal["auto", "default", "flex", "priority"]
     user: str | None
     safety_identifier: str | None

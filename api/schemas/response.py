@@ -1,143 +1,30 @@
-"""The body of `POST /v1/responses`."""
+"""The bodies of `POST /v1/responses`, `/v1/responses/input_tokens` and `/v1/responses/compact`."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from api.schemas.base import Items, Metadata, Selective, Strict
-from api.schemas.chat import MESSAGES_MAX, PARTS_MAX
+from api.schemas.chat import TemplateOptions
+from api.schemas.response_items import InputItems, typed
+from api.schemas.response_tools import ResponseToolChoice, ResponseTools
 from api.schemas.sampling import StreamOptions
-from api.schemas.tools import NAME, TOOLS_MAX
+from api.schemas.tools import NAME
 from shared.domain.errors import InvalidRequest
 
-ITEMS_MAX = MESSAGES_MAX - 1  # `instructions` is a message, too
-LOGPROBS_MAX = 100_000
 INCLUDES_MAX = 16
 LOGPROBS = "message.output_text.logprobs"
-
-
-class InputText(Strict):
-    type: Literal["input_text", "text"]
-    """`input_text`, or its short form `text`."""
-    text: str
-    """The part's text."""
-
-
-class OutputText(Strict):
-    """A part of an earlier answer."""
-
-    type: Literal["output_text"]
-    """Always `output_text`."""
-    text: str
-    """The part's text."""
-    annotations: Annotated[list[Any], Items(0)] = Field(default_factory=list)
-    """Always empty."""
-    logprobs: Annotated[list[Any], Items(LOGPROBS_MAX)] | None = None
-    """Accepted from an earlier answer without effect."""
-
-
-class Refusal(Strict):
-    type: Literal["refusal"]
-    """Always `refusal`."""
-    refusal: str
-    """The refusal of an earlier answer."""
-
-    @property
-    def text(self) -> str:
-        return self.refusal
-
-
-Part = Annotated[InputText | OutputText | Refusal, Field(discriminator="type")]
-
-
-class Item(Strict):
-    """The fields that items of earlier answers have beside their content. They are accepted unchanged."""
-
-    id: str | None = Field(None, max_length=256)
-    """The item's id in an earlier answer."""
-    status: Literal["in_progress", "completed", "incomplete"] | None = None
-    """The item's status in an earlier answer."""
-
-
-class MessageItem(Item):
-    type: Literal["message"] = "message"
-    """Always `message`; it may be left out."""
-    role: Literal["user", "assistant", "system", "developer"]
-    """The author of the message. `developer` is treated as `system`."""
-    content: str | Annotated[list[Part], Items(PARTS_MAX)]
-    """The message's text, or its parts."""
-    phase: str | None = None
-    """Accepted from an earlier answer without effect."""
-
-
-class CallItem(Item):
-    type: Literal["function_call"]
-    """Always `function_call`."""
-    call_id: str = Field(min_length=1, max_length=256)
-    """The call's id, which its output names."""
-    name: str = Field(pattern=NAME)
-    """The function's name."""
-    arguments: str
-    """The arguments as JSON, as the model wrote them."""
-
-
-class CallOutputItem(Item):
-    type: Literal["function_call_output"]
-    """Always `function_call_output`."""
-    call_id: str = Field(min_length=1, max_length=256)
-    """The id of the call that this item answers."""
-    output: str | Annotated[list[InputText], Items(PARTS_MAX)]
-    """The result of the function."""
-
-
-class ReasoningText(Strict):
-    type: Literal["reasoning_text", "summary_text"]
-    """`reasoning_text`, or `summary_text` in a summary."""
-    text: str
-    """The part's text."""
-
-
-class ReasoningItem(Item):
-    type: Literal["reasoning"]
-    """Always `reasoning`."""
-    summary: Annotated[list[ReasoningText], Items(PARTS_MAX)] = Field(default_factory=list)
-    """The summary of an earlier answer's reasoning."""
-    content: Annotated[list[ReasoningText], Items(PARTS_MAX)] | None = None
-    """The reasoning of an earlier answer."""
-    encrypted_content: None = None
-    """Only null is supported."""
-
-
-InputItem = Annotated[MessageItem | CallItem | CallOutputItem | ReasoningItem, Field(discriminator="type")]
-
-
-class FunctionTool(Strict):
-    type: Literal["function"]
-    """Always `function`."""
-    name: str = Field(pattern=NAME)
-    """The function's name."""
-    description: str | None = None
-    """A description of the function for the model."""
-    parameters: dict[str, Any] | None = None
-    """The function's arguments, as a JSON schema."""
-    strict: bool | None = None
-    """Whether the model's arguments must follow the schema."""
-
-
-class NamedFunction(Strict):
-    type: Literal["function"]
-    """Always `function`."""
-    name: str = Field(pattern=NAME)
-    """The function's name."""
-
-
-class AllowedFunctions(Strict):
-    type: Literal["allowed_tools"]
-    """Always `allowed_tools`."""
-    mode: Literal["auto", "required"]
-    """`auto` lets the model decide whether to call a function; `required` forces a call."""
-    tools: Annotated[list[NamedFunction], Items(TOOLS_MAX, least=1)]
-    """The functions among `tools` that may be called."""
+ENCRYPTED_REASONING = "reasoning.encrypted_content"
+Include = Literal[
+    "message.output_text.logprobs",
+    "reasoning.encrypted_content",
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "file_search_call.results",
+    "message.input_image.image_url",
+    "web_search_call.action.sources",
+    "web_search_call.results",
+]
 
 
 class TextFormat(Strict):
@@ -164,41 +51,89 @@ class TextFormat(Strict):
 class TextConfig(Strict):
     format: TextFormat | None = None
     """The form that the answer must have."""
-    verbosity: Literal["medium"] | None = None
-    """Only `medium` is supported."""
+    verbosity: Literal["low", "medium", "high"] | None = None
+    """How long the answer shall be. Models whose server does not read it take `medium` only."""
 
 
 class Reasoning(Strict):
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     """How much to reason, for models that support it."""
-    summary: Literal["auto"] | None = None
-    """Accepted; no summary is generated."""
-    generate_summary: None = None
-    """Only null is supported."""
+    summary: Literal["auto", "concise", "detailed", "none"] | None = None
+    """Accepted; no summary is generated, since the reasoning itself is in the answer."""
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+    """The older name of `summary`."""
 
 
-class ResponseRequest(Selective):
+class ResponseInput(Selective):
+    """What the model of a response gets to read."""
+
     NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "access_programs": (),
-        "context_management": ([],),
         "conversation": (),
-        "image": (),
-        "max_tool_calls": (),
-        "moderation": (),
+        "personality": (),
         "prompt": (),
-        "prompt_cache_options": (),
-        "prompt_cache_retention": ("in_memory", "in-memory"),
-        "truncation": ("disabled",),
     }
 
     model: str = Field("", max_length=200)
     """The model's name, as `GET /v1/models` lists it. Without one, or as `default`, the deployment's default model."""
-    input: str | Annotated[list[InputItem], Items(ITEMS_MAX, least=1)]
-    """The input: a text, or the items of a conversation."""
+    input: str | InputItems | None = None
+    """The input: a text, or the items of a conversation. It may be left out only behind `previous_response_id`."""
     instructions: str | None = None
     """The system message before the conversation. The next response does not inherit it."""
     previous_response_id: str | None = Field(None, min_length=1, max_length=256)
     """The id of the stored response that this one continues."""
+    tools: ResponseTools | None = None
+    """Tools that the model may call, and that the client runs. Of hosted tools the model is told that there are
+    none here."""
+    tool_choice: ResponseToolChoice | None = None
+    """Whether the model calls a tool, and which."""
+    parallel_tool_calls: bool | None = None
+    """Whether a response may have several calls. Default: true."""
+    text: TextConfig | None = None
+    """The form that the answer must have."""
+    reasoning: Reasoning | None = None
+    """Options of the reasoning."""
+    truncation: Literal["auto", "disabled"] | None = None
+    """`auto` drops the oldest items of a conversation that is longer than the model's context, until it fits."""
+    chat_template_kwargs: TemplateOptions | None = None
+    """vLLM's extension: further variables for the model's chat template, like `enable_thinking`."""
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _each_typed(cls, items: Any) -> Any:
+        return typed(items)
+
+    @model_validator(mode="after")
+    def _something_to_read(self) -> "ResponseInput":
+        if self.input is None and self.previous_response_id is None:
+            raise InvalidRequest("Missing required parameter: 'input'.", param="input")
+        return self
+
+
+class InputTokensRequest(ResponseInput):
+    """A response whose input is counted."""
+
+
+class CompactRequest(ResponseInput):
+    """A conversation to compact. The fields that only shape an answer are accepted, since clients send the body of
+    their next response."""
+
+    service_tier: Literal["auto", "default", "flex", "priority"] | None = None
+    """`priority` requests the class interactive, `flex` the class batch; the key's own class bounds it."""
+    prompt_cache_key: str | None = Field(None, max_length=512)
+    """An identifier of the caller. It cannot change the answer."""
+
+
+class ResponseRequest(ResponseInput):
+    NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "access_programs": (),
+        "context_management": ([],),
+        "image": (),
+        "moderation": (),
+        "prompt_cache_options": (),
+        "prompt_cache_retention": ("in_memory", "in-memory"),
+        **ResponseInput.NEUTRAL,
+    }
+
     background: bool | None = None
     """Answer at once, and continue when the client leaves. Needs `store`."""
     stream: bool | None = None
@@ -209,32 +144,31 @@ class ResponseRequest(Selective):
     """Store the response, to be read or continued. Default: true."""
     metadata: Metadata | None = None
     """Names and values kept with the response."""
-    tools: Annotated[list[FunctionTool], Items(TOOLS_MAX)] | None = None
-    """Functions that the model may call."""
-    tool_choice: (
-        Literal["none", "auto", "required"]
-        | Annotated[NamedFunction | AllowedFunctions, Field(discriminator="type")]
-        | None
-    ) = None
-    """Whether the model calls a function, and which."""
-    parallel_tool_calls: bool | None = None
-    """Whether a response may have several calls. Default: true."""
-    text: TextConfig | None = None
-    """The form that the answer must have."""
-    reasoning: Reasoning | None = None
-    """Options of the reasoning."""
     max_output_tokens: int | None = Field(None, ge=1)
     """The longest answer, in tokens. Default: the rest of the context."""
+    max_tool_calls: int | None = Field(None, ge=1)
+    """The most calls of hosted tools. There are none here, so no response exceeds it."""
     temperature: float | None = Field(None, ge=0, le=2)
     """The randomness of sampling; 0 always takes the likeliest token. Default: the model's own."""
     top_p: float | None = Field(None, ge=0, le=1)
     """Sample only from the likeliest tokens that together have this probability; 0 always takes the likeliest."""
+    top_k: int | None = Field(None, ge=-1)
+    """Sample only from this many of the likeliest tokens; 0 or -1 allows all."""
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    """Above 0, tokens that have appeared in the answer become less likely."""
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    """Above 0, tokens become less likely with each time that they have appeared in the answer."""
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    """The seed of sampling: the same seed and request give the same tokens. Drawn at random when not given."""
     top_logprobs: int | None = Field(None, ge=0, le=20)
     """Return this many of the likeliest tokens at each position."""
-    include: Annotated[list[Literal["message.output_text.logprobs"]], Items(INCLUDES_MAX)] | None = None
-    """Further fields of the response."""
+    include: Annotated[list[Include], Items(INCLUDES_MAX)] | None = None
+    """Further fields of the response: the log probabilities of its text, and its reasoning in a form that clients send
+    back. Those of hosted tools are accepted, since no response has their items."""
     service_tier: Literal["auto", "default", "flex", "priority"] | None = None
     """`priority` requests the class interactive, `flex` the class batch; the key's own class bounds it."""
+    client_metadata: Annotated[dict[str, Any], Items(64)] | None = None
+    """Accepted: what Codex tells of itself. It cannot change the answer."""
     user: str | None = Field(None, max_length=512)
     """An identifier of the caller. It cannot change the answer."""
     safety_identifier: str | None = Field(None, max_length=512)
@@ -242,18 +176,8 @@ class ResponseRequest(Selective):
     prompt_cache_key: str | None = Field(None, max_length=512)
     """An identifier of the caller. It cannot change the answer."""
 
-    @field_validator("input", mode="before")
-    @classmethod
-    def _each_typed(cls, items: Any) -> Any:
-        return [_typed(item) for item in items[: ITEMS_MAX + 1]] if isinstance(items, list) else items
-
     @model_validator(mode="after")
     def _what_goes_together(self) -> "ResponseRequest":
         if self.background and self.store is False:
             raise InvalidRequest("'background' needs 'store': true.", param="store")
         return self
-
-
-def _typed(item: Any) -> Any:
-    """Add the type `message` to an item that has none."""
-    return {"type": "message", **item} if isinstance(item, dict) and "role" in item else item

@@ -21,10 +21,12 @@ from api.schemas.response import ResponseRequest
 from api.schemas.tokens import Counted, DetokenizeRequest, TokenCountRequest, TokenizeRequest
 from api.schemas.tools import tools_request
 from api.serving.render_options import RenderOptions, render_options_of
+from api.serving.response_chat import as_sent, chat_of, require_own_tools
 from api.serving.sampling import sampling_of
 from api.serving.services import Services
-from api.stores.responses import ResponseRecord, chat_of, record_of
+from api.stores.responses import ResponseRecord, record_of
 from api.stores.stored_chats import stored_chat
+from shared.domain.errors import InvalidRequest
 from shared.domain.job import Job, Kind
 from shared.queue.protocols import StoredRecord
 
@@ -58,7 +60,9 @@ async def chat_submission(
     return replace(submission, job=replace(job, keep_s=services.settings.response_ttl_s), record=record)
 
 
-async def _chat_job(services: Services, body: ChatCompletionRequest, options: RequestOptions) -> Job:
+async def _chat_job(
+    services: Services, body: ChatCompletionRequest, options: RequestOptions, *, drop_oldest: bool = False
+) -> Job:
     sampling = sampling_of(
         body,
         services.settings,
@@ -72,7 +76,9 @@ async def _chat_job(services: Services, body: ChatCompletionRequest, options: Re
         body.model,
         Kind.CHAT,
         options,
-        request=_conversation(body.messages, tools, body.chat_template_kwargs, body.reasoning_effort),
+        request=_conversation(
+            body.messages, tools, body.chat_template_kwargs, body.reasoning_effort, drop_oldest=drop_oldest
+        ),
         sampling=sampling,
         tier=body.service_tier,
         user=body.user or body.safety_identifier,
@@ -127,15 +133,29 @@ async def response_submission(
     alone. With `store`, the record is stored, and the job is kept as long."""
     if record is None:
         priority = services.admission.priority(options, body.service_tier)
-        record = record_of(body, options.caller.tenant, (), priority=priority)
-    job = replace(await _chat_job(services, chat_of(body, record.items), options), id=record.id)
-    record = replace(record, head={**record.head, "model": job.model})
+        record = record_of(body, options.caller.tenant, priority=priority)
+    require_own_tools(body, services.settings)
+    try:
+        chat = chat_of(body, record.items)
+        job = await _chat_job(services, chat, options, drop_oldest=body.truncation == "auto")
+    except InvalidRequest as error:
+        raise as_sent(error) from error
+    job = replace(job, id=record.id)
+    record = replace(record, head=record.head | await _used(services, body, job))
     if record.background:
         job = replace(job, grace_ms=None, notify=True)
     if not store:
         return Submission(job, record)
     job = replace(job, keep_s=services.settings.response_ttl_s)
     return Submission(job, record, services.responses.stored(record))
+
+
+async def _used(services: Services, body: ResponseRequest, job: Job) -> dict[str, Any]:
+    """Return what the job's model uses: its name, and its own sampling parameters for those that the request leaves
+    open."""
+    model = await services.model_registry.model(job.model)
+    left_open = {"temperature": model.temperature, "top_p": model.top_p}
+    return {"model": job.model} | {name: value for name, value in left_open.items() if getattr(body, name) is None}
 
 
 async def embedding_submission(services: Services, body: EmbeddingRequest, options: RequestOptions) -> Submission:
@@ -192,9 +212,11 @@ def _conversation(
     tools: dict[str, Any],
     template: dict[str, Any] | None,
     effort: str | None = None,
+    *,
+    drop_oldest: bool = False,
 ) -> dict[str, Any]:
     """Build a chat's `Job.request` from the parameters that were given."""
-    about = {"template": template, "effort": effort}
+    about = {"template": template, "effort": effort, "drop_oldest": drop_oldest}
     given = {name: value for name, value in about.items() if value}
     return {"messages": [_message(message) for message in messages], **tools, **given}
 

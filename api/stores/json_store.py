@@ -19,8 +19,15 @@ Record = TypeVar("Record", bound=Any)  # a dataclass with an `id` and a `tenant`
 Readers = Mapping[str, Callable[[Any], Any]]  # converters of the fields that JSON cannot express
 
 
+LATER = {"later": True}
+"""Marks a field that release 0.2 does not have. At its default it is left out of the bytes."""
+
+
 def encode(record: Any) -> str:
-    return json.dumps(asdict(record))
+    unset = {
+        each.name for each in fields(record) if each.metadata == LATER and getattr(record, each.name) == each.default
+    }
+    return json.dumps({name: value for name, value in asdict(record).items() if name not in unset})
 
 
 def decode(kind: type[Record], data: bytes, readers: Readers | None = None) -> Record | None:

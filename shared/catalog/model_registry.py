@@ -77,6 +77,8 @@ class ModelRegistry:
             prompt_chars_max=int(fields.get(b"prompt_chars_max", 0)),
             dtype=fields.get(b"dtype", b"").decode(),
             resume=fields.get(b"resume", b"exact").decode(),
+            temperature=float(fields.get(b"temperature", 1)),
+            top_p=float(fields.get(b"top_p", 1)),
             workers=alive,
             waiting=waiting,
             paused=bool(paused),
@@ -93,4 +95,6 @@ def _fields(info: ModelInfo) -> dict[Any, Any]:
         "prompt_chars_max": info.prompt_chars_max,
         "dtype": info.dtype,
         "resume": info.resume,
+        "temperature": info.temperature,
+        "top_p": info.top_p,
     }

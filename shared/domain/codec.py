@@ -103,7 +103,7 @@ def encode_event(event: Event) -> bytes:
         case Tokenized():
             return orjson.dumps(["t", event.token_ids, event.texts])
         case Finished():
-            return orjson.dumps(["f", _outcome_to_wire(event.outcome)])
+            return orjson.dumps(["f", _outcome_to_wire(event.outcome), *([event.ended_ms] if event.ended_ms else [])])
         case _:
             assert_never(event)
 
@@ -139,8 +139,8 @@ def event_from_wire(seq: int, wire: list[Any]) -> Event:
                 return Embedded(seq=seq, index=index, vector=_vector_from_base64(vector))
             case ["t", ids, texts, *_]:
                 return Tokenized(seq=seq, token_ids=tuple(ids), texts=tuple(texts))
-            case ["f", outcome, *_]:
-                return Finished(seq=seq, outcome=_outcome_from_wire(outcome))
+            case ["f", outcome, *rest]:
+                return Finished(seq=seq, outcome=_outcome_from_wire(outcome), ended_ms=rest[0] if rest else 0)
             case _:
                 raise DecodeError(f"unknown event {wire!r:.80}")
     except (AttributeError, KeyError, TypeError, ValueError) as error:

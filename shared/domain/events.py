@@ -154,10 +154,12 @@ Outcome = Completed | Failed | Cancelled | Expired
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """The last event of every job, exactly once."""
+    """The last event of every job, exactly once. `ended_ms` is when its worker had it, by the worker's clock; 0 if no
+    worker ended the job, or one of a release before 0.3."""
 
     seq: int
     outcome: Outcome
+    ended_ms: int = field(default=0, compare=False, repr=False)
 
 
 Event = Started | Echoed | Delta | Embedded | Tokenized | Finished

@@ -89,7 +89,8 @@ class Job:
     `request` is the input that the worker tokenises. A chat has its messages and, if the client gave them, its tools,
     which of them to call (`tool_choice`: auto, required or a tool's name), whether several at once (`parallel`) and
     whether arguments have listed properties only (`closed`), how much to reason (`effort`), further variables of the
-    chat template (`template`), and fields for a server behind the model that Penstock does not know itself (`extra`).
+    chat template (`template`), whether its oldest messages may be dropped until the rest fits the context
+    (`drop_oldest`), and fields for a server behind the model that Penstock does not know itself (`extra`).
     A completion has its prompts (texts or token ids), whether to echo them, and with which log probabilities. An
     embedding has its inputs, dimensions and truncation. A tokenization has the `prompt` or `messages` to split
     (`special` adds the special tokens, `texts` each token's text), or the `tokens` to turn into text.
@@ -165,7 +166,8 @@ class ModelInfo:
     a worker runs at a time, and no prompt of more than `prompt_chars_max` characters can fit, however it is tokenised;
     0 if unknown, like `context_length`. `resume` says what becomes of an answer whose worker dies: it goes on with the
     same tokens (`exact`), goes on perhaps otherwise (`prefill`), or fails unless it had not begun (`restart`). `dtype`
-    is the number format of its weights, like float32; empty if unknown."""
+    is the number format of its weights, like float32; empty if unknown. `temperature` and `top_p` are those of a
+    request that gives none."""
 
     name: str
     engine: str
@@ -177,6 +179,8 @@ class ModelInfo:
     prompt_chars_max: int = 0
     dtype: str = ""
     resume: str = "exact"
+    temperature: float = 1.0
+    top_p: float = 1.0
     workers: int = 0
     waiting: int = 0
     paused: bool = False

@@ -46,6 +46,8 @@ def _sampled(job: Job) -> Iterator[tuple[str, str]]:
         "stop_token_ids": sampling.stop_token_ids,
     }
     yield from ((name, name) for name, wanted in asked.items() if wanted)
+    if job.request.get("drop_oldest"):
+        yield "truncation", "truncation"
     if any(not isinstance(prompt, str) for prompt in job.request.get("prompts") or ()):
         yield "token_ids", "prompt"
     if job.request.get("prompt_logprobs") is not None:
@@ -64,7 +66,10 @@ def media_refusal(kind: Any) -> InvalidRequest:
 
 
 def require_fit(job: Job, model: ModelInfo) -> None:
-    """Raise ContextLengthExceeded for a prompt that cannot fit however it is tokenised, so that no worker sees it."""
+    """Raise ContextLengthExceeded for a prompt that cannot fit however it is tokenised, so that no worker sees it. One
+    whose oldest messages may be dropped is left to the worker."""
+    if job.request.get("drop_oldest"):
+        return
     if job.kind is Kind.CHAT:
         param, prompts = "messages", ["".join(map(text_of, job.request["messages"]))]
     else:

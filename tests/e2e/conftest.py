@@ -2,15 +2,19 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import certifi
 import pytest
 
 from cli.embedded_redis import EmbeddedRedis, find_binary
 from tests.e2e.harness import Stack, standalone_stack
+from tests.models import calling_model
 from tests.ports import free_port
+from workers.parsers.tool_formats import HERMES
 
 BUILTIN = "penstock-tiny"
+CALLER = "caller"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -46,3 +50,18 @@ def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def builtin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with standalone_stack(tmp_path_factory.mktemp("builtin"), "builtin") as stack:
         yield stack
+
+
+@pytest.fixture(scope="session")
+def caller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Start the scripted engine and a model of random weights that calls tools."""
+    folder = tmp_path_factory.mktemp("responses")
+    calling_model(folder / CALLER, HERMES.sign, HERMES.marks)
+    settings: dict[str, Any] = {"scripted_step_ms": 10, "scripted_tokens": 100_000}
+    with standalone_stack(folder, "scripted", str(folder / CALLER), **settings) as stack:
+        yield stack
+
+
+@pytest.fixture
+def responses(caller: Stack) -> Any:
+    return caller.client().responses

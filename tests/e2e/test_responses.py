@@ -1,7 +1,6 @@
 """Responses by the real client: whole, streamed, in the background, resumed, continued, cancelled, deleted."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +12,6 @@ from pydantic import BaseModel
 
 from tests.e2e.harness import Stack, eventually, standalone_stack
 from tests.e2e.test_tools import WEATHER
-from tests.models import calling_model
-from workers.parsers.tool_formats import HERMES
 
 MODEL = "caller"
 TOOL: Any = {"type": "function", "name": "weather", "parameters": WEATHER, "strict": True}
@@ -23,21 +20,6 @@ TOOL: Any = {"type": "function", "name": "weather", "parameters": WEATHER, "stri
 class Weather(BaseModel):
     city: Literal["Bern", "Basel"]
     rain: bool
-
-
-@pytest.fixture(scope="module")
-def caller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Start the scripted engine and a model of random weights that calls tools."""
-    folder = tmp_path_factory.mktemp("responses")
-    calling_model(folder / MODEL, HERMES.sign, HERMES.marks)
-    settings: dict[str, Any] = {"scripted_step_ms": 10, "scripted_tokens": 100_000}
-    with standalone_stack(folder, "scripted", str(folder / MODEL), **settings) as stack:
-        yield stack
-
-
-@pytest.fixture
-def responses(caller: Stack) -> Any:
-    return caller.client().responses
 
 
 def test_a_whole_response(responses: Any) -> None:
@@ -51,6 +33,20 @@ def test_a_whole_response(responses: Any) -> None:
     assert made.metadata == {"a": "b"}
     assert made.output[0].role == "assistant"
     assert responses.retrieve(made.id) == made
+
+
+def test_a_response_repeats_what_was_asked_and_what_the_model_takes_for_the_rest(responses: Any) -> None:
+    asked = {"presence_penalty": 0.5, "frequency_penalty": -0.5, "max_tool_calls": 3, "truncation": "auto"}
+    more = {"top_k": 5, "seed": 3, "chat_template_kwargs": {"x": 1}, "client_metadata": {"session": "1"}}
+    form: Any = {"format": {"type": "json_schema", "name": "weather", "schema": WEATHER}}
+    made = responses.create(model=MODEL, input="x", text=form, extra_body=asked | more).to_dict()
+    with_its_own = responses.create(model="scripted", input="x", max_output_tokens=2).to_dict()
+
+    assert {name: made[name] for name in asked} == asked
+    assert made["completed_at"] >= made["created_at"]
+    names = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "top_logprobs", "truncation")
+    assert [with_its_own[name] for name in names] == [1, 1, 0, 0, 0, "disabled"]
+    assert (with_its_own["completed_at"], with_its_own["max_tool_calls"]) == (None, None)
 
 
 def test_a_stream_tells_every_step_in_order_and_ends_with_the_whole(responses: Any) -> None:
@@ -259,11 +255,13 @@ def test_what_is_deleted_or_anothers_is_not_found(responses: Any, caller: Stack)
             {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "http://127.0.0.1/"}]}]},
             "input",
         ),
-        ({"tools": [{"type": "web_search"}]}, "tools.0"),
+        ({"input": [{"type": "compaction", "encrypted_content": "gAAAA"}]}, "input"),
+        ({"input": [{"type": "item_reference", "id": "msg_0_0"}]}, "input"),
+        ({"tools": [{"type": "no_such_tool"}]}, "tools.0"),
         ({"background": True, "store": False}, "store"),
         ({"previous_response_id": "resp_none"}, "previous_response_id"),
         ({"conversation": "conv_1"}, "conversation"),
-        ({"truncation": "auto"}, "truncation"),
+        ({"truncation": "some"}, "truncation"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"text": {"format": {"type": "json_schema"}}}, "text.format"),
         ({"no_such": 1}, "no_such"),

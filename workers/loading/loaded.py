@@ -54,7 +54,9 @@ async def load(spec: ModelSpec, settings: Settings) -> Loaded:
         return loaded
 
     loaded = await asyncio.wrap_future(thread.submit(call))
-    return replace(loaded, begin=partial(_begin_recommended, loaded.begin, recommended))
+    told = {name: value for name, value in recommended.items() if name in ("temperature", "top_p")}
+    infos = [replace(info, **told) for info in loaded.infos]
+    return replace(loaded, infos=infos, begin=partial(_begin_recommended, loaded.begin, recommended))
 
 
 def _begin_recommended(
@@ -90,6 +92,8 @@ def infos_of(spec: ModelSpec, model: Model) -> list[ModelInfo]:
         slots=model.limits.sequences_max,
         prompt_chars_max=_prompt_chars_max(model),
         dtype=model.dtype,
+        temperature=model.defaults.temperature,
+        top_p=model.defaults.top_p,
     )
     aliases = [replace(info, name=name) for name in spec.aliases]
     adapted = [replace(info, name=name, parent=spec.name) for name, _ in spec.adapters]

@@ -3,7 +3,8 @@ by a call of their own, which settles it."""
 
 import asyncio
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from shared.domain.errors import QueueUnavailable
@@ -29,6 +30,7 @@ class Outlet:
         outbox: Outbox,
         outage: RedisOutage,
         metrics: WorkerMetrics,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._worker = worker
         self._queue = queue
@@ -36,11 +38,12 @@ class Outlet:
         self._outbox = outbox
         self._outage = outage
         self._metrics = metrics
+        self._clock = clock
 
     async def run(self) -> None:
         """Write events until the outbox is closed and empty."""
         while updates := await self._outbox.take():
-            written = [update for update in updates if update.events]
+            written = [self._timed(update) for update in updates if update.events]
             for update in written:
                 if held := self._held.of(update.run.delivery):
                     held.wrote(update.events)
@@ -50,6 +53,13 @@ class Outlet:
             ended = [update for update in written if isinstance(update.events[-1], Finished)]
             await asyncio.gather(*[self.settle(_write(update)) for update in ended])
             await self._put_back([update.run.delivery for update in updates if update.put_back])
+
+    def _timed(self, update: Update) -> Update:
+        """Return the update with the time of its last event, if that ends the job."""
+        *events, last = update.events
+        if not isinstance(last, Finished):
+            return update
+        return replace(update, events=[*events, replace(last, ended_ms=int(self._clock() * 1000))])
 
     async def append(self, writes: Sequence[Write]) -> None:
         """Write events of jobs that go on, all by one call, until Redis has them or refuses them."""

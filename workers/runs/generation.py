@@ -11,6 +11,7 @@ from workers.parsers.output_parser import ParsedDelta
 from workers.protocols import Defaults, Model
 from workers.runs.detokenizer import IncrementalDetokenizer
 from workers.runs.run import JobRun, require_known
+from workers.runs.truncation import fitting_chat
 from workers.scheduling.sequence import NOTHING, Sampled, SamplingParams, Sequence
 from workers.text.tokenizer import Chat, plain_chat, require_fit
 
@@ -206,7 +207,7 @@ def _prompts(job: Job, model: Model) -> list[Prompt]:
     """The prompts of a job: a chat has one; a completion may have several, each a text or token ids."""
     context, grammar = model.limits.context_length, job.sampling.grammar
     if job.kind is Kind.CHAT:
-        chat = model.tokenizer.chat(job.request, grammar, tokens_max=context)
+        chat = fitting_chat(job, model)
         return [Prompt(chat.ids, budget(len(chat.ids), job.sampling, context, param="messages"), chat)]
     prompts = []
     for item in job.request["prompts"]:

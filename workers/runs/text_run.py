@@ -196,5 +196,7 @@ def _require_able(job: Job, source: ChatSource) -> None:
     if job.sampling.grammar and "structured_outputs" not in source.abilities:
         param = job.sampling.grammar.param
         raise InvalidRequest(f"'{param}': the model '{job.model}' cannot be held to a form.", param=param)
+    if job.request.get("drop_oldest"):
+        raise InvalidRequest("'truncation' auto needs a model with a tokenizer here.", param="truncation")
     if job.request.get("prompt_logprobs") is not None:
         raise InvalidRequest("'logprobs' of an echoed prompt need a model with a tokenizer here.", param="logprobs")

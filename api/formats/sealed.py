@@ -1,0 +1,31 @@
+"""The form in which a client keeps a text that it sends back: reasoning, or a compacted conversation. OpenAI's field
+for it is `encrypted_content`. Here it is no secret: whoever holds it can read it, and its text came from the same
+client's conversation."""
+
+import base64
+import binascii
+import zlib
+
+from shared.domain.errors import InvalidRequest
+
+MARK = "penstock1."
+TEXT_MAX = 4_000_000  # characters of the text, which a small form may stand for
+
+
+def seal(text: str) -> str:
+    return MARK + base64.urlsafe_b64encode(zlib.compress(text.encode("utf-8", "replace"))).decode()
+
+
+def unseal(sealed: str, *, param: str) -> str:
+    """Return the text. Raises InvalidRequest, which names `param`, for a form that is not ours or too long a text."""
+    try:
+        if not sealed.startswith(MARK):
+            raise ValueError
+        reader = zlib.decompressobj()
+        text = reader.decompress(base64.urlsafe_b64decode(sealed.removeprefix(MARK)), TEXT_MAX)
+        if not reader.eof:
+            raise ValueError
+        return text.decode()
+    except (ValueError, binascii.Error, zlib.error):
+        message = f"'{param}' cannot be read: it must be as an answer of this API had it."
+        raise InvalidRequest(message, param=param) from None

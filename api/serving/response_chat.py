@@ -1,0 +1,193 @@
+"""The chat that a response asks for: its items as messages, and its tools as functions."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from api.formats.response_calls import LOCAL_SHELL, chat_functions, chat_name
+from api.formats.sealed import unseal
+from api.http.problems import validation_problem
+from api.schemas.chat import ChatCompletionRequest
+from api.schemas.response import LOGPROBS, ResponseInput, ResponseRequest
+from api.schemas.response_tools import AllowedToolsChoice, HostedTool, LocalShellChoice, NamedTool
+from shared.domain.errors import InvalidRequest
+from shared.settings import Settings
+
+Json = dict[str, Any]
+ABSENT = "These tools are not available here, whatever is said of them elsewhere: {}."
+COMPACTED = "A summary of the conversation up to here:\n{}"
+
+
+def chat_of(body: ResponseInput, items: Sequence[Json]) -> ChatCompletionRequest:
+    """Translate the request into a chat. Raises InvalidRequest."""
+    said = "\n\n".join(filter(None, [body.instructions, _absent(body)]))
+    system = [{"role": "system", "content": said}] if said else []
+    tools = chat_functions([tool.model_dump() for tool in body.tools or ()])
+    wanted = {
+        "model": body.model,
+        "messages": [*system, *_messages(items)],
+        "parallel_tool_calls": body.parallel_tool_calls,
+        "reasoning_effort": body.reasoning.effort if body.reasoning else None,
+        "tools": tools or None,
+        "tool_choice": _choice(body),
+        "response_format": _format(body),
+        "chat_template_kwargs": body.chat_template_kwargs,
+        "verbosity": body.text.verbosity if body.text else None,
+        **(_answered_so(body) if isinstance(body, ResponseRequest) else {}),
+    }
+    try:
+        return ChatCompletionRequest.model_validate(
+            {name: value for name, value in wanted.items() if value is not None}
+        )
+    except ValidationError as error:  # each item is valid, but there are too many items or calls
+        problem = validation_problem(error)
+        raise InvalidRequest(problem.message, param=problem.param) from None
+
+
+def _answered_so(body: ResponseRequest) -> Json:
+    """Return the parameters of the answer, which a response calls as a chat does."""
+    names = ("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty", "seed")
+    same = (*names, "service_tier", "user", "safety_identifier")
+    likely = body.top_logprobs is not None or LOGPROBS in (body.include or ())
+    return {
+        **{name: getattr(body, name) for name in same},
+        "max_completion_tokens": body.max_output_tokens,
+        "stream": bool(body.stream),
+        **({"logprobs": True, "top_logprobs": body.top_logprobs or 0} if likely else {}),
+    }
+
+
+# What a response calls the parameters of its chat.
+SENT_AS = {
+    "messages": "input",
+    "max_completion_tokens": "max_output_tokens",
+    "max_tokens": "max_output_tokens",
+    "reasoning_effort": "reasoning.effort",
+    "response_format": "text.format",
+    "verbosity": "text.verbosity",
+}
+
+
+def as_sent(error: InvalidRequest) -> InvalidRequest:
+    """Return the error of a chat with the parameter's name in the response that asked for it."""
+    name, _, rest = (error.param or "").partition(".")
+    if name not in SENT_AS:
+        return error
+    param = SENT_AS[name] + (f".{rest}" if rest else "")
+    said = str(error).replace(f"'{error.param}'", f"'{param}'").replace(f"'{name}'", f"'{SENT_AS[name]}'")
+    return type(error)(said, param=param)
+
+
+def require_own_tools(body: ResponseInput, settings: Settings) -> None:
+    """Raise InvalidRequest for a hosted tool, if the setting refuses them."""
+    if settings.hosted_tools == "refuse" and (found := _hosted(body)):
+        message = f"'tools': this API runs no tools, and the type {found[0]} would run here."
+        raise InvalidRequest(message, param="tools")
+
+
+def _hosted(body: ResponseInput) -> list[str]:
+    """Return the types of the request's hosted tools, each once."""
+    return list(dict.fromkeys(tool.type for tool in body.tools or () if isinstance(tool, HostedTool)))
+
+
+def _absent(body: ResponseInput) -> str:
+    return ABSENT.format(", ".join(found)) if (found := _hosted(body)) else ""
+
+
+def _messages(items: Sequence[Json]) -> list[Json]:
+    """Translate items into chat messages. Calls belong to the assistant's message before them, or begin one; reasoning
+    belongs to the message after it."""
+    messages: list[Json] = []
+    reasoning = ""
+    for item in items:
+        match item["type"]:
+            case "message":
+                said = {"role": item["role"], "content": _content(item["content"])}
+                if item["role"] == "assistant" and reasoning:
+                    said["reasoning_content"], reasoning = reasoning, ""
+                messages.append(said)
+            case "function_call" | "custom_tool_call" | "local_shell_call":
+                if not messages or messages[-1]["role"] != "assistant":
+                    messages.append({"role": "assistant", "content": None})
+                if reasoning:
+                    messages[-1]["reasoning_content"], reasoning = reasoning, ""
+                messages[-1].setdefault("tool_calls", []).append(_call(item))
+            case "function_call_output" | "custom_tool_call_output" | "local_shell_call_output":
+                call_id = item.get("call_id") or item["id"]
+                messages.append({"role": "tool", "tool_call_id": call_id, "content": _content(item["output"])})
+            case "reasoning":
+                reasoning += _reasoned(item)
+            case "compaction" | "compaction_summary":
+                summary = unseal(item["encrypted_content"], param="input.encrypted_content")
+                messages.append({"role": "user", "content": COMPACTED.format(summary)})
+    return messages
+
+
+def _call(item: Json) -> Json:
+    """Return a call as the chat's model wrote it."""
+    match item["type"]:
+        case "custom_tool_call":
+            name = chat_name(item["name"], item.get("namespace"))
+            arguments = json.dumps({"input": item["input"]}, ensure_ascii=False)
+        case "local_shell_call":
+            asked = {name: value for name, value in item["action"].items() if name != "type" and value}
+            name, arguments = LOCAL_SHELL, json.dumps(asked, ensure_ascii=False)
+        case _:
+            name, arguments = chat_name(item["name"], item.get("namespace")), item["arguments"]
+    return {"id": item["call_id"], "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def _reasoned(item: Json) -> str:
+    """Return the reasoning of an earlier answer. The sealed one is the same as that beside it."""
+    if content := item.get("content"):
+        return "".join(part["text"] for part in content)
+    sealed = item.get("encrypted_content")
+    return unseal(sealed, param="input.encrypted_content") if sealed else ""
+
+
+def _content(content: str | list[Json]) -> str | list[Json]:
+    """Return a message's content: a text, unless there is something else in it."""
+    if isinstance(content, str):
+        return content
+    parts = [_part(part) for part in content]
+    if all(part["type"] == "text" for part in parts):
+        return "".join(part["text"] for part in parts)
+    return parts
+
+
+def _part(part: Json) -> Json:
+    match part["type"]:
+        case "input_image":
+            detail = {"detail": part["detail"]} if part.get("detail") else {}
+            return {"type": "image_url", "image_url": {"url": part["image_url"], **detail}}
+        case "input_file":
+            about = {name: part[name] for name in ("file_data", "filename") if part.get(name)}
+            return {"type": "file", "file": about}
+    return {"type": "text", "text": part.get("text", part.get("refusal", ""))}
+
+
+def _choice(body: ResponseInput) -> Any:
+    match body.tool_choice:
+        case AllowedToolsChoice(mode=mode, tools=tools):
+            return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [_named(tool) for tool in tools]}}
+        case NamedTool() | LocalShellChoice() as tool:
+            return _named(tool)
+        case choice:
+            return choice
+
+
+def _named(tool: NamedTool | LocalShellChoice) -> Json:
+    name = chat_name(tool.name, tool.namespace) if isinstance(tool, NamedTool) else LOCAL_SHELL
+    return {"type": "function", "function": {"name": name}}
+
+
+def _format(body: ResponseInput) -> Any:
+    form = body.text.format if body.text else None
+    if form is None or form.type == "text":
+        return None
+    if form.type == "json_object":
+        return {"type": "json_object"}
+    schema = {"name": form.name, "schema": form.schema_, "strict": form.strict, "description": form.description}
+    return {"type": "json_schema", "json_schema": {name: value for name, value in schema.items() if value is not None}}

@@ -1,0 +1,102 @@
+"""A response becomes a chat: its items as messages, its tools as functions, and its own names in errors."""
+
+from typing import Any
+
+import pytest
+
+from api.formats.sealed import seal
+from api.schemas.response import ResponseRequest
+from api.serving.response_chat import as_sent, chat_of, require_own_tools
+from api.stores.responses import items_of
+from shared.domain.errors import InvalidRequest
+from shared.settings import load_settings
+
+
+def chat(items: list[Any] | str, **more: Any) -> Any:
+    body = ResponseRequest.model_validate({"model": "m", "input": items, **more})
+    return chat_of(body, items_of(body))
+
+
+def said(items: list[Any], **more: Any) -> list[dict[str, Any]]:
+    return [message.model_dump(exclude_none=True) for message in chat(items, **more).messages]
+
+
+def test_calls_of_every_type_come_back_as_the_model_wrote_them() -> None:
+    shell = {"type": "exec", "command": ["ls"], "env": {}, "timeout_ms": 5}
+    items = [
+        {"role": "user", "content": "x"},
+        {"type": "reasoning", "summary": [], "content": None, "encrypted_content": seal("Hm.")},
+        {"type": "function_call", "call_id": "1", "name": "read", "namespace": "mcp__files__", "arguments": "{}"},
+        {"type": "custom_tool_call", "call_id": "2", "name": "patch", "input": 'a "b"'},
+        {"type": "local_shell_call", "call_id": "3", "status": "completed", "action": shell},
+        {"type": "function_call_output", "call_id": "1", "output": [{"type": "input_text", "text": "one"}]},
+        {"type": "custom_tool_call_output", "call_id": "2", "output": "two"},
+        {"type": "local_shell_call_output", "id": "3", "output": "three"},
+    ]
+
+    user, assistant, *results = said(items)
+
+    assert user == {"role": "user", "content": "x"}
+    assert assistant["reasoning_content"] == "Hm."
+    calls = [(call["id"], call["function"]["name"], call["function"]["arguments"]) for call in assistant["tool_calls"]]
+    assert calls == [
+        ("1", "mcp__files__read", "{}"),
+        ("2", "patch", '{"input": "a \\"b\\""}'),
+        ("3", "local_shell", '{"command": ["ls"], "timeout_ms": 5}'),
+    ]
+    told = [(result["tool_call_id"], result["content"]) for result in results]
+    assert told == [("1", "one"), ("2", "two"), ("3", "three")]
+
+
+def test_images_and_files_are_passed_on_as_a_chat_has_them() -> None:
+    parts = [
+        {"type": "input_text", "text": "What is it?"},
+        {"type": "input_image", "image_url": "data:image/png;base64,AA==", "detail": "low"},
+        {"type": "input_file", "file_data": "data:text/plain;base64,AA==", "filename": "a.txt"},
+    ]
+
+    (message,) = said([{"role": "user", "content": parts}])
+
+    assert message["content"] == [
+        {"type": "text", "text": "What is it?"},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA==", "detail": "low"}},
+        {"type": "file", "file": {"file_data": "data:text/plain;base64,AA==", "filename": "a.txt"}},
+    ]
+
+
+def test_hosted_tools_are_told_as_absent_or_refused_by_the_setting() -> None:
+    tools = [{"type": "web_search"}, {"type": "mcp", "server_label": "x"}, {"type": "web_search"}]
+    body = ResponseRequest.model_validate({"model": "m", "input": "x", "instructions": "Be brief.", "tools": tools})
+
+    made = chat_of(body, items_of(body))
+
+    assert "Be brief." in str(made.messages[0].content)
+    assert "not available here, whatever is said of them elsewhere: web_search, mcp." in str(made.messages[0].content)
+    assert made.tools is None
+    require_own_tools(body, load_settings(hosted_tools="tell"))
+    with pytest.raises(InvalidRequest, match="web_search") as refused:
+        require_own_tools(body, load_settings(hosted_tools="refuse"))
+    assert refused.value.param == "tools"
+
+
+def test_what_shapes_the_answer_is_passed_on_under_the_names_of_a_chat() -> None:
+    asked = {"temperature": 0.5, "top_p": 0.5, "top_k": 3, "presence_penalty": 1, "frequency_penalty": 1, "seed": 7}
+    made = chat("x", **asked, max_output_tokens=9, text={"verbosity": "medium"}, chat_template_kwargs={"a": 1})
+
+    assert {name: getattr(made, name) for name in asked} == asked
+    assert (made.max_completion_tokens, made.chat_template_kwargs) == (9, {"a": 1})
+
+
+@pytest.mark.parametrize(
+    ("param", "sent"),
+    [
+        ("messages", "input"),
+        ("messages.content", "input.content"),
+        ("reasoning_effort", "reasoning.effort"),
+        ("x", "x"),
+    ],
+)
+def test_an_error_names_the_field_that_the_client_sent(param: str, sent: str) -> None:
+    error = as_sent(InvalidRequest(f"'{param}' is wrong.", param=param))
+
+    assert (error.param, str(error)) == (sent, f"'{sent}' is wrong.")
