@@ -1,7 +1,7 @@
 """Formats a chat job's events as a response: its output items as they grow, and the events of its stream. The same log
 always gives the same events with the same numbers."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -30,15 +30,25 @@ ResponseEvent = dict[str, Any]
 
 
 class ResponseBuilder:
-    """Builds one response. `head` has the fields that the response repeats of its request. With `sealed`, reasoning has
-    a form that clients send back. `apply` returns the client's events, without numbers."""
+    """Builds one response. `head` has the fields that the response repeats of its request, and `tools` all tools that
+    may be called. With `sealed`, reasoning has a form that clients send back. `apply` returns the client's events,
+    without numbers."""
 
-    def __init__(self, response_id: str, head: dict[str, Any], *, created_s: int, sealed: bool = False) -> None:
+    def __init__(
+        self,
+        response_id: str,
+        head: dict[str, Any],
+        *,
+        created_s: int,
+        tools: Sequence[dict[str, Any]] = (),
+        sealed: bool = False,
+    ) -> None:
         self._head = {"id": response_id, "object": "response", "created_at": created_s, **head}
         self._base = response_id.partition("_")[2]
         self._output: list[dict[str, Any]] = []
         self._created_s = created_s
         self._completed_s: int | None = None
+        self._tools = tools
         self._sealed = sealed
         self._open = ""  # the kind of the last item, while it grows
         self._call: Call | None = None
@@ -123,8 +133,7 @@ class ResponseBuilder:
         if part.name:
             events = self._close("completed")
             self._open = "call"
-            called = called_by_name(self._head.get("tools") or ())
-            self._call = call_of(part, called, base=f"{self._base}_{len(self._output)}")
+            self._call = call_of(part, called_by_name(self._tools), base=f"{self._base}_{len(self._output)}")
             events.append(self._add(self._call.item))
         if part.arguments and self._call:
             events += self._call.feed(part.arguments, self._place())

@@ -11,7 +11,9 @@ from shared.domain.events import CallPart
 
 Json = dict[str, Any]
 NAME_MAX = 64
+FUNCTIONS = "functions"
 LOCAL_SHELL = "local_shell"
+OWN = ("function", "custom", "namespace", LOCAL_SHELL)  # the types of the tools that the client runs
 SHELL = {
     "name": LOCAL_SHELL,
     "description": "Run a command in the shell of the user's machine.",
@@ -43,8 +45,9 @@ class Called(NamedTuple):
 
 
 def chat_name(name: str, namespace: str | None = None) -> str:
-    """Return the function's name in the chat, which has at most 64 characters."""
-    if not namespace:
+    """Return the function's name in the chat, which has at most 64 characters. Some clients put the functions without a
+    namespace into one that is called `functions`."""
+    if not namespace or namespace == FUNCTIONS:
         return name
     space = re.sub(r"[^a-zA-Z0-9_-]", "_", namespace)
     whole = f"{space}{'' if space.endswith('_') else '__'}{name}"
@@ -52,6 +55,12 @@ def chat_name(name: str, namespace: str | None = None) -> str:
         return whole
     digest = hashlib.sha256(f"{namespace} {name}".encode()).hexdigest()[:8]
     return f"{whole[: NAME_MAX - len(digest) - 1]}_{digest}"
+
+
+def with_additional(tools: Sequence[Json], items: Sequence[Json]) -> list[Json]:
+    """Return the tools of a response, with those that its items add."""
+    added = [tool for item in items if item["type"] == "additional_tools" for tool in item["tools"]]
+    return [*tools, *added]
 
 
 def called_by_name(tools: Sequence[Json]) -> dict[str, Called]:
@@ -82,6 +91,22 @@ def chat_functions(tools: Sequence[Json]) -> list[Json]:
     return [{"type": "function", "function": function} for function in functions]
 
 
+def grammars_of(tools: Sequence[Json]) -> dict[str, str]:
+    """Return the Lark grammars of custom tools by the tools' names in the chat. A regular expression is in the schema
+    of its tool."""
+    found = {}
+    for tool, namespace in _flat(tools):
+        form = (tool.get("format") or {}) if tool["type"] == "custom" else {}
+        if form.get("syntax") == "lark":
+            found[chat_name(tool["name"], namespace)] = form["definition"]
+    return found
+
+
+def hosted(tools: Sequence[Json]) -> list[str]:
+    """Return the types of those tools that a server would run, each once."""
+    return list(dict.fromkeys(tool["type"] for tool in tools if tool["type"] not in OWN))
+
+
 def _flat(tools: Sequence[Json]) -> list[tuple[Json, str | None]]:
     """Return each tool with its namespace. What is said of a namespace is said of each of its tools."""
     flat: list[tuple[Json, str | None]] = []
@@ -105,7 +130,7 @@ def _of_text(tool: Json) -> Json:
     if form.get("type") == "grammar":
         syntax, definition = form["syntax"], form["definition"]
         description += f"\n\nThe input keeps to this {syntax} grammar:\n{definition}"
-        text |= {"pattern": f"^(?:{definition})$"} if syntax == "regex" else {"x-lark": definition}
+        text |= {"pattern": f"^(?:{definition})$"} if syntax == "regex" else {}
         strict = {"strict": True}
     parameters = {"type": "object", "properties": {"input": text}, "required": ["input"], "additionalProperties": False}
     return {"description": description.strip() or None, "parameters": parameters, **strict}

@@ -159,7 +159,7 @@ class ChatCompletionRequest(GenerationRequest):
     """Whether the model calls a function, and which."""
     parallel_tool_calls: bool | None = None
     """Whether an answer may have several calls. Default: true."""
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     """How much to reason, for templates that support it."""
     chat_template_kwargs: TemplateOptions | None = None
     """vLLM's extension: further variables for the model's chat template, like `enable_thinking`."""

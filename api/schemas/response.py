@@ -52,12 +52,14 @@ class TextConfig(Strict):
     format: TextFormat | None = None
     """The form that the answer must have."""
     verbosity: Literal["low", "medium", "high"] | None = None
-    """How long the answer shall be. Models whose server does not read it take `medium` only."""
+    """How long the answer shall be: the model is told so in the system message, unless it is `medium`."""
 
 
 class Reasoning(Strict):
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     """How much to reason, for models that support it."""
+    context: Literal["auto", "all_turns", "current_turn"] | None = None
+    """`current_turn` leaves out the reasoning before the last message of the user; else the chat template decides."""
     summary: Literal["auto", "concise", "detailed", "none"] | None = None
     """Accepted; no summary is generated, since the reasoning itself is in the answer."""
     generate_summary: Literal["auto", "concise", "detailed"] | None = None

@@ -6,11 +6,11 @@ from pydantic import Field, model_validator
 
 from api.schemas.base import Items, Strict
 from api.schemas.chat import MESSAGES_MAX, PARTS_MAX
-from api.schemas.tools import NAME
+from api.schemas.response_tools import ResponseTools
+from api.schemas.tools import NAME, NAMESPACE
 
 ITEMS_MAX = MESSAGES_MAX - 1  # `instructions` is a message, too
 LOGPROBS_MAX = 100_000
-NAMESPACE = r"^[a-zA-Z0-9_.-]{1,128}$"
 COMMAND_MAX = 1000
 VARIABLES_MAX = 1000
 
@@ -212,6 +212,17 @@ class CompactionItem(Item):
     """The compacted conversation. Another server's is refused."""
 
 
+class AdditionalToolsItem(Item):
+    """Tools that the model may call beside those of the request."""
+
+    type: Literal["additional_tools"]
+    """Always `additional_tools`."""
+    role: Literal["developer"]
+    """Always `developer`."""
+    tools: ResponseTools
+    """The tools, as in `tools` of the request."""
+
+
 class ReferenceItem(Strict):
     type: Literal["item_reference"]
     """Always `item_reference`."""
@@ -228,6 +239,7 @@ InputItem = Annotated[
     | ShellOutputItem
     | ReasoningItem
     | CompactionItem
+    | AdditionalToolsItem
     | ReferenceItem,
     Field(discriminator="type"),
 ]

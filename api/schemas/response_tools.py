@@ -3,11 +3,10 @@ run by the client. Hosted tools would run on a server, and none does here."""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from api.schemas.base import Items, Strict
-from api.schemas.response_items import NAMESPACE
-from api.schemas.tools import NAME, TOOLS_MAX
+from api.schemas.tools import NAME, NAMESPACE, TOOLS_MAX
 
 
 class FunctionTool(Strict):
@@ -35,7 +34,13 @@ class CustomFormat(Strict):
     syntax: Literal["lark", "regex"] | None = None
     """The language of the grammar."""
     definition: str | None = Field(None, min_length=1)
-    """The grammar, which the input always keeps to."""
+    """The grammar, which the input keeps to. A model that another server computes is only told of it."""
+
+    @model_validator(mode="after")
+    def _a_grammar_when_named(self) -> "CustomFormat":
+        if (self.type == "grammar") != (self.syntax is not None and self.definition is not None):
+            raise ValueError("'syntax' and 'definition' are only allowed with the type grammar, which needs both")
+        return self
 
 
 class CustomTool(Strict):

@@ -9,6 +9,7 @@ from shared.domain.errors import InvalidRequest
 
 TOOLS_MAX = 128
 NAME = r"^[a-zA-Z0-9_-]{1,64}$"
+NAMESPACE = r"^[a-zA-Z0-9_.-]{1,128}$"
 
 
 class FunctionDefinition(Strict):

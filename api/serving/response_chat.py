@@ -1,40 +1,42 @@
 """The chat that a response asks for: its items as messages, and its tools as functions."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
-from api.formats.response_calls import LOCAL_SHELL, chat_functions, chat_name
+from api.formats.response_calls import LOCAL_SHELL, chat_functions, chat_name, grammars_of, hosted, with_additional
 from api.formats.sealed import unseal
 from api.http.problems import validation_problem
 from api.schemas.chat import ChatCompletionRequest
 from api.schemas.response import LOGPROBS, ResponseInput, ResponseRequest
-from api.schemas.response_tools import AllowedToolsChoice, HostedTool, LocalShellChoice, NamedTool
+from api.schemas.response_tools import AllowedToolsChoice, LocalShellChoice, NamedTool
 from shared.domain.errors import InvalidRequest
 from shared.settings import Settings
 
 Json = dict[str, Any]
 ABSENT = "These tools are not available here, whatever is said of them elsewhere: {}."
+LENGTHS = {"low": "Keep your answers short.", "high": "Answer at length and in detail."}
 COMPACTED = "A summary of the conversation up to here:\n{}"
 
 
 def chat_of(body: ResponseInput, items: Sequence[Json]) -> ChatCompletionRequest:
     """Translate the request into a chat. Raises InvalidRequest."""
-    said = "\n\n".join(filter(None, [body.instructions, _absent(body)]))
+    tools = _tools(body, items)
+    said = "\n\n".join(filter(None, [body.instructions, *_told(body, tools)]))
     system = [{"role": "system", "content": said}] if said else []
-    tools = chat_functions([tool.model_dump() for tool in body.tools or ()])
+    if body.reasoning and body.reasoning.context == "current_turn":
+        items = _without_earlier_reasoning(items)
     wanted = {
         "model": body.model,
         "messages": [*system, *_messages(items)],
         "parallel_tool_calls": body.parallel_tool_calls,
         "reasoning_effort": body.reasoning.effort if body.reasoning else None,
-        "tools": tools or None,
+        "tools": chat_functions(tools) or None,
         "tool_choice": _choice(body),
         "response_format": _format(body),
         "chat_template_kwargs": body.chat_template_kwargs,
-        "verbosity": body.text.verbosity if body.text else None,
         **(_answered_so(body) if isinstance(body, ResponseRequest) else {}),
     }
     try:
@@ -66,7 +68,6 @@ SENT_AS = {
     "max_tokens": "max_output_tokens",
     "reasoning_effort": "reasoning.effort",
     "response_format": "text.format",
-    "verbosity": "text.verbosity",
 }
 
 
@@ -80,20 +81,35 @@ def as_sent(error: InvalidRequest) -> InvalidRequest:
     return type(error)(said, param=param)
 
 
-def require_own_tools(body: ResponseInput, settings: Settings) -> None:
+def tool_grammars(body: ResponseInput, items: Sequence[Json]) -> Json:
+    """Return the part of the job's request that holds custom tools to their grammars; empty without any."""
+    grammars = grammars_of(_tools(body, items))
+    return {"tool_grammars": grammars} if grammars else {}
+
+
+def _tools(body: ResponseInput, items: Sequence[Json]) -> list[Json]:
+    return with_additional([tool.model_dump() for tool in body.tools or ()], items)
+
+
+def require_own_tools(body: ResponseInput, items: Sequence[Json], settings: Settings) -> None:
     """Raise InvalidRequest for a hosted tool, if the setting refuses them."""
-    if settings.hosted_tools == "refuse" and (found := _hosted(body)):
+    if settings.hosted_tools == "refuse" and (found := hosted(_tools(body, items))):
         message = f"'tools': this API runs no tools, and the type {found[0]} would run here."
         raise InvalidRequest(message, param="tools")
 
 
-def _hosted(body: ResponseInput) -> list[str]:
-    """Return the types of the request's hosted tools, each once."""
-    return list(dict.fromkeys(tool.type for tool in body.tools or () if isinstance(tool, HostedTool)))
+def _told(body: ResponseInput, tools: Sequence[Json]) -> Iterator[str]:
+    """Yield what the model is told of the request beside its instructions."""
+    if found := hosted(tools):
+        yield ABSENT.format(", ".join(found))
+    if body.text and body.text.verbosity in LENGTHS:
+        yield LENGTHS[body.text.verbosity]
 
 
-def _absent(body: ResponseInput) -> str:
-    return ABSENT.format(", ".join(found)) if (found := _hosted(body)) else ""
+def _without_earlier_reasoning(items: Sequence[Json]) -> list[Json]:
+    """Return the items without the reasoning before the last message of the user."""
+    last = max((at for at, item in enumerate(items) if item.get("role") == "user"), default=0)
+    return [item for at, item in enumerate(items) if at > last or item["type"] != "reasoning"]
 
 
 def _messages(items: Sequence[Json]) -> list[Json]:

@@ -21,7 +21,7 @@ from api.schemas.response import ResponseRequest
 from api.schemas.tokens import Counted, DetokenizeRequest, TokenCountRequest, TokenizeRequest
 from api.schemas.tools import tools_request
 from api.serving.render_options import RenderOptions, render_options_of
-from api.serving.response_chat import as_sent, chat_of, require_own_tools
+from api.serving.response_chat import as_sent, chat_of, require_own_tools, tool_grammars
 from api.serving.sampling import sampling_of
 from api.serving.services import Services
 from api.stores.responses import ResponseRecord, record_of
@@ -134,13 +134,13 @@ async def response_submission(
     if record is None:
         priority = services.admission.priority(options, body.service_tier)
         record = record_of(body, options.caller.tenant, priority=priority)
-    require_own_tools(body, services.settings)
+    require_own_tools(body, record.items, services.settings)
     try:
         chat = chat_of(body, record.items)
         job = await _chat_job(services, chat, options, drop_oldest=body.truncation == "auto")
     except InvalidRequest as error:
         raise as_sent(error) from error
-    job = replace(job, id=record.id)
+    job = replace(job, id=record.id, request=job.request | tool_grammars(body, record.items))
     record = replace(record, head=record.head | await _used(services, body, job))
     if record.background:
         job = replace(job, grace_ms=None, notify=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from api.formats.common import SERVICE_TIERS, AnswerCollector, StreamFormatter
 from api.formats.response import ResponseBuilder, ResponseCollector, ResponseStreamFormatter
+from api.formats.response_calls import with_additional
 from api.schemas.response import ENCRYPTED_REASONING, ResponseInput, ResponseRequest
 from api.schemas.response_items import InputItem, MessageItem, ReferenceItem
 from api.stores.json_store import LATER, RecordKind
@@ -39,7 +40,8 @@ class ResponseRecord:
     def builder(self, job_id: str) -> ResponseBuilder:
         """Return a builder of this response from the job's events. The job is its own, or an earlier one of the same
         Idempotency-Key."""
-        return ResponseBuilder(job_id, self.head, created_s=self.created_s, sealed=self.sealed)
+        tools = with_additional(self.head.get("tools") or (), self.items)
+        return ResponseBuilder(job_id, self.head, created_s=self.created_s, tools=tools, sealed=self.sealed)
 
     def stream(self, job: Job, *, ids: bool, after: int = -1) -> StreamFormatter:
         """Return the formatter of the stream, which leaves out the frames up to number `after`."""

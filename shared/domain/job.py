@@ -87,8 +87,9 @@ class Job:
     """One accepted request.
 
     `request` is the input that the worker tokenises. A chat has its messages and, if the client gave them, its tools,
-    which of them to call (`tool_choice`: auto, required or a tool's name), whether several at once (`parallel`) and
-    whether arguments have listed properties only (`closed`), how much to reason (`effort`), further variables of the
+    which of them to call (`tool_choice`: auto, required or a tool's name), whether several at once (`parallel`),
+    whether arguments have listed properties only (`closed`), Lark grammars of tools whose argument is a text
+    (`tool_grammars`), how much to reason (`effort`), further variables of the
     chat template (`template`), whether its oldest messages may be dropped until the rest fits the context
     (`drop_oldest`), and fields for a server behind the model that Penstock does not know itself (`extra`).
     A completion has its prompts (texts or token ids), whether to echo them, and with which log probabilities. An

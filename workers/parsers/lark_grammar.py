@@ -44,6 +44,10 @@ class Lark:
     def json(self, schema: Mapping[str, Any]) -> str:
         return "%json " + json.dumps({**schema, "x-guidance": WHITESPACE})
 
+    def nested(self, grammar: str) -> str:
+        """Define a rule for a text of another grammar; return its name."""
+        return self.rule(f"%lark {{\n{grammar}\n}}")
+
     def rule(self, body: str, *, lazy: bool = False) -> str:
         """Define a rule; return its name."""
         name = f"rule_{len(self._rules)}"

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+from workers.parsers.json_lark import within_json
 from workers.parsers.lark_grammar import Lark
 from workers.parsers.tool_calls import JsonCalls, MakeReader, TaggedCalls, Tags
 
 Schema = Mapping[str, Any]
+TEXT_GRAMMAR = "x-lark"  # the keyword for the Lark grammar of a string
+CLOSING = '"}'
 WriteCall = Callable[[Lark, str, Schema, str], str]
 
 
@@ -57,13 +60,24 @@ def thinking_of(template: str, token_of: Callable[[str], int | None]) -> Thinkin
 def _json_call(arguments: str, opening: str = "", closing: str = "") -> WriteCall:
     def write(lark: Lark, name: str, schema: Schema, begun: str) -> str:
         before = f'{opening}{{"name": {json.dumps(name)}, "{arguments}": '
-        return f"{lark.literal(before.removeprefix(begun))} {lark.json(schema)} {lark.literal('}' + closing)}"
+        return f"{lark.literal(before.removeprefix(begun))} {_arguments(lark, schema)} {lark.literal('}' + closing)}"
 
     return write
 
 
 def _bare_call(lark: Lark, name: str, schema: Schema, begun: str) -> str:
-    return f"{lark.literal(f'[TOOL_CALLS]{name}[ARGS]'.removeprefix(begun))} {lark.json(schema)}"
+    return f"{lark.literal(f'[TOOL_CALLS]{name}[ARGS]'.removeprefix(begun))} {_arguments(lark, schema)}"
+
+
+def _arguments(lark: Lark, schema: Schema) -> str:
+    """Arguments as JSON. Where the only one is a text of a grammar, that holds within its quotation marks."""
+    properties = schema.get("properties", {})
+    if len(properties) == 1:
+        ((name, wanted),) = properties.items()
+        if isinstance(wanted, Mapping) and TEXT_GRAMMAR in wanted:
+            opening = "{" + json.dumps(name) + ': "'
+            return f"{lark.literal(opening)} {lark.nested(within_json(wanted[TEXT_GRAMMAR]))} {lark.literal(CLOSING)}"
+    return lark.json(schema)
 
 
 def _tagged_call(opening: str, argument: str, ending: str, closing: str) -> WriteCall:
@@ -82,6 +96,8 @@ def _tagged_call(opening: str, argument: str, ending: str, closing: str) -> Writ
 def _value(lark: Lark, wanted: Any, ending: str) -> str:
     """A value between tags: a string without quotes, everything else as JSON."""
     schema = wanted if isinstance(wanted, dict) else {}
+    if TEXT_GRAMMAR in schema:
+        return f"{lark.nested(schema[TEXT_GRAMMAR])} {lark.literal(ending)}"
     options = schema.get("enum", ())
     if options and all(isinstance(option, str) for option in options):
         return f"({' | '.join(map(lark.literal, options))}) {lark.literal(ending)}"

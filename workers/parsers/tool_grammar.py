@@ -9,7 +9,7 @@ from shared.domain.closed_schema import closed_parameters
 from shared.domain.errors import InvalidRequest
 from shared.domain.job import Grammar, GrammarKind
 from workers.parsers.lark_grammar import Lark
-from workers.parsers.tool_formats import LLAMA, ToolFormat
+from workers.parsers.tool_formats import LLAMA, TEXT_GRAMMAR, ToolFormat
 
 AUTO, REQUIRED = "auto", "required"
 ANY_OBJECT = {"type": "object"}
@@ -35,8 +35,10 @@ def tools_of(request: Mapping[str, Any]) -> Tools | None:
         return None
     functions = [tool["function"] for tool in request["tools"]]
     close = closed_parameters if request.get("closed") else _as_given
+    schemas = {function["name"]: close(function.get("parameters")) for function in functions}
+    grammars = request.get("tool_grammars") or {}
     return Tools(
-        schemas={function["name"]: close(function.get("parameters")) for function in functions},
+        schemas={name: _with_grammar(schema, grammars.get(name)) for name, schema in schemas.items()},
         strict=frozenset(function["name"] for function in functions if function.get("strict")),
         choice=request["tool_choice"],
         parallel=request["parallel"],
@@ -46,6 +48,14 @@ def tools_of(request: Mapping[str, Any]) -> Tools | None:
 def _as_given(schema: dict[str, Any] | None) -> dict[str, Any]:
     """The schema for an answer that a release before 0.3 has begun, which closed none."""
     return schema or ANY_OBJECT
+
+
+def _with_grammar(schema: Mapping[str, Any], grammar: str | None) -> Mapping[str, Any]:
+    """The schema of a tool whose only argument is a text, with that text's grammar."""
+    if grammar is None:
+        return schema
+    texts = {name: {"type": "string", TEXT_GRAMMAR: grammar} for name in schema.get("properties", {})}
+    return {**schema, "properties": texts}
 
 
 def grammar_for(

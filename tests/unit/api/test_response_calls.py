@@ -23,7 +23,7 @@ SHELL = {"type": "local_shell"}
 
 def built(name: str, arguments: list[str], *tools: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return the events of a response that calls a tool once, and its item."""
-    builder = ResponseBuilder("resp_1", {"model": "m", "tools": list(tools)}, created_s=1)
+    builder = ResponseBuilder("resp_1", {"model": "m"}, created_s=1, tools=tools)
     events = builder.apply(_delta(CallPart(0, "call_1", name, "")))
     for part in arguments:
         events += builder.apply(_delta(CallPart(0, "", "", part)))

@@ -1,5 +1,8 @@
-"""A response becomes a chat: its items as messages, its tools as functions, and its own names in errors."""
+"""A response becomes a chat: its items as messages, its tools as functions, and its own names in errors. The bodies in
+`recorded` are those of agents, with their texts cut short."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +20,7 @@ def chat(items: list[Any] | str, **more: Any) -> Any:
     return chat_of(body, items_of(body))
 
 
-def said(items: list[Any], **more: Any) -> list[dict[str, Any]]:
+def said(items: list[Any] | str, **more: Any) -> list[dict[str, Any]]:
     return [message.model_dump(exclude_none=True) for message in chat(items, **more).messages]
 
 
@@ -73,15 +76,15 @@ def test_hosted_tools_are_told_as_absent_or_refused_by_the_setting() -> None:
     assert "Be brief." in str(made.messages[0].content)
     assert "not available here, whatever is said of them elsewhere: web_search, mcp." in str(made.messages[0].content)
     assert made.tools is None
-    require_own_tools(body, load_settings(hosted_tools="tell"))
+    require_own_tools(body, items_of(body), load_settings(hosted_tools="tell"))
     with pytest.raises(InvalidRequest, match="web_search") as refused:
-        require_own_tools(body, load_settings(hosted_tools="refuse"))
+        require_own_tools(body, items_of(body), load_settings(hosted_tools="refuse"))
     assert refused.value.param == "tools"
 
 
 def test_what_shapes_the_answer_is_passed_on_under_the_names_of_a_chat() -> None:
     asked = {"temperature": 0.5, "top_p": 0.5, "top_k": 3, "presence_penalty": 1, "frequency_penalty": 1, "seed": 7}
-    made = chat("x", **asked, max_output_tokens=9, text={"verbosity": "medium"}, chat_template_kwargs={"a": 1})
+    made = chat("x", **asked, max_output_tokens=9, chat_template_kwargs={"a": 1})
 
     assert {name: getattr(made, name) for name in asked} == asked
     assert (made.max_completion_tokens, made.chat_template_kwargs) == (9, {"a": 1})
@@ -100,3 +103,59 @@ def test_an_error_names_the_field_that_the_client_sent(param: str, sent: str) ->
     error = as_sent(InvalidRequest(f"'{param}' is wrong.", param=param))
 
     assert (error.param, str(error)) == (sent, f"'{sent}' is wrong.")
+
+
+def test_items_may_add_tools_and_the_default_namespace_changes_no_name() -> None:
+    run = {"type": "custom", "name": "exec", "description": "Runs code."}
+    sleep = {"type": "function", "name": "sleep", "strict": False, "parameters": {"type": "object", "properties": {}}}
+    added = [
+        {"type": "namespace", "name": "functions", "description": "", "tools": [run]},
+        {"type": "namespace", "name": "clock", "description": "Time.", "tools": [sleep]},
+        {"type": "web_search"},
+    ]
+    items = [{"type": "additional_tools", "role": "developer", "tools": added}, {"role": "user", "content": "x"}]
+
+    made = chat(items)
+
+    assert [tool.function.name for tool in made.tools] == ["exec", "clock__sleep"]
+    assert [message.role for message in made.messages] == ["system", "user"]
+    assert "web_search" in str(made.messages[0].content)
+
+
+def test_the_model_is_told_how_long_its_answer_shall_be() -> None:
+    assert [message["content"] for message in said("x", text={"verbosity": "low"})] == ["Keep your answers short.", "x"]
+    assert len(said("x", text={"verbosity": "medium"})) == 1
+
+
+def test_reasoning_of_earlier_turns_is_left_out_if_only_that_of_the_current_turn_is_wanted() -> None:
+    turn: list[Any] = [
+        {"role": "user", "content": "x"},
+        {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "Hm."}]},
+        {"role": "assistant", "content": "y"},
+    ]
+
+    kept = [message.get("reasoning_content") for message in said(turn * 2)]
+    current = [message.get("reasoning_content") for message in said(turn * 2, reasoning={"context": "current_turn"})]
+
+    assert (kept, current) == ([None, "Hm."] * 2, [None, None, None, "Hm."])
+
+
+RECORDED = Path(__file__).parent / "recorded"
+AGENTS = {
+    "codex_gpt_5_5": ["exec_command", "write_stdin", "request_user_input", "apply_patch"],
+    "codex_gpt_6": ["exec", "wait", "request_user_input", "request_user_input_async", "clock__sleep"],
+    "opencode": ["bash", "edit", "glob", "grep"],
+}
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_what_agents_send_behind_a_call_of_a_tool_is_a_chat(agent: str) -> None:
+    recorded = json.loads((RECORDED / f"{agent}.json").read_text())
+
+    made = chat(recorded.pop("input"), **recorded)
+
+    assert [tool.function.name for tool in made.tools][: len(AGENTS[agent])] == AGENTS[agent]
+    *_, call, result = made.messages
+    assert (call.role, result.role) == ("assistant", "tool")
+    assert result.tool_call_id == call.tool_calls[-1].id
+    assert call.reasoning_content == ("I think about it." if agent != "opencode" else None)

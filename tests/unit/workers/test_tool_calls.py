@@ -1,6 +1,8 @@
 """Tools in the prompt and calls in the answer: grammars hold random models to every format of the chat templates."""
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +135,20 @@ def test_the_tool_that_is_named_is_the_one_that_is_called(made: Any, tool_format
     assert {name for name, _ in calls} == {"weather"}
     jsonschema.validate(calls[0][1], WEATHER)
     assert reason is FinishReason.TOOL_CALLS
+
+
+@pytest.mark.parametrize("tool_format", TOOL_FORMATS, ids=lambda tool_format: tool_format.sign)
+def test_the_text_of_a_custom_tool_keeps_to_its_grammar(made: Any, tool_format: ToolFormat) -> None:
+    grammar = 'start: "*** Begin" LF line{1,3} "*** \\"End\\""\nline: "+" /[a-z"]{1,8}/ LF\n%import common.LF'
+    text = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
+    tools = [{"type": "function", "function": {"name": "patch", "parameters": text, "strict": True}}]
+    asked = job("required", tools=tools, parallel=False)
+
+    events = play(made(tool_format), replace(asked, request=asked.request | {"tool_grammars": {"patch": grammar}}))
+
+    _, _, ((name, arguments),), reason = read(events)
+    assert (name, reason) == ("patch", FinishReason.TOOL_CALLS)
+    assert re.fullmatch(r'\*\*\* Begin\n(\+[a-z"]{1,8}\n){1,3}\*\*\* "End"', arguments["input"])
 
 
 @pytest.mark.parametrize("tokens", [True, False], ids=["marks are tokens", "marks are text"])

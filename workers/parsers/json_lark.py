@@ -1,0 +1,130 @@
+"""A Lark grammar of a text becomes one of the same text as it stands within a JSON string.
+
+Characters are written as JSON writes them at their shortest: a quotation mark and a backslash behind a backslash,
+control characters by their letters or numbers, and every other character as itself. A lexer cannot go back by a
+backslash that it took for another lexeme's, so each regular expression becomes a rule of single characters."""
+
+import json
+import re
+from collections.abc import Iterator
+from functools import cache
+
+from shared.domain.errors import InvalidRequest
+
+PARAM = "tools"
+SPECIAL = ['"', "\\", *map(chr, range(0x20))]  # the characters that JSON writes otherwise
+PLAIN = r'[^"\\\x00-\x1f]'
+TOKENS = re.compile(
+    r"""(?P<comment>//[^\n]*)|(?P<string>"(?:[^"\\\n]|\\.)*"i?)|(?P<regex>/(?:[^/\\\n]|\\.)+/)(?P<flags>[imsxu]*)"""
+    r"""|%import[ \t]+common\.(?P<imported>\w+)|(?P<refused>%\w*|[~&]|<\[)|(?P<name>(?<!\w)[A-Z][A-Z0-9_]*\b)"""
+)
+# The parts of a regular expression: classes, escapes, numbers of repeats, groups' beginnings, single characters.
+ATOMS = re.compile(
+    r"\[\^?\]?(?:[^\]\\]|\\.)*\]"
+    r"|\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|[pP](?:\{\w+\}|\w)|.)"
+    r"|\{\d*,?\d*\}|\(\?P?<\w+>|\(\?[^:)]{0,3}[:)]?|.",
+    re.DOTALL,
+)
+REPEATS = ("*", "+", "?", "{")
+# The terminals of Lark's `common` that have special characters; the others are imported as they are.
+COMMON = {
+    "CR": r"/\r/",
+    "ESCAPED_STRING": r'/"([^"\\\n]|\\[^\n])*"/',
+    "LF": r"/\n/",
+    "NEWLINE": r"/(\r?\n)+/",
+    "WS": r"/[ \t\f\r\n]+/",
+    "WS_INLINE": r"/[ \t]+/",
+}
+
+
+def within_json(grammar: str) -> str:
+    """Return the grammar of the text within a JSON string. Raises InvalidRequest for what cannot be written so."""
+    kept = {found["imported"] for found in TOKENS.finditer(grammar) if found["imported"]} - COMMON.keys()
+    return TOKENS.sub(lambda found: _written(found, kept), grammar)
+
+
+def _written(found: re.Match[str], kept: set[str]) -> str:
+    if found["string"]:
+        text, mark, flag = found["string"].rpartition('"')
+        return json.dumps(_escaped(_string(text + mark)), ensure_ascii=False) + flag
+    if found["regex"]:
+        return "(" + " ".join(_rule(found["regex"][1:-1], found["flags"])) + ")"
+    if name := found["imported"]:
+        return f"{_as_rule(name)}: {within_json(COMMON[name])}" if name in COMMON else found[0]
+    if found["refused"]:
+        message = f"'{PARAM}': the grammar of a custom tool must not have '{found['refused']}'."
+        raise InvalidRequest(message, param=PARAM)
+    if name := found["name"]:
+        return name if name in kept else _as_rule(name)
+    return ""  # a comment
+
+
+def _as_rule(terminal: str) -> str:
+    return f"terminal_{terminal.lower()}"
+
+
+def _string(written: str) -> str:
+    try:
+        text: str = json.loads(written, strict=False)
+    except ValueError as error:
+        raise InvalidRequest(f"'{PARAM}': the string {written} cannot be read.", param=PARAM) from error
+    return text
+
+
+def _escaped(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+def _rule(pattern: str, flags: str) -> Iterator[str]:
+    """Yield the parts of a rule for the text that the pattern matches."""
+    before = "("
+    for at, atom in enumerate(atoms := ATOMS.findall(pattern)):
+        part = _part(atom, flags, before, last=at == len(atoms) - 1)
+        if before in ("(", "|") and part in (")", "|"):
+            yield '""'
+        if part:
+            yield part
+            before = part
+    if before in ("(", "|"):
+        yield '""'
+
+
+def _part(atom: str, flags: str, before: str, *, last: bool) -> str:
+    """Return what the atom is in a rule; nothing for an anchor where it says nothing, and for laziness."""
+    match atom:
+        case "(" | "(?:" | ")" | "|":
+            return atom[0]
+        case "^" if before == "(":
+            return ""
+        case "$" if last:
+            return ""
+        case "?" | "+" if before[0] in REPEATS:
+            return ""
+        case _ if atom.startswith(REPEATS) and atom != "{":
+            return atom
+        case _ if atom.startswith(("(?P<", "(?<")) and atom.endswith(">"):
+            return "("
+        case "^" | "$" | "\\b" | "\\B" | "\\A" | "\\z":
+            pass
+        case _ if not atom.startswith("(?"):
+            return f"/{_character(atom, 's' in flags)}/{flags.replace('s', '')}"
+    message = f"'{PARAM}': the grammar of a custom tool must not have '{atom}' in a regular expression."
+    raise InvalidRequest(message, param=PARAM)
+
+
+@cache
+def _character(atom: str, dot_all: bool) -> str:
+    """Return a pattern of the one character that the atom matches, as JSON writes it."""
+    if atom.startswith(("\\p", "\\P")):
+        return f"[{atom}&&{PLAIN}]"  # with no control character, and neither of the two others
+    try:
+        matches = re.compile(atom, re.DOTALL if dot_all else re.NOFLAG).fullmatch
+    except re.error as error:
+        raise InvalidRequest(f"'{PARAM}': the pattern {atom} cannot be read: {error}.", param=PARAM) from error
+    special = [character for character in SPECIAL if matches(character)]
+    written = "|".join(re.escape(_escaped(character)) for character in special)
+    if not special:
+        return atom
+    if len(special) == 1 and not atom.startswith("["):
+        return written
+    return f"({PLAIN if atom == '.' else f'[{atom}&&{PLAIN}]'}|{written})"
