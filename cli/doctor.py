@@ -3,6 +3,7 @@
 import asyncio
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import click
@@ -12,7 +13,7 @@ from cli.backend import REDIS_URL_HELP, Backend, json_option, with_backend
 from cli.redis_location import operator_settings
 from cli.terminal import echo, echo_json, row
 from shared.catalog.hosting import best_of
-from shared.domain.hosting import HostedModel, HostedState
+from shared.domain.hosting import Host, HostedModel, HostedState
 from shared.domain.job import ModelInfo
 from shared.domain.lifecycle import State
 from shared.redis import keys
@@ -37,6 +38,7 @@ def doctor(redis_url: str | None, as_json: bool) -> None:
         found.append(await _latency(backend.client))
         if await backend.client.exists(keys.SUSPENDED):
             found.append(Finding(Level.WARNING, "all queues are suspended: `rq resume` resumes them"))
+        found.extend(of_files(await backend.hosting.hosts()))
         models = await backend.model_registry.models()
         if not models:
             found.append(Finding(Level.WARNING, "no worker serves a model: start one with `penstock worker`"))
@@ -50,6 +52,15 @@ def doctor(redis_url: str | None, as_json: bool) -> None:
         for finding in found:
             echo(row(MARKS[finding.level], finding.text))
     sys.exit(int(any(finding.level is Level.BAD for finding in found)))
+
+
+def of_files(hosts: Sequence[Host]) -> list[Finding]:
+    """Describe the models files that hosts could not read when they looked at them last."""
+    return [
+        Finding(Level.WARNING, f"the host on {each.hostname} goes on with what it read before: {each.file_error}")
+        for each in hosts
+        if each.file_error
+    ]
 
 
 async def _latency(client: Redis) -> Finding:

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from cli.backend import Backend, OperatorGroup, json_option, with_backend
+from cli.doctor import of_files
 from cli.model_check import check, schema
 from cli.model_files import pull, rm
 from cli.model_orders import keep, load, ps, switch, unload
@@ -87,6 +88,8 @@ def _list(redis_url: str | None, *, as_json: bool) -> None:
             echo_json([infos.get(each["id"], {"name": each["id"]}) | each for each in objects])
             return
         echo(table(COLUMNS, [_columns(each) for each in objects]))
+        for finding in of_files(await backend.hosting.hosts()):
+            echo(f"warning: {finding.text}", err=True)
 
     with_backend(redis_url, print_models)
 

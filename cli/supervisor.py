@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from cli.child import Child
 from cli.terminal import echo
@@ -45,10 +45,13 @@ class Supervisor:
             self._stopping.wait(POLL_S)
         return False
 
-    def run(self) -> None:
-        """Keep the children running until a stop is asked for. Raises SettingsError if a child cannot run."""
+    def run(self, news: Callable[[], Iterable[str]] = tuple) -> None:
+        """Keep the children running until a stop is asked for, and print the news. Raises SettingsError if a child
+        cannot run."""
         while not self._stopping.wait(POLL_S):
             self._check_children()
+            for line in news():
+                echo(line)
 
     def stop(self) -> None:
         if self._layers:

@@ -1,25 +1,26 @@
 """`penstock up`: runs Redis, the API and the workers of one machine, and stops them together at Ctrl-C."""
 
-import asyncio
 import os
 import signal
 import socket
 import threading
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import redis
 
 from api.http.auth import keys_required
+from cli.bounded import ASK_S, run_bounded
 from cli.child import Child, penstock
 from cli.data_folder import DataFolder
 from cli.embedded_redis import LEAVE_S, EmbeddedRedis
+from cli.host_news import HostWatch, announce
 from cli.supervisor import Supervisor
 from cli.terminal import echo
 from cli.welcome import Welcome
@@ -36,10 +37,8 @@ from workers.loading.model_spec import specs_of
 STOP_S = 5.0
 HOST_STOP_S = STOP_S + 5.0  # its workers drain for as long as others, and it waits for them
 APPENDFSYNC = {"fast": "everysec", "safe": "always", "durable": "always"}
-ASK_S = 2.0
 LOAD_S = 4 * 3600.0  # the longest time to fetch and load models, and for Redis to load its data
 CHILD_REDIS_WAIT_S = 3600.0  # longer than any pause between two starts of the embedded Redis
-Result = TypeVar("Result")
 
 
 def up(
@@ -86,7 +85,7 @@ class _Plan:
     @property
     def awaited(self) -> Sequence[str]:
         """The models that must be announced before everything is ready."""
-        return list(self.file.models) if self.file else self.names if self.workers else []
+        return self.names if self.workers and not self.file else []
 
     @property
     def loading(self) -> str:
@@ -111,13 +110,17 @@ def _run(plan: _Plan, data: Path, redis_url: str | None, settings: Settings) -> 
                 return
             folder.note_redis(url)
             folder.note_api(f"{base_url(settings)}/v1")
+            if plan.file:
+                run_bounded(announce(url, plan.file))
             worker_children = _start_processes(supervisor, plan, folder, settings)
             echo(plan.loading)
             began = time.monotonic()
-            if supervisor.wait_for(partial(_not_ready, settings, worker_children, plan.awaited), bound_s=LOAD_S):
-                echo(f"Ready      after {time.monotonic() - began:.1f} s")
+            host = HostWatch(url, plan.file, worker_children[0]) if plan.file else None
+            missing = partial(_not_ready, settings, worker_children, plan.awaited, host)
+            if supervisor.wait_for(missing, bound_s=LOAD_S):
+                echo(f"Ready      after {time.monotonic() - began:.1f} s{host.still_loading() if host else ''}")
                 echo(_welcome(plan, folder, url, settings))
-            supervisor.run()
+            supervisor.run(host.news if host else tuple)
         finally:
             supervisor.stop()
 
@@ -165,14 +168,14 @@ def _redis_problems(settings: Settings) -> list[str]:
             await client.aclose()
 
     try:
-        _run_bounded(examine())
+        run_bounded(examine())
     except QueueUnavailable as error:
         return [str(error)]
     return []
 
 
 def _start_processes(supervisor: Supervisor, plan: _Plan, folder: DataFolder, settings: Settings) -> list[Child]:
-    """Start the API, and the workers or their host. Return the workers."""
+    """Start the API, and the workers or their host. Return these."""
     threads = max(1, (os.cpu_count() or 1) // max(plan.workers, 1))
     shared = {
         "PENSTOCK_REDIS_URL": settings.redis_url,
@@ -193,14 +196,14 @@ def _start_processes(supervisor: Supervisor, plan: _Plan, folder: DataFolder, se
     if plan.file:
         host = child("host", ["host", *plan.model_options, f"--data={folder.path}"], {}, -1)
         supervisor.start(api, host, stop_s=HOST_STOP_S)
-        return []
+        return [host]
     numbers = range(1, plan.workers + 1)
     worker_children = [child(f"worker {n}", ["worker", *plan.model_options], threaded, -1) for n in numbers]
     supervisor.start(api, *worker_children, stop_s=STOP_S)
     return worker_children
 
 
-def _not_ready(settings: Settings, workers: Sequence[Child], names: Sequence[str]) -> list[str]:
+def _not_ready(settings: Settings, workers: Sequence[Child], names: Sequence[str], host: HostWatch | None) -> list[str]:
     """List the parts that do not serve yet. No request here needs a key."""
     problems = []
     try:
@@ -210,24 +213,13 @@ def _not_ready(settings: Settings, workers: Sequence[Child], names: Sequence[str
     except httpx.HTTPError:
         problems.append(f"the API does not answer at {base_url(settings)}")
     try:
-        pids, announced = _run_bounded(_serving_workers(settings.redis_url, names))
+        if host:
+            return [*problems, *([] if host.is_there() else [f"the host is not ready (see {workers[0].log})"])]
+        pids, announced = run_bounded(_serving_workers(settings.redis_url, names))
     except QueueUnavailable as error:
         return [*problems, str(error)]
     problems += [f"{worker.name} is not ready (see {worker.log})" for worker in workers if worker.pid not in pids]
     return problems if problems or announced else ["the models are not listed"]
-
-
-def _run_bounded(question: Coroutine[Any, Any, Result]) -> Result:
-    """Run the coroutine for ASK_S at most, so that Ctrl-C is noticed soon. Raises QueueUnavailable after that."""
-
-    async def bounded() -> Result:
-        async with asyncio.timeout(ASK_S):
-            return await question
-
-    try:
-        return asyncio.run(bounded())
-    except TimeoutError as error:
-        raise QueueUnavailable(f"Redis does not answer within {ASK_S:g} s") from error
 
 
 async def _serving_workers(url: str, names: Sequence[str]) -> tuple[set[int], bool]:

@@ -37,7 +37,8 @@ class When(StrEnum):
 class Host:
     """A host that is alive. `machine` names its operating system's current start, which the containers of one machine
     share. `memory_bytes` is what models may take, and `free_bytes` what they have not taken, of the main memory.
-    `file_error` says why the file could not be read when it was looked at last; what was read before still holds."""
+    `file_error` says why the file could not be read when it was looked at last; what was read before still holds.
+    `file_change` says in what the file that holds differs from the one before it."""
 
     id: str
     hostname: str
@@ -49,6 +50,7 @@ class Host:
     file: str = ""
     file_digest: str = ""
     file_error: str = ""
+    file_change: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

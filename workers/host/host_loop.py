@@ -124,9 +124,12 @@ class HostLoop:
             if not self._away:
                 log.warning("redis is away; workers run on", extra={"error": str(error)})
             self._away, again_s = True, HEARTBEAT_S / 2
+            self._last.pop("announce", None)
         return MOVING_S if self._fleet.moving else min(again_s, HEARTBEAT_S)
 
     async def _with_redis(self, now: float) -> float:
+        if self._is_due("announce", ANNOUNCE_S, now):
+            await self._redis.announce(self._watch.file)
         for order in await self._redis.orders():
             self._orders.take(order, self._standings)
         await self._look_at_loading(now)
@@ -257,8 +260,6 @@ class HostLoop:
         for order_id in list(self._orders.outcomes):
             await self._redis.report(order_id, self._orders.outcomes[order_id])
             del self._orders.outcomes[order_id]
-        if self._is_due("announce", ANNOUNCE_S, now):
-            await self._redis.announce(self._watch.file)
         records = {name: self._record(name, each, now) for name, each in self._standings.items()}
         changed = [each for name, each in records.items() if each != self._written.get(name)]
         gone = self._written.keys() - records.keys()
@@ -266,6 +267,7 @@ class HostLoop:
             return
         if not await self._redis.write(self._described(), changed, gone):
             await self._redis.write(self._described(), list(records.values()), ())
+            self._last.pop("announce", None)
         self._written = records
 
     def _described(self) -> Host:
@@ -279,6 +281,7 @@ class HostLoop:
             file=str(file.path),
             file_digest=file.digest,
             file_error=self._watch.error,
+            file_change=self._watch.change,
         )
 
     def _record(self, name: str, standing: Standing, now: float) -> HostedModel:

@@ -1,7 +1,6 @@
 """All that a host reads and writes in Redis. Every method raises QueueUnavailable if Redis is away."""
 
 import socket
-import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any
 
@@ -9,23 +8,18 @@ from redis.asyncio import Redis
 
 from shared.catalog.demand import DemandReader, together
 from shared.catalog.hosting import Hosting
-from shared.catalog.model_registry import ModelRegistry
-from shared.catalog.routes import RouteTable
 from shared.catalog.workloads import Workload, WorkloadReader
 from shared.domain.hosting import Host, HostedModel, Order
-from shared.domain.job import ModelInfo
-from shared.domain.routing import Route
 from shared.models_file.reading import ModelsFile
 from shared.queue.event_channel import RedisChannel
 from shared.queue.redis_queue import RedisQueue
 from shared.redis import keys
 from shared.redis.client import translated
 from shared.settings import Settings
+from workers.host.announcement import Announcement
 from workers.host.failing import fail_jobs
 from workers.host.fleet import is_own
 from workers.host.worker_process import WorkerProcess
-
-UNKNOWN = "unknown"  # the engine of a model that was never loaded
 
 
 class RedisSide:
@@ -36,8 +30,8 @@ class RedisSide:
         self._hosting = Hosting(client)
         self._workloads = WorkloadReader(client)
         self._demand = DemandReader(client)
-        self._registry = ModelRegistry(client)
-        self._routes = RouteTable(client)
+        self._announcement = Announcement(client)
+        self._gone: set[str] = set()
         self._channel = RedisChannel(client)
         self._queue = RedisQueue(
             client,
@@ -46,8 +40,6 @@ class RedisSide:
             job_ttl_s=settings.job_ttl_s,
             failed_ttl_s=settings.failed_ttl_s,
         )
-        self._names: set[str] = set()
-        self._routed: set[str] = set()
 
     def wanted(self) -> AsyncIterator[str]:
         """Yield the names of models for which something may be to do, as that becomes so."""
@@ -81,28 +73,10 @@ class RedisSide:
 
     async def announce(self, file: ModelsFile) -> None:
         """List the models of the file and the names that stand for them, and no longer those that have left it."""
-        names = {name: model for model, table in file.models.items() for name in (model, *table.adapters)}
-        infos = [
-            ModelInfo(
-                name=name,
-                engine=UNKNOWN,
-                context_length=0,
-                created_s=int(time.time()),
-                parent=model if name != model else "",
-            )
-            for name, model in names.items()
-        ]
-        aliases = {alias: Route(order=(model,)) for model, table in file.models.items() for alias in table.aliases}
-        routes = {
-            name: Route(order=tuple(route.order), spill_after_s=route.spill_after)
-            for name, route in file.routes.items()
-        }
-        await self._routes.write(aliases | routes, file.default, before=self._routed)
-        self._routed = {*aliases, *routes}
-        await self._registry.announce_absent(infos)
-        for name in self._names - names.keys():
-            await self._queue.forget_model(name)
-        self._names = set(names)
+        self._gone |= await self._announcement.write(file)
+        while self._gone:
+            await self._queue.forget_model(min(self._gone))
+            self._gone.discard(min(self._gone))
 
     async def serves(self, worker: WorkerProcess) -> bool:
         """True once the worker's process has announced itself."""

@@ -82,3 +82,24 @@ def test_a_file_that_is_gone_changes_nothing(tmp_path: Path) -> None:
 def test_the_first_content_must_be_right(tmp_path: Path) -> None:
     with pytest.raises(ModelsFileError):
         FileWatch(tmp_path / "models.toml")
+
+
+def test_a_change_is_told_by_the_names_of_what_differs(tmp_path: Path) -> None:
+    watch = FileWatch(written(tmp_path / "models.toml", '[models.a]\n[models.b]\n[routes.any]\norder = ["a"]\n'))
+
+    written(tmp_path / "models.toml", 'default = "a"\n[host]\ndevices = []\n[models.a]\npin = true\n[models.c]\n')
+
+    assert watch.changed()
+    told = "model added: c; model removed: b; model changed: a; route removed: any; default changed; host changed"
+    assert watch.change == told
+
+
+def test_a_change_of_a_default_is_one_of_every_model_and_a_comment_is_none(tmp_path: Path) -> None:
+    watch = FileWatch(written(tmp_path / "models.toml", ONE))
+
+    written(tmp_path / "models.toml", f"# new\n{ONE}")
+    assert watch.changed()
+    assert watch.change == "nothing but its text"
+    written(tmp_path / "models.toml", f'[defaults]\nkeep_alive = "1m"\n{ONE}')
+    assert watch.changed()
+    assert watch.change == "model changed: a"
