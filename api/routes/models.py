@@ -58,7 +58,7 @@ def _model(info: ModelInfo) -> dict[str, Any]:
         "context_length": info.context_length,
         "capabilities": info.capabilities,
         "engine": info.engine,
-        "resume": info.resume,
+        "resume": info.resume or None,
         "workers": info.workers,
         "waiting_jobs": info.waiting,
         "paused": info.paused,

@@ -230,7 +230,8 @@ class ModelObject(BaseModel):
     context_length: int
     capabilities: list[str]
     engine: str
-    resume: Literal["exact", "prefill", "restart"]
+    resume: Literal["exact", "prefill", "restart"] | None
+    """Null, without capabilities, for a model that was never loaded."""
     workers: int
     waiting_jobs: int
     paused: bool

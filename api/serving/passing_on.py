@@ -8,8 +8,9 @@ from shared.domain.job import ModelInfo
 
 def passed_on(body: GenerationRequest, model: ModelInfo) -> dict[str, Any]:
     """Return what the model's server may understand of the body, as it was sent: its unknown fields, the form of the
-    answer and `keep_alive`. Raises InvalidRequest for a field that means nothing to this model."""
-    if "extra_parameters" not in model.capabilities:
+    answer and `keep_alive`. A model that was never loaded may understand anything. Raises InvalidRequest for a field
+    that means nothing to this model."""
+    if model.capabilities and "extra_parameters" not in model.capabilities:
         body.require_known()
         return {}
     form = body.response_format

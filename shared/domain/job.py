@@ -168,7 +168,7 @@ class ModelInfo:
     0 if unknown, like `context_length`. `resume` says what becomes of an answer whose worker dies: it goes on with the
     same tokens (`exact`), goes on perhaps otherwise (`prefill`), or fails unless it had not begun (`restart`). `dtype`
     is the number format of its weights, like float32; empty if unknown. `temperature` and `top_p` are those of a
-    request that gives none."""
+    request that gives none. A model that was never loaded has empty `capabilities` and `resume`: nobody knows them."""
 
     name: str
     engine: str

@@ -8,6 +8,7 @@ from shared.domain.job import Job, Kind, ModelInfo, text_of
 
 # The types of content that only some models take, and the capability that says so.
 MEDIA = {"image_url": "images", "input_audio": "audio", "video_url": "video", "file": "files"}
+KNOWN_EXTRA = {"response_format", "keep_alive"}  # a job holds these in another form, too
 
 
 def require_suited(job: Job, model: ModelInfo) -> None:
@@ -55,10 +56,19 @@ def _sampled(job: Job) -> Iterator[tuple[str, str]]:
 
 
 def require_media(request: Mapping[str, Any], model: ModelInfo) -> None:
-    """Raise InvalidRequest for content of a job's messages that the model cannot take."""
+    """Raise InvalidRequest for content of a job's messages that the model cannot take. Its worker finds that out if
+    nobody knows yet what it can take."""
     for kind in _media(request):
-        if MEDIA[kind] not in model.capabilities:
+        if model.capabilities and MEDIA[kind] not in model.capabilities:
             raise media_refusal(kind)
+
+
+def require_taken(request: Mapping[str, Any], model: ModelInfo) -> None:
+    """Raise InvalidRequest for media and parameters of a job that was admitted before anybody knew its model."""
+    require_media(request, model)
+    unknown = [name for name in request.get("extra", ()) if name not in KNOWN_EXTRA]
+    if unknown and "extra_parameters" not in model.capabilities:
+        raise InvalidRequest(f"Unknown parameter: '{unknown[0]}'.", param=unknown[0])
 
 
 def media_refusal(kind: Any) -> InvalidRequest:

@@ -1,7 +1,7 @@
 """An upstream of a model: a server that computes it by OpenAI's API, and the terms on which it may be asked."""
 
 from decimal import ROUND_CEILING, Decimal
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -27,6 +27,7 @@ def _secret(text: str) -> str:
     return text
 
 
+Ability = Literal["tools", "structured_outputs", "images", "audio", "video", "files", "logprobs", "logit_bias"]
 Url = Annotated[str, AfterValidator(_address)]
 Secret = Annotated[str, AfterValidator(_secret)]
 
@@ -67,6 +68,9 @@ class UpstreamTerms(BaseModel):
     requests_per_minute: int = Field(0, ge=0, description="requests that may be sent in a minute; 0 for no limit")
     tokens_per_minute: int = Field(0, ge=0, description="tokens that may be asked for in a minute; 0 for no limit")
     requests_at_once: int = Field(0, ge=0, description="requests that may run at a time; 0 for no limit")
+    lacks: list[Ability] = Field(
+        [], max_length=10, description="what the model cannot do, like images: a request for it is refused by its name"
+    )
     price: Price | None = Field(None, description="what a million tokens cost: `input`, `cached_input`, `output`")
 
 

@@ -19,6 +19,7 @@ from shared.catalog.model_registry import ModelRegistry
 from shared.domain.codec import decode_job, encode_job
 from shared.domain.errors import InvalidRequest
 from shared.domain.job import MEDIA_TOKENS, Job, ModelInfo
+from shared.domain.suitability import require_taken
 from shared.settings import load_settings
 from tests.factories import model_router
 
@@ -26,6 +27,10 @@ OPTIONS = RequestOptions(caller=Caller("t"))
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 40_000, "detail": "low"}}
 TEXT = {"type": "text", "text": "what is this?"}
 FORM = {"type": "json_schema", "json_schema": {"name": "mine", "schema": {"type": "array"}, "strict": True}}
+
+
+ABOUT: dict[str, Any] = {"name": "m", "engine": "scripted", "context_length": 1000, "created_s": 0}
+ABLE = ("images", "extra_parameters")
 
 
 @pytest.fixture
@@ -95,6 +100,25 @@ async def test_a_model_that_cannot_take_a_part_refuses_it(services: Services, mo
         await chat_job(services, chat(model, [TEXT, part]))
 
     assert refused.value.param == "messages.content"
+
+
+async def test_a_model_that_was_never_loaded_is_asked_for_anything_and_its_worker_refuses_what_it_lacks(
+    services: Services, client: Redis
+) -> None:
+    unknown = ModelInfo(name="cold", engine="unknown", context_length=0, created_s=0)
+    await ModelRegistry(client).announce_absent([unknown])
+
+    image = await chat_job(services, chat("cold", [TEXT, IMAGE], response_format=FORM))
+    extra = await chat_job(services, chat("cold", enable_search=True))
+
+    plain, far = ModelInfo(**ABOUT, capabilities=("chat",)), ModelInfo(**ABOUT, capabilities=("chat", *ABLE))
+    for job in (image, extra):
+        require_taken(job.request, far)
+    with pytest.raises(InvalidRequest, match="must not contain content of type 'image_url'"):
+        require_taken(image.request, plain)
+    with pytest.raises(InvalidRequest, match="Unknown parameter: 'enable_search'"):
+        require_taken(extra.request, plain)
+    require_taken((await chat_job(services, chat("cold", response_format=FORM))).request, plain)
 
 
 async def test_an_image_is_no_text_whose_tokens_can_be_counted(services: Services) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from redis.asyncio import Redis
 
@@ -45,4 +46,10 @@ def _infos(file: ModelsFile) -> Iterator[ModelInfo]:
     for model, table in file.models.items():
         for name in (model, *table.adapters):
             parent = model if name != model else ""
-            yield ModelInfo(name=name, engine=UNKNOWN, context_length=0, created_s=int(time.time()), parent=parent)
+            about: dict[str, Any] = {
+                "engine": UNKNOWN,
+                "context_length": 0,
+                "resume": "",
+                "created_s": int(time.time()),
+            }
+            yield ModelInfo(name=name, parent=parent, **about)

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from shared.domain.job import ModelInfo
+from shared.domain.suitability import require_taken
 from shared.observability.metrics import WorkerMetrics
 from shared.queue.protocols import Delivery, Quota
 from shared.settings import Settings
@@ -56,13 +57,15 @@ async def load(spec: ModelSpec, settings: Settings) -> Loaded:
     loaded = await asyncio.wrap_future(thread.submit(call))
     told = {name: value for name, value in recommended.items() if name in ("temperature", "top_p")}
     infos = [replace(info, **told) for info in loaded.infos]
-    return replace(loaded, infos=infos, begin=partial(_begin_recommended, loaded.begin, recommended))
+    return replace(loaded, infos=infos, begin=partial(_begin_job, loaded.begin, infos, recommended))
 
 
-def _begin_recommended(
-    begin_run: Callable[[Delivery], JobRun], recommended: Mapping[str, Any], delivery: Delivery
+def _begin_job(
+    begin_run: Callable[[Delivery], JobRun], infos: list[ModelInfo], recommended: Mapping[str, Any], delivery: Delivery
 ) -> JobRun:
-    """Begin a job with the recommended sampling parameters in place of those that it leaves open."""
+    """Begin a job with the recommended sampling parameters in place of those that it leaves open. Raises InvalidRequest
+    for what the model cannot take."""
+    require_taken(delivery.job.request, infos[0])
     sampling = delivery.job.sampling
     left_open = {name: value for name, value in recommended.items() if getattr(sampling, name) is None}
     if left_open:

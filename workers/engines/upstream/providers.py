@@ -16,18 +16,20 @@ SAMPLING_OF_SERVERS = frozenset({"top_k", "min_p", "repetition_penalty", "min_to
 LOGPROBS = frozenset({"logprobs"})
 PENALTIES = frozenset({"presence_penalty", "frequency_penalty"})
 SEED, BIAS = frozenset({"seed"}), frozenset({"logit_bias"})
+SOUND = frozenset({"audio", "video"})
+MEDIA = SOUND | {"images", "files"}  # content of messages other than text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provider:
     """`url` is empty where each customer or machine has its own. `continues` are fields of the body, `marks` fields of
     the last message, that make the model continue an assistant's message; `prefill_url` is where they are understood,
-    if not at `url`; `echoes` is true if such an answer may begin with that message's text. `lacks` are parameters that
-    it does not take; a client that sends one gets an error with its name. `names` are its own names of parameters.
-    `asks_usage` is false where usage comes without being asked for, and asking is an error. `required` is its word for
-    tool_choice `required`, empty where a call cannot be forced. `completes` is true if it serves `/completions`,
-    `salts` if it takes a `cache_salt`, `structured` if it takes vLLM's `structured_outputs`. `speaks` is its protocol:
-    `openai` or `anthropic`."""
+    if not at `url`; `echoes` is true if such an answer may begin with that message's text. `lacks` are parameters, and
+    kinds of content of messages, that it does not take; a client that sends one gets an error with its name. `names`
+    are its own names of parameters. `asks_usage` is false where usage comes without being asked for, and asking is an
+    error. `required` is its word for tool_choice `required`, empty where a call cannot be forced. `completes` is true
+    if it serves `/completions`, `salts` if it takes a `cache_salt`, `structured` if it takes vLLM's
+    `structured_outputs`. `speaks` is its protocol: `openai` or `anthropic`."""
 
     name: str
     url: str = ""
@@ -80,7 +82,7 @@ PROVIDERS = {
             url="https://api.anthropic.com/v1",
             speaks="anthropic",
             key_header="x-api-key",
-            lacks=SAMPLING_OF_SERVERS - {"top_k"} | LOGPROBS | PENALTIES | SEED | BIAS | {"response_format"},
+            lacks=SAMPLING_OF_SERVERS - {"top_k"} | LOGPROBS | PENALTIES | SEED | BIAS | {"response_format"} | SOUND,
             required="any",
             note="models before Claude 4.6 continue a text: give them resume=prefill; newer ones refuse it",
         ),
@@ -108,7 +110,7 @@ PROVIDERS = {
             resume=Resume.PREFILL,
             marks=("prefix",),
             prefill_url="https://api.deepseek.com/beta",
-            lacks=SAMPLING_OF_SERVERS | SEED | BIAS,
+            lacks=SAMPLING_OF_SERVERS | SEED | BIAS | MEDIA,
         ),
         Provider(
             name="groq",
@@ -160,7 +162,7 @@ PROVIDERS = {
         Provider(
             name="spark",
             url="https://spark-api-open.xf-yun.com/v1",
-            lacks=SAMPLING_OF_SERVERS - {"top_k"} | LOGPROBS | PENALTIES | SEED | BIAS,
+            lacks=SAMPLING_OF_SERVERS - {"top_k"} | LOGPROBS | PENALTIES | SEED | BIAS | MEDIA,
             asks_usage=False,
             required="",
             confirmed=False,
@@ -170,7 +172,7 @@ PROVIDERS = {
             name="minimax",
             url="https://api.minimax.io/v1",
             hosts=("api.minimax.io", "api.minimaxi.com"),
-            lacks=SAMPLING_OF_SERVERS | LOGPROBS | PENALTIES | SEED | BIAS,
+            lacks=SAMPLING_OF_SERVERS | LOGPROBS | PENALTIES | SEED | BIAS | MEDIA,
             note="the last chunk repeats the whole answer, and an error has status 200 and `base_resp`",
         ),
         Provider(
@@ -185,7 +187,7 @@ PROVIDERS = {
         Provider(
             name="baichuan",
             url="https://api.baichuan-ai.com/v1",
-            lacks=SAMPLING_OF_SERVERS - {"top_k"} | LOGPROBS | PENALTIES | SEED | BIAS,
+            lacks=SAMPLING_OF_SERVERS - {"top_k"} | LOGPROBS | PENALTIES | SEED | BIAS | MEDIA,
             asks_usage=False,
             confirmed=False,
         ),

@@ -2,12 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from workers.engines.upstream.errors import UpstreamError
 from workers.engines.upstream.options import UpstreamOptions
-from workers.engines.upstream.providers import SAMPLING_OF_SERVERS
+from workers.engines.upstream.providers import MEDIA, SAMPLING_OF_SERVERS
 from workers.engines.upstream.reports import RedisReports
 from workers.engines.upstream.token_protocols import TokenProtocol
 from workers.engines.upstream.transport import Transport
@@ -16,9 +16,7 @@ from workers.source import Resume
 
 log = logging.getLogger(__name__)
 PROBE_S = 5.0
-PASSED = frozenset(
-    {"tools", "reasoning", "structured_outputs", "images", "audio", "video", "files", "extra_parameters"}
-)
+PASSED = frozenset({"tools", "reasoning", "structured_outputs", "extra_parameters"}) | MEDIA
 BY_PARAMETER = frozenset({"logprobs", "logit_bias"}) | SAMPLING_OF_SERVERS
 
 
@@ -74,9 +72,11 @@ class Upstreams:
 
     @property
     def abilities(self) -> frozenset[str]:
-        lacking = frozenset().union(*(upstream.provider.lacks for upstream in self.all))
+        lacking = frozenset(told_lacking(self.known)).union(
+            *(upstream.provider.lacks | set(upstream.target.lacks) for upstream in self.all)
+        )
         ids = {"token_ids"} if "complete" in self.serves else set()
-        return (PASSED | (BY_PARAMETER - lacking) | ids) - ({"structured_outputs"} & lacking)
+        return (PASSED | BY_PARAMETER | ids) - lacking
 
     @property
     def context_length(self) -> int:
@@ -86,6 +86,21 @@ class Upstreams:
 
     def _new_transport(self) -> Transport:
         return Transport(silence_s=self._options.silence_s)
+
+
+def told_lacking(listed: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the abilities that a server's list of models says the model has not: Penstock names all that it has,
+    Mistral those that its models differ in, OpenRouter the kinds of content."""
+    capabilities, about = listed.get("capabilities"), listed.get("architecture")
+    if isinstance(capabilities, list) and "chat" in capabilities:
+        yield from (each for each in MEDIA | {"tools", "reasoning"} if each not in capabilities)
+    if isinstance(capabilities, dict):
+        named = {"vision": "images", "function_calling": "tools"}
+        yield from (ours for theirs, ours in named.items() if capabilities.get(theirs) is False)
+    kinds = about.get("input_modalities") if isinstance(about, dict) else None
+    if isinstance(kinds, list) and "text" in kinds:
+        named = {"image": "images", "audio": "audio", "video": "video", "file": "files"}
+        yield from (ours for theirs, ours in named.items() if theirs not in kinds)
 
 
 async def _checked(upstream: Upstream, protocol: TokenProtocol) -> None:

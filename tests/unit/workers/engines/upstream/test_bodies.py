@@ -10,7 +10,7 @@ from shared.domain.job import Grammar, GrammarKind, Sampling
 from tests.unit.workers.engines.upstream.conftest import asked
 from workers.engines.upstream.chat_body import chat_body, completion_body, salted
 from workers.engines.upstream.messages_body import messages_body
-from workers.engines.upstream.providers import PROVIDERS, provider_at
+from workers.engines.upstream.providers import MEDIA, PROVIDERS, provider_at
 from workers.engines.upstream.upstream import key_headers
 from workers.source import ChatRequest, CompletionRequest, Resume, Said
 
@@ -256,7 +256,7 @@ def test_a_key_goes_into_the_header_of_its_provider(name: str, headers: dict[str
 
 
 def test_every_row_names_parameters_that_exist() -> None:
-    sent = {"n", *Sampling.__dataclass_fields__, "response_format"}
+    sent = {"n", *Sampling.__dataclass_fields__, "response_format", *MEDIA}
 
     for provider in PROVIDERS.values():
         assert provider.lacks <= sent

@@ -17,6 +17,8 @@ from shared.settings import load_settings
 from tests.conftest import ROOT
 from tests.factories import make_job
 from tests.upstreams import Fault, StandIn, in_thread, openai_chat, token_server
+from workers.engines.upstream.providers import MEDIA
+from workers.engines.upstream.upstreams import told_lacking
 from workers.loading.loaded import Loaded, load
 from workers.loading.model_spec import BUILTIN, parse_specs
 
@@ -64,6 +66,36 @@ def test_what_a_provider_lacks_is_no_capability() -> None:
 
     assert {"chat", "tools", "images", "logprobs", "extra_parameters"} <= able
     assert not {"completions", "min_tokens", "ignore_eos", "embeddings"} & able
+
+
+@pytest.mark.parametrize(
+    ("listed", "lacks"),
+    [
+        ({"capabilities": ["chat", "completions", "tools"]}, MEDIA | {"reasoning"}),
+        ({"capabilities": {"vision": False, "function_calling": True}}, {"images"}),
+        ({"architecture": {"input_modalities": ["text", "image"]}}, {"audio", "video", "files"}),
+        ({"capabilities": ["tools"], "architecture": None}, set()),
+        ({}, set()),
+    ],
+)
+def test_what_a_server_s_list_denies_is_lacking(listed: Any, lacks: set[str]) -> None:
+    assert set(told_lacking(listed)) == lacks
+
+
+def test_what_the_options_or_the_provider_deny_is_no_capability_and_is_refused_by_its_name() -> None:
+    image = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]}
+    delivery = Delivery(job=replace(make_job(), request={"messages": [image]}), claim_token="t", attempt=1, log=())
+    with in_thread(openai_chat()) as server:
+        told = loaded(urls=server.url, lacks=["images", "tools"])
+        of_provider = loaded(urls=server.url, provider="deepseek")
+        able = loaded(urls=server.url)
+
+    assert not {"images", "tools"} & set(told.infos[0].capabilities)
+    assert not {"images", "audio", "video", "files"} & set(of_provider.infos[0].capabilities)
+    for model in (told, of_provider):
+        with pytest.raises(InvalidRequest, match="must not contain content of type 'image_url'"):
+            model.begin(delivery)
+    assert able.begin(delivery).delivery.job == delivery.job
 
 
 def test_a_server_that_does_not_answer_yet_is_no_error() -> None:
