@@ -18,6 +18,7 @@ from shared.catalog.model_registry import ModelRegistry
 from shared.catalog.routes import RouteTable
 from shared.domain.errors import NotFound
 from shared.domain.lifecycle import State
+from shared.models_file.problems import did_you_mean
 from shared.queue.event_channel import RedisChannel
 from shared.queue.redis_queue import RedisQueue
 from shared.redis.client import connect
@@ -57,7 +58,8 @@ class Backend:
         """Raise NotFound for a model without an announcement or a job."""
         known = await self.known_models()
         if name not in known:
-            raise NotFound(f"There is no model {name!r}. Known models: {', '.join(known) or 'none'}.")
+            near = did_you_mean(name, known) or f". Known models: {', '.join(known) or 'none'}."
+            raise NotFound(f"There is no model {name!r}{near}")
 
 
 class OperatorGroup(click.Group):

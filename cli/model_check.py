@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from cli.terminal import echo, echo_json
+from shared.models_file.problems import Problem
 from shared.models_file.reading import read
 from shared.models_file.tables import json_schema
 from shared.settings import load_settings
@@ -21,9 +22,9 @@ def check(file: Path) -> None:
     try:
         from workers.loading.file_check import lacking
     except ModuleNotFoundError:  # an installation of the API alone has no engines
-        warnings = []
+        warnings: list[Problem] = []
     else:
-        warnings = list(lacking(found, load_settings()))
+        warnings = lacking(found, load_settings())
     for warning in warnings:
         echo(f"{file}, {warning}", err=True)
     models, routes = len(found.models), len(found.routes)

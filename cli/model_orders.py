@@ -96,12 +96,14 @@ def switch(redis_url: str | None, model: str, instead: str, when: str, host: str
 @click.argument("model")
 @click.argument("period", type=Period())
 @host_option
+@wait_option
 @click.pass_obj
-def keep(redis_url: str | None, model: str, period: float, host: str) -> None:
-    """Keep a loaded MODEL for a PERIOD: 30m, 2h, forever, or 0 to keep it no longer.
+def keep(redis_url: str | None, model: str, period: float, host: str, wait_s: float) -> None:
+    """Keep MODEL loaded for a PERIOD: 30m, 2h, forever, or 0 to keep it no longer.
 
-    It is not unloaded while it is idle, or because another model waits for its place."""
-    _order(redis_url, lambda backend: backend.model_orders.keep(model, period, host=host), WAIT_S)
+    One that is not loaded is loaded first. It is not unloaded while it is idle, or because another model waits for its
+    place."""
+    _order(redis_url, lambda backend: backend.model_orders.keep(model, period, host=host), wait_s)
 
 
 def _order(redis_url: str | None, place: Placing, wait_s: float) -> None:

@@ -178,7 +178,7 @@ def _models(now: Snapshot, target_wait_s: float, *, wide: bool) -> Table:
         "tokens queued#" if wide else "tokens#",
         "oldest#",
     )
-    table = _table(*columns, "", wide=wide, names={"MODEL": 16})
+    table = _table(*columns, "state", wide=wide, names={"MODEL": 16})
     for demand in now.demands:
         jobs = [demand.waiting_jobs[priority] for priority in Priority]
         table.add_row(

@@ -45,7 +45,8 @@ async def unload_model(name: str, services: ServicesDep, body: UnloadOrder = WHE
 
 @router.post("/{name:path}/keep")
 async def keep_model(name: str, body: KeepOrder, services: ServicesDep) -> dict[str, Any]:
-    """Keep a loaded model for a time, also while it is idle or others wait for its place."""
+    """Keep a model loaded for a time, also while it is idle or others wait for its place. It is loaded first, if it is
+    not."""
     return await _orders(services, await services.model_orders.keep(name, body.for_s, host=body.host), body)
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from api.schemas.base import Items, Metadata, Selective, Strict
+from api.schemas.base import Duration, Items, Metadata, Selective, Strict
 from api.schemas.chat import TemplateOptions
 from api.schemas.response_items import InputItems, typed
 from api.schemas.response_tools import ResponseToolChoice, ResponseTools
@@ -162,6 +162,9 @@ class ResponseRequest(ResponseInput):
     """Above 0, tokens become less likely with each time that they have appeared in the answer."""
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     """The seed of sampling: the same seed and request give the same tokens. Drawn at random when not given."""
+    keep_alive: Duration | None = None
+    """How long a host keeps the model loaded after this request, in seconds or as a text like `10m`, as Ollama defines
+    it: 0 unloads it at once, and a negative number keeps it for ever."""
     top_logprobs: int | None = Field(None, ge=0, le=20)
     """Return this many of the likeliest tokens at each position."""
     include: Annotated[list[Include], Items(INCLUDES_MAX)] | None = None

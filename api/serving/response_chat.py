@@ -51,7 +51,7 @@ def chat_of(body: ResponseInput, items: Sequence[Json]) -> ChatCompletionRequest
 def _answered_so(body: ResponseRequest) -> Json:
     """Return the parameters of the answer, which a response calls as a chat does."""
     names = ("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty", "seed")
-    same = (*names, "service_tier", "user", "safety_identifier")
+    same = (*names, "service_tier", "user", "safety_identifier", "keep_alive")
     likely = body.top_logprobs is not None or LOGPROBS in (body.include or ())
     return {
         **{name: getattr(body, name) for name in same},

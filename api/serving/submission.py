@@ -145,9 +145,9 @@ async def response_submission(
     if record.background:
         job = replace(job, grace_ms=None, notify=True)
     if not store:
-        return Submission(job, record)
+        return Submission(job, record, keep_alive=body.keep_alive)
     job = replace(job, keep_s=services.settings.response_ttl_s)
-    return Submission(job, record, services.responses.stored(record))
+    return Submission(job, record, services.responses.stored(record), keep_alive=body.keep_alive)
 
 
 async def _used(services: Services, body: ResponseRequest, job: Job) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from shared.catalog.hosting import DONE, Hosting, best_of
 from shared.catalog.routes import RouteTable
 from shared.domain.errors import InvalidRequest, NotFound
 from shared.domain.hosting import HostedModel, HostedState, Order, OrderVerb, When
+from shared.models_file.problems import did_you_mean
 
 FOREVER_S = 10 * 366 * 86400.0
 LOOK_S = 0.2
@@ -64,11 +65,12 @@ class ModelOrders:
         return [await self._place(record, OrderVerb.SWITCH, when=when, instead=after[record.host].model)]
 
     async def keep(self, name: str, for_s: float, *, host: str = "") -> list[PlacedOrder]:
-        """Order that the model is not unloaded for another or when it is idle, for this long; 0 ends that. Raises
-        InvalidRequest for a model that is not loaded."""
-        loaded = [record for record in await self._records(name, host) if record.state in LOADED]
+        """Order that the model is not unloaded for another or when it is idle, for this long; 0 ends that. A model that
+        is not loaded is loaded first, by the host that is nearest to having it."""
+        records = await self._records(name, host)
+        loaded = [record for record in records if record.state in LOADED]
         if not loaded:
-            raise InvalidRequest(f"The model '{name}' is not loaded, so it cannot be kept.", param="name")
+            loaded = [best_of(records)] if for_s else records
         until_s = self._clock() + min(for_s, FOREVER_S) if for_s else 0
         return [await self._place(record, OrderVerb.KEEP, until_s=until_s) for record in loaded]
 
@@ -92,8 +94,13 @@ class ModelOrders:
             records = [record for record in records if record.host in ids]
         if not records:
             where = f"The host '{host}' does not have" if host else "No host has"
-            raise NotFound(f"{where} the model '{name}'.", code="model_not_found", param="name")
+            near = did_you_mean(name, await self._names())
+            raise NotFound(f"{where} the model '{name}'{near or '.'}", code="model_not_found", param="name")
         return records
+
+    async def _names(self) -> list[str]:
+        """Return every name that an order may have."""
+        return sorted({*(await self._hosting.all()), *(await self._routes.read()).routes})
 
     async def model_of(self, name: str) -> str:
         """Return the model that the name stands for. Raises InvalidRequest for a route over several."""

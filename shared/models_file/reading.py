@@ -3,7 +3,7 @@
 import hashlib
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ BYTES_MAX = 1_000_000
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelsFile:
     """A models file that is right. `digest` is that of its bytes. `root` is the folder in which relative sources lie.
-    In `models` each model has what the defaults say for it."""
+    In `models` each model has what the defaults say for it. `lines` tells where each key is written."""
 
     path: Path
     digest: str
@@ -29,6 +29,7 @@ class ModelsFile:
     host: Host
     models: Mapping[str, Model]
     routes: Mapping[str, Route]
+    lines: Lines = field(compare=False, repr=False)
 
     def model_of(self, name: str) -> str:
         """Return the name of the model that is served under a name, its own or another. Raises KeyError."""
@@ -70,6 +71,7 @@ def parse(content: bytes, path: Path) -> ModelsFile:
         host=tables.host,
         models=_with_defaults(document),
         routes=tables.routes,
+        lines=lines,
     )
 
 

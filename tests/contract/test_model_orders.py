@@ -76,13 +76,24 @@ async def test_a_loaded_model_is_kept_for_a_time(hosting: Hosting, orders: Model
         await orders.keep("a", seconds)
 
     assert [each.until_s for each in await hosting.take_orders("here-1")] == [NOW + 1800, NOW + FOREVER_S, 0]
-    with pytest.raises(InvalidRequest, match="'b' is not loaded"):
-        await orders.keep("b", 60)
+
+
+async def test_a_model_that_is_not_loaded_is_kept_where_it_is_nearest_to_being_loaded(
+    hosting: Hosting, orders: ModelOrders
+) -> None:
+    failed = replace(A, host="there-2", state=HostedState.FAILED, workers=0)
+    await hosting.write(HERE, [replace(A, state=HostedState.CONFIGURED, workers=0)])
+    await hosting.write(THERE, [failed])
+
+    assert hosts(await orders.keep("a", 60)) == ["here-1"]
+    assert hosts(await orders.keep("a", 0)) == ["here-1", "there-2"]
 
 
 async def test_a_name_that_no_host_has_is_refused(orders: ModelOrders) -> None:
     with pytest.raises(NotFound, match="No host has the model 'unknown'"):
         await orders.load("unknown")
+    with pytest.raises(NotFound, match="No host has the model 'gtp'; did you mean 'gpt'\\?"):
+        await orders.load("gtp")
     with pytest.raises(NotFound, match="The host 'there' does not have the model 'b'"):
         await orders.load("b", host="there")
     with pytest.raises(InvalidRequest, match="'both' stands for several models: a, b"):

@@ -218,9 +218,9 @@ def test_the_jobs_of_a_model_that_cannot_be_loaded_fail_with_the_reason(hosted: 
 def test_orders_load_keep_switch_and_unload(hosted: HostedStack) -> None:
     hosted.start(TWO.format(**PLAIN))
 
-    assert hosted.order(OrderVerb.LOAD, "a") == DONE
+    assert hosted.order(OrderVerb.KEEP, "a", until_s=4e9) == DONE  # which loads it
     assert hosted.is_in("a", HostedState.READY)
-    assert hosted.order(OrderVerb.KEEP, "a", until_s=4e9) == DONE
+    assert hosted.order(OrderVerb.LOAD, "a") == DONE
     eventually("it is kept", lambda: (found := hosted.hosted("a")) and found.kept_until_s == 4e9)
     assert hosted.order(OrderVerb.SWITCH, "a", instead="b", when=When.NOW) == DONE
     assert hosted.is_in("b", HostedState.READY)

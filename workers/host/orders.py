@@ -14,8 +14,8 @@ ORDERED = "an operator ordered it"
 
 
 class Orders:
-    """`outcomes` are those that nobody was told yet. An order to load is done when the model is ready, and one to
-    unload when its workers are gone."""
+    """`outcomes` are those that nobody was told yet. An order to load or to keep is done when the model is
+    ready, and one to unload when its workers are gone."""
 
     def __init__(self, fleet: Fleet, memory: Memory, clock: Callable[[], float]) -> None:
         self._fleet = fleet
@@ -41,7 +41,10 @@ class Orders:
             case OrderVerb.KEEP:
                 spec = standing.spec
                 self._memory.note(spec.name, spec.digest, kept_until_s=order.until_s)
-                self.outcomes[order.id] = DONE
+                if order.until_s:
+                    self._load(order.id, standing)
+                else:
+                    self.outcomes[order.id] = DONE
 
     def look(self, standings: Mapping[str, Standing]) -> None:
         """End the orders whose model is ready, is gone, or could not be loaded; unload what has become idle."""

@@ -1,14 +1,14 @@
 """A models file that is right by itself may lack something on this machine: this check says what."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
 from pydantic import ByteSize
 
 from shared.domain.errors import SettingsError
-from shared.models_file.problems import dotted
+from shared.models_file.problems import Problem, dotted
 from shared.models_file.reading import ModelsFile
 from shared.models_file.secrets import variables_of
 from shared.models_file.tables import Load
@@ -20,31 +20,43 @@ from workers.loading.model_spec import ModelSpec, weights_bytes
 LIBRARIES = {"native": "torch", "vllm": "vllm", "llamacpp": "llama_cpp", "upstream": "aiohttp", "command": "aiohttp"}
 
 
-def lacking(file: ModelsFile, settings: Settings, environment: Mapping[str, str] = os.environ) -> Iterator[str]:
-    """Yield a sentence for each source that is missing, each engine that is not installed, each environment variable
-    that is not set, and for memory that models cannot have. Nothing is loaded or fetched."""
+def lacking(file: ModelsFile, settings: Settings, environment: Mapping[str, str] = os.environ) -> list[Problem]:
+    """Return a problem, in the order of their lines, for each source that is missing, each engine that is not
+    installed, each environment variable that is not set, and for memory that models cannot have. Nothing is loaded or
+    fetched."""
+    problems: list[Problem] = []
     sizes: dict[str, int] = {}
+
+    def note(name: str, key: str, messages: Iterable[str]) -> None:
+        """Note problems of a model, with the line of the key that brings them about, or else of its table."""
+        where = ("models", name)
+        problems.extend(Problem(file.lines.of((*where, key)), dotted(where), message) for message in messages)
+
     for name in file.models:
-        where = dotted(("models", name))
-        yield from (f"{where}: {problem}" for problem in _variables(file, name, environment))
+        for key, messages in _variables(file, name, environment).items():
+            note(name, key, messages)
         try:
             (spec,) = file_specs(file, [name], settings)
         except SettingsError as error:
-            yield str(error).removeprefix(f"{file.path}, ")
+            note(name, "source", [str(error).removeprefix(f"{file.path}, {dotted(('models', name))}: ")])
             continue
-        yield from (f"{where}: {problem}" for problem in (*_engine(spec), *_source(spec)))
+        note(name, "engine", _engine(spec))
+        note(name, "source", _source(spec))
         sizes[name] = weights_bytes(Path(spec.source))
-    yield from _memory(file, sizes)
+        note(name, "source", _too_large(file, sizes[name]))
+    return sorted([*problems, *_memory(file, sizes)])
 
 
-def _variables_of(file: ModelsFile, name: str) -> list[str]:
-    return list(dict.fromkeys(variables_of(file.models[name].model_dump(include={"options", "upstreams", "run"}))))
-
-
-def _variables(file: ModelsFile, name: str, environment: Mapping[str, str]) -> Iterator[str]:
-    for variable in _variables_of(file, name):
-        if not environment.get(variable, "").strip():
-            yield f"the environment variable {variable} is not set"
+def _variables(file: ModelsFile, name: str, environment: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return a sentence for each variable of the model that is not set, by the key that names it first."""
+    found: dict[str, list[str]] = {}
+    told: set[str] = set()
+    for key in ("options", "upstreams", "run"):
+        for variable in variables_of(file.models[name].model_dump(include={key})):
+            if variable not in told and not environment.get(variable, "").strip():
+                told.add(variable)
+                found.setdefault(key, []).append(f"the environment variable {variable} is not set")
+    return found
 
 
 def _engine(spec: ModelSpec) -> Iterator[str]:
@@ -60,18 +72,21 @@ def _source(spec: ModelSpec) -> Iterator[str]:
         yield f"there is no folder {spec.source} below root, and a hub id would be like OWNER/{spec.source}"
 
 
-def _memory(file: ModelsFile, sizes: Mapping[str, int]) -> Iterator[str]:
-    """Yield what does not fit into the machine's memory as far as the file gives it, by the weights alone."""
-    if (memory := file.host.memory) is None:
-        return
-    for name, size in sizes.items():
-        if size > memory:
-            what = f"its weights alone take {_human(size)}, more than host.memory, {_human(memory)}"
-            yield f"{dotted(('models', name))}: {what}"
+def _too_large(file: ModelsFile, size: int) -> Iterator[str]:
+    """Tell a model whose weights alone are larger than the memory that the file gives to all models."""
+    memory = file.host.memory
+    if memory is not None and size > memory:
+        yield f"its weights alone take {_human(size)}, more than host.memory, {_human(memory)}"
+
+
+def _memory(file: ModelsFile, sizes: Mapping[str, int]) -> Iterator[Problem]:
+    """Tell models that never go and do not fit together into that memory, by their weights alone."""
+    memory = file.host.memory
     lasting = {name: size for name, size in sizes.items() if _stays(file, name)}
-    if len(lasting) > 1 and sum(lasting.values()) > memory:
+    if memory is not None and len(lasting) > 1 and sum(lasting.values()) > memory:
         names = ", ".join(lasting)
-        yield f"host.memory: {_human(memory)} cannot hold at once what is pinned or loaded at the start: {names}"
+        message = f"{_human(memory)} cannot hold at once what is pinned or loaded at the start: {names}"
+        yield Problem(file.lines.of(("host", "memory")), "host.memory", message)
 
 
 def _stays(file: ModelsFile, name: str) -> bool:

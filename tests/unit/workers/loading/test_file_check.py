@@ -15,7 +15,7 @@ EXAMPLE = ROOT / "models.example.toml"
 
 
 def warnings(tmp_path: Path, text: str, **environment: str) -> list[str]:
-    return list(lacking(parse(text.encode(), tmp_path / "models.toml"), load_settings(), environment))
+    return [str(each) for each in lacking(parse(text.encode(), tmp_path / "models.toml"), load_settings(), environment)]
 
 
 def check(path: Path) -> Result:
@@ -49,15 +49,15 @@ def test_the_example_is_right_with_all_that_it_leaves_out() -> None:
 def test_sources_that_are_not_there_are_told(tmp_path: Path) -> None:
     found = warnings(tmp_path, '[models.a]\nsource = "./a"\n[models.b]\n[models.c]\nsource = "org/c"\n')
 
-    assert found[0].startswith("models.a: there is no folder ")
-    assert found[1].startswith("models.b: there is no folder b below root")
+    assert found[0].startswith("line 2: models.a: there is no folder ")
+    assert found[1].startswith("line 3: models.b: there is no folder b below root")
     assert len(found) == 2
 
 
 def test_an_engine_that_is_not_installed_is_told(tmp_path: Path) -> None:
     (found,) = warnings(tmp_path, '[models.a]\nengine = "nowhere.bots:Mine"\n')
 
-    assert found == "models.a: the engine nowhere.bots:Mine needs the package nowhere, which is not installed"
+    assert found == "line 2: models.a: the engine nowhere.bots:Mine needs the package nowhere, which is not installed"
 
 
 def test_variables_that_are_not_set_are_told_and_their_contents_are_not(tmp_path: Path) -> None:
@@ -69,8 +69,8 @@ def test_variables_that_are_not_set_are_told_and_their_contents_are_not(tmp_path
     found = warnings(tmp_path, text, ONE="hidden", THREE=" ")
 
     assert found == [
-        "models.a: the environment variable TWO is not set",
-        "models.b: the environment variable THREE is not set",
+        "line 2: models.a: the environment variable TWO is not set",
+        "line 4: models.b: the environment variable THREE is not set",
     ]
 
 
@@ -81,8 +81,8 @@ def test_models_that_cannot_fit_into_the_memory_are_told(tmp_path: Path) -> None
     (large,) = warnings(tmp_path, one.format(1))
     (both,) = warnings(tmp_path, two.format(8))
 
-    assert large.startswith("models.a: its weights alone take 6.6MiB, more than host.memory")
-    assert both == "host.memory: 8.0MiB cannot hold at once what is pinned or loaded at the start: a, b"
+    assert large.startswith("line 4: models.a: its weights alone take 6.6MiB, more than host.memory")
+    assert both == "line 2: host.memory: 8.0MiB cannot hold at once what is pinned or loaded at the start: a, b"
     assert warnings(tmp_path, two.format(100)) == []
 
 
