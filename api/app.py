@@ -26,6 +26,7 @@ from api.routes import (
     billing,
     chat,
     completions,
+    conversations,
     embeddings,
     files,
     health,
@@ -47,9 +48,10 @@ from api.serving.redis_monitor import RedisMonitor
 from api.serving.relay import Relay
 from api.serving.services import Services
 from api.stores.batches import BatchStore
+from api.stores.conversations import ConversationStore
 from api.stores.files import FileStore
 from api.stores.json_store import RecordStore
-from api.stores.responses import RESPONSES
+from api.stores.responses import RESPONSES, ResponseStore
 from api.stores.stored_chats import STORED_CHATS
 from api.stores.webhooks import Webhooks
 from shared.catalog.api_keys import ApiKeyStore
@@ -78,6 +80,7 @@ ROUTES = (
     stored_chats,
     completions,
     responses,
+    conversations,
     embeddings,
     rerank,
     tokens,
@@ -204,7 +207,8 @@ def _make_services(settings: Settings, metrics: ApiMetrics) -> Services:
         admission=Admission(model_router, settings),
         bodies=BodyReader(),
         webhooks=Webhooks(client, private=settings.webhook_private),
-        responses=RecordStore(client, RESPONSES, **stored),
+        responses=ResponseStore(client, RESPONSES, **stored),
+        conversations=ConversationStore(client, **stored),
         chats=RecordStore(client, STORED_CHATS, **stored),
         files=FileStore(Path(settings.files), client, tenant_bytes_max=settings.files_bytes_max),
         batches=BatchStore(client, owner=relay.name),

@@ -78,8 +78,12 @@ class Settings(BaseSettings):
     request_timeout_s: float = Field(60, gt=0, description="how long a request may take to arrive completely")
     send_timeout_s: float = Field(120, gt=0, description="how long a client may stop reading before it is cut off")
     body_bytes_max: int = Field(4_000_000, ge=1000, description="largest request body")
-    response_ttl_s: int = Field(86400, ge=1, le=7 * 86400, description="lifetime of stored responses and chats")
-    stored_bytes_max: int = Field(100_000_000, ge=1000, description="bytes of stored responses and chats per key")
+    response_ttl_s: int = Field(
+        86400, ge=1, le=7 * 86400, description="lifetime of stored responses, chats and conversations"
+    )
+    stored_bytes_max: int = Field(
+        100_000_000, ge=1000, description="bytes of stored responses, chats and conversations per key"
+    )
     webhook_private: bool = Field(False, description="whether webhooks may go to private addresses, and without TLS")
     files: str = Field(".penstock/files", description="folder of uploaded files, shared by all API processes")
     file_bytes_max: int = Field(200_000_000, ge=1000, description="largest uploaded file")

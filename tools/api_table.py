@@ -9,9 +9,10 @@ from pydantic import BaseModel
 from api.schemas.batch import BatchRequest
 from api.schemas.chat import ChatCompletionRequest, Message
 from api.schemas.completion import CompletionRequest
+from api.schemas.conversation import ConversationItemsRequest, ConversationRequest, ConversationUpdate
 from api.schemas.embedding import EmbeddingRequest
 from api.schemas.rerank import RerankRequest
-from api.schemas.response import ResponseRequest
+from api.schemas.response import CompactRequest, InputTokensRequest, ResponseRequest
 from api.schemas.tokens import DetokenizeRequest, TokenCountRequest, TokenizeRequest
 from api.schemas.tools import CalledFunction, ToolCall
 
@@ -19,6 +20,11 @@ ENDPOINTS: dict[str, type[BaseModel]] = {
     "POST /v1/chat/completions": ChatCompletionRequest,
     "POST /v1/completions": CompletionRequest,
     "POST /v1/responses": ResponseRequest,
+    "POST /v1/responses/input_tokens": InputTokensRequest,
+    "POST /v1/responses/compact": CompactRequest,
+    "POST /v1/conversations": ConversationRequest,
+    "POST /v1/conversations/{conversation_id}": ConversationUpdate,
+    "POST /v1/conversations/{conversation_id}/items": ConversationItemsRequest,
     "POST /v1/embeddings": EmbeddingRequest,
     "POST /v1/rerank": RerankRequest,
     "POST /v1/tokenize": TokenizeRequest,

@@ -335,6 +335,7 @@ def _require_batchable(body: Any) -> None:
         ("store", "'store' is not allowed in a batch, whose output is kept."),
         ("background", "'background' is not allowed in a batch."),
         ("previous_response_id", "'previous_response_id' is not allowed in a batch."),
+        ("conversation", "'conversation' is not allowed in a batch."),
     ):
         if getattr(body, param, None):
             raise InvalidRequest(message, param=param)

@@ -79,7 +79,7 @@ class ResponseBuilder:
             "error": self._error,
             "incomplete_details": incomplete,
             "output": [dict(item) for item in self._output],
-            "usage": _usage(self._usage) if self._usage else None,
+            "usage": response_usage(self._usage) if self._usage else None,
         }
 
     def _grow(self, event: Delta) -> list[ResponseEvent]:
@@ -225,11 +225,20 @@ class ResponseCollector:
         return self._builder.body()
 
 
+def item_object(item: dict[str, Any]) -> dict[str, Any]:
+    """Return an item of the input as lists show it: a plain text becomes a content part."""
+    if item["type"] == "message" and isinstance(item["content"], str):
+        kind = "output_text" if item["role"] == "assistant" else "input_text"
+        part = {"type": kind, "text": item["content"]}
+        return item | {"content": [part | {"annotations": []} if kind == "output_text" else part]}
+    return item
+
+
 def _flat(logprobs: Logprobs) -> dict[str, Any]:
     return likelihood_object(logprobs.chosen) | {"top_logprobs": [likelihood_object(each) for each in logprobs.top]}
 
 
-def _usage(usage: Usage) -> dict[str, Any]:
+def response_usage(usage: Usage) -> dict[str, Any]:
     return {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},

@@ -24,6 +24,7 @@ STATUS = {
     "method_not_allowed": 405,
     "deadline_exceeded": 408,
     "cancelled": 409,
+    "conversation_locked": 409,
     "file_in_use": 409,
     "request_too_large": 413,
     "idempotency_key_reused": 422,

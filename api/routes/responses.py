@@ -6,18 +6,21 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from api.formats.listing import listing, page_of
+from api.formats.response import item_object
 from api.http.auth import caller_of
 from api.http.event_position import sequence_number_after
 from api.http.json_route import JsonRoute
 from api.http.request_options import LastEventId, RequestOptionsDep, StartingAfter
-from api.schemas.response import ResponseInput, ResponseRequest
+from api.schemas.response import CompactRequest, InputTokensRequest, ResponseRequest
 from api.serving.render_options import decode_render_options
-from api.serving.respond import respond, resume_stream, submit
-from api.serving.response_items import own_items, response_now
-from api.serving.services import Services, ServicesDep
+from api.serving.respond import respond, respond_whole, resume_stream, submit
+from api.serving.response_history import history_of
+from api.serving.response_items import response_now
+from api.serving.response_submission import compaction_submission, input_tokens_submission
+from api.serving.services import ServicesDep
 from api.serving.submission import response_submission
 from api.stores.responses import ResponseRecord, record_of
-from shared.domain.errors import InvalidRequest, NotFound
+from shared.domain.errors import InvalidRequest
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -30,13 +33,40 @@ async def create_response(
     leaves."""
     priority = services.admission.priority(options, body.service_tier)
     tenant = options.caller.tenant
-    before, own = await _before(body, services, request), await own_items(services, body, tenant=tenant)
-    record = record_of(body, tenant, priority=priority, before=before, own=own)
-    submission = await response_submission(services, body, options, record, store=body.store is not False)
+    history = await history_of(services, body, tenant=tenant)
+    record = record_of(body, tenant, priority=priority, history=history)
+    store = body.store is not False
+    submission = await response_submission(services, body, options, record, store=store, after_ms=history.last_ms)
     if record.background and not body.stream:
         job, headers = await submit(services, submission, options)
-        return JSONResponse(record.builder(job.id).body(), headers=headers)
-    return await respond(services, submission, options, request, streamed=bool(body.stream))
+        assert isinstance(submission.formatter, ResponseRecord)
+        answer: Response = JSONResponse(submission.formatter.builder(job.id).body(), headers=headers)
+    else:
+        answer = await respond(services, submission, options, request, streamed=bool(body.stream))
+    if history.conversation:
+        await services.queue.store(services.conversations.stored(history.conversation))  # it lives on as long
+    return answer
+
+
+@router.post("/v1/responses/input_tokens", response_model=None)
+async def count_input_tokens(
+    body: InputTokensRequest, request: Request, options: RequestOptionsDep, services: ServicesDep
+) -> Response:
+    """Count the tokens that a response of this body would read."""
+    history = await history_of(services, body, tenant=options.caller.tenant)
+    submission = await input_tokens_submission(services, body, options, history.items)
+    return await respond_whole(services, submission, options, request)
+
+
+@router.post("/v1/responses/compact", response_model=None)
+async def compact_conversation(
+    body: CompactRequest, request: Request, options: RequestOptionsDep, services: ServicesDep
+) -> Response:
+    """Let the model summarise a conversation. The answer has what the user said, and an item with the summary: both are
+    the input of the next response, in place of the conversation."""
+    history = await history_of(services, body, tenant=options.caller.tenant)
+    submission = await compaction_submission(services, body, options, history.items)
+    return await respond_whole(services, submission, options, request)
 
 
 async def _mine(response_id: str, request: Request, services: ServicesDep) -> ResponseRecord:
@@ -99,28 +129,4 @@ async def list_input_items(
     items = {item["id"]: item for item in record.own_items()}
     ids = list(items)[:: 1 if order == "asc" else -1]
     wanted, more = page_of(ids, after=after, limit=limit)
-    return listing([_listed(items[item_id]) for item_id in wanted], more=more)
-
-
-async def _before(body: ResponseInput, services: Services, request: Request) -> list[dict[str, Any]]:
-    """Return the conversation that the request continues. Raises InvalidRequest if its last response has no answer."""
-    if body.previous_response_id is None:
-        return []
-    try:
-        record = await _mine(body.previous_response_id, request, services)
-    except NotFound as error:
-        raise NotFound(str(error), param="previous_response_id") from error
-    now = await response_now(services, record)
-    if now["status"] not in ("completed", "incomplete"):
-        message = f"The previous response is {now['status']}; only one with an answer can be continued."
-        raise InvalidRequest(message, param="previous_response_id")
-    return [*record.items, *now["output"]]
-
-
-def _listed(item: dict[str, Any]) -> dict[str, Any]:
-    """Return the item with a plain text written as a content part."""
-    if item["type"] == "message" and isinstance(item["content"], str):
-        kind = "output_text" if item["role"] == "assistant" else "input_text"
-        part = {"type": kind, "text": item["content"]}
-        return item | {"content": [part | {"annotations": []} if kind == "output_text" else part]}
-    return item
+    return listing([item_object(items[item_id]) for item_id in wanted], more=more)

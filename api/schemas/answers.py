@@ -141,6 +141,7 @@ class ResponseObject(BaseModel):
     usage: InputTokens | None
     instructions: str | None
     previous_response_id: str | None
+    conversation: dict[str, str] | None
     background: bool
     store: bool
     metadata: dict[str, str]
@@ -161,6 +162,26 @@ class ResponseObject(BaseModel):
     user: str | None
     safety_identifier: str | None
     prompt_cache_key: str | None
+
+
+class ResponseInputTokens(BaseModel):
+    object: Literal["response.input_tokens"]
+    input_tokens: int
+
+
+class CompactedResponse(BaseModel):
+    id: str
+    object: Literal["response.compaction"]
+    created_at: int
+    output: list[dict[str, Any]]
+    usage: InputTokens
+
+
+class ConversationObject(BaseModel):
+    id: str
+    object: Literal["conversation"]
+    created_at: int
+    metadata: dict[str, str]
 
 
 class EmbeddingObject(BaseModel):

@@ -66,11 +66,15 @@ class Reasoning(Strict):
     """The older name of `summary`."""
 
 
+class ConversationName(Strict):
+    id: str = Field(min_length=1, max_length=256)
+    """The conversation's id."""
+
+
 class ResponseInput(Selective):
     """What the model of a response gets to read."""
 
     NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "conversation": (),
         "personality": (),
         "prompt": (),
     }
@@ -78,11 +82,13 @@ class ResponseInput(Selective):
     model: str = Field("", max_length=200)
     """The model's name, as `GET /v1/models` lists it. Without one, or as `default`, the deployment's default model."""
     input: str | InputItems | None = None
-    """The input: a text, or the items of a conversation. It may be left out only behind `previous_response_id`."""
+    """The input: a text, or the items of a conversation. It may be left out only where a stored one goes on."""
     instructions: str | None = None
     """The system message before the conversation. The next response does not inherit it."""
     previous_response_id: str | None = Field(None, min_length=1, max_length=256)
     """The id of the stored response that this one continues."""
+    conversation: str | ConversationName | None = None
+    """The stored conversation that this response continues. It gets the input and the output as its items."""
     tools: ResponseTools | None = None
     """Tools that the model may call, and that the client runs. Of hosted tools the model is told that there are
     none here."""
@@ -106,9 +112,19 @@ class ResponseInput(Selective):
 
     @model_validator(mode="after")
     def _something_to_read(self) -> "ResponseInput":
-        if self.input is None and self.previous_response_id is None:
+        if self.conversation is not None and self.previous_response_id is not None:
+            raise InvalidRequest(
+                "'conversation' and 'previous_response_id' exclude each other.", param="previous_response_id"
+            )
+        if self.input is None and self.previous_response_id is None and self.conversation is None:
             raise InvalidRequest("Missing required parameter: 'input'.", param="input")
         return self
+
+    @property
+    def conversation_id(self) -> str:
+        """The id of its stored conversation; '' without one."""
+        named = self.conversation
+        return (named if isinstance(named, str) else named.id) if named else ""
 
 
 class InputTokensRequest(ResponseInput):
@@ -185,4 +201,6 @@ class ResponseRequest(ResponseInput):
     def _what_goes_together(self) -> "ResponseRequest":
         if self.background and self.store is False:
             raise InvalidRequest("'background' needs 'store': true.", param="store")
+        if self.conversation and self.store is False:
+            raise InvalidRequest("'conversation' needs 'store': true.", param="store")
         return self

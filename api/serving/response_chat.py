@@ -135,6 +135,8 @@ def _messages(items: Sequence[Json]) -> list[Json]:
                 messages.append({"role": "tool", "tool_call_id": call_id, "content": _content(item["output"])})
             case "reasoning":
                 reasoning += _reasoned(item)
+            case "item_reference":
+                raise InvalidRequest("'input' must not refer to other items in a batch.", param="input")
             case "compaction" | "compaction_summary":
                 summary = unseal(item["encrypted_content"], param="input.encrypted_content")
                 messages.append({"role": "user", "content": COMPACTED.format(summary)})

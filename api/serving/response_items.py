@@ -1,10 +1,10 @@
 """The items of stored responses: what a response is now, and the items that a later request refers to."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from api.schemas.response import ResponseInput
 from api.serving.services import Services
-from api.stores.responses import RESPONSE_PREFIX, ResponseRecord, items_of
+from api.stores.responses import RESPONSE_PREFIX, ResponseRecord
 from shared.domain.errors import InvalidRequest, NotFound
 from shared.domain.events import Failed, Finished
 from shared.domain.lifecycle import TERMINAL
@@ -25,21 +25,21 @@ async def response_now(services: Services, record: ResponseRecord) -> Json:
     return builder.body()
 
 
-async def own_items(services: Services, body: ResponseInput, *, tenant: str) -> list[Json]:
-    """Return the request's own items, with the items that it refers to in the place of its references. Raises
-    NotFound for an item of no stored response of this tenant."""
+async def with_references(services: Services, items: Sequence[Json], *, tenant: str) -> list[Json]:
+    """Return the items, with those that they refer to in the place of references. Raises NotFound for an item of no
+    stored response of this tenant."""
     found: dict[str, Json] = {}
-    items = []
-    for item in items_of(body):
+    whole = []
+    for item in items:
         if item["type"] != "item_reference":
-            items.append(item)
+            whole.append(item)
             continue
         if item["id"] not in found:
             found |= await _items_beside(services, item["id"], tenant=tenant)
         if item["id"] not in found:
             raise NotFound(f"There is no item {item['id']} in a stored response.", param="input")
-        items.append(found[item["id"]])
-    return items
+        whole.append(found[item["id"]])
+    return whole
 
 
 async def _items_beside(services: Services, item_id: str, *, tenant: str) -> dict[str, Json]:

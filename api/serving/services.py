@@ -18,9 +18,10 @@ from api.serving.model_router import ModelRouter
 from api.serving.redis_monitor import RedisMonitor
 from api.serving.relay import Relay
 from api.stores.batches import BatchStore
+from api.stores.conversations import ConversationStore
 from api.stores.files import FileStore
 from api.stores.json_store import RecordStore
-from api.stores.responses import ResponseRecord
+from api.stores.responses import ResponseStore
 from api.stores.stored_chats import StoredChat
 from api.stores.webhooks import Webhooks
 from shared.catalog.api_keys import ApiKeyStore
@@ -46,7 +47,8 @@ class Services:
     admission: Admission
     bodies: BodyReader
     webhooks: Webhooks
-    responses: RecordStore[ResponseRecord]
+    responses: ResponseStore
+    conversations: ConversationStore
     chats: RecordStore[StoredChat]
     files: FileStore
     batches: BatchStore

@@ -51,7 +51,7 @@ async def chat_submission(
     services: Services, body: ChatCompletionRequest, options: RequestOptions, *, store: bool = False
 ) -> Submission:
     """Submit a chat. With `store`, the client can read it again for as long as responses are kept."""
-    job = await _chat_job(services, body, options)
+    job = await chat_job(services, body, options)
     formatter = ChatFormatter(n=job.sampling.n, include_usage=_include_usage(body), logprobs=bool(body.logprobs))
     submission = Submission(job, formatter, keep_alive=body.keep_alive)
     if not store:
@@ -60,7 +60,7 @@ async def chat_submission(
     return replace(submission, job=replace(job, keep_s=services.settings.response_ttl_s), record=record)
 
 
-async def _chat_job(
+async def chat_job(
     services: Services, body: ChatCompletionRequest, options: RequestOptions, *, drop_oldest: bool = False
 ) -> Job:
     sampling = sampling_of(
@@ -76,7 +76,7 @@ async def _chat_job(
         body.model,
         Kind.CHAT,
         options,
-        request=_conversation(
+        request=conversation_request(
             body.messages, tools, body.chat_template_kwargs, body.reasoning_effort, drop_oldest=drop_oldest
         ),
         sampling=sampling,
@@ -128,26 +128,29 @@ async def response_submission(
     record: ResponseRecord | None = None,
     *,
     store: bool = False,
+    after_ms: int = 0,
 ) -> Submission:
     """Submit a response. `record` holds the request and the conversation that it continues; without one it stands
-    alone. With `store`, the record is stored, and the job is kept as long."""
+    alone. With `store`, the record is stored, and the job is kept as long. It comes later than `after_ms`."""
     if record is None:
         priority = services.admission.priority(options, body.service_tier)
         record = record_of(body, options.caller.tenant, priority=priority)
     require_own_tools(body, record.items, services.settings)
     try:
         chat = chat_of(body, record.items)
-        job = await _chat_job(services, chat, options, drop_oldest=body.truncation == "auto")
+        job = await chat_job(services, chat, options, drop_oldest=body.truncation == "auto")
     except InvalidRequest as error:
         raise as_sent(error) from error
-    job = replace(job, id=record.id, request=job.request | tool_grammars(body, record.items))
+    request = job.request | tool_grammars(body, record.items)
+    job = replace(job, id=record.id, request=request, created_ms=max(job.created_ms, after_ms + 1))
     record = replace(record, head=record.head | await _used(services, body, job))
     if record.background:
         job = replace(job, grace_ms=None, notify=True)
     if not store:
         return Submission(job, record, keep_alive=body.keep_alive)
     job = replace(job, keep_s=services.settings.response_ttl_s)
-    return Submission(job, record, services.responses.stored(record), keep_alive=body.keep_alive)
+    stored = replace(services.responses.stored(record), created_ms=job.created_ms)
+    return Submission(job, record, stored, keep_alive=body.keep_alive)
 
 
 async def _used(services: Services, body: ResponseRequest, job: Job) -> dict[str, Any]:
@@ -203,11 +206,11 @@ async def _tokens_job(services: Services, body: Counted, options: RequestOptions
     if body.messages is None:
         request["prompt"] = body.prompt
     else:
-        request |= _conversation(body.messages, tools_request(body.tools, None, None), body.chat_template_kwargs)
+        request |= conversation_request(body.messages, tools_request(body.tools, None, None), body.chat_template_kwargs)
     return await services.admission.job("tok", body.model, Kind.TOKENS, options, request=request)
 
 
-def _conversation(
+def conversation_request(
     messages: Sequence[Message],
     tools: dict[str, Any],
     template: dict[str, Any] | None,

@@ -3,7 +3,7 @@
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from api.formats.common import SERVICE_TIERS, AnswerCollector, StreamFormatter
@@ -11,8 +11,10 @@ from api.formats.response import ResponseBuilder, ResponseCollector, ResponseStr
 from api.formats.response_calls import with_additional
 from api.schemas.response import ENCRYPTED_REASONING, ResponseInput, ResponseRequest
 from api.schemas.response_items import InputItem, MessageItem, ReferenceItem
-from api.stores.json_store import LATER, RecordKind
+from api.stores.conversations import Conversation
+from api.stores.json_store import LATER, RecordKind, RecordStore
 from shared.domain.job import Job, Priority
+from shared.queue.protocols import StoredRecord
 from shared.redis import keys
 
 RESPONSE_PREFIX = "resp_"  # begins the ids of responses and of their jobs
@@ -22,7 +24,8 @@ RESPONSE_PREFIX = "resp_"  # begins the ids of responses and of their jobs
 class ResponseRecord:
     """The stored part of a response, and the formatter of its job. `items` is the conversation up to the answer; the
     request itself sent those from index `own` on. `head` has the fields that the response repeats of the request. With
-    `sealed`, its reasoning has a form that clients send back."""
+    `sealed`, its reasoning has a form that clients send back. `conversation` is the id of its conversation, if it has
+    one."""
 
     id: str
     tenant: str
@@ -32,6 +35,7 @@ class ResponseRecord:
     items: list[dict[str, Any]]
     own: int
     sealed: bool = field(default=False, metadata=LATER)
+    conversation: str = field(default="", metadata=LATER)
 
     @property
     def created_ms(self) -> int:
@@ -62,33 +66,60 @@ class ResponseRecord:
 RESPONSES = RecordKind(record=ResponseRecord, key=keys.response, name="response", param="response_id")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """What a request reads: the items `before` it, its `own`, and the conversation that both are in, if there is one.
+    That changed last at `last_ms`."""
+
+    before: list[dict[str, Any]] = field(default_factory=list)
+    own: list[dict[str, Any]]
+    conversation: Conversation | None = None
+    last_ms: int = 0
+
+    @property
+    def items(self) -> list[dict[str, Any]]:
+        return [*self.before, *self.own]
+
+
+class ResponseStore(RecordStore[ResponseRecord]):
+    """Responses. Those of a conversation are in its list."""
+
+    def stored(self, record: ResponseRecord) -> StoredRecord:
+        stored = super().stored(record)
+        return replace(stored, index=keys.conversation_items(record.conversation)) if record.conversation else stored
+
+
 def record_of(
     body: ResponseRequest,
     tenant: str,
     *,
     priority: Priority,
-    before: Sequence[dict[str, Any]] = (),
-    own: Sequence[dict[str, Any]] | None = None,
+    history: History | None = None,
 ) -> ResponseRecord:
-    """Create the record of a response. `before` is the conversation that it continues, `own` are the request's items
-    with those that it refers to, and `priority` is the class of its job."""
-    own = items_of(body) if own is None else own
+    """Create the record of a response. `priority` is the class of its job. A request without a `history` stands
+    alone."""
+    history = history or History(own=items_of(body))
+    conversation = history.conversation
     return ResponseRecord(
         id=f"{RESPONSE_PREFIX}{secrets.token_hex(16)}",
         tenant=tenant,
         created_s=int(time.time()),
         background=bool(body.background),
         head=_head(body, priority),
-        items=[*before, *own],
-        own=len(before),
+        items=history.items,
+        own=len(history.before),
         sealed=ENCRYPTED_REASONING in (body.include or ()),
+        conversation=conversation.id if conversation else "",
     )
 
 
 def items_of(body: ResponseInput) -> list[dict[str, Any]]:
     """Return the items of the request itself, as they are stored."""
     said = {"type": "message", "role": "user", "content": body.input}
-    items = [MessageItem.model_validate(said)] if isinstance(body.input, str) else body.input or ()
+    return stored_items([MessageItem.model_validate(said)] if isinstance(body.input, str) else body.input or ())
+
+
+def stored_items(items: Sequence[InputItem]) -> list[dict[str, Any]]:
     return [item.model_dump(exclude_none=True, exclude=_without(item)) for item in items]
 
 
@@ -104,6 +135,7 @@ def _head(body: ResponseRequest, priority: Priority) -> dict[str, Any]:
         "model": body.model,
         "instructions": body.instructions,
         "previous_response_id": body.previous_response_id,
+        "conversation": {"id": body.conversation_id} if body.conversation_id else None,
         "background": bool(body.background),
         "store": body.store is not False,
         "metadata": body.metadata or {},

@@ -40,6 +40,12 @@ class ContextLengthExceeded(InvalidRequest):
     code = "context_length_exceeded"
 
 
+class ConversationLocked(InvalidRequest):
+    """A response of the conversation has not ended."""
+
+    code = "conversation_locked"
+
+
 class FileInUse(InvalidRequest):
     code = "file_in_use"
 

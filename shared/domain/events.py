@@ -113,7 +113,14 @@ class Completed:
 
 # The codes of a failure that the request itself causes. The same request would fail on every worker.
 REQUEST_FAULTS = frozenset(
-    {"invalid_request", "context_length_exceeded", "model_not_found", "request_too_large", "file_in_use"}
+    {
+        "invalid_request",
+        "context_length_exceeded",
+        "conversation_locked",
+        "model_not_found",
+        "request_too_large",
+        "file_in_use",
+    }
 )
 
 

@@ -40,6 +40,9 @@
 | penstock:costs:{key}:{month} | hash | key_limits.lua    | by model, what its answers cost, in millionths of the prices' currency | 70 days |
 | penstock:chat:{job}        | string  | records.lua       | the request of a stored chat, as JSON        | as long as a response |
 | penstock:chats:{tenant}    | zset    | records.lua       | ids of stored chats by when they came        | as long as the last of them |
+| penstock:conversation:{conversation} | string | records.lua | a conversation's metadata, as JSON      | as long as a response, from its last one |
+| penstock:conversation-items:{conversation} | zset | records.lua | ids of responses and entries of a conversation by when they came | as long as the last of them |
+| penstock:conversation-entry:{entry} | string | records.lua | items that were added or removed, as JSON | as long as a response |
 | penstock:stored:{tenant}   | zset    | records.lua       | `bytes key` of chats and responses by when they expire | as long as the last of them |
 | penstock:stored-bytes:{tenant} | string | records.lua    | how many bytes those are together            | as long as the last of them |
 | penstock:webhooks:{tenant} | hash    | api.stores.webhooks      | endpoints by id, as JSON                     | until removed |
@@ -259,6 +262,18 @@ def delivery(delivery_id: str) -> str:
 
 def response(response_id: str) -> str:
     return f"penstock:response:{response_id}"
+
+
+def conversation(conversation_id: str) -> str:
+    return f"penstock:conversation:{conversation_id}"
+
+
+def conversation_items(conversation_id: str) -> str:
+    return f"penstock:conversation-items:{conversation_id}"
+
+
+def conversation_entry(entry_id: str) -> str:
+    return f"penstock:conversation-entry:{entry_id}"
 
 
 def file(file_id: str) -> str:

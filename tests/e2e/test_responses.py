@@ -260,7 +260,6 @@ def test_what_is_deleted_or_anothers_is_not_found(responses: Any, caller: Stack)
         ({"tools": [{"type": "no_such_tool"}]}, "tools.0"),
         ({"background": True, "store": False}, "store"),
         ({"previous_response_id": "resp_none"}, "previous_response_id"),
-        ({"conversation": "conv_1"}, "conversation"),
         ({"truncation": "some"}, "truncation"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"text": {"format": {"type": "json_schema"}}}, "text.format"),

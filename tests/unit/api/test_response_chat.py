@@ -51,6 +51,13 @@ def test_calls_of_every_type_come_back_as_the_model_wrote_them() -> None:
     assert told == [("1", "one"), ("2", "two"), ("3", "three")]
 
 
+def test_a_reference_that_nobody_has_followed_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="refer") as refused:
+        chat([{"type": "item_reference", "id": "msg_1_0"}])
+
+    assert refused.value.param == "input"
+
+
 def test_images_and_files_are_passed_on_as_a_chat_has_them() -> None:
     parts = [
         {"type": "input_text", "text": "What is it?"},
