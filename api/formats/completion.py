@@ -1,7 +1,8 @@
 """Formats events as text completions: frames of a stream, or one body."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 from api.formats.common import AnswerCollector, StreamFormatter, WithEventIds, head, never_streamed, usage_object
@@ -54,9 +55,16 @@ class Choice:
 
     def add(self, event: Delta | Echoed) -> None:
         self.texts.append(event.text)
-        self._list(event.logprobs, first_unknown=isinstance(event, Echoed))
         if isinstance(event, Echoed):
+            tokens = [each.chosen.token for each in event.logprobs]
+            self._list(event.logprobs, [None, *map(_value, event.logprobs[1:])], offsets_in(event.text, tokens))
+            self.offset = len(event.text)
             return
+        offsets = []
+        for each in event.logprobs:
+            offsets.append(self.offset)
+            self.offset += _length(each.chosen.token)
+        self._list(event.logprobs, list(map(_value, event.logprobs)), offsets)
         self.reason = event.finish_reason or self.reason
         self.total += sum(each.chosen.logprob for each in event.logprobs)
         self.tokens += len(event.logprobs)
@@ -80,19 +88,17 @@ class Choice:
         self.texts, self.logprobs = [], []
         return taken
 
-    def _list(self, logprobs: tuple[Logprobs, ...], *, first_unknown: bool) -> None:
-        for at, each in enumerate(logprobs):
-            unknown = first_unknown and at == 0
-            token = _text(each.chosen)
+    def _list(self, logprobs: Sequence[Logprobs], values: Sequence[float | None], offsets: Sequence[int]) -> None:
+        """List tokens. The first of a prompt follows nothing, so it has no value."""
+        for each, value, offset in zip(logprobs, values, offsets, strict=False):
             self.logprobs.append(
                 {
-                    "tokens": token,
-                    "token_logprobs": None if unknown else each.chosen.logprob,
-                    "top_logprobs": None if unknown else _top(each),
-                    "text_offset": self.offset,
+                    "tokens": _text(each.chosen),
+                    "token_logprobs": value,
+                    "top_logprobs": None if value is None else _top(each),
+                    "text_offset": offset,
                 }
             )
-            self.offset += len(token)
 
 
 class _Choices:
@@ -174,6 +180,27 @@ class CompletionCollector:
             kept += candidates
         bodies = [choice.body(self._form) | {"index": index} for index, choice in enumerate(kept)]
         return self._head | {"choices": bodies, "usage": usage_object(usage)}
+
+
+def offsets_in(text: str, tokens: Sequence[bytes]) -> list[int]:
+    """Return where in the text, in characters, each of its tokens begins. A token that the text does not show, like one
+    that a tokenizer puts before every text, takes no place in it."""
+    written, at, offsets = text.encode(), 0, []
+    for token in tokens:
+        if at == 0 and not written.startswith(token):
+            token = token.removeprefix(b" ")  # some tokenizers write a space before a text that has none
+        offsets.append(len(written[:at].decode(errors="ignore")))
+        at += len(token) if written.startswith(token, at) else 0
+    return offsets if at == len(written) else list(accumulate(map(_length, tokens), initial=0))[:-1]
+
+
+def _length(token: bytes) -> int:
+    """Return how many characters begin in the token, which may be a part of one."""
+    return sum(byte & 0xC0 != 0x80 for byte in token)
+
+
+def _value(logprobs: Logprobs) -> float:
+    return logprobs.chosen.logprob
 
 
 def _top(logprobs: Logprobs) -> dict[str, float]:

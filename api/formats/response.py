@@ -10,6 +10,7 @@ import orjson
 from api.formats.chat import likelihood_object
 from api.formats.common import estimated
 from api.formats.response_calls import Call, call_of, called_by_name
+from api.formats.response_names import as_sent
 from api.formats.sealed import seal
 from api.http.problems import problem_of_outcome
 from shared.domain.events import (
@@ -178,7 +179,8 @@ class ResponseBuilder:
                 self.status = "failed"
                 problem = problem_of_outcome(outcome)
                 assert problem
-                self._error = {"code": "server_error", "message": problem.message}
+                message, _ = as_sent(problem.message, problem.param)
+                self._error = {"code": "server_error", "message": message}
         kind = "failed" if self.status == "cancelled" else self.status  # the Responses API has no event for it
         return [*events, {"type": f"response.{kind}", "response": self.body()}]
 

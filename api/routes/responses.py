@@ -14,6 +14,7 @@ from api.http.request_options import LastEventId, RequestOptionsDep, StartingAft
 from api.schemas.response import CompactRequest, InputTokensRequest, ResponseRequest
 from api.serving.render_options import decode_render_options
 from api.serving.respond import respond, respond_whole, resume_stream, submit
+from api.serving.response_chat import named_as_sent
 from api.serving.response_history import history_of
 from api.serving.response_items import response_now
 from api.serving.response_submission import compaction_submission, input_tokens_submission
@@ -42,7 +43,8 @@ async def create_response(
         assert isinstance(submission.formatter, ResponseRecord)
         answer: Response = JSONResponse(submission.formatter.builder(job.id).body(), headers=headers)
     else:
-        answer = await respond(services, submission, options, request, streamed=bool(body.stream))
+        with named_as_sent():
+            answer = await respond(services, submission, options, request, streamed=bool(body.stream))
     if history.conversation:
         await services.queue.store(services.conversations.stored(history.conversation))  # it lives on as long
     return answer
@@ -55,7 +57,8 @@ async def count_input_tokens(
     """Count the tokens that a response of this body would read."""
     history = await history_of(services, body, tenant=options.caller.tenant)
     submission = await input_tokens_submission(services, body, options, history.items)
-    return await respond_whole(services, submission, options, request)
+    with named_as_sent():
+        return await respond_whole(services, submission, options, request)
 
 
 @router.post("/v1/responses/compact", response_model=None)
@@ -66,7 +69,8 @@ async def compact_conversation(
     the input of the next response, in place of the conversation."""
     history = await history_of(services, body, tenant=options.caller.tenant)
     submission = await compaction_submission(services, body, options, history.items)
-    return await respond_whole(services, submission, options, request)
+    with named_as_sent():
+        return await respond_whole(services, submission, options, request)
 
 
 async def _mine(response_id: str, request: Request, services: ServicesDep) -> ResponseRecord:

@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
 
 from api.formats.response_calls import LOCAL_SHELL, chat_functions, chat_name, grammars_of, hosted, with_additional
+from api.formats.response_names import as_sent
 from api.formats.sealed import unseal
-from api.http.problems import validation_problem
+from api.http.problems import Refused, validation_problem
 from api.schemas.chat import ChatCompletionRequest
 from api.schemas.response import LOGPROBS, ResponseInput, ResponseRequest
 from api.schemas.response_tools import AllowedToolsChoice, LocalShellChoice, NamedTool
@@ -61,24 +64,17 @@ def _answered_so(body: ResponseRequest) -> Json:
     }
 
 
-# What a response calls the parameters of its chat.
-SENT_AS = {
-    "messages": "input",
-    "max_completion_tokens": "max_output_tokens",
-    "max_tokens": "max_output_tokens",
-    "reasoning_effort": "reasoning.effort",
-    "response_format": "text.format",
-}
-
-
-def as_sent(error: InvalidRequest) -> InvalidRequest:
-    """Return the error of a chat with the parameter's name in the response that asked for it."""
-    name, _, rest = (error.param or "").partition(".")
-    if name not in SENT_AS:
-        return error
-    param = SENT_AS[name] + (f".{rest}" if rest else "")
-    said = str(error).replace(f"'{error.param}'", f"'{param}'").replace(f"'{name}'", f"'{SENT_AS[name]}'")
-    return type(error)(said, param=param)
+@contextmanager
+def named_as_sent() -> Iterator[None]:
+    """Name the parameter of an error as the client of a response sent it: a worker knows the response as a chat."""
+    try:
+        yield
+    except Refused as refused:
+        message, param = as_sent(refused.problem.message, refused.problem.param)
+        raise Refused(replace(refused.problem, message=message, param=param)) from refused
+    except InvalidRequest as error:
+        message, param = as_sent(str(error), error.param)
+        raise type(error)(message, param=param) from error
 
 
 def tool_grammars(body: ResponseInput, items: Sequence[Json]) -> Json:

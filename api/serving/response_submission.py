@@ -8,10 +8,9 @@ from api.formats.compaction import CompactionCollector, InputTokensCollector
 from api.http.request_options import RequestOptions
 from api.schemas.response import CompactRequest, ResponseInput
 from api.schemas.tools import tools_request
-from api.serving.response_chat import as_sent, chat_of, require_own_tools
+from api.serving.response_chat import chat_of, named_as_sent, require_own_tools
 from api.serving.services import Services
 from api.serving.submission import Submission, chat_job, conversation_request
-from shared.domain.errors import InvalidRequest
 from shared.domain.job import Kind
 
 Json = dict[str, Any]
@@ -28,14 +27,12 @@ async def input_tokens_submission(
 ) -> Submission:
     """Submit the count of the tokens that a response with these items reads."""
     require_own_tools(body, items, services.settings)
-    try:
+    with named_as_sent():
         chat = chat_of(body, items)
         tools = tools_request(chat.tools, chat.tool_choice, chat.parallel_tool_calls)
         asked = conversation_request(chat.messages, tools, chat.chat_template_kwargs, chat.reasoning_effort)
         request = {"special": True, "texts": False, **asked}
         job = await services.admission.job("tok", body.model, Kind.TOKENS, options, request=request)
-    except InvalidRequest as error:
-        raise as_sent(error) from error
     return Submission(job, WholeOnly(InputTokensCollector))
 
 
@@ -46,11 +43,9 @@ async def compaction_submission(
     asked = {"type": "message", "role": "user", "content": SUMMARISE}
     alone = body.model_copy(update={"tools": None, "tool_choice": None, "text": None})
     heard = [item for item in items if item["type"] != "additional_tools"]
-    try:
+    with named_as_sent():
         chat = chat_of(alone, [*heard, asked])
         chat.service_tier, chat.max_completion_tokens = body.service_tier, SUMMARY_TOKENS_MAX
         job = await chat_job(services, chat, options, drop_oldest=body.truncation == "auto")
-    except InvalidRequest as error:
-        raise as_sent(error) from error
     said = [item for item in items if item["type"] == "message" and item["role"] == "user"]
     return Submission(job, WholeOnly(lambda made: CompactionCollector(made, said)))

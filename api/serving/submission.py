@@ -21,12 +21,11 @@ from api.schemas.response import ResponseRequest
 from api.schemas.tokens import Counted, DetokenizeRequest, TokenCountRequest, TokenizeRequest
 from api.schemas.tools import tools_request
 from api.serving.render_options import RenderOptions, render_options_of
-from api.serving.response_chat import as_sent, chat_of, require_own_tools, tool_grammars
+from api.serving.response_chat import chat_of, named_as_sent, require_own_tools, tool_grammars
 from api.serving.sampling import sampling_of
 from api.serving.services import Services
 from api.stores.responses import ResponseRecord, record_of
 from api.stores.stored_chats import stored_chat
-from shared.domain.errors import InvalidRequest
 from shared.domain.job import Job, Kind
 from shared.queue.protocols import StoredRecord
 
@@ -136,11 +135,9 @@ async def response_submission(
         priority = services.admission.priority(options, body.service_tier)
         record = record_of(body, options.caller.tenant, priority=priority)
     require_own_tools(body, record.items, services.settings)
-    try:
+    with named_as_sent():
         chat = chat_of(body, record.items)
         job = await chat_job(services, chat, options, drop_oldest=body.truncation == "auto")
-    except InvalidRequest as error:
-        raise as_sent(error) from error
     request = job.request | tool_grammars(body, record.items)
     job = replace(job, id=record.id, request=request, created_ms=max(job.created_ms, after_ms + 1))
     record = replace(record, head=record.head | await _used(services, body, job))

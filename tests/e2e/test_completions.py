@@ -63,6 +63,22 @@ def test_echo_scores_the_prompt(builtin: Stack) -> None:
     assert alone.logprobs.token_logprobs[1:] == pytest.approx(logprobs.token_logprobs[1:-1], abs=1e-3)
 
 
+def test_the_tokens_of_an_echo_stand_at_their_offsets_in_the_text_special_ones_too(builtin: Stack) -> None:
+    """The prompt begins with a special token and holds characters of several tokens."""
+    split = httpx.post(f"{builtin.base}/v1/tokenize", json={"model": BUILTIN, "prompt": "<|im_start|>Oh 你好🦊 <s>b"})
+    ids = split.json()["tokens"]
+    [by_ids] = complete(builtin, ids, echo=True, logprobs=0, max_tokens=3).choices
+    [by_text] = complete(builtin, "<|im_start|>Oh 你好🦊 <s>b", echo=True, logprobs=0, max_tokens=3).choices
+
+    assert by_ids.text.startswith("<|im_start|>Oh 你好🦊 <s>b")
+    assert (by_ids.text, by_ids.logprobs) == (by_text.text, by_text.logprobs)
+    logprobs = by_ids.logprobs
+    assert len(logprobs.tokens) >= len(ids) + 1
+    for token, offset in zip(logprobs.tokens, logprobs.text_offset, strict=True):
+        if not token.startswith("bytes:") and offset < len(by_ids.text):
+            assert by_ids.text[offset:].startswith(token)
+
+
 def test_the_best_of_many_has_the_likeliest_tokens(builtin: Stack) -> None:
     options: dict[str, Any] = {"temperature": 1.5, "seed": 5, "max_tokens": 6, "logprobs": 0, "ignore_eos": True}
     extra = {"extra_body": {"ignore_eos": options.pop("ignore_eos")}}

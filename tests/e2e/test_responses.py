@@ -275,6 +275,26 @@ def test_what_cannot_be_done_is_refused_by_name(responses: Any, change: dict[str
     assert str(refused.value.param).startswith(param)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"text": {"format": {"type": "json_object"}}}, "text.format"),  # the scripted engine has no grammars
+        ({"model": MODEL, "input": "x" * 2_000_000}, "input"),
+    ],
+    ids=["form", "characters"],
+)
+def test_an_error_of_the_worker_names_what_the_client_sent(
+    responses: Any, change: dict[str, Any], param: str, stream: bool
+) -> None:
+    body = {"model": "scripted", "input": "x", "stream": stream, **change}
+    with pytest.raises(openai.BadRequestError) as refused:
+        responses._client.post("/responses", body=body, cast_to=object)
+
+    assert refused.value.param == param
+    assert "messages" not in refused.value.message
+
+
 def test_it_survives_its_worker(tmp_path: Path) -> None:
     with standalone_stack(tmp_path, "scripted", workers=2, scripted_step_ms=10, scripted_tokens=100_000) as stack:
         client = stack.client().responses

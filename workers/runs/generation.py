@@ -13,7 +13,7 @@ from workers.runs.detokenizer import IncrementalDetokenizer
 from workers.runs.run import JobRun, require_known
 from workers.runs.truncation import fitting_chat
 from workers.scheduling.sequence import NOTHING, Sampled, SamplingParams, Sequence
-from workers.text.tokenizer import Chat, plain_chat, require_fit
+from workers.text.tokenizer import Chat, Tokenizer, plain_chat, require_fit
 
 LOGPROB_MIN = -9999.0  # what OpenAI writes for a token that cannot be; JSON knows no infinity
 Number = TypeVar("Number", int, float)
@@ -220,10 +220,16 @@ def _prompts(job: Job, model: Model) -> list[Prompt]:
         )
         if not ids:
             raise InvalidRequest("'prompt' must not be empty: it has no tokens.", param="prompt")
-        echo = (item if isinstance(item, str) else model.tokenizer.decode(ids)) if job.request["echo"] else None
+        echo = (item if isinstance(item, str) else written(ids, model.tokenizer)) if job.request["echo"] else None
         tokens_max = budget(len(ids), job.sampling, context, param="prompt")
         prompts.append(Prompt(ids, tokens_max, plain_chat(ids, model.tokenizer, grammar), echo))
     return prompts
+
+
+def written(ids: list[int], tokenizer: Tokenizer) -> str:
+    """The text of a prompt's ids, special tokens included. Some tokenizers write a space before each text."""
+    text = b"".join(map(tokenizer.token_bytes, ids)).decode(errors="replace")
+    return text if tokenizer.decode(ids).startswith(" ") else text.removeprefix(" ")
 
 
 def budget(prompt_tokens: int, sampling: Sampling, context_length: int, *, param: str) -> int:

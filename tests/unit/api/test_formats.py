@@ -58,7 +58,7 @@ def test_each_part_of_a_completion_is_a_frame_of_its_own() -> None:
     assert [choice["text"] for choice in choices] == ["two", "early", "too", "late"]
     assert {choice["index"] for choice in choices} == {1}
     assert [choice["logprobs"]["token_logprobs"] for choice in choices] == [[None], [-1.0], [-1.0], [-1.0]]
-    assert [choice["logprobs"]["text_offset"] for choice in choices] == [[0], [1], [2], [3]]
+    assert [choice["logprobs"]["text_offset"] for choice in choices] == [[0], [3], [4], [5]]
 
 
 def test_the_best_candidates_of_each_prompt_are_returned() -> None:
@@ -170,3 +170,23 @@ def test_stored_render_options_keep_the_names_that_neighbouring_releases_read() 
 
     assert {"patience_ms", "run_ms", "made", "shown"} <= stored.keys()
     assert decode_render_options(options.encode()) == options
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "offsets"),
+    [
+        ("ab c", [b"<s>", b" ab", b" c"], [0, 0, 2]),  # SentencePiece begins with a token and a space of its own
+        ("<s>a", [b"<s>", b"a"], [0, 3]),
+        ("\u4f60a", [b"\xe4\xbd", b"\xa0", b"a"], [0, 0, 1]),
+        ("other", [b"ab", b"c"], [0, 2]),
+    ],
+)
+def test_a_token_of_an_echo_that_its_text_does_not_show_takes_no_place_in_it(
+    text: str, tokens: list[bytes], offsets: list[int]
+) -> None:
+    rows = tuple(Logprobs(Likelihood(token, -1.0), ()) for token in tokens)
+    answer = CompletionFormatter(prompts=1, candidates=1, n=1, echo=True, logprobs=True).whole(completion_job())
+    answer.add(Echoed(seq=1, prompt=0, text=text, logprobs=rows))
+    answer.add(said(2, 0, "!"))
+
+    assert answer.body(USAGE)["choices"][0]["logprobs"]["text_offset"] == [*offsets, len(text)]

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from api.formats.response_names import as_sent
 from api.formats.sealed import seal
 from api.schemas.response import ResponseRequest
-from api.serving.response_chat import as_sent, chat_of, require_own_tools
+from api.serving.response_chat import chat_of, require_own_tools
 from api.stores.responses import items_of
 from shared.domain.errors import InvalidRequest
 from shared.settings import load_settings
@@ -107,9 +108,7 @@ def test_what_shapes_the_answer_is_passed_on_under_the_names_of_a_chat() -> None
     ],
 )
 def test_an_error_names_the_field_that_the_client_sent(param: str, sent: str) -> None:
-    error = as_sent(InvalidRequest(f"'{param}' is wrong.", param=param))
-
-    assert (error.param, str(error)) == (sent, f"'{sent}' is wrong.")
+    assert as_sent(f"'{param}' is wrong.", param) == (f"'{sent}' is wrong.", sent)
 
 
 def test_items_may_add_tools_and_the_default_namespace_changes_no_name() -> None:
