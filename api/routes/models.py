@@ -24,7 +24,9 @@ async def list_models(request: Request, services: ServicesDep) -> dict[str, Any]
 @router.get("/v1/models/{name:path}")
 async def retrieve_model(name: str, request: Request, services: ServicesDep) -> dict[str, Any]:
     caller = caller_of(request)
-    if listed := (await _listed(services, caller)).get(name):
+    routing = await services.model_router.routing()
+    models = await services.model_registry.named([name, *routing.models_of(name)])
+    if listed := _described(name, routing, models, caller):
         return listed
     if not may_use(caller, name):
         raise Forbidden(f"This key may not use the model '{name}'.", param="model")
@@ -34,11 +36,15 @@ async def retrieve_model(name: str, request: Request, services: ServicesDep) -> 
 async def _listed(services: Services, caller: Caller) -> dict[str, dict[str, Any]]:
     routing = await services.model_router.routing()
     models = {info.name: info for info in await services.model_registry.models()}
-    listed = {info.name: _model(info) for info in models.values() if may_use(caller, info.name)}
-    for name in routing.routes:
-        if found := _behind(name, routing, models, caller):
-            listed[name] = _route(name, found, routing)
-    return listed
+    described = {name: _described(name, routing, models, caller) for name in (*models, *routing.routes)}
+    return {name: found for name, found in described.items() if found}
+
+
+def _described(name: str, routing: Routing, models: Mapping[str, ModelInfo], caller: Caller) -> dict[str, Any] | None:
+    """Describe a name to the caller: as a route, if it is one; None for a name that the key may not use."""
+    if name in routing.routes and (found := _behind(name, routing, models, caller)):
+        return _route(name, found, routing)
+    return _model(models[name]) if name in models and may_use(caller, name) else None
 
 
 def _behind(name: str, routing: Routing, models: Mapping[str, ModelInfo], caller: Caller) -> list[ModelInfo]:

@@ -2,21 +2,27 @@
 
 import dataclasses
 import json
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from redis.asyncio import Redis
+from redis.asyncio.lock import Lock
+from redis.exceptions import LockNotOwnedError
 
 from shared.domain.errors import NotFound, QueueUnavailable
 from shared.domain.hosting import Host, HostedModel, HostedState, Order, OrderVerb, When
 from shared.redis import keys
 from shared.redis.client import translated
 
+log = logging.getLogger(__name__)
 HOST_TTL_S = 10
 ORDER_TTL_S = 600
 ORDERS_MAX = 1000
 KEEP_ALIVE_TTL_S = 7 * 86400
 DONE = "done"
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError)
 Record = TypeVar("Record", Host, HostedModel, Order)
 
 
@@ -34,14 +40,14 @@ class Hosting:
             rows = await self._read([("get", keys.host(each)) for each in ids])
             if gone := [each for each, row in zip(ids, rows, strict=True) if row is None]:
                 await self._redis.srem(keys.HOSTS, *gone)
-        return [_decoded(Host, row) for row in rows if row]
+        return _readable(Host, rows)
 
     async def all(self) -> dict[str, list[HostedModel]]:
         """Return every model that a host has, by name, with its record on each host that is alive."""
         with translated():
             rows = await self._read([("hvals", keys.hosted(each)) for each in await self._ids()])
         found: dict[str, list[HostedModel]] = {}
-        for record in (_decoded(HostedModel, each) for row in rows for each in row):
+        for record in _readable(HostedModel, [each for row in rows for each in row]):
             found.setdefault(record.model, []).append(record)
         return found
 
@@ -49,7 +55,7 @@ class Hosting:
         """Return the model's record on each host that is alive and has it."""
         with translated():
             rows = await self._read([("hget", keys.hosted(each), model) for each in await self._ids()])
-        return [_decoded(HostedModel, row) for row in rows if row]
+        return _readable(HostedModel, rows)
 
     async def place(self, host: str, order: Order) -> None:
         """Give an order to a host, and wake it. Raises QueueUnavailable if the host has too many orders already."""
@@ -91,26 +97,65 @@ class Hosting:
                 answers = await pipe.execute()
         return bool(answers[0])
 
-    async def leave(self, host: str) -> None:
+    async def leave(self, host: str, machine: str = "") -> None:
+        """Forget a host, and its hold of the machine."""
         with translated():
+            if machine:
+                with suppress(LockNotOwnedError):
+                    await self._lock(machine).do_release(host.encode())
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.srem(keys.HOSTS, host)
                 pipe.delete(keys.host(host), keys.hosted(host), keys.orders(host))
                 await pipe.execute()
 
     async def take_orders(self, host: str) -> list[Order]:
-        """Return the orders that were placed since the last call."""
+        """Return the orders that were placed since the last call. One that this release cannot read has failed."""
         with translated():
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.lrange(keys.orders(host), 0, -1)
-                pipe.delete(keys.orders(host))
-                rows, _ = await pipe.execute()
-        return [_decoded(Order, row) for row in rows]
+            rows: Any = await self._redis.lrange(keys.orders(host), 0, -1)
+        orders = []
+        for row in rows:
+            try:
+                orders.append(_decoded(Order, row))
+            except UNREADABLE:
+                await self._refuse(host, row)
+        if rows:  # only now: an order that is taken twice is carried out twice, and one that is lost never is
+            with translated():
+                await self._redis.ltrim(keys.orders(host), len(rows), -1)
+        return orders
+
+    async def hold(self, machine: str, host: str) -> bool:
+        """Hold the machine for this host from now on, or still: until it leaves, or is not heard of for HOST_TTL_S.
+        Return False if another host holds it."""
+        lock = self._lock(machine)
+        with translated():
+            if await lock.acquire(token=host):
+                return True
+            lock.local.token = host.encode()
+            try:
+                return bool(await lock.reacquire())
+            except LockNotOwnedError:
+                return False
+
+    async def holder(self, machine: str) -> str:
+        """Return the host that holds the machine, or ""."""
+        with translated():
+            found: Any = await self._redis.get(keys.machine(machine))
+        return found.decode() if found else ""
 
     async def report(self, order_id: str, outcome: str = DONE) -> None:
         """Tell whoever waits for the order how it went."""
         with translated():
             await self._redis.set(keys.order(order_id), outcome, ex=ORDER_TTL_S)
+
+    def _lock(self, machine: str) -> Lock:
+        return Lock(self._redis, keys.machine(machine), timeout=HOST_TTL_S, blocking=False, thread_local=False)
+
+    async def _refuse(self, host: str, row: bytes) -> None:
+        """Tell that an order of another release failed, as far as it says which one it is."""
+        log.error("an order cannot be read", extra={"host": host})
+        with suppress(*UNREADABLE):
+            order_id = str(json.loads(row)["id"])
+            await self.report(order_id, "this host cannot read the order: it may be of another release")
 
     async def _ids(self) -> list[str]:
         members: Any = await self._redis.smembers(keys.HOSTS)
@@ -153,6 +198,16 @@ def _decoded(kind: type[Record], data: bytes) -> Record:
     fields: Mapping[str, Any] = json.loads(data)
     known = {field.name for field in dataclasses.fields(kind)}
     return kind(**{name: _READ.get(name, _same)(value) for name, value in fields.items() if name in known})
+
+
+def _readable(kind: type[Record], rows: Iterable[bytes | None]) -> list[Record]:
+    """Leave out what cannot be read: a later release may have states that this one does not know."""
+    found = []
+    for row in rows:
+        with suppress(*UNREADABLE):
+            if row:
+                found.append(_decoded(kind, row))
+    return found
 
 
 def _same(value: Any) -> Any:

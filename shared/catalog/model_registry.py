@@ -1,6 +1,7 @@
 """The models that workers announce. A model stays listed while no worker runs, so that requests can wait for one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from redis.asyncio import Redis
@@ -46,6 +47,14 @@ class ModelRegistry:
         names = sorted(name.decode() for name in members)
         found = [await self._look(name) for name in names]
         return [info for info in found if info]
+
+    async def named(self, names: Iterable[str]) -> dict[str, ModelInfo]:
+        """Return those of the models that there are, by their names."""
+        found = {}
+        for name in dict.fromkeys(names):
+            with suppress(NotFound):
+                found[name] = await self.model(name)
+        return found
 
     async def model(self, name: str) -> ModelInfo:
         """Return what is known of the model. Raises NotFound for a model that no worker has ever served here."""

@@ -66,6 +66,7 @@
 | penstock:model:{model}     | hash    | model_registry    | the model as its workers describe it         | 7 days after the last worker |
 | penstock:hosts             | set     | hosting           | ids of hosts                                 | cleaned by every reader |
 | penstock:host:{host}       | string  | hosting           | a host as it describes itself, as JSON       | 10 s after its last heartbeat |
+| penstock:machine:{machine} | string  | hosting           | id of the host that holds the machine        | 10 s after its last heartbeat |
 | penstock:hosted:{host}     | hash    | hosting           | its models by name, as JSON                  | 10 s after its last heartbeat |
 | penstock:orders:{host}     | list    | hosting           | orders that it has not taken yet, as JSON    | 10 minutes after the last |
 | penstock:order:{order}     | string  | hosting           | how the order went                           | 10 minutes |
@@ -327,6 +328,10 @@ def model(name: str) -> str:
 
 def host(host_id: str) -> str:
     return f"penstock:host:{host_id}"
+
+
+def machine(machine_id: str) -> str:
+    return f"penstock:machine:{machine_id}"
 
 
 def hosted(host_id: str) -> str:

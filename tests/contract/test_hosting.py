@@ -1,5 +1,6 @@
 """Hosts write what they have, and others read it."""
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -71,6 +72,47 @@ async def test_a_record_of_a_later_release_can_be_read(client: Redis) -> None:
     await client.hset(keys.hosted(HERE.id), "m", later)
 
     assert await there.of("m") == [replace(IDLE, state=HostedState.READY)]
+
+
+async def test_an_order_that_nobody_can_read_has_failed_and_those_beside_it_are_taken(client: Redis) -> None:
+    there = Hosting(client)
+    good = Order(id="o2", verb=OrderVerb.LOAD, model="m")
+    later = b'{"id":"o1","verb":"defragment","model":"m"}'
+    await client.rpush(keys.orders(HERE.id), later, b"{", b"[]")
+
+    await there.place(HERE.id, good)
+
+    assert await there.take_orders(HERE.id) == [good]
+    assert await there.take_orders(HERE.id) == []
+    assert "cannot read the order" in str(await there.outcome("o1"))
+
+
+async def test_a_model_in_a_state_of_a_later_release_is_left_out(client: Redis) -> None:
+    there = Hosting(client)
+    await there.write(HERE, [IDLE, replace(IDLE, model="n")])
+
+    await client.hset(keys.hosted(HERE.id), "m", b'{"host":"here-1","model":"m","state":"frozen","since_s":5}')
+
+    assert await there.of("m") == []
+    assert list(await there.all()) == ["n"]
+
+
+async def test_one_host_holds_a_machine_however_many_ask_at_once(client: Redis) -> None:
+    hosts = [f"host-{number}" for number in range(20)]
+    hostings = [Hosting(client) for _ in hosts]
+
+    held = await asyncio.gather(*(each.hold("boot", host) for each, host in zip(hostings, hosts, strict=True)))
+
+    assert sum(held) == 1
+    holder = hosts[held.index(True)]
+    assert await hostings[0].holder("boot") == holder
+    assert await hostings[0].hold("boot", holder)  # and goes on to
+    assert 0 < await client.pttl(keys.machine("boot")) <= 10_000
+    other = next(host for host in hosts if host != holder)
+    await hostings[1].leave(other, "boot")
+    assert await hostings[1].holder("boot") == holder
+    await hostings[1].leave(holder, "boot")
+    assert await hostings[2].hold("boot", other)
 
 
 async def test_an_order_is_taken_once_and_its_outcome_is_told(client: Redis) -> None:

@@ -15,9 +15,11 @@ import pytest
 from cli.embedded_redis import EmbeddedRedis
 from shared.catalog.hosting import DONE, Hosting
 from shared.domain.hosting import HostedModel, HostedState, Order, OrderVerb, When
+from shared.redis import keys
 from shared.redis.client import connect
 from tests.e2e.harness import Process, Stack, eventually
 from tests.e2e.test_faults import Reader, ask
+from workers.host.main import machine_id
 
 TWO = """
 [host]
@@ -153,8 +155,8 @@ def test_answers_go_on_after_their_model_was_unloaded_in_the_middle_and_none_is_
     assert [reader.error for reader in (*cut, *whole)] == [None] * 24
     assert {reader.finish for reader in cut} == {"length"}
     assert [reader.text for reader in cut] == [reader.text for reader in whole]  # which depends on the prompt alone
-    keys = list(hosted.stack.redis.scan_iter("rq:job:*"))
-    jobs: list[Any] = [hosted.stack.redis.hmget(key, "attempt", "timeline") for key in keys]
+    found = list(hosted.stack.redis.scan_iter("rq:job:*"))
+    jobs: list[Any] = [hosted.stack.redis.hmget(key, "attempt", "timeline") for key in found]
     assert {attempt for attempt, _ in jobs} == {b"1"}  # a hand-over is no attempt
     assert sum(b"released" in timeline for _, timeline in jobs) == 12
 
@@ -199,6 +201,18 @@ def test_a_second_host_of_the_machine_waits_and_takes_over(hosted: HostedStack) 
     eventually("it has taken over", lambda: (found := hosted.hosted("a")) and f"-{second.popen.pid}-" in found.host)
     assert hosted.pids() == before
     assert second.log.read_text().count("standing by") == 1
+
+
+def test_a_host_that_has_lost_its_machine_to_another_one_ends_its_workers(hosted: HostedStack) -> None:
+    hosted.start(TWO.format(**PLAIN))
+    assert hosted.ask("a").status_code == 200
+
+    hosted.stack.redis.set(keys.machine(machine_id()), "another-host")
+
+    assert hosted.hosts[0].popen.wait(LOAD_S) == 0
+    assert "another host holds this machine now" in hosted.hosts[0].log.read_text()
+    assert hosted.pids() == {}
+    assert hosted.stack.redis.get(keys.machine(machine_id())) == b"another-host"
 
 
 def test_the_jobs_of_a_model_that_cannot_be_loaded_fail_with_the_reason(hosted: HostedStack) -> None:

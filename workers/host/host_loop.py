@@ -44,6 +44,10 @@ STOPS = "the host stops"
 LAST_S = 4.0  # for a worker to hand its jobs back when the host stops
 
 
+class MachineLost(Exception):
+    """Another host, which it names, holds the machine."""
+
+
 class HostLoop:
     def __init__(
         self,
@@ -54,6 +58,7 @@ class HostLoop:
         memory: Memory,
         redis_side: RedisSide,
         rules: Rules,
+        engine: str = "",
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._host = host
@@ -62,6 +67,7 @@ class HostLoop:
         self._memory = memory
         self._redis = redis_side
         self._rules = rules
+        self._engine = engine
         self._clock = clock
         self._wake = asyncio.Event()
         self._reread = False
@@ -101,6 +107,9 @@ class HostLoop:
             self._fleet.stop(worker, When.RUNNING, STOPS, began)
         while list(self._fleet):
             now = self._clock()
+            if self._is_due("hold", HEARTBEAT_S, now):
+                with suppress(QueueUnavailable):
+                    await self._redis.hold(self._host.machine)
             for worker in self._fleet:
                 if now - began >= patience_s + LAST_S:
                     worker.kill()
@@ -149,7 +158,7 @@ class HostLoop:
         file = self._watch.file
         memory, devices = file.host.memory, file.host.devices
         self._machine = machine_of(memory, devices, held_bytes=self._fleet.held_bytes())
-        specs = hosted_specs(file, len(self._machine.devices))
+        specs = hosted_specs(file, len(self._machine.devices), self._engine)
         for name in self._standings.keys() - specs.keys():
             self._orders.drop(self._standings.pop(name))
             self._pauses.forget(name)
@@ -265,6 +274,8 @@ class HostLoop:
         gone = self._written.keys() - records.keys()
         if not (changed or gone or self._is_due("heartbeat", HEARTBEAT_S * 0.9, now)):
             return
+        if not await self._redis.hold(self._host.machine):
+            raise MachineLost(await self._redis.holder(self._host.machine))
         if not await self._redis.write(self._described(), changed, gone):
             await self._redis.write(self._described(), list(records.values()), ())
             self._last.pop("announce", None)

@@ -43,15 +43,17 @@ class HostedSpec:
     bytes_estimate: int | None
 
 
-def hosted_specs(file: ModelsFile, devices_max: int) -> dict[str, HostedSpec]:
-    """Return the models of a file, for a machine with so many devices."""
-    return {name: _spec(name, model, file, devices_max) for name, model in file.models.items()}
+def hosted_specs(file: ModelsFile, devices_max: int, engine: str = "") -> dict[str, HostedSpec]:
+    """Return the models of a file, for a machine with so many devices. `engine` computes those that name none, and
+    have no server; "" takes what fits each source."""
+    return {name: _spec(name, model, file, devices_max, engine) for name, model in file.models.items()}
 
 
-def _spec(name: str, model: Model, file: ModelsFile, devices_max: int) -> HostedSpec:
+def _spec(name: str, model: Model, file: ModelsFile, devices_max: int, usual: str) -> HostedSpec:
     source = _source(name, model, file)
-    engine = _engine(model, source)
-    arguments = tuple(_arguments(name, model, file, source))
+    chosen = model.engine or usual
+    engine = _engine(model, source, chosen)
+    arguments = tuple(_arguments(name, model, file, source, chosen))
     environment = {f"PENSTOCK_{key.upper()}": _text(value) for key, value in model.settings.items()}
     environment["PENSTOCK_RECOMMENDED"] = json.dumps(model.recommended.given)
     whole = json.dumps([arguments, sorted(environment.items())])
@@ -77,13 +79,13 @@ def _source(name: str, model: Model, file: ModelsFile) -> str:
     return source if model.upstreams or model.run else file.located(source)
 
 
-def _engine(model: Model, source: str) -> str:
+def _engine(model: Model, source: str, chosen: str) -> str:
     if model.upstreams:
         return "upstream"
-    return "command" if model.run else model.engine or engine_of(source)
+    return "command" if model.run else chosen or engine_of(source)
 
 
-def _arguments(name: str, model: Model, file: ModelsFile, source: str) -> Iterator[str]:
+def _arguments(name: str, model: Model, file: ModelsFile, source: str, chosen: str) -> Iterator[str]:
     yield f"{name}={source}"
     yield from (f"--adapter={adapter}={file.located(where)}" for adapter, where in model.adapters.items())
     options: dict[str, Any] = dict(model.options)
@@ -93,8 +95,8 @@ def _arguments(name: str, model: Model, file: ModelsFile, source: str) -> Iterat
     elif model.run:
         yield "--engine=command"
         options |= {"run": model.run, "ready": model.ready}
-    elif model.engine:
-        yield f"--engine={model.engine}"
+    elif chosen:
+        yield f"--engine={chosen}"
     yield from (f"--engine-option={key}={json.dumps(value)}" for key, value in options.items())
 
 

@@ -22,7 +22,7 @@ from shared.redis.health import patiently, require_healthy
 from shared.settings import Settings
 from workers.host.file_watch import FileWatch
 from workers.host.fleet import Fleet
-from workers.host.host_loop import HostLoop
+from workers.host.host_loop import HostLoop, MachineLost
 from workers.host.redis_side import RedisSide
 from workers.host.remembered import Memory
 from workers.host.turns import Rules
@@ -59,18 +59,29 @@ def _loop(host: Host, watch: FileWatch, folder: Path, redis_side: RedisSide, set
     memory = Memory.read(folder / "learnt.json")
     environment = {"PENSTOCK_REDIS_URL": settings.redis_url, "PENSTOCK_WORKER_PORT": "0"}
     fleet = Fleet(folder / "workers", memory, environment)
-    return HostLoop(host, watch=watch, fleet=fleet, memory=memory, redis_side=redis_side, rules=Rules())
+    return HostLoop(
+        host, watch=watch, fleet=fleet, memory=memory, redis_side=redis_side, rules=Rules(), engine=settings.engine
+    )
 
 
 async def _run(loop: HostLoop, redis_side: RedisSide, stopping: asyncio.Event, settings: Settings) -> None:
     """Supervise until told to stop; then end the workers."""
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, loop.reread)
     async with asyncio.TaskGroup() as tasks:
-        running = [tasks.create_task(loop.run()), tasks.create_task(_follow(redis_side, loop))]
+        running = [tasks.create_task(_supervise(loop, stopping)), tasks.create_task(_follow(redis_side, loop))]
         await stopping.wait()
         await end(running)
     await loop.stop_all(settings.drain_s)
     log.info("stopped")
+
+
+async def _supervise(loop: HostLoop, stopping: asyncio.Event) -> None:
+    """Run the loop. A host that was silent for so long that another one holds its machine now ends its workers."""
+    try:
+        await loop.run()
+    except MachineLost as error:
+        log.error("another host holds this machine now", extra={"holder": str(error)})
+        stopping.set()
 
 
 async def _follow(redis_side: RedisSide, loop: HostLoop) -> None:
@@ -94,22 +105,25 @@ async def _machine_held(
             return
         lock.note(f"process {os.getpid()}")
         await _succeed(folder, host, redis_side)
-        if others := await _others(redis_side, host):
-            log.info("standing by", extra={"machine": host.machine, "holder": others[0].id})
-        while not stopping.is_set() and await _others(redis_side, host):
+        if not await _holds(redis_side, host):
+            with suppress(QueueUnavailable):
+                holder = await redis_side.holder(host.machine)
+                log.info("standing by", extra={"machine": host.machine, "holder": holder})
+        while not stopping.is_set() and not await _holds(redis_side, host):
             await _pause(stopping)
         yield not stopping.is_set()
         with suppress(QueueUnavailable):  # its records expire by themselves
-            await redis_side.leave()
+            await redis_side.leave(host.machine)
     finally:
         lock.close()
 
 
-async def _others(redis_side: RedisSide, host: Host) -> list[Host]:
+async def _holds(redis_side: RedisSide, host: Host) -> bool:
+    """Return True if this host holds the machine now. Nobody can tell while Redis is away, so it waits."""
     try:
-        return await redis_side.others_here(host.machine)
+        return await redis_side.hold(host.machine)
     except QueueUnavailable:
-        return []
+        return False
 
 
 async def _succeed(folder: Path, host: Host, redis_side: RedisSide) -> None:
@@ -117,7 +131,7 @@ async def _succeed(folder: Path, host: Host, redis_side: RedisSide) -> None:
     last = folder / LAST_ID
     if last.exists():
         with suppress(QueueUnavailable):
-            await redis_side.forget_host(last.read_text().strip())
+            await redis_side.forget_host(last.read_text().strip(), host.machine)
     write_private(last, host.id)
 
 

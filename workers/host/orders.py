@@ -67,7 +67,7 @@ class Orders:
     def _load(self, order_id: str, standing: Standing) -> None:
         standing.not_before_s = 0.0
         standing.unload_when = None
-        standing.reason = ""
+        standing.reason, standing.failures = "", 0
         standing.loading.append(order_id)
 
     def _unload(self, standing: Standing, when: When) -> None:

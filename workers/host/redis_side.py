@@ -51,18 +51,20 @@ class RedisSide:
     async def report(self, order_id: str, outcome: str) -> None:
         await self._hosting.report(order_id, outcome)
 
+    async def hold(self, machine: str) -> bool:
+        return await self._hosting.hold(machine, self._id)
+
     async def write(self, host: Host, models: Sequence[HostedModel], gone: Collection[str]) -> bool:
         return await self._hosting.write(host, models, gone=gone)
 
-    async def leave(self) -> None:
-        await self._hosting.leave(self._id)
+    async def leave(self, machine: str) -> None:
+        await self._hosting.leave(self._id, machine)
 
-    async def others_here(self, machine: str) -> list[Host]:
-        """Return the other hosts of this machine."""
-        return [each for each in await self._hosting.hosts() if each.machine == machine and each.id != self._id]
+    async def holder(self, machine: str) -> str:
+        return await self._hosting.holder(machine)
 
-    async def forget_host(self, host_id: str) -> None:
-        await self._hosting.leave(host_id)
+    async def forget_host(self, host_id: str, machine: str) -> None:
+        await self._hosting.leave(host_id, machine)
 
     async def workloads(self, names: Sequence[str]) -> dict[str, Workload]:
         return await self._workloads.read(names)

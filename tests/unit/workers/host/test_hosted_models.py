@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from shared.models_file.reading import parse
-from workers.host.hosted_models import HostedSpec, hosted_specs
+from workers.host.hosted_models import PLAIN_BYTES, HostedSpec, hosted_specs
 
 FILE = """
 [models.tiny]
@@ -68,3 +68,17 @@ def test_a_command_line_holds_the_name_of_a_variable_and_not_its_content(monkeyp
 def test_only_what_a_worker_is_told_makes_it_another_one() -> None:
     assert specs()["tiny"].digest == specs(keep_alive="9m")["tiny"].digest
     assert specs()["tiny"].digest != specs(temperature=0.8)["tiny"].digest
+
+
+def test_the_engine_of_the_environment_is_that_of_models_which_name_none_as_for_their_workers(tmp_path: Path) -> None:
+    text = '[models.a]\nsource = "builtin"\n[models.b]\nsource = "builtin"\nengine = "native"\n'
+    text += '[models.c]\nrun = "x ${PORT}"\n'
+    file = parse(text.encode(), tmp_path / "models.toml")
+
+    found = hosted_specs(file, devices_max=2, engine="scripted")
+
+    assert found["a"].arguments == ("a=builtin", "--engine=scripted")
+    assert (found["a"].devices, found["a"].bytes_estimate) == (0, PLAIN_BYTES)
+    assert (found["b"].arguments, found["b"].devices) == (("b=builtin", "--engine=native"), 1)
+    assert "--engine=command" in found["c"].arguments
+    assert hosted_specs(file, devices_max=2)["a"].digest != found["a"].digest
