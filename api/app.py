@@ -34,6 +34,7 @@ from api.routes import (
     jobs,
     metrics,
     models,
+    moderations,
     rerank,
     responses,
     running,
@@ -44,6 +45,7 @@ from api.routes import (
 from api.serving.admission import Admission
 from api.serving.hosted_models import HostedModels
 from api.serving.model_router import ModelRouter
+from api.serving.moderation import Moderation
 from api.serving.redis_monitor import RedisMonitor
 from api.serving.relay import Relay
 from api.serving.services import Services
@@ -84,6 +86,7 @@ ROUTES = (
     embeddings,
     rerank,
     tokens,
+    moderations,
     models,
     files,
     batches,
@@ -119,6 +122,7 @@ def make_app(settings: Settings) -> FastAPI:
         await asyncio.wait([relaying])
         await end(background)
         services.bodies.close()
+        await services.moderation.close()
         for place in services.shard_map.shards:
             await place.client.aclose()
 
@@ -205,6 +209,7 @@ def _make_services(settings: Settings, metrics: ApiMetrics) -> Services:
         hosted_models=hosted_models,
         model_orders=ModelOrders(hosted_models.hosting, routes),
         admission=Admission(model_router, settings),
+        moderation=Moderation(settings),
         bodies=BodyReader(),
         webhooks=Webhooks(client, private=settings.webhook_private),
         responses=ResponseStore(client, RESPONSES, **stored),

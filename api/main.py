@@ -6,6 +6,7 @@ from functools import partial
 from api.app import make_app
 from api.http.request_options import weights
 from api.http.server import ApiServer, allow_many_connections
+from api.serving.moderation import require_moderation
 from shared.domain.errors import QueueUnavailable, SettingsError
 from shared.observability.tracing import start_tracing
 from shared.process.garbage import spare_what_stays
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 async def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT. Raises SettingsError when it cannot start."""
     weights(settings)  # a bad setting fails now, not at the first request
+    require_moderation(settings)
     start_tracing(settings, service="penstock-api")
     listen(settings.host, settings.port, setting="PENSTOCK_PORT").close()  # a port in use fails now, too
     for url in settings.redis_urls:

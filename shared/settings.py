@@ -103,6 +103,17 @@ class Settings(BaseSettings):
         description="what happens to a max_tokens that does not fit beside the prompt: clamp lowers it, strict refuses"
         " it",
     )
+    moderation_url: str = Field(
+        "", description="server of OpenAI's moderation that /v1/moderations asks, like https://host/v1/moderations"
+    )
+    moderation_key: str = Field("", description="bearer token of the moderation server; empty for none")
+    moderation_timeout_s: float = Field(5, gt=0, description="how long the moderation server may take for an answer")
+    moderated_inputs: str = Field(
+        "off",
+        pattern="^(off|open|closed)$",
+        description="whether inputs of chats, completions and responses are moderated before they are accepted: off;"
+        " open accepts them while the moderation server gives no answer; closed refuses them then",
+    )
     hosted_tools: str = Field(
         "tell",
         pattern="^(tell|refuse)$",

@@ -11,6 +11,7 @@ from api.schemas.chat import ChatCompletionRequest, Message
 from api.schemas.completion import CompletionRequest
 from api.schemas.conversation import ConversationItemsRequest, ConversationRequest, ConversationUpdate
 from api.schemas.embedding import EmbeddingRequest
+from api.schemas.moderation import ModerationRequest
 from api.schemas.rerank import RerankRequest
 from api.schemas.response import CompactRequest, InputTokensRequest, ResponseRequest
 from api.schemas.tokens import DetokenizeRequest, TokenCountRequest, TokenizeRequest
@@ -26,6 +27,7 @@ ENDPOINTS: dict[str, type[BaseModel]] = {
     "POST /v1/conversations/{conversation_id}": ConversationUpdate,
     "POST /v1/conversations/{conversation_id}/items": ConversationItemsRequest,
     "POST /v1/embeddings": EmbeddingRequest,
+    "POST /v1/moderations": ModerationRequest,
     "POST /v1/rerank": RerankRequest,
     "POST /v1/tokenize": TokenizeRequest,
     "POST /v1/token_count": TokenCountRequest,

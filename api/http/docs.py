@@ -43,6 +43,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "InputTokensRequest": {"model": MODEL, "input": "What is 3 + 4?"},
     "CompactRequest": {"model": MODEL, "input": [{"role": "user", "content": "What is 3 + 4?"}]},
     "ConversationRequest": {"metadata": {"topic": "sums"}},
+    "ModerationRequest": {"input": ["a text"]},
     "EmbeddingRequest": {"model": MODEL, "input": ["one text", "another"]},
     "RerankRequest": {"model": MODEL, "query": "a fox", "documents": ["a red fox", "the sea"], "top_n": 1},
     "TokenizeRequest": {"model": MODEL, "messages": MESSAGES},

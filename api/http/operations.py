@@ -31,6 +31,7 @@ BODIES: dict[tuple[str, str], Body] = {
     ("get", "/v1/conversations/{conversation_id}/items/{item_id}"): answers.InputItemObject,
     ("delete", "/v1/conversations/{conversation_id}/items/{item_id}"): answers.ConversationObject,
     ("post", "/v1/embeddings"): answers.EmbeddingList,
+    ("post", "/v1/moderations"): answers.ModerationObject,
     ("post", "/v1/rerank"): answers.RankedDocuments,
     ("post", "/v1/tokenize"): answers.TokenList,
     ("post", "/v1/token_count"): answers.TokenCount,

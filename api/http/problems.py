@@ -18,6 +18,7 @@ STATUS = {
     "invalid_request": 400,
     "invalid_api_key": 401,
     "permission_denied": 403,
+    "content_policy_violation": 400,
     "context_length_exceeded": 400,
     "model_not_found": 404,
     "not_found": 404,
@@ -42,6 +43,7 @@ STATUS = {
     "internal_error": 500,
     "upstream_lost": 502,
     "model_not_loaded": 503,
+    "moderation_unavailable": 503,
     "redis_unavailable": 503,
     "shutting_down": 503,
 }
@@ -128,6 +130,8 @@ def problem_of(error: errors.PenstockError) -> Problem:
                 "This process stops before the answer is whole. Ask again: with an Idempotency-Key, its job runs on."
             )
             return Problem(code="shutting_down", message=message, headers={"retry-after": "1"})
+        case errors.ModerationUnavailable():
+            return Problem(code="moderation_unavailable", message=str(error), headers={"retry-after": "1"})
         case errors.QueueUnavailable():
             message = "The queue cannot be reached at the moment; nothing was accepted."
             return Problem(code="redis_unavailable", message=message, headers={"retry-after": "1"})

@@ -184,6 +184,14 @@ class ConversationObject(BaseModel):
     metadata: dict[str, str]
 
 
+class ModerationObject(BaseModel):
+    """The moderation server's own answer."""
+
+    id: str | None = None
+    model: str | None = None
+    results: list[dict[str, Any]]
+
+
 class EmbeddingObject(BaseModel):
     """An embedding. `embedding` has numbers, or base64 of little-endian single-precision numbers."""
 

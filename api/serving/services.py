@@ -15,6 +15,7 @@ from api.http.json_route import BodyReader
 from api.serving.admission import Admission
 from api.serving.hosted_models import HostedModels
 from api.serving.model_router import ModelRouter
+from api.serving.moderation import Moderation
 from api.serving.redis_monitor import RedisMonitor
 from api.serving.relay import Relay
 from api.stores.batches import BatchStore
@@ -45,6 +46,7 @@ class Services:
     hosted_models: HostedModels
     model_orders: ModelOrders
     admission: Admission
+    moderation: Moderation
     bodies: BodyReader
     webhooks: Webhooks
     responses: ResponseStore

@@ -70,7 +70,7 @@ async def chat_job(
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
     tools = tools_request(body.tools, body.tool_choice, body.parallel_tool_calls)
-    return await services.admission.job(
+    job = await services.admission.job(
         "chatcmpl",
         body.model,
         Kind.CHAT,
@@ -84,6 +84,8 @@ async def chat_job(
         cache_salt=services.admission.salt(body.cache_salt, options),
         body=body,
     )
+    await services.moderation.require_allowed([message.text or "" for message in body.messages], param="messages")
+    return job
 
 
 async def completion_submission(services: Services, body: CompletionRequest, options: RequestOptions) -> Submission:
@@ -109,6 +111,7 @@ async def completion_submission(services: Services, body: CompletionRequest, opt
         cache_salt=services.admission.salt(body.cache_salt, options),
         body=body,
     )
+    await services.moderation.require_texts(prompts, param="prompt")
     formatter = CompletionFormatter(
         prompts=len(prompts),
         candidates=candidates,

@@ -46,6 +46,12 @@ class ConversationLocked(InvalidRequest):
     code = "conversation_locked"
 
 
+class InputFlagged(InvalidRequest):
+    """The moderation server flags the input."""
+
+    code = "content_policy_violation"
+
+
 class FileInUse(InvalidRequest):
     code = "file_in_use"
 
@@ -106,6 +112,10 @@ class FilesFull(StorageFull):
         )
         self.used = used
         self.bytes_max = bytes_max
+
+
+class ModerationUnavailable(PenstockError):
+    """The moderation server gives no answer."""
 
 
 class Forbidden(PenstockError):

@@ -115,6 +115,7 @@ class Completed:
 REQUEST_FAULTS = frozenset(
     {
         "invalid_request",
+        "content_policy_violation",
         "context_length_exceeded",
         "conversation_locked",
         "model_not_found",
