@@ -67,9 +67,25 @@ def test_openai_for_node(builtin: Stack) -> None:
     assert run([shutil.which("node"), CLIENTS / "openai_node.js", f"{builtin.base}/v1"])
 
 
-@pytest.mark.parametrize("name", ["langchain", "llama_index", "instructor", "pydantic_ai"])
+@pytest.mark.parametrize("name", ["langchain", "llama_index", "instructor", "openai_agents", "pydantic_ai"])
 def test_libraries(builtin: Stack, name: str) -> None:
     assert run([MANY / "python", CLIENTS / f"with_{name}.py", f"{builtin.base}/v1"])
+
+
+def test_vercels_ai_sdk(builtin: Stack) -> None:
+    require(CLIENTS / "node_modules" / "ai")
+
+    assert run([shutil.which("node"), CLIENTS / "ai_sdk.js", f"{builtin.base}/v1"])
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_langchains_standard_tests(builtin: Stack) -> None:
+    how = ["-q", "--noconftest", "-c", os.devnull, "-o", "asyncio_mode=auto", "-p", "no:cacheprovider"]
+    where = {"PENSTOCK_BASE": f"{builtin.base}/v1"}
+    said = run([MANY / "python", "-m", "pytest", *how, CLIENTS / "langchain_standard.py"], more=where)
+
+    assert int(re.findall(r"(\d+) passed", said)[0]) >= 70, said
 
 
 @pytest.fixture
