@@ -32,6 +32,7 @@ from api.routes import (
     health,
     hosting,
     jobs,
+    messages,
     metrics,
     models,
     moderations,
@@ -76,13 +77,14 @@ from shared.shards import ShardedQueue, ShardMap, shard
 
 log = logging.getLogger(__name__)
 OF_THE_JOB = [f"x-penstock-{name}" for name in ("job-id", "model", "queue-position", "estimated-wait-s")]
-EXPOSED_HEADERS = ["x-request-id", *OF_THE_JOB, "retry-after", *LIMIT_HEADERS]
+EXPOSED_HEADERS = ["x-request-id", "request-id", *OF_THE_JOB, "retry-after", *LIMIT_HEADERS]
 ROUTES = (
     chat,
     stored_chats,
     completions,
     responses,
     conversations,
+    messages,
     embeddings,
     rerank,
     tokens,

@@ -117,8 +117,8 @@ class Settings(BaseSettings):
     hosted_tools: str = Field(
         "tell",
         pattern="^(tell|refuse)$",
-        description="what happens to a response's tools that would run on the server, like web_search: tell answers"
-        " without them and tells the model that there are none, refuse refuses the request",
+        description="what happens to tools of a response or a message that would run on the server, like web_search:"
+        " tell answers without them and tells the model that there are none, refuse refuses the request",
     )
     first_event_ms: int = Field(
         1000, ge=0, description="longest wait for the first token before a stream sends its headers"

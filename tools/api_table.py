@@ -11,6 +11,18 @@ from api.schemas.chat import ChatCompletionRequest, Message
 from api.schemas.completion import CompletionRequest
 from api.schemas.conversation import ConversationItemsRequest, ConversationRequest, ConversationUpdate
 from api.schemas.embedding import EmbeddingRequest
+from api.schemas.message_blocks import (
+    ClientTool,
+    DocumentBlock,
+    ImageBlock,
+    MessageParam,
+    RedactedThinkingBlock,
+    TextBlock,
+    ThinkingBlock,
+    ToolResultBlock,
+    ToolUseBlock,
+)
+from api.schemas.messages import CountTokensRequest, MessagesRequest, OutputConfig, ThinkingConfig
 from api.schemas.moderation import ModerationRequest
 from api.schemas.rerank import RerankRequest
 from api.schemas.response import CompactRequest, InputTokensRequest, ResponseRequest
@@ -26,6 +38,8 @@ ENDPOINTS: dict[str, type[BaseModel]] = {
     "POST /v1/conversations": ConversationRequest,
     "POST /v1/conversations/{conversation_id}": ConversationUpdate,
     "POST /v1/conversations/{conversation_id}/items": ConversationItemsRequest,
+    "POST /v1/messages": MessagesRequest,
+    "POST /v1/messages/count_tokens": CountTokensRequest,
     "POST /v1/embeddings": EmbeddingRequest,
     "POST /v1/moderations": ModerationRequest,
     "POST /v1/rerank": RerankRequest,
@@ -36,8 +50,20 @@ ENDPOINTS: dict[str, type[BaseModel]] = {
     "A message of `messages`": Message,
     "A call of `tool_calls`": ToolCall,
     "The `function` of a call": CalledFunction,
+    "A message of `POST /v1/messages`": MessageParam,
+    "A `text` block": TextBlock,
+    "An `image` block": ImageBlock,
+    "A `document` block": DocumentBlock,
+    "A `thinking` block": ThinkingBlock,
+    "A `redacted_thinking` block": RedactedThinkingBlock,
+    "A `tool_use` block": ToolUseBlock,
+    "A `tool_result` block": ToolResultBlock,
+    "A tool of `POST /v1/messages`": ClientTool,
+    "The `thinking` of `POST /v1/messages`": ThinkingConfig,
+    "The `output_config` of `POST /v1/messages`": OutputConfig,
 }
 IDENTIFYING = {"user", "safety_identifier", "prompt_cache_key", "client_metadata"}
+UNREAD = {"budget_tokens", "data"}  # the bound of reasoning, and what only Anthropic can read of it
 HEAD = """# What the API takes, field by field
 
 Made from the code by `python -m tools.api_table > docs/api.md`; a test compares them. **Honoured**: it does what its
@@ -70,7 +96,7 @@ def _section(name: str, model: type[BaseModel]) -> Iterator[str]:
     required = set(schema.get("required", ()))
     for field, about in schema["properties"].items():
         known = model.model_fields.get(field)  # a field with an alias is honoured
-        effect = "accepted" if field in IDENTIFYING or (known and known.exclude) else "honoured"
+        effect = "accepted" if field in IDENTIFYING | UNREAD or (known and known.exclude) else "honoured"
         needed = " (required)" if field in required else ""
         yield f"| `{field}` | {effect} | {_words(about, schema.get('$defs', {}))}{needed} |"
     for field, values in sorted(getattr(model, "NEUTRAL", {}).items()):

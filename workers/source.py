@@ -87,7 +87,8 @@ class TextRequest:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRequest(TextRequest):
     """A chat. `messages` and `tools` are as OpenAI defines them. `tool_choice` is auto, required or a tool's name, and
-    `template` holds the variables of `chat_template_kwargs`."""
+    `template` holds the variables of `chat_template_kwargs`. `thinking` is that of Anthropic's Messages API, of a
+    request that came by it."""
 
     messages: Seq[Mapping[str, Any]]
     tools: Seq[Mapping[str, Any]] = ()
@@ -95,6 +96,7 @@ class ChatRequest(TextRequest):
     parallel_tool_calls: bool = True
     reasoning_effort: str | None = None
     template: Mapping[str, Any] = field(default_factory=dict)
+    thinking: Mapping[str, Any] | None = None
 
     @property
     def question(self) -> str:

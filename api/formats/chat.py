@@ -8,7 +8,7 @@ import orjson
 
 from api.formats.common import SERVICE_TIERS, AnswerCollector, StreamFormatter, WithEventIds, head, usage_object
 from api.http.event_position import START, Position
-from api.http.sse import DONE, frame
+from api.http.sse import DONE, KEEP_ALIVE, frame
 from shared.domain.events import CallPart, Completed, Delta, Event, Finished, Likelihood, Logprobs, Started, Usage
 from shared.domain.job import Job
 
@@ -34,6 +34,7 @@ class ChatStreamFormatter:
     """Formats the frames of one stream. The part that all frames share is encoded once."""
 
     tells_failure = False
+    keep_alive = KEEP_ALIVE
 
     def __init__(self, job: Job, *, n: int, include_usage: bool) -> None:
         self._choices = range(n)

@@ -37,9 +37,10 @@ class AnswerCollector(Protocol):
 
 class StreamFormatter(Protocol):
     """Turns events into the frames of a stream. With `tells_failure`, a frame reports the failure of the job; otherwise
-    the stream is broken off with an error."""
+    the stream is broken off with an error. `keep_alive` is sent while no frame comes."""
 
     tells_failure: bool
+    keep_alive: bytes
 
     def opening(self) -> bytes:
         """Return the frames before any event."""
@@ -68,6 +69,7 @@ class WithEventIds:
 
     def __init__(self, formatter: StreamFormatter, *, after: Position = START) -> None:
         self.tells_failure = formatter.tells_failure
+        self.keep_alive = formatter.keep_alive
         self._formatter = formatter
         self._after = after
 

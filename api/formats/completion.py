@@ -7,7 +7,7 @@ from typing import Any
 
 from api.formats.common import AnswerCollector, StreamFormatter, WithEventIds, head, never_streamed, usage_object
 from api.http.event_position import START, Position
-from api.http.sse import DONE, frame
+from api.http.sse import DONE, KEEP_ALIVE, frame
 from shared.domain.events import Completed, Delta, Echoed, Event, Finished, Likelihood, Logprobs, Started, Usage
 from shared.domain.job import Job
 
@@ -133,6 +133,7 @@ class CompletionStreamFormatter:
     """Formats the frames of one stream."""
 
     tells_failure = False
+    keep_alive = KEEP_ALIVE
 
     def __init__(self, job: Job, form: CompletionFormatter) -> None:
         self._head = head(job, "text_completion")

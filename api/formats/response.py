@@ -13,6 +13,7 @@ from api.formats.response_calls import Call, call_of, called_by_name
 from api.formats.response_names import as_sent
 from api.formats.sealed import seal
 from api.http.problems import problem_of_outcome
+from api.http.sse import KEEP_ALIVE
 from shared.domain.events import (
     CallPart,
     Cancelled,
@@ -192,6 +193,7 @@ class ResponseStreamFormatter:
     """Formats the frames of one stream after number `after`. With `ids`, each carries its number as `id`, too."""
 
     tells_failure = True
+    keep_alive = KEEP_ALIVE
 
     def __init__(self, builder: ResponseBuilder, *, after: int = -1, ids: bool = False) -> None:
         self._builder = builder

@@ -18,6 +18,7 @@ from shared.queue.protocols import QueueProducer, RateLimits, RateLimitsLeft
 from shared.settings import Settings
 
 ANONYMOUS = "anonymous"
+KEY_HEADERS = (b"authorization", b"x-api-key")
 GUARDED = ("/v1/", "/dashboard/", "/running")
 KNOWN_FOR_S = 2.0
 KNOWN_MAX = 10_000
@@ -116,10 +117,10 @@ class Authentication:
         try:
             caller = await scope["app"].state.services.authenticator.caller(secret)
         except QueueUnavailable as error:
-            await problem_of(error).response()(scope, receive, send)
+            await problem_of(error).response(scope)(scope, receive, send)
             return
         if caller is None:
-            await _refused(secret).response()(scope, receive, send)
+            await _refused(secret).response(scope)(scope, receive, send)
             return
         scope.setdefault("state", {})["caller"] = caller
         await self._app(scope, receive, send)
@@ -157,13 +158,17 @@ def limit_headers(key: ApiKey | None, left: RateLimitsLeft | None) -> dict[str, 
 
 
 def _secret(scope: Scope) -> str:
-    given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-    kind, _, secret = given.decode("latin-1").strip().partition(" ")
-    return secret.strip() if kind.lower() == "bearer" else ""
+    """Return the key as OpenAI's clients send it, or else as Anthropic's do."""
+    headers: dict[bytes, str] = {
+        name: value.decode("latin-1").strip() for name, value in scope["headers"] if name in KEY_HEADERS
+    }
+    kind, _, secret = headers.get(b"authorization", "").partition(" ")
+    return secret.strip() if kind.lower() == "bearer" else headers.get(b"x-api-key", "")
 
 
 def _refused(secret: str) -> Problem:
-    message = "Incorrect API key provided." if secret else "No API key was sent: Authorization: Bearer KEY is expected."
+    missing = "No API key was sent: the header 'Authorization: Bearer KEY' or 'x-api-key: KEY' is expected."
+    message = "Incorrect API key provided." if secret else missing
     return Problem(code="invalid_api_key", message=message, headers={"www-authenticate": "Bearer"})
 
 

@@ -30,9 +30,10 @@ another API process. A repeated request with the same `Idempotency-Key` finds th
 `x-penstock-queue-deadline-s` and `x-penstock-run-deadline-s`, `x-penstock-grace-s` (how long the job runs on after its
 client has left; `forever` lets it end), `x-penstock-event-ids: true` (number the events of a stream).
 
-**Errors** have OpenAI's shape. Retry 408, 409, 429 and 5xx after `retry-after` seconds, unless the answer has
-`x-should-retry: false`; `x-penstock-dropped-reason` says why nothing was done. Every other 4xx means that the request
-is wrong: the error names the parameter, and the request counts against the key's requests a minute.
+**Errors** have OpenAI's shape, and Anthropic's below `/v1/messages`. Retry 408, 409, 429 and 5xx after `retry-after`
+seconds, unless the answer has `x-should-retry: false`; `x-penstock-dropped-reason` says why nothing was done. Every
+other 4xx means that the request is wrong: the error names the parameter, and the request counts against the key's
+requests a minute.
 """
 MODEL = "penstock-tiny"
 MESSAGES = [{"role": "user", "content": "What is 3 + 4?"}]
@@ -44,6 +45,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "CompactRequest": {"model": MODEL, "input": [{"role": "user", "content": "What is 3 + 4?"}]},
     "ConversationRequest": {"metadata": {"topic": "sums"}},
     "ModerationRequest": {"input": ["a text"]},
+    "MessagesRequest": {"model": MODEL, "max_tokens": 100, "messages": MESSAGES, "temperature": 0},
+    "CountTokensRequest": {"model": MODEL, "messages": MESSAGES},
     "EmbeddingRequest": {"model": MODEL, "input": ["one text", "another"]},
     "RerankRequest": {"model": MODEL, "query": "a fox", "documents": ["a red fox", "the sea"], "top_n": 1},
     "TokenizeRequest": {"model": MODEL, "messages": MESSAGES},

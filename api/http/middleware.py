@@ -10,6 +10,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.http.anthropic import speaks_anthropic
 from api.http.problems import Problem
 from api.http.sse import BLOCKS_SENT_BY
 from shared.observability.metrics import ApiMetrics
@@ -37,9 +38,10 @@ class RequestFrame:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope = {**scope, "path": versioned(scope["path"]), BLOCKS_SENT_BY: send}
         began = time.monotonic()
         request_id = f"req_{secrets.token_hex(12)}"
+        state = {**scope.get("state", {}), "request_id": request_id}
+        scope = {**scope, "path": versioned(scope["path"]), "state": state, BLOCKS_SENT_BY: send}
         about: dict[str, Any] = {"request_id": request_id, "method": scope["method"], "path": scope["path"][:PATH_MAX]}
         if scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}  # the server, which has the other scope, sends no body
@@ -48,6 +50,8 @@ class RequestFrame:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
+                if speaks_anthropic(scope):
+                    headers["request-id"] = request_id
                 headers["openai-processing-ms"] = str(int((time.monotonic() - began) * 1000))
                 about["status"] = message["status"]
                 if job_id := headers.get("x-penstock-job-id"):
@@ -86,7 +90,7 @@ class BodyLimit:
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         too_large = f"The request body is larger than {bytes_max} bytes."
         if not declared.isdigit() or int(declared) > bytes_max:
-            await Problem(code="request_too_large", message=too_large).response()(scope, receive, send)
+            await Problem(code="request_too_large", message=too_large).response(scope)(scope, receive, send)
             return
         seen = 0
 

@@ -3,7 +3,7 @@ fails for an operation or a parameter that is missing here."""
 
 from pydantic import BaseModel
 
-from api.schemas import answers, operator_answers
+from api.schemas import answers, message_answers, operator_answers
 
 Body = type[BaseModel]
 
@@ -30,6 +30,8 @@ BODIES: dict[tuple[str, str], Body] = {
     ("post", "/v1/conversations/{conversation_id}/items"): answers.InputItemPage,
     ("get", "/v1/conversations/{conversation_id}/items/{item_id}"): answers.InputItemObject,
     ("delete", "/v1/conversations/{conversation_id}/items/{item_id}"): answers.ConversationObject,
+    ("post", "/v1/messages"): message_answers.MessageAnswer,
+    ("post", "/v1/messages/count_tokens"): message_answers.MessageInputTokens,
     ("post", "/v1/embeddings"): answers.EmbeddingList,
     ("post", "/v1/moderations"): answers.ModerationObject,
     ("post", "/v1/rerank"): answers.RankedDocuments,
@@ -79,10 +81,12 @@ BODIES: dict[tuple[str, str], Body] = {
 # Further content types that an operation answers with, and their content.
 CHUNKS = "`data:` lines, each a {} object with the new part of the answer, then `data: [DONE]`."
 RESPONSE_EVENTS = "Events of the Responses API; each has `event:`, and `data:` with a `sequence_number`."
+MESSAGE_EVENTS = "Events of Anthropic's Messages API, from `message_start` to `message_stop`; `ping` while none comes."
 OTHERS: dict[tuple[str, str], tuple[str, str]] = {
     ("post", "/v1/chat/completions"): ("text/event-stream", CHUNKS.format("chat.completion.chunk")),
     ("post", "/v1/completions"): ("text/event-stream", CHUNKS.format("text_completion")),
     ("post", "/v1/responses"): ("text/event-stream", RESPONSE_EVENTS),
+    ("post", "/v1/messages"): ("text/event-stream", MESSAGE_EVENTS),
     ("get", "/v1/responses/{response_id}"): ("text/event-stream", RESPONSE_EVENTS),
     ("get", "/v1/jobs/{job_id}/events"): (
         "text/event-stream",

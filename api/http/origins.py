@@ -58,7 +58,7 @@ class OriginGuard:
         if scope["type"] == "http":
             given = {name: value.decode("latin-1").lower() for name, value in scope["headers"]}
             if reason := self._origins.refusal(given.get(b"host", ""), given.get(b"origin", "")):
-                await Problem(code="permission_denied", message=reason).response()(scope, receive, send)
+                await Problem(code="permission_denied", message=reason).response(scope)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 

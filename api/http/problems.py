@@ -1,4 +1,4 @@
-"""Translates errors into answers: one table of statuses, and one shape of body."""
+"""Translates errors into answers: one table of statuses, and one shape of body for each API."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,7 +9,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
+from api.http.anthropic import error_body, speaks_anthropic
 from shared.domain import errors
 from shared.domain.events import Cancelled, Completed, Deadline, Expired, Failed, Outcome
 
@@ -79,9 +81,13 @@ class Problem:
         about = {"message": _short(self.message, MESSAGE_MAX), "param": self.param and _short(self.param, PARAM_MAX)}
         return {"error": {**about, "type": kind, "code": code} | self.more}
 
-    def response(self) -> JSONResponse:
+    def response(self, scope: Scope) -> JSONResponse:
+        """Return the answer in the shape that the request's client reads."""
         reason = {"x-penstock-dropped-reason": self.code} if self.status in DROPPED else {}
-        return JSONResponse(self.body, status_code=self.status, headers=reason | self.headers)
+        body = self.body
+        if speaks_anthropic(scope):
+            body = error_body(scope, self.status, self.code, body["error"]["message"])
+        return JSONResponse(body, status_code=self.status, headers=reason | self.headers)
 
 
 class Refused(Exception):
@@ -158,26 +164,26 @@ def problem_of_outcome(outcome: Outcome) -> Problem | None:
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error in the one shape: Penstock's own, those of validation and routing, and unexpected ones."""
+    """Answer every error in its shape: Penstock's own, those of validation and routing, and unexpected ones."""
 
-    async def ours(_: Request, error: Exception) -> JSONResponse:
+    async def ours(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, errors.PenstockError)
-        return problem_of(error).response()
+        return problem_of(error).response(request.scope)
 
-    async def refused(_: Request, error: Exception) -> JSONResponse:
+    async def refused(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, Refused)
-        return error.problem.response()
+        return error.problem.response(request.scope)
 
-    async def invalid(_: Request, error: Exception) -> JSONResponse:
+    async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return validation_problem(error).response()
+        return validation_problem(error).response(request.scope)
 
-    async def routing(_: Request, error: Exception) -> JSONResponse:
+    async def routing(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        return _routing_problem(error).response()
+        return _routing_problem(error).response(request.scope)
 
-    async def unexpected(_: Request, error: Exception) -> JSONResponse:
-        return problem_of(errors.PenstockError()).response()
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        return problem_of(errors.PenstockError()).response(request.scope)
 
     app.add_exception_handler(errors.PenstockError, ours)
     app.add_exception_handler(Refused, refused)

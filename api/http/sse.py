@@ -34,14 +34,21 @@ class StreamBroken(Exception):
 
 class EventStream(EventSourceResponse):
     """A response that sends each block in one write. A client that reads nothing for the settings' `send_timeout_s` is
-    cut off.
+    cut off. `keep_alive` is sent while there is nothing else to send.
 
     `opened` is closed on every exit, even if the client leaves before the first block."""
 
     def __init__(
-        self, blocks: AsyncGenerator[bytes], settings: Settings, *, opened: ExitStack, headers: dict[str, str]
+        self,
+        blocks: AsyncGenerator[bytes],
+        settings: Settings,
+        *,
+        opened: ExitStack,
+        headers: dict[str, str],
+        keep_alive: bytes = KEEP_ALIVE,
     ) -> None:
         self._opened = opened
+        self._keep_alive = keep_alive
         self._blocks = blocks
         self._send_timeout_s = settings.send_timeout_s
         self._late_at = math.inf  # when the current write has taken too long
@@ -80,7 +87,7 @@ class EventStream(EventSourceResponse):
     def _ping_in_time(self, *, first: bool = False) -> None:
         """Send a keep-alive at each interval, unless a block is being sent."""
         if not first and self.active and self._late_at == math.inf:
-            self._pinging = asyncio.create_task(self._send_unless_ended(KEEP_ALIVE))
+            self._pinging = asyncio.create_task(self._send_unless_ended(self._keep_alive))
         self._ping_timer = asyncio.get_running_loop().call_later(self.ping_interval, self._ping_in_time)
 
     async def _send_unless_ended(self, block: bytes) -> None:

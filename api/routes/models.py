@@ -1,11 +1,14 @@
-"""`GET /v1/models` and one model; routes and aliases are listed beside the models that they stand for."""
+"""`GET /v1/models` and one model; routes and aliases are listed beside the models that they stand for. A client of
+Anthropic's API gets its shape."""
 
 import math
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter, Request
 
+from api.http.anthropic import speaks_anthropic
 from api.http.auth import Caller, caller_of, may_use
 from api.serving.services import Services, ServicesDep
 from shared.domain.errors import Forbidden
@@ -17,8 +20,13 @@ router = APIRouter()
 
 @router.get("/v1/models")
 async def list_models(request: Request, services: ServicesDep) -> dict[str, Any]:
-    """List the models that the key may use, and the names that stand for them."""
-    return {"object": "list", "data": list((await _listed(services, caller_of(request))).values())}
+    """List the models that the key may use, and the names that stand for them. With the header `anthropic-version` the
+    list has the shape of Anthropic's, in one page."""
+    listed = await _listed(services, caller_of(request))
+    if not speaks_anthropic(request.scope):
+        return {"object": "list", "data": list(listed.values())}
+    ends = {"first_id": next(iter(listed), None), "last_id": next(reversed(listed), None)}
+    return {"data": [_anthropic(each) for each in listed.values()], "has_more": False, **ends}
 
 
 @router.get("/v1/models/{name:path}")
@@ -27,7 +35,7 @@ async def retrieve_model(name: str, request: Request, services: ServicesDep) -> 
     routing = await services.model_router.routing()
     models = await services.model_registry.named([name, *routing.models_of(name)])
     if listed := _described(name, routing, models, caller):
-        return listed
+        return _anthropic(listed) if speaks_anthropic(request.scope) else listed
     if not may_use(caller, name):
         raise Forbidden(f"This key may not use the model '{name}'.", param="model")
     raise await services.model_router.not_found(name, caller)
@@ -68,6 +76,20 @@ def _model(info: ModelInfo) -> dict[str, Any]:
         "workers": info.workers,
         "waiting_jobs": info.waiting,
         "paused": info.paused,
+    }
+
+
+def _anthropic(listed: dict[str, Any]) -> dict[str, Any]:
+    """Return Anthropic's model object."""
+    created = datetime.fromtimestamp(listed["created"], UTC).isoformat().replace("+00:00", "Z")
+    return {
+        "id": listed["id"],
+        "type": "model",
+        "display_name": listed["id"],
+        "created_at": created,
+        "lifecycle": "active",
+        "max_input_tokens": listed["context_length"] or None,
+        "max_tokens": listed["context_length"] or None,
     }
 
 

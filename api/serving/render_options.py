@@ -8,6 +8,7 @@ import orjson
 from api.formats.chat import ChatFormatter
 from api.formats.common import Formatter, never_streamed
 from api.formats.completion import CompletionFormatter
+from api.formats.messages import MessagesFormatter, Thinking
 from shared.domain.job import Job, Kind, Priority, Sampling
 
 # These names are stored, since neighbouring releases read them.
@@ -22,7 +23,8 @@ STORED_NAMES = {
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderOptions:
     """The options of a job's answer. A worker generates `n_generated` choices of each prompt, and the client gets
-    `n_returned` of them."""
+    `n_returned` of them. `thinking` is what a message of the Messages API has of the reasoning; it is None for all
+    other answers."""
 
     kind: Kind
     model: str
@@ -37,9 +39,12 @@ class RenderOptions:
     echo: bool = False
     logprobs: bool = False
     include_usage: bool = False
+    thinking: Thinking | None = None
 
     def encode(self) -> str:
-        return orjson.dumps({STORED_NAMES.get(name, name): value for name, value in asdict(self).items()}).decode()
+        """Encode the options. What releases before 0.3 do not know is left out where it says nothing."""
+        given = {name: value for name, value in asdict(self).items() if value is not None or name != "thinking"}
+        return orjson.dumps({STORED_NAMES.get(name, name): value for name, value in given.items()}).decode()
 
     def job(self, job_id: str, *, model: str = "", priority: Priority = Priority.STANDARD) -> Job:
         """Rebuild as much of the job as the relay and the formatters need. `priority` and `model` come from the job's
@@ -57,9 +62,11 @@ class RenderOptions:
             priority=priority,
         )
 
-    def formatter(self) -> ChatFormatter | CompletionFormatter:
+    def formatter(self) -> ChatFormatter | CompletionFormatter | MessagesFormatter:
         """Rebuild the formatter of the job's answer. Raises InvalidRequest for an answer that cannot be streamed."""
         match self.kind:
+            case Kind.CHAT if self.thinking is not None:
+                return MessagesFormatter(thinking=self.thinking)
             case Kind.CHAT:
                 return ChatFormatter(n=self.n_generated, include_usage=self.include_usage, logprobs=self.logprobs)
             case Kind.COMPLETION:
@@ -95,6 +102,8 @@ def _fields_of(formatter: Formatter) -> dict[str, Any]:
             fields = {"n_generated": n, "n_returned": n}
         case CompletionFormatter(prompts=prompts, candidates=candidates, n=n, echo=echo):
             fields = {"n_generated": candidates, "n_returned": n, "prompts": prompts, "echo": echo}
+        case MessagesFormatter(thinking=thinking):
+            return {"n_generated": 1, "n_returned": 1, "thinking": thinking}
         case _:
             return {"n_generated": 1, "n_returned": 1}
     return fields | {"logprobs": formatter.logprobs, "include_usage": formatter.include_usage}
@@ -104,4 +113,7 @@ def decode_render_options(data: str) -> RenderOptions:
     fields: dict[str, Any] = orjson.loads(data)
     for name, stored_name in STORED_NAMES.items():
         fields[name] = fields.pop(stored_name)
-    return RenderOptions(kind=Kind(fields.pop("kind")), **fields)
+    thinking = fields.pop("thinking", None)
+    return RenderOptions(
+        kind=Kind(fields.pop("kind")), thinking=None if thinking is None else Thinking(thinking), **fields
+    )

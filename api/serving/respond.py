@@ -54,7 +54,7 @@ async def respond_stream(services: Services, submission: Submission, options: Re
         first_events = await _first_token(services, stream)
         formatter = submission.formatter.stream(job, ids=options.event_ids)
         body = _body(services, stream, first_events, formatter, began=options.began)
-        return EventStream(body, services.settings, opened=opened.pop_all(), headers=headers)
+        return _event_stream(services, body, opened, headers, formatter)
 
 
 async def enqueue_and_open(
@@ -231,4 +231,16 @@ async def resume_stream(services: Services, job: Job, formatter: StreamFormatter
         await services.queue.attach(job.id, subscriber=services.relay.name)
         services.relay.mark_enqueued(stream, logged=True)
         body = _body(services, stream, [], formatter, began=time.monotonic())
-        return EventStream(body, services.settings, opened=opened.pop_all(), headers=_names_of(job))
+        return _event_stream(services, body, opened, _names_of(job), formatter)
+
+
+def _event_stream(
+    services: Services,
+    body: AsyncGenerator[bytes],
+    opened: ExitStack,
+    headers: dict[str, str],
+    formatter: StreamFormatter,
+) -> EventStream:
+    return EventStream(
+        body, services.settings, opened=opened.pop_all(), headers=headers, keep_alive=formatter.keep_alive
+    )

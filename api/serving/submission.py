@@ -9,6 +9,7 @@ from api.formats.chat import ChatFormatter
 from api.formats.common import Formatter, WholeOnly
 from api.formats.completion import CompletionFormatter
 from api.formats.embedding import EmbeddingCollector
+from api.formats.messages import InputTokensCollector, MessagesFormatter, Thinking
 from api.formats.rerank import RankingCollector
 from api.formats.tokens import TextCollector, TokenCountCollector, TokenListCollector
 from api.http.request_options import RequestOptions
@@ -16,10 +17,12 @@ from api.schemas.base import listed
 from api.schemas.chat import ChatCompletionRequest, Message
 from api.schemas.completion import CompletionRequest
 from api.schemas.embedding import EmbeddingRequest
+from api.schemas.messages import CountTokensRequest, MessagesRequest
 from api.schemas.rerank import RerankRequest
 from api.schemas.response import ResponseRequest
 from api.schemas.tokens import Counted, DetokenizeRequest, TokenCountRequest, TokenizeRequest
 from api.schemas.tools import tools_request
+from api.serving.message_chat import chat_of_message, thinking_of
 from api.serving.render_options import RenderOptions, render_options_of
 from api.serving.response_chat import chat_of, named_as_sent, require_own_tools, tool_grammars
 from api.serving.sampling import sampling_of
@@ -151,6 +154,26 @@ async def response_submission(
     job = replace(job, keep_s=services.settings.response_ttl_s)
     stored = replace(services.responses.stored(record), created_ms=job.created_ms)
     return Submission(job, record, stored, keep_alive=body.keep_alive)
+
+
+async def message_submission(services: Services, body: MessagesRequest, options: RequestOptions) -> Submission:
+    """Submit a message of Anthropic's API. `max_tokens`, which it must have, is lowered to what fits the context."""
+    job = await chat_job(services, chat_of_message(body, services.settings), options)
+    request, sampling = job.request | {"thinking": thinking_of(body)}, replace(job.sampling, clamped=True)
+    job = replace(job, id=f"msg_{job.id.partition('-')[2]}", request=request, sampling=sampling)
+    omitted = body.thinking is not None and body.thinking.display == "omitted"
+    thinking = Thinking.HIDDEN if not body.thinks else Thinking.SEALED if omitted else Thinking.SHOWN
+    return Submission(job, MessagesFormatter(thinking=thinking))
+
+
+async def input_tokens_submission(services: Services, body: CountTokensRequest, options: RequestOptions) -> Submission:
+    """Submit the prompt of a message, to count its tokens."""
+    chat = chat_of_message(body, services.settings)
+    tools = tools_request(chat.tools, chat.tool_choice, None)
+    request = conversation_request(chat.messages, tools, None, chat.reasoning_effort)
+    request |= {"special": True, "texts": False, "thinking": thinking_of(body)}
+    job = await services.admission.job("tok", body.model, Kind.TOKENS, options, request=request)
+    return Submission(job, WholeOnly(InputTokensCollector))
 
 
 async def _used(services: Services, body: ResponseRequest, job: Job) -> dict[str, Any]:

@@ -7,8 +7,8 @@ the end of an event. Anything else is a new format, which is read one release be
 format fails and keeps its bytes for a replay. tests/unit/shared/test_codec.py holds the bytes of each release.
 
 Events are compact arrays, because one is written for every token: `["d", choice, text, [ids]]`, then the finish
-reason, the logprobs, the reasoning and the tool calls, up to the last that the event has. A token's bytes travel as a
-string of one character per byte, a vector as base64 of little-endian single-precision numbers.
+reason, the logprobs, the reasoning, the tool calls and the stop string, up to the last that the event has. A token's
+bytes travel as a string of one character per byte, a vector as base64 of little-endian single-precision numbers.
 """
 
 import sys
@@ -130,6 +130,7 @@ def event_from_wire(seq: int, wire: list[Any]) -> Event:
                     logprobs=tuple(map(_row_from_wire, rest[0])) if rest else (),
                     reasoning=rest[1] if len(rest) > 1 else "",
                     calls=tuple(CallPart(*part) for part in rest[2]) if len(rest) > 2 else (),
+                    stop=rest[3] if len(rest) > 3 else "",
                 )
             case ["p", prompt, text, rows, *_]:
                 return Echoed(seq=seq, prompt=prompt, text=text, logprobs=tuple(map(_row_from_wire, rows)))
@@ -164,10 +165,10 @@ def _little(numbers: "array[float]") -> "array[float]":
 
 def _rest_to_wire(event: Delta) -> list[Any]:
     """Return the optional elements of a delta, up to the last that this one has; most tokens have none."""
-    if event.calls or event.reasoning or event.logprobs:
+    if event.stop or event.calls or event.reasoning or event.logprobs:
         rows = [_row_to_wire(each) for each in event.logprobs]
-        rest = [event.finish_reason, rows, event.reasoning, [tuple(part) for part in event.calls]]
-        return rest if event.calls else rest[:3] if event.reasoning else rest[:2]
+        rest = [event.finish_reason, rows, event.reasoning, [tuple(part) for part in event.calls], event.stop]
+        return rest if event.stop else rest[:4] if event.calls else rest[:3] if event.reasoning else rest[:2]
     return [event.finish_reason] if event.finish_reason else []
 
 

@@ -76,6 +76,7 @@ class Delta:
 
     `choice` counts all choices of all prompts. `logprobs` has one entry per token if the job asks for them; in a chat
     the token that ends the answer has none. `reasoning` and `calls` are the parts of a chat's answer beside its text.
+    `stop` is the stop string that ended the answer; empty if none did, or if a release before 0.3 wrote the event.
     """
 
     seq: int
@@ -86,6 +87,7 @@ class Delta:
     logprobs: tuple[Logprobs, ...] = ()
     reasoning: str = ""
     calls: tuple[CallPart, ...] = ()
+    stop: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,13 +14,15 @@ ANSWER_CHARS_MAX = 4_000_000
 
 @dataclass(slots=True, kw_only=True)
 class Part:
-    """The part that a piece adds to an answer. `reason` is set if nothing can follow."""
+    """The part that a piece adds to an answer. `reason` is set if nothing can follow, and `stop` if a stop
+    string ended it."""
 
     text: str = ""
     reasoning: str = ""
     calls: tuple[CallPart, ...] = ()
     logprobs: tuple[Logprobs, ...] = ()
     reason: FinishReason | None = None
+    stop: str = ""
 
     def __bool__(self) -> bool:
         return bool(self.text or self.reasoning or self.calls or self.logprobs or self.reason)
@@ -81,7 +83,8 @@ class Answer:
         fresh = self._repetition.text(self._counted(piece.text, piece.tokens))
         text = self._stops.push(fresh)
         logprobs = piece.logprobs if self._wants_logprobs and (fresh or not piece.text) else ()
-        return Part(text=text, logprobs=logprobs, reason=FinishReason.STOP if self._stops.found else None)
+        reason = FinishReason.STOP if self._stops.found else None
+        return Part(text=text, logprobs=logprobs, reason=reason, stop=self._stops.found)
 
     def _call(self, piece: CallPart) -> Part:
         self._called = True

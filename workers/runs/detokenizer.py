@@ -39,6 +39,11 @@ class IncrementalDetokenizer:
             return text + self.end(), FinishReason.LENGTH
         return text, None
 
+    @property
+    def stopped_by(self) -> str:
+        """The stop string that ended the text; empty if none did."""
+        return self._stops.found
+
     def end(self) -> str:
         """The rest of the text, when the answer ends without a token that ends it."""
         return self._stops.end() + self._tail()

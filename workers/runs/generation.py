@@ -151,6 +151,7 @@ class Generation(JobRun):
             logprobs=logprobs,
             reasoning=parts.reasoning,
             calls=parts.calls,
+            stop=self._detokenizers[sequence.choice].stopped_by,
         )
         return [*events, delta, *self.closing()]
 

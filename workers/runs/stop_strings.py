@@ -5,21 +5,21 @@ from collections.abc import Sequence
 
 class StopStrings:
     """`push` returns the text that is now certain: nothing of a stop string, nothing after it, and no ending that may
-    become one."""
+    become one. `found` is the stop string that ended the text, if one did."""
 
     def __init__(self, stop: Sequence[str]) -> None:
         self._stop = stop
         self._held = ""
-        self.found = False
+        self.found = ""
 
     def push(self, text: str) -> str:
         if not self._stop:
             return text
         self._held += text
-        at = min((at for stop in self._stop if (at := self._held.find(stop)) >= 0), default=None)
-        self.found = at is not None
-        keep = 0 if self.found else max((_overlap(self._held, stop) for stop in self._stop), default=0)
-        cut = len(self._held) - keep if at is None else at
+        if found := [(at, stop) for stop in self._stop if (at := self._held.find(stop)) >= 0]:
+            cut, self.found = min(found)
+        else:
+            cut = len(self._held) - max(_overlap(self._held, stop) for stop in self._stop)
         text, self._held = self._held[:cut], self._held[cut:]
         return text
 

@@ -87,6 +87,7 @@ class TextRun(SourceRun):
             logprobs=part.logprobs,
             reasoning=part.reasoning,
             calls=part.calls,
+            stop=part.stop,
         )
         return [delta, *self.closing()]
 
@@ -146,6 +147,7 @@ def _request(delivery: Delivery, choice: int, said: Said) -> ChatRequest | Compl
         parallel_tool_calls=request.get("parallel", True),
         reasoning_effort=request.get("effort"),
         template=request.get("template", {}),
+        thinking=request.get("thinking"),
     )
 
 

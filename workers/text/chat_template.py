@@ -80,7 +80,8 @@ class ChatTemplate:
         if taken := sorted(told.keys() & self._reserved):
             param = f"chat_template_kwargs.{taken[0]}"
             raise InvalidRequest(f"'{param}' cannot be set by a request.", param=param)
-        told |= self._effort(request.get("effort"), reasons)
+        told |= self._effort(request.get("effort"), reasons, lenient="thinking" in request)
+        told |= _thinking(request.get("thinking"))
         try:
             with time_limit(RENDER_S_MAX):
                 text: str = self._tokenizer.apply_chat_template(
@@ -94,15 +95,16 @@ class ChatTemplate:
             raise InvalidRequest(message, param="messages") from error
         return text
 
-    def _effort(self, effort: str | None, reasons: bool) -> dict[str, Any]:
-        """The template's variable for the reasoning effort. Raises InvalidRequest if the model has none."""
+    def _effort(self, effort: str | None, reasons: bool, *, lenient: bool = False) -> dict[str, Any]:
+        """The template's variable for the reasoning effort. Unless `lenient`, raises InvalidRequest if the model has
+        none."""
         if effort is None:
             return {}
         if "reasoning_effort" in self.text:
             return {"reasoning_effort": effort}
         if "enable_thinking" in self.text:
             return {"enable_thinking": effort != "none"}
-        if effort == "none" and not reasons:
+        if lenient or (effort == "none" and not reasons):
             return {}
         about = "always reasons as much as it likes" if reasons else "does not reason"
         raise InvalidRequest(f"'reasoning_effort' cannot be set: this model {about}.", param="reasoning_effort")
@@ -143,6 +145,14 @@ class ChatTemplate:
             case list():
                 return [self._wedged(each, wedge) for each in value]
         return value
+
+
+def _thinking(asked: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The variables by which templates are told whether to reason: Qwen's and DeepSeek's."""
+    if asked is None:
+        return {}
+    thinks = asked.get("type") in ("enabled", "adaptive")
+    return {"enable_thinking": thinks, "thinking": thinks}
 
 
 def _function(function: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ STREAMED = {
     ("post", "/v1/chat/completions"),
     ("post", "/v1/completions"),
     ("post", "/v1/responses"),
+    ("post", "/v1/messages"),
     ("get", "/v1/responses/{response_id}"),
     ("get", "/v1/jobs/{job_id}/events"),
 }

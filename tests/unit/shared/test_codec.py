@@ -99,6 +99,7 @@ JOBS = [
     ),
 ]
 STARTED = Started(seq=0, prompt_tokens=3, dtype="float32")  # since 0.3
+STOPPED = Delta(seq=0, choice=0, text="a", token_ids=(1,), finish_reason=FinishReason.STOP, stop="END")  # since 0.3
 DRAWN = Job(id="d", kind=Kind.CHAT, request={"messages": []}, sampling=Sampling(seed=7, seeded=False), **PLAIN)
 READ_ALOUD = """
 import json, sys
@@ -113,6 +114,13 @@ json.dump({"jobs": jobs, "events": events}, sys.stdout)
 @pytest.mark.parametrize("event", [*EVENTS, STARTED], ids=repr)
 def test_an_event_survives_the_wire(event: Event) -> None:
     assert decode_event(event.seq, encode_event(event)) == event
+
+
+def test_the_stop_string_of_an_answer_survives_the_wire() -> None:
+    event = decode_event(0, encode_event(STOPPED))
+
+    assert isinstance(event, Delta)
+    assert (event, event.stop) == (STOPPED, "END")
 
 
 @pytest.mark.parametrize("job", [*JOBS, DRAWN], ids=lambda job: job.id)
@@ -143,10 +151,11 @@ def test_the_release_before_reads_what_this_one_writes(release_before: Path) -> 
 
 
 def test_the_release_before_ignores_what_this_one_adds(release_before: Path) -> None:
-    jobs, events = _read_aloud(release_before, [DRAWN], [STARTED])
+    jobs, events = _read_aloud(release_before, [DRAWN], [STARTED, STOPPED])
 
     assert decode_job(jobs[0].encode()) == replace(DRAWN, sampling=Sampling(seed=7))
     assert decode_event(0, events[0].encode()) == Started(seq=0, prompt_tokens=3)
+    assert events[1] == '["d",0,"a",[1],"stop"]'
 
 
 def _read_aloud(release: Path, jobs: list[Job], events: list[Event]) -> tuple[list[str], list[str]]:

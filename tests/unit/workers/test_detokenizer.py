@@ -97,9 +97,11 @@ def test_what_could_become_a_stop_is_held_back_and_released() -> None:
 
 
 def test_the_earliest_of_several_stops_wins() -> None:
-    texts, _ = push_all(detokenizer("world", "lo w"), b"hello world")
+    written = detokenizer("world", "lo w")
+    texts, _ = push_all(written, b"hello world")
 
     assert "".join(texts) == "hel"
+    assert written.stopped_by == "lo w"
 
 
 def test_held_text_is_released_when_the_budget_ends() -> None:

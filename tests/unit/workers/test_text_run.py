@@ -62,6 +62,7 @@ def test_an_answer_ends_before_a_stop_string_that_comes_in_two_pieces() -> None:
     events = computed(Given(), delivered(stop=("END",)), "one E", "ND two", "three")
 
     assert (text_of(events), reason_of(events)) == ("one ", FinishReason.STOP)
+    assert [event.stop for event in events if isinstance(event, Delta)] == ["", "END"]
 
 
 def test_what_may_become_a_stop_string_is_shown_if_it_does_not() -> None:

@@ -21,7 +21,7 @@ def messages_body(request: ChatRequest, provider: Provider, model: str, said: Sa
     sampling = request.sampling
     if sampling.grammar and "output_config" not in request.extra:
         raise InvalidRequest(f"'{sampling.grammar.param}' is not supported here.", param=sampling.grammar.param)
-    if request.reasoning_effort:
+    if request.reasoning_effort and request.thinking is None:
         raise InvalidRequest("'reasoning_effort' is not supported here: send 'thinking'.", param="reasoning_effort")
     fields = {NAMES.get(name, name): value for name, value in sampling_fields(sampling, provider, said).items()}
     messages = [each for message in request.messages for each in _message(message)]
@@ -35,9 +35,16 @@ def messages_body(request: ChatRequest, provider: Provider, model: str, said: Sa
         "messages": messages,
         "stream": True,
         **fields,
+        **_thinking(request),
         **({"system": "\n\n".join(system)} if system else {}),
         **_tools(request),
     }
+
+
+def _thinking(request: ChatRequest) -> dict[str, Any]:
+    """How much to think, as a client of the Messages API asked for it."""
+    effort = {"output_config": {"effort": request.reasoning_effort}} if request.reasoning_effort else {}
+    return ({"thinking": dict(request.thinking)} if request.thinking else {}) | effort
 
 
 def _message(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
