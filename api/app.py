@@ -177,6 +177,7 @@ def _make_shard_map(settings: Settings) -> ShardMap:
             client,
             job_ttl_s=settings.job_ttl_s,
             failed_ttl_s=settings.failed_ttl_s,
+            keep_requests=settings.keep_requests,
             confirm=partial(durability_command, client, settings),
         )
         shards.append(shard(client, queue))

@@ -22,6 +22,7 @@ from shared.models_file.problems import did_you_mean
 from shared.queue.event_channel import RedisChannel
 from shared.queue.redis_queue import RedisQueue
 from shared.redis.client import connect
+from shared.settings import Settings
 
 FAILED_MAX = 1000
 REDIS_URL_HELP = (
@@ -37,6 +38,7 @@ class Backend:
     """The parts of Penstock that the commands use."""
 
     client: Redis
+    settings: Settings
     job_records: JobRecords
     queue: RedisQueue
     channel: RedisChannel
@@ -85,12 +87,18 @@ def _redis_url() -> click.Option:
 async def open_backend(redis_url: str | None) -> AsyncIterator[Backend]:
     settings = operator_settings(redis_url)
     client: Redis = connect(settings.redis_url)
-    queue = RedisQueue(client, job_ttl_s=settings.job_ttl_s, failed_ttl_s=settings.failed_ttl_s)
+    queue = RedisQueue(
+        client,
+        job_ttl_s=settings.job_ttl_s,
+        failed_ttl_s=settings.failed_ttl_s,
+        keep_requests=settings.keep_requests,
+    )
     try:
         records, registry = JobRecords(client), ModelRegistry(client)
         hosting = Hosting(client)
         yield Backend(
             client=client,
+            settings=settings,
             job_records=records,
             queue=queue,
             channel=RedisChannel(client),

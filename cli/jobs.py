@@ -1,7 +1,6 @@
-"""`penstock jobs`: lists, shows, follows, cancels and replays jobs."""
+"""`penstock jobs`: lists, shows, follows, cancels and replays jobs. `job_reruns` adds `rerun` and `compare`."""
 
 import asyncio
-import difflib
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -191,25 +190,6 @@ def replay(
             sys.exit(1)
 
     with_backend(redis_url, replay_chosen)
-
-
-@jobs.command()
-@click.argument("job_id")
-@click.pass_obj
-def compare(redis_url: str | None, job_id: str) -> None:
-    """Compare the output of a job and of its replay."""
-
-    async def print_difference(backend: Backend) -> None:
-        record = await backend.job_records.record(job_id)
-        names = (record.replay_of or job_id, record.replayed_as or job_id)
-        old, new = await backend.channel.read([(name, 0) for name in names])
-        before = old.events if names[0] != names[1] else await backend.channel.previous(job_id)
-        if not before:
-            raise NotFound(f"The job {job_id} was never replayed.")
-        lines = difflib.unified_diff(_text(before).splitlines(), _text(new.events).splitlines(), *names, lineterm="")
-        echo("\n".join(lines) or "both outputs are the same")
-
-    with_backend(redis_url, print_difference)
 
 
 def _jobs(count: int) -> str:

@@ -15,6 +15,7 @@ import click
 from cli.backend import REDIS_URL_HELP
 from cli.doctor import doctor
 from cli.extras import of_extra
+from cli.job_reruns import compare, rerun
 from cli.jobs import jobs
 from cli.keys import keys
 from cli.models import models
@@ -357,6 +358,8 @@ def top(redis_url: str | None, seconds: float, once: bool) -> None:
     watch(redis_url, seconds=seconds, once=once, target_wait_s=load_settings().target_wait_s)
 
 
+jobs.add_command(rerun)
+jobs.add_command(compare)
 main.add_command(jobs)
 main.add_command(keys)
 main.add_command(models)

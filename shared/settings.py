@@ -70,6 +70,11 @@ class Settings(BaseSettings):
     target_wait_s: float = Field(10, gt=0, description="queue wait that `workers_wanted` aims at")
     attempts_max: int = Field(3, ge=1, description="claims without progress before a job fails as poison")
     job_ttl_s: int = Field(3600, ge=1, description="how long an ended job and its events are kept")
+    keep_requests: bool = Field(
+        False,
+        description="whether the API keeps the requests of ended jobs, too, as long as the jobs, so that `penstock jobs"
+        " rerun` can run them again; those of failed jobs are always kept",
+    )
     failed_ttl_s: int = Field(7 * 86400, ge=1, description="how long a failed job is kept for replay")
 
     header_bytes_max: int = Field(

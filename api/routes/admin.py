@@ -13,11 +13,13 @@ from fastapi.responses import Response
 from api.http.json_route import JsonRoute
 from api.http.problems import Problem, Refused
 from api.routes.jobs import job_object
-from api.schemas.admin import KeyLimits, NewKey, ReplayRequest
+from api.schemas.admin import KeyLimits, NewKey, ReplayRequest, RerunChanges, RerunRequest
 from api.serving.services import Services, ServicesDep, services_of
 from shared.catalog.api_keys import ApiKey
+from shared.catalog.comparison import Written, compare
 from shared.catalog.demand import demand_object, together
 from shared.catalog.replay import Filter, Replayer
+from shared.catalog.rerun import Rerunner
 from shared.domain.errors import InvalidRequest, NotFound
 from shared.domain.lifecycle import State
 
@@ -118,6 +120,37 @@ async def replay_jobs(body: ReplayRequest, services: ServicesDep) -> dict[str, A
         "object": "list",
         "data": [each.body() async for each in replayer.replay(found, rate_per_s=body.rate_per_s, to=to)],
     }
+
+
+@router.post("/jobs/{job_id}/rerun")
+async def rerun_job(job_id: str, body: RerunChanges, services: ServicesDep) -> dict[str, Any]:
+    """Run any kept job again as a new job, with changes. The job itself stays as it is."""
+    return (await _rerunner(services).rerun(job_id, body.changes())).body()
+
+
+@router.post("/rerun")
+async def rerun_jobs(body: RerunRequest, services: ServicesDep) -> dict[str, Any]:
+    """Run many kept jobs again as new jobs of the batch class, with changes."""
+    rerunner = _rerunner(services)
+    found = body.jobs or await rerunner.find(body.selection())
+    if body.dry_run:
+        return {"object": "list", "data": [{"job": job_id} for job_id in found]}
+    return {"object": "list", "data": [each.body() async for each in rerunner.rerun_all(found, body.changes())]}
+
+
+@router.get("/jobs/{job_id}/compare")
+async def compare_jobs(
+    job_id: str, services: ServicesDep, other: Annotated[str, Query(alias="with", min_length=1)]
+) -> dict[str, Any]:
+    """Compare two jobs: their texts, tokens, times, finish reasons and usage."""
+    records = [await services.job_records.record(each) for each in (job_id, other)]
+    pages = await services.queue.read([(job_id, 0), (other, 0)])
+    one, two = (Written(record=r, events=page.events) for r, page in zip(records, pages, strict=True))
+    return compare(one, two)
+
+
+def _rerunner(services: Services) -> Rerunner:
+    return Rerunner(services.queue, services.job_records, _replayer(services), services.settings)
 
 
 def _replayer(services: Services) -> Replayer:

@@ -56,6 +56,50 @@ class ReplayedJobs(BaseModel):
     data: list[ReplayedJob]
 
 
+class RerunJob(BaseModel):
+    """A job that was run again as `rerun_as`. `refused` says why it was not. A dry run leaves out `rerun_as`."""
+
+    job: str
+    rerun_as: str | None = None
+    refused: str | None = None
+
+
+class RerunJobs(BaseModel):
+    object: Literal["list"]
+    data: list[RerunJob]
+
+
+class ComparedJob(BaseModel):
+    """A job as it is compared: `waited_s` is the time until its first claim, and `took_s` that from there to its
+    end."""
+
+    job: str
+    model: str
+    status: str
+    outcome: str | None
+    finish_reasons: list[str]
+    priority: str
+    attempts: int
+    prompt_tokens: int | None
+    cached_tokens: int | None
+    reasoning_tokens: int | None
+    completion_tokens: int
+    cost_micros: int | None
+    waited_s: float | None
+    took_s: float | None
+    tokens_per_s: float | None
+
+
+class JobComparison(BaseModel):
+    """Two jobs, and the unified difference of their texts by lines, cut off if it is too long."""
+
+    object: Literal["job.comparison"]
+    jobs: list[ComparedJob]
+    same: bool
+    diff: list[str]
+    truncated: bool
+
+
 class DemandObject(BaseModel):
     object: Literal["demand"]
     model: str

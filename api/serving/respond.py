@@ -28,7 +28,7 @@ from shared.domain.job import Job
 from shared.observability.metrics import ApiMetrics
 from shared.observability.tracing import TRACER, to_carry
 from shared.process.tasks import first_of
-from shared.queue.protocols import Accepted, Bounds
+from shared.queue.protocols import Accepted, bounds_of
 from shared.queue.refusals import later
 
 MODEL_SAFE = "/:@+,=() "  # a header holds no other characters than letters, digits and these as they are
@@ -101,16 +101,12 @@ def _names_of(job: Job) -> dict[str, str]:
 
 async def _enqueue(services: Services, submission: Submission, options: RequestOptions) -> Accepted:
     """Call `RedisQueue.enqueue` of the Redis that has the job's model."""
-    job, settings = submission.job, services.settings
+    job = submission.job
     with TRACER.start_as_current_span(f"send {job.model}", kind=SpanKind.PRODUCER) as span:
         span.set_attributes({"messaging.destination.name": job.model, "messaging.message.id": job.id})
         return await services.queue.enqueue(
             job,
-            bounds=Bounds(
-                jobs_max=settings.queue_jobs_max,
-                tokens_max=settings.queue_tokens_max,
-                bytes_max=settings.queue_bytes_max,
-            ),
+            bounds=bounds_of(services.settings),
             subscriber=services.relay.name,
             idempotency=options.idempotency,
             rate_limits=services.authenticator.rate_limits(options.caller, paced=options.paced),

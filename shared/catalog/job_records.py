@@ -34,6 +34,7 @@ class JobRecord:
     tenant: str
     priority: Priority
     replay_of: str
+    counts_cost: bool  # to its API key
     replayed_as: str
     timeline: list[tuple[int, str]]
 
@@ -119,6 +120,7 @@ class JobRecords:
             tenant=text.get("tenant", ""),
             priority=list(Priority)[int(text.get("class", Priority.STANDARD.rank))],
             replay_of=text.get("replay_of", ""),
+            counts_cost="month" in text or "cost_month" in text,
             replayed_as=text.get("replayed_as", ""),
             timeline=[_moment(line) for line in text.get("timeline", "").splitlines()],
         )

@@ -13,7 +13,7 @@ from shared.catalog.job_records import JobRecord, JobRecords
 from shared.catalog.model_registry import ModelRegistry
 from shared.domain.codec import decode_job
 from shared.domain.errors import DecodeError, InvalidRequest, NotFound
-from shared.domain.job import ModelInfo
+from shared.domain.job import Job, ModelInfo
 from shared.domain.lifecycle import State
 from shared.domain.suitability import require_suited
 from shared.queue.protocols import QueueProducer
@@ -106,6 +106,10 @@ class Replayer:
             job = decode_job(record.payload.encode())
         except DecodeError as error:
             raise InvalidRequest(f"The job {job_id} cannot be read: {error}") from error
+        await self.require_allowed(job, to)
+
+    async def require_allowed(self, job: Job, to: ModelInfo) -> None:
+        """Raise InvalidRequest if the model cannot serve the job, or if its key may not use the model."""
         with suppress(NotFound):  # its tenant has no key, or no longer
             key = await self._api_keys.get(job.tenant)
             if key.models and to.name not in key.models:

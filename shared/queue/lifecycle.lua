@@ -334,12 +334,12 @@ end
 
 -- part: close
 -- needs: clock, drop_entry, idempotency, let_go, raise_ttl, timeline, wake, width
--- Close a job: its entry, its lease, its registry, its lifetime. Only failed jobs keep their payload, since only they
--- can run again.
+-- Close a job: its entry, its lease, its registry, its lifetime. Failed jobs keep their payload, since they can be
+-- replayed, and others only where `keep_request` says so.
 local function close(model, id, status, iso, ttl_s)
   local job = JOB .. id
-  local sid, claim_token, idempotency, isolated, worker, keep_s, notify, tenant = unpack(redis.call(
-    'HMGET', job, 'sid', 'exec', 'idempotency', 'alone', 'worker_name', 'keep_s', 'notify', 'tenant'))
+  local sid, claim_token, idempotency, isolated, worker, keep_s, notify, tenant, keep_request = unpack(redis.call(
+    'HMGET', job, 'sid', 'exec', 'idempotency', 'alone', 'worker_name', 'keep_s', 'notify', 'tenant', 'keep_request'))
   if sid then drop_entry(model, sid) end
   if claim_token then redis.call('ZREM', STARTED .. model, id .. ':' .. claim_token) end
   if isolated then redis.call('DEL', SUSPECT .. worker) end
@@ -347,7 +347,7 @@ local function close(model, id, status, iso, ttl_s)
   let_go(id)
   redis.call('HDEL', job, 'sid', 'exec', 'alone', 'moved')
   redis.call('HSET', job, 'status', status, 'ended_at', iso)
-  if status ~= 'failed' then redis.call('HDEL', job, 'payload') end
+  if status ~= 'failed' and not keep_request then redis.call('HDEL', job, 'payload') end
   if status == 'finished' and (idempotency or '') ~= '' then ttl_s = math.max(ttl_s, IDEMPOTENCY_TTL_S) end
   ttl_s = math.max(ttl_s, tonumber(keep_s or 0))
   if notify == '1' then redis.call('RPUSH', NOTICES, id .. ' ' .. tenant) end

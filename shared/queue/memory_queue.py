@@ -23,6 +23,7 @@ from shared.queue.protocols import (
     Idempotency,
     InUse,
     LogSlice,
+    Origin,
     RateLimits,
     Room,
     StoredRecord,
@@ -90,6 +91,7 @@ class MemoryQueue:
         render_options: str = "",
         trace: str = "",
         record: StoredRecord | None = None,
+        origin: Origin | None = None,
     ) -> Accepted:
         line = self._line(job.model)
         accepted = Accepted(job_id=job.id, created_ms=job.created_ms, ahead=line.waiting(job))

@@ -7,6 +7,7 @@ from typing import Protocol
 from shared.domain.events import Deadline, Event, Finished
 from shared.domain.job import Job
 from shared.domain.lifecycle import State
+from shared.settings import Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +17,12 @@ class Bounds:
     jobs_max: int
     tokens_max: int = 10**12
     bytes_max: int = 10**12
+
+
+def bounds_of(settings: Settings) -> Bounds:
+    return Bounds(
+        jobs_max=settings.queue_jobs_max, tokens_max=settings.queue_tokens_max, bytes_max=settings.queue_bytes_max
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +69,14 @@ class RateLimitsLeft:
     tokens: int
     requests_reset_s: float
     tokens_reset_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """The job whose request a new job runs again, and whether the cost of its answer counts to its API key."""
+
+    job_id: str
+    counts_cost: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,10 +204,12 @@ class QueueProducer(Protocol):
         render_options: str = "",
         trace: str = "",
         record: StoredRecord | None = None,
+        origin: Origin | None = None,
     ) -> Accepted:
         """Accept the job, or find the one that the idempotency key created before; its events go to `subscriber`, too.
-        `render_options` are kept with the job. `record` is stored when the job is accepted, and only then. Raises
-        QueueFull, LimitReached, StorageFull or IdempotencyKeyReused."""
+        `render_options` are kept with the job, and so is the id of its `origin`, if it runs that again. `record` is
+        stored when the job is accepted, and only then. Raises QueueFull, LimitReached, StorageFull or
+        IdempotencyKeyReused."""
 
     async def charge(self, tenant: str, rate_limits: RateLimits) -> float:
         """Count a request that was refused for its own fault against the tenant's requests a minute; return the seconds

@@ -27,6 +27,7 @@ from shared.queue.protocols import (
     Delivery,
     Idempotency,
     InUse,
+    Origin,
     RateLimits,
     RateLimitsLeft,
     Room,
@@ -59,10 +60,12 @@ class RedisQueue:
         job_ttl_s: int = 3600,
         failed_ttl_s: int = 7 * 86400,
         worker_ttl_s: int = 10,
+        keep_requests: bool = False,
         confirm: Callable[[], Awaitable[tuple[Any, ...]]] | None = None,
     ) -> None:
-        """`confirm` returns, once, the command that is sent on the same connection after a job is written and before it
-        is accepted. The command answers how many Redis hold the job; () is none."""
+        """With `keep_requests`, the requests of jobs that this object enqueues are kept as long as the jobs, whatever
+        their end. `confirm` returns, once, the command that is sent on the same connection after a job is written and
+        before it is accepted. The command answers how many Redis hold the job; () is none."""
         self._redis = client
         self._blocking = blocking or client
         self.scripts = {name: client.register_script(verb.script) for name, verb in lua.verbs().items()}
@@ -71,6 +74,7 @@ class RedisQueue:
         self._job_ttl_s = job_ttl_s
         self._failed_ttl_s = failed_ttl_s
         self._worker_ttl_s = worker_ttl_s
+        self._keep_requests = keep_requests
         self._confirm = confirm
         self._confirmation: tuple[Any, ...] | None = None if confirm else ()
 
@@ -85,6 +89,7 @@ class RedisQueue:
         render_options: str = "",
         trace: str = "",
         record: StoredRecord | None = None,
+        origin: Origin | None = None,
     ) -> Accepted:
         fields = self.fields(job) | {
             "subscribers": keys.events_channel(subscriber) if subscriber else "",
@@ -93,6 +98,7 @@ class RedisQueue:
             "view": render_options,
             "trace": trace,
             **_limits(rate_limits),
+            **_origin(origin),
         }
         answer = await self._call_confirmed(
             "enqueue",
@@ -232,6 +238,7 @@ class RedisQueue:
             "patience_ms": job.queue_deadline_ms,
             "run_ms": job.run_deadline_ms,
             "keep_s": job.keep_s or "",
+            "keep_request": int(self._keep_requests) or "",
             "notify": int(job.notify) or "",
         }
 
@@ -328,6 +335,12 @@ def _limits(rate_limits: RateLimits | None) -> dict[str, str]:
         return {}
     limits = f"{rate_limits.requests} {rate_limits.tokens} {rate_limits.jobs} {rate_limits.month_tokens}"
     return {"limits": limits, "month": rate_limits.month}
+
+
+def _origin(origin: Origin | None) -> dict[str, str]:
+    if origin is None:
+        return {}
+    return {"replay_of": origin.job_id, "cost_month": iso_now()[:7] if origin.counts_cost else ""}
 
 
 def _left(answer: list[int]) -> RateLimitsLeft | None:

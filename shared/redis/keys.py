@@ -94,7 +94,7 @@ enqueue and replay; a field that says nothing is not sent. "the hash" has the li
 | ended_at       | lifecycle.lua, rq         | job_records, rq                                 | when it ended, ISO 8601                                | a requeue |
 | last_heartbeat | lifecycle.lua, leases.lua | rq                                         | when its lease was renewed, ISO 8601                   | the hash |
 | worker_name    | lifecycle.lua             | lifecycle.lua, leases.lua, end.lua, job_records, rq | the worker that claimed it last                        | the hash |
-| payload        | enqueue                   | lifecycle.lua, fair_queue.lua, redis_queue, job_records | the job, as codec writes it                    | its end, unless it fails |
+| payload        | enqueue                   | lifecycle.lua, fair_queue.lua, redis_queue, job_records | the job, as codec writes it                    | its end, unless it fails or keep_request is set |
 | created_ms     | enqueue                   | -                                          | when the request came                                  | the hash |
 | class          | enqueue                   | fair_queue.lua, job_records                     | the rank of its priority                               | the hash |
 | tenant         | enqueue                   | lifecycle.lua, fair_queue.lua, key_limits.lua, job_records | for whom it runs                                  | the hash |
@@ -105,15 +105,16 @@ enqueue and replay; a field that says nothing is not sent. "the hash" has the li
 | patience_ms    | enqueue                   | lifecycle.lua, key_limits.lua, workload.lua | its queue deadline                                     | the hash |
 | run_ms         | enqueue                   | lifecycle.lua, end.lua, key_limits.lua     | its run deadline                                       | the hash |
 | keep_s         | enqueue                   | lifecycle.lua                              | lifetime after its end, if longer than usual           | the hash |
+| keep_request   | enqueue                   | lifecycle.lua                              | 1: its payload is kept after its end, too              | the hash |
 | notify         | enqueue                   | lifecycle.lua                              | 1: its end goes onto penstock:notices                  | the hash |
 | idempotency    | enqueue                   | lifecycle.lua                              | its idempotency key                                    | the hash |
 | fingerprint    | enqueue                   | -                                          | a digest of the request that came with that key        | the hash |
 | limits         | enqueue                   | -                                          | limits of its API key, as key_limits.lua reads them    | the hash |
-| month          | enqueue                   | key_limits.lua, redis_queue                | the month that its tokens count to; none without a key | the hash |
-| cost_month     | enqueue                   | key_limits.lua, redis_queue                | of a replay: the month that its cost counts to; none without a key | the hash |
+| month          | enqueue                   | key_limits.lua, redis_queue, job_records   | the month that its tokens count to; none without a key | the hash |
+| cost_month     | enqueue                   | key_limits.lua, redis_queue, job_records   | of a replay or a rerun: the month that its cost counts to; none without a key | the hash |
 | view           | enqueue                   | redis_queue, job_records                        | options that rebuild its stream                        | the hash |
 | trace          | enqueue                   | lifecycle.lua                              | its W3C trace context                                  | the hash |
-| replay_of      | enqueue                   | job_records                                     | the failed job that it replays                         | the hash |
+| replay_of      | enqueue                   | job_records                                     | the job that it replays, or runs again                 | the hash |
 | subscribers    | enqueue, readers.lua      | lifecycle.lua, readers.lua, end.lua        | channels of the API processes that read it             | the hash |
 | cost           | lifecycle.lua             | fair_queue.lua, key_limits.lua             | tokens that it is expected to take                     | the hash |
 | sid            | lifecycle.lua, leases.lua | lifecycle.lua, requeue.lua, leases.lua, end.lua, workload.lua, demand | the id of its stream entry                             | its end |

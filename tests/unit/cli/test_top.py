@@ -46,6 +46,7 @@ def snapshot(name: str) -> Snapshot:
         tenant=name,
         priority=Priority.BATCH,
         replay_of="",
+        counts_cost=False,
         replayed_as="",
         timeline=[],
     )
