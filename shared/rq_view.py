@@ -47,10 +47,19 @@ def traceback_field(text: str) -> str:
 
 
 async def register_worker(
-    client: Redis, name: str, models: Sequence[str], *, born: str, ttl_s: int, url: str = ""
+    client: Redis,
+    name: str,
+    models: Sequence[str],
+    *,
+    born: str,
+    ttl_s: int,
+    url: str = "",
+    sleeps: bool = False,
+    asleep: bool = False,
 ) -> None:
     """Make the worker visible to `rq info` for `ttl_s`. Every heartbeat repeats this, so that even a flushed Redis
-    shows the worker again. `url` leads to its health and metrics."""
+    shows the worker again. `url` leads to its health and metrics. A worker that `sleeps` can leave its device; one that
+    is `asleep` serves none of its models."""
     key = keys.worker(name)
     record: dict[Any, Any] = {
         "birth": born,
@@ -61,6 +70,8 @@ async def register_worker(
         "version": RQ_VERSION,
         "python_version": platform.python_version(),
         "url": url,
+        "sleeps": int(sleeps),
+        "asleep": int(asleep),
     }
     counted = {"state": "idle", "successful_job_count": 0, "failed_job_count": 0, "total_working_time": 0}
     async with client.pipeline(transaction=True) as pipe:
@@ -70,7 +81,7 @@ async def register_worker(
         pipe.expire(key, ttl_s)
         pipe.sadd(keys.WORKERS, key)
         for model in models:
-            pipe.sadd(keys.workers_of(model), key)
+            (pipe.srem if asleep else pipe.sadd)(keys.workers_of(model), key)
             pipe.sadd(keys.QUEUES, keys.queue(model))
         await pipe.execute()
 

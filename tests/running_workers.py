@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from shared.domain.events import Delta, Event, Finished, Outcome
@@ -16,6 +17,9 @@ from workers.loading.loaded import stepped
 from workers.loop.held_jobs import HeldJob
 from workers.loop.worker import Worker
 from workers.process.single_thread import SingleThread
+from workers.runners.base import Runner
+from workers.runners.engine_loop import EngineLoop
+from workers.runners.outbox import Outbox
 from workers.scheduling.engine_limits import EngineLimits
 
 INFO = ModelInfo(name="m", engine="scripted", context_length=1000, created_s=0)
@@ -32,6 +36,10 @@ async def _announce() -> None:
     pass
 
 
+async def _tell_nobody(_: bool) -> None:
+    pass
+
+
 def make_worker(
     queue: MemoryQueue,
     name: str = "w",
@@ -40,6 +48,8 @@ def make_worker(
     sequences_max: int = 4,
     blocks: int = 0,
     engine: type[ScriptedEngine] = ScriptedEngine,
+    loop: type[EngineLoop] = EngineLoop,
+    tell_rest: Callable[[bool], Awaitable[None]] = _tell_nobody,
     metrics: WorkerMetrics | None = None,
     announce: Callable[[], Awaitable[None]] = _announce,
     **settings: Any,
@@ -48,14 +58,20 @@ def make_worker(
         sequences_max=sequences_max, batch_tokens_max=64, context_length=1000, vocabulary=50_000, blocks=blocks
     )
     given = {"heartbeat_ms": 100, "idle_wait_ms": 10, "drain_s": 5} | settings
+    thread, scripted = SingleThread("engine"), engine(limits=limits, step_ms=step_ms, tokens=20)
+
+    def make_runner(outbox: Outbox, metrics: WorkerMetrics, more_places: Callable[[], None]) -> Runner:
+        return loop("m", scripted, thread, outbox=outbox, metrics=metrics, more_places=more_places)
+
     return Worker(
         name,
-        [stepped([INFO], engine(limits=limits, step_ms=step_ms, tokens=20), SingleThread("engine"))],
+        [replace(stepped([INFO], scripted, thread), make_runner=make_runner)],
         queue=queue,
         channel=queue,
         announce=announce,
         settings=load_settings(**given),
         metrics=metrics or WorkerMetrics(),
+        tell_rest=tell_rest,
     )
 
 
@@ -73,6 +89,11 @@ def held_job(worker: Worker, job: Job) -> HeldJob:
     held = worker._held.by_id(job.id)
     assert held
     return held
+
+
+def tell_worker(queue: MemoryQueue, message: str) -> None:
+    """Send the worker "w" what its host would send it."""
+    queue._drops.setdefault("w", asyncio.Queue()).put_nowait(message)
 
 
 async def submit(queue: MemoryQueue, job: Job) -> Job:

@@ -75,6 +75,7 @@ async def serve(specs: Sequence[ModelSpec], settings: Settings) -> None:
     presence = _Presence(client, [info for model in models for info in model.infos], url_of(bound))
     metrics = WorkerMetrics()
     worker = _worker(presence, models, client, blocking, settings, metrics)
+    presence.sleeps = worker.sleeps
     server = HealthServer(worker, metrics)
     serving = asyncio.create_task(server.serve(sockets=[bound]))
     for sign in (signal.SIGTERM, signal.SIGINT):
@@ -108,6 +109,8 @@ class _Presence:
         self._infos = infos
         self._directory = ModelRegistry(client)
         self._born = iso_now()
+        self._asleep = False
+        self.sleeps = False  # as its models can
 
     async def announce(self) -> None:
         """Announce the models first, so that whoever sees the worker can ask for its models."""
@@ -115,8 +118,19 @@ class _Presence:
             await self._directory.announce(info)
         with translated():
             await rq_view.register_worker(
-                self._client, self.name, self.models, born=self._born, ttl_s=WORKER_TTL_S, url=self.url
+                self._client,
+                self.name,
+                self.models,
+                born=self._born,
+                ttl_s=WORKER_TTL_S,
+                url=self.url,
+                sleeps=self.sleeps,
+                asleep=self._asleep,
             )
+
+    async def tell_rest(self, asleep: bool) -> None:
+        self._asleep = asleep
+        await self.announce()
 
     async def leave(self) -> None:
         try:
@@ -148,6 +162,7 @@ def _worker(
         queue=queue,
         channel=RedisChannel(client),
         announce=presence.announce,
+        tell_rest=presence.tell_rest,
         settings=settings,
         metrics=metrics,
     )

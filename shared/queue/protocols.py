@@ -278,11 +278,15 @@ class EventChannel(Protocol):
         its job, which ends the slice."""
 
 
+SLEEP, SLEEP_NOW, WAKE = "!sleep", "!sleep now", "!wake"  # no job has such an id
+
+
 class CancelChannel(Protocol):
-    """Announces to a worker the jobs that it must drop."""
+    """Announces to a worker the jobs that it must drop, and when its models sleep."""
 
     def dropped(self, worker: str) -> AsyncIterator[str]:
-        """Yield the ids of jobs that were cancelled while this worker ran them."""
+        """Yield the ids of jobs that were cancelled while this worker ran them; or SLEEP (after the running jobs),
+        SLEEP_NOW (with these handed back) or WAKE, each perhaps several times."""
 
 
 def finished(write: Write) -> Finished:

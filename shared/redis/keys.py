@@ -75,7 +75,7 @@
 | penstock:routes            | hash    | routes            | names that stand for models, as JSON         | until their host forgets them |
 | penstock:default-model     | string  | routes            | the model of requests that name none         | the deployment's |
 | penstock:events:{api}      | channel | lifecycle.lua     | the events of the jobs an API process reads  | - |
-| penstock:control:{worker}  | channel | end.lua           | ids of jobs this worker must drop            | - |
+| penstock:control:{worker}  | channel | end.lua, a host   | ids of jobs this worker must drop; `!sleep`, `!sleep now`, `!wake` | - |
 
 The fields of rq:job:{job}. `alone` is called `isolated` in our code, `moved` `progressed`. `enqueue` stands for redis_queue and rq_view, which send a new job's fields to the verbs
 enqueue and replay; a field that says nothing is not sent. "the hash" has the lifetime above.

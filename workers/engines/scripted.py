@@ -15,13 +15,17 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
+from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from pydantic import Field
+
 from shared.domain.errors import EngineError, InvalidRequest, SettingsError
 from shared.domain.events import FinishReason
 from shared.domain.job import Grammar
+from shared.observability.metrics import WorkerMetrics
 from shared.settings import Settings
 from workers.loading.loaded import Loaded, infos_of, stepped
 from workers.loading.model_spec import ModelSpec
@@ -29,6 +33,9 @@ from workers.loading.options import EngineOptions, validated
 from workers.parsers.output_parser import ParsedDelta, PlainParser
 from workers.process.single_thread import SingleThread
 from workers.protocols import Defaults, OutOfMemory
+from workers.runners.base import Runner
+from workers.runners.engine_loop import EngineLoop
+from workers.runners.outbox import Outbox
 from workers.scheduling.engine_limits import EngineLimits
 from workers.scheduling.scheduler import Batch
 from workers.scheduling.sequence import Constraint, Sampled, Sequence
@@ -160,8 +167,8 @@ class ScriptedEngine:
 
 
 def load(spec: ModelSpec, settings: Settings, thread: SingleThread) -> Loaded:
-    """Raises SettingsError for adapters, and for any option."""
-    validated(spec.engine, spec.options, EngineOptions)
+    """Raises SettingsError for adapters, and for unknown options."""
+    options = validated(spec.engine, spec.options, ScriptedOptions)
     if spec.adapters:
         raise SettingsError("ADAPTER: the scripted engine has no weights that could be adapted")
     limits = EngineLimits(
@@ -172,7 +179,50 @@ def load(spec: ModelSpec, settings: Settings, thread: SingleThread) -> Loaded:
         prefix_cache=settings.prefix_cache,
     )
     engine = ScriptedEngine(limits=limits, step_ms=settings.scripted_step_ms, tokens=settings.scripted_tokens)
-    return stepped(infos_of(spec, engine), engine, thread)
+    loaded = stepped(infos_of(spec, engine), engine, thread)
+    if not options.sleeps:
+        return loaded
+
+    def make_runner(outbox: Outbox, metrics: WorkerMetrics, more_places: Callable[[], None]) -> Runner:
+        return SleepingLoop(spec.name, engine, thread, outbox=outbox, metrics=metrics, more_places=more_places)
+
+    return replace(loaded, make_runner=make_runner)
+
+
+class ScriptedOptions(EngineOptions):
+    """`devices` is how many devices a host gives to a worker, which uses none; with `sleeps` it can leave them."""
+
+    devices: int = Field(0, ge=0)
+    sleeps: bool = False
+
+
+class SleepingLoop(EngineLoop):
+    """A loop that can sleep, though there is nothing to free."""
+
+    sleeps = True
+    _asleep = False
+
+    def sleep(self, level: int) -> Future[None]:
+        return self._set(asleep=True)
+
+    def wake(self) -> Future[None]:
+        return self._set(asleep=False)
+
+    def _set(self, *, asleep: bool) -> Future[None]:
+        done: Future[None] = Future()
+
+        def command() -> None:
+            assert not (asleep and self._busy), "it sleeps while it computes"
+            self._asleep = asleep
+            done.set_result(None)
+
+        self._inbox.put(command)
+        return done
+
+    def _count(self) -> None:
+        super()._count()
+        if self._asleep:
+            self.places = 0
 
 
 def scripted_token(sequence: Sequence, position: int) -> int:

@@ -3,6 +3,7 @@
 import logging
 import signal
 from collections.abc import Collection, Iterator, Mapping
+from enum import StrEnum
 from pathlib import Path
 
 from shared.domain.hosting import When
@@ -14,8 +15,34 @@ from workers.host.remembered import Memory, Remembered
 from workers.host.worker_process import DRAIN_S, Exit, WorkerProcess, WorkerRecord, adopted, free_id
 
 log = logging.getLogger(__name__)
+ASLEEP_BYTES = 2**30  # of a device, for a worker that sleeps there: what it has beside weights and cache
 PATIENCE_S = 15.0  # with a worker that was told to end at once
 HURRY = signal.SIGUSR1  # ends a worker at once, its running jobs handed back; one that loads simply dies of it
+
+
+class Rest(StrEnum):
+    """How far the sleep of a worker is."""
+
+    AWAKE = ""
+    FALLING_ASLEEP = "falling_asleep"
+    FALLING_ASLEEP_NOW = "falling_asleep_now"
+    ASLEEP = "asleep"
+    WAKING = "waking"
+
+
+RESTING = {
+    Rest.FALLING_ASLEEP: WorkerState.GOING_TO_SLEEP,
+    Rest.FALLING_ASLEEP_NOW: WorkerState.GOING_TO_SLEEP,
+    Rest.ASLEEP: WorkerState.ASLEEP,
+    Rest.WAKING: WorkerState.LOADING,
+}
+SAID = {
+    Rest.AWAKE: "awake",
+    Rest.FALLING_ASLEEP: "goes to sleep",
+    Rest.FALLING_ASLEEP_NOW: "goes to sleep",
+    Rest.ASLEEP: "asleep",
+    Rest.WAKING: "wakes",
+}
 
 
 class Fleet:
@@ -37,8 +64,8 @@ class Fleet:
 
     @property
     def moving(self) -> bool:
-        """True while a worker loads or ends, so that time matters."""
-        return any(state_of(each) in (WorkerState.LOADING, WorkerState.STOPPING) for each in self)
+        """True while a worker loads, ends or goes to sleep, so that time matters."""
+        return any(state_of(each) not in (WorkerState.READY, WorkerState.ASLEEP) for each in self)
 
     def start(self, load: Load, spec: HostedSpec, now: float) -> None:
         """Start a worker. Raises OSError if the system starts no process."""
@@ -68,13 +95,32 @@ class Fleet:
         worker.signal(HURRY if hurries else signal.SIGTERM)
         worker.hurried_s = worker.hurried_s or (now if hurries else 0)
 
-    def ready(self, worker: WorkerProcess, now: float) -> None:
-        """Note that a worker serves, how long it took, and what it takes."""
-        worker.note(ready_s=now)
+    def ready(self, worker: WorkerProcess, now: float, *, sleeps: bool = False) -> None:
+        """Note that a worker serves, how long it took, and what it takes. With `sleeps` it can leave its devices."""
+        worker.note(ready_s=now, sleeps=sleeps)
         record = worker.record
         self._memory.note(record.model, record.spec, load_s=now - record.launched_s)
         self.measure(worker)
         log.info("model loaded", extra={"model": record.model, "load_s": round(now - record.launched_s, 2)})
+
+    def rest(self, worker: WorkerProcess, rest: Rest, now: float, *, why: str = "", turn_s: float = 0) -> None:
+        """Note that a worker goes to sleep or wakes, or has done so, and learn what it keeps and how long it takes."""
+        record = worker.record
+        about = {"model": record.model, **({"why": why} if why else {})}
+        match rest:
+            case Rest.ASLEEP:
+                kept = {
+                    "asleep_host_bytes": worker.resident_bytes(),
+                    "asleep_device_bytes": device_bytes(worker.pids()),
+                }
+                self._memory.note(record.model, record.spec, **kept)
+            case Rest.AWAKE:
+                self._memory.note(record.model, record.spec, wake_s=now - record.rest_s)
+                worker.note(ready_s=now)
+            case Rest.WAKING:
+                worker.note(turn_s=turn_s)
+        worker.note(rest=str(rest), rest_s=now)
+        log.info(f"worker {SAID[rest]}", extra=about)
 
     def measure(self, worker: WorkerProcess) -> None:
         """Learn what a worker takes."""
@@ -82,7 +128,8 @@ class Fleet:
         known = self._memory.of(record.model, record.spec)
         on_device = device_bytes(worker.pids()) if record.devices else 0
         most = {
-            "host_bytes": max(worker.host_bytes(), known.host_bytes),
+            # The peak of one that has slept holds what was in its device, too.
+            "host_bytes": known.host_bytes if record.rest_s else max(worker.host_bytes(), known.host_bytes),
             "device_bytes": max(on_device, known.device_bytes),
         }
         self._memory.note(record.model, record.spec, **most)
@@ -114,8 +161,9 @@ class Fleet:
             id=record.id,
             model=record.model,
             state=state_of(worker),
-            since_s=record.ready_s or record.launched_s,
-            takes=_takes(record, self._memory.of(record.model, record.spec)),
+            since_s=max(record.ready_s, record.rest_s) or record.launched_s,
+            takes=(takes := _takes(record, self._memory.of(record.model, record.spec))),
+            takes_asleep=_takes_asleep(record, takes, self._memory.of(record.model, record.spec)),
             turn_s=record.turn_s,
         )
 
@@ -124,6 +172,8 @@ def state_of(worker: WorkerProcess) -> WorkerState:
     record = worker.record
     if record.stopping:
         return WorkerState.STOPPING
+    if record.rest:
+        return RESTING[Rest(record.rest)]
     return WorkerState.READY if record.ready_s else WorkerState.LOADING
 
 
@@ -131,6 +181,17 @@ def is_own(worker_keys: Collection[bytes], worker: WorkerProcess, hostname: str)
     """Return those keys of workers in Redis that are this process's."""
     prefix = f"rq:worker:{hostname}-{worker.record.pid}-".encode()
     return [each for each in worker_keys if each.startswith(prefix)]
+
+
+def _takes_asleep(record: WorkerRecord, takes: Mapping[str, int], known: Remembered) -> dict[str, int] | None:
+    """Return what a worker keeps asleep; None if it cannot sleep. Before that was measured, its weights may be as much
+    as all that it has of its devices."""
+    if not (record.sleeps and record.devices) or known.sleeps_badly:
+        return None
+    on_devices = sum(takes.get(each, 0) for each in record.devices)
+    host = known.asleep_host_bytes or takes.get(HOST, 0) + on_devices
+    left = known.asleep_device_bytes or min(ASLEEP_BYTES, *(takes.get(each, 0) for each in record.devices))
+    return {HOST: host, **dict.fromkeys(record.devices, left)}
 
 
 def _takes(record: WorkerRecord, known: Remembered) -> dict[str, int]:

@@ -16,7 +16,7 @@ from shared.domain.errors import QueueUnavailable
 from shared.domain.hosting import Host, HostedModel, When
 from workers.host.actions import Action, Load, Refuse, Sleep, Unload, Wake
 from workers.host.file_watch import FileWatch
-from workers.host.fleet import Fleet
+from workers.host.fleet import Fleet, Rest
 from workers.host.hosted_models import hosted_specs
 from workers.host.machine import HOST, Machine, WorkerState
 from workers.host.memories import machine_of
@@ -26,6 +26,7 @@ from workers.host.plan import plan
 from workers.host.redis_side import RedisSide
 from workers.host.remembered import Memory, Remembered
 from workers.host.reports import hosted_model
+from workers.host.resting import look_at_resting
 from workers.host.standing import Standing, sole_names
 from workers.host.turns import Rules
 from workers.host.worker_process import Exit, WorkerProcess
@@ -142,6 +143,7 @@ class HostLoop:
         for order in await self._redis.orders():
             self._orders.take(order, self._standings)
         await self._look_at_loading(now)
+        await look_at_resting(self._fleet, self._redis, now)
         await self._read_work(now)
         self._orders.look(self._standings)
         again_s = await self._plan(now)
@@ -150,7 +152,7 @@ class HostLoop:
         if self._is_due("measure", MEASURE_S, now):
             for worker in self._fleet.planned():
                 if worker.state is WorkerState.READY:
-                    self._fleet.measure(next(each for each in self._fleet if each.record.id == worker.id))
+                    self._fleet.measure(self._worker(worker.id))
         return again_s
 
     def _take_file(self) -> None:
@@ -179,6 +181,8 @@ class HostLoop:
         with suppress(QueueUnavailable):  # what it left in Redis ends by itself
             await self._redis.forget_worker(worker)
         standing = self._standings.get(record.model)
+        if record.rest in (Rest.FALLING_ASLEEP, Rest.FALLING_ASLEEP_NOW) and not record.stopping:
+            self._memory.note(record.model, record.spec, sleeps_badly=True)
         if not self._fleet.of(record.model):
             await self._reset_keep_alive(record.model)
         if standing is None or record.stopping:
@@ -201,8 +205,8 @@ class HostLoop:
     async def _look_at_loading(self, now: float) -> None:
         for name, standing in self._standings.items():
             for worker in self._fleet.of(name, WorkerState.LOADING):
-                if await self._redis.serves(worker):
-                    self._fleet.ready(worker, now)
+                if not worker.record.rest and await self._redis.serves(worker):
+                    self._fleet.ready(worker, now, sleeps=await self._redis.can_sleep(worker))
                     standing.loaded()
 
     async def _read_work(self, now: float) -> None:
@@ -236,8 +240,11 @@ class HostLoop:
                 standing = self._standings[name]
                 standing.failed(why, now)
                 self._to_fail.append((standing, why))
-            case Sleep() | Wake():
-                raise AssertionError("no worker is planned as one that can sleep")
+            case Sleep(worker=worker_id, when=when, why=why):
+                rest = Rest.FALLING_ASLEEP_NOW if when is When.NOW else Rest.FALLING_ASLEEP
+                self._fleet.rest(self._worker(worker_id), rest, now, why=why)
+            case Wake(worker=worker_id, turn_s=turn_s, why=why):
+                self._fleet.rest(self._worker(worker_id), Rest.WAKING, now, why=why, turn_s=turn_s)
 
     def _load(self, load: Load, now: float) -> None:
         standing = self._standings[load.model]
@@ -249,12 +256,15 @@ class HostLoop:
     async def _unload(self, unload: Unload, now: float) -> None:
         """End the worker. One that is to end once it is idle, and is not, is left for a later plan: it would take no
         jobs any more, and hold its memory for as long as its last one runs."""
-        worker = next(each for each in self._fleet if each.record.id == unload.worker)
+        worker = self._worker(unload.worker)
         if unload.when is When.IDLE and await self._redis.is_busy(worker):
             return
         if standing := self._standings.get(worker.record.model):
             standing.absent_since_s = now
         self._fleet.stop(worker, unload.when, unload.why, now)
+
+    def _worker(self, worker_id: str) -> WorkerProcess:
+        return next(each for each in self._fleet if each.record.id == worker_id)
 
     async def _fail_jobs(self) -> None:
         """Fail the jobs of models that could not be loaded, unless a worker of another host serves them."""

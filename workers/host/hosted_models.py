@@ -105,10 +105,16 @@ def _text(value: object) -> str:
 
 
 def _devices(model: Model, engine: str) -> int:
+    if engine == "scripted":
+        return _count(model.options.get("devices", 0))
     if engine not in ON_DEVICES or model.settings.get("device") == "cpu":
         return 0
-    wanted = model.options.get("tensor_parallel_size", 1)
-    return wanted if isinstance(wanted, int) else 1
+    return _count(model.options.get("tensor_parallel_size", 1))
+
+
+def _count(told: object) -> int:
+    """Return the option as a number; its worker refuses another value."""
+    return told if isinstance(told, int) else 1
 
 
 def _bytes_estimate(engine: str, source: str) -> int | None:

@@ -91,7 +91,7 @@ class _Planning:
                 self.keep_for(want)
             return False
         for victim in place.victims:
-            self._displace(victim, want)
+            self._displace(victim, want, place.needs)
         starts = may_load and not place.victims and self.memories.fits_now(place.needs)
         self.memories.take(place.needs)
         if starts:
@@ -196,12 +196,14 @@ class _Planning:
             load = Load(model=name, devices=place.devices, takes=place.needs, turn_s=turn_s, why=_reason(want))
             self.actions.append(load)
 
-    def _displace(self, victim: Victim, want: Want) -> None:
-        """Put the worker to sleep if its memory can be kept elsewhere, and else unload it."""
+    def _displace(self, victim: Victim, want: Want, needs: Bytes) -> None:
+        """Put the worker to sleep if its memory can be kept elsewhere, and what is left leaves room for what is needed;
+        else unload it."""
         worker, why = victim.worker, f"{want.model.name} needs the memory: {_reason(want)}"
         asleep = worker.takes_asleep
         kept = {name: asleep.get(name, 0) - worker.takes.get(name, 0) for name in asleep} if asleep else {}
         sleeps = asleep is not None and worker.state is WorkerState.READY and self._sleep_helps(kept)
+        sleeps = sleeps and not Memories.short(self._left_beside(asleep or {}), needs)
         if not sleeps:
             self._unload(worker, victim.when, why)
             return
@@ -209,9 +211,14 @@ class _Planning:
         self.memories.vacate({name: -amount for name, amount in kept.items()})
         self.actions.append(Sleep(worker=worker.id, when=victim.when, why=why))
 
+    def _left_beside(self, asleep: Bytes) -> dict[str, int]:
+        """Return what is left of each memory beside a worker that sleeps."""
+        return {name: total - asleep.get(name, 0) for name, total in self.machine.memories.items()}
+
     def _sleep_helps(self, kept: Bytes) -> bool:
         more = {name: amount for name, amount in kept.items() if amount > 0}
-        return HOST in more and self.memories.fits_now(more) and self.memories.fits_later(more)
+        frees = any(amount < 0 for name, amount in kept.items() if name != HOST)
+        return frees and self.memories.fits_now(more) and self.memories.fits_later(more)
 
     def _unload(self, worker: PlannedWorker, when: When, why: str) -> None:
         self._going.add(worker.id)

@@ -84,6 +84,30 @@ class RedisSide:
         """True once the worker's process has announced itself."""
         return bool(is_own(await self._workers(worker.record.model), worker, socket.gethostname()))
 
+    async def can_sleep(self, worker: WorkerProcess) -> bool:
+        """True if the worker can leave its devices while it serves nobody."""
+        return b"1" in await self._told(worker, "sleeps")
+
+    async def is_asleep(self, worker: WorkerProcess) -> bool:
+        return b"1" in await self._told(worker, "asleep")
+
+    async def tell(self, worker: WorkerProcess, message: str) -> None:
+        """Tell a worker SLEEP, SLEEP_NOW or WAKE. It may not hear it: tell it again until it has done so."""
+        for key in await self._keys(worker):
+            with translated():
+                await self._redis.publish(keys.control_channel(key.removeprefix(keys.worker(""))), message)
+
+    async def _told(self, worker: WorkerProcess, field: str) -> list[Any]:
+        with translated():
+            found: Any = [await self._redis.hget(key, field) for key in await self._keys(worker)]
+        return list(found)
+
+    async def _keys(self, worker: WorkerProcess) -> list[str]:
+        """Return the worker's record in Redis, also while it sleeps; more, if it began again."""
+        with translated():
+            members: Any = await self._redis.smembers(keys.WORKERS)
+        return [key.decode() for key in is_own(members, worker, socket.gethostname())]
+
     async def is_busy(self, worker: WorkerProcess) -> bool:
         """True if the worker runs a job, as far as it has told."""
         own = is_own(await self._workers(worker.record.model), worker, socket.gethostname())

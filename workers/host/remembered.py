@@ -12,13 +12,18 @@ from shared.process.private_files import write_private
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remembered:
     """A host remembers of a model what a worker took at its peak, of the main memory and of each of its devices (0 is
-    unknown), how long the last load took, and until when an operator keeps it. `spec` is the digest of what was
+    unknown) and what it kept of both while it slept, how long the last load and the last waking took, and until when an
+    operator keeps it. One that `sleeps_badly` died when it was put to sleep. `spec` is the digest of what was
     measured."""
 
     spec: str = ""
     host_bytes: int = 0
     device_bytes: int = 0
     load_s: float = 0
+    asleep_host_bytes: int = 0
+    asleep_device_bytes: int = 0
+    wake_s: float = 0
+    sleeps_badly: bool = False
     kept_until_s: float = 0
 
 

@@ -18,7 +18,7 @@ def hosted_model(
     workers = fleet.of(spec.name)
     ready = [each for each in workers if state_of(each) is WorkerState.READY]
     state = _state(standing, [state_of(each) for each in workers])
-    launched_s = min((each.record.launched_s for each in workers), default=0.0)
+    launched_s = min((each.record.rest_s or each.record.launched_s for each in workers), default=0.0)
     loading = state is HostedState.LOADING
     return HostedModel(
         host=host,
@@ -45,6 +45,8 @@ def _state(standing: Standing, states: list[WorkerState]) -> HostedState:
         return HostedState.READY
     if WorkerState.LOADING in states:
         return HostedState.LOADING
+    if WorkerState.ASLEEP in states:
+        return HostedState.ASLEEP
     if states:
         return HostedState.DRAINING
     return HostedState.FAILED if standing.reason else HostedState.CONFIGURED

@@ -17,6 +17,7 @@ BACK_OFF_S, BACK_OFF_MAX_S = 5.0, 300.0
 HELD_OFF_S = 30.0  # before waiting jobs load a model again that an operator has unloaded
 PEAK_S = 60.0
 UNMEASURED_LOAD_S = 10.0
+UNMEASURED_WAKE_S = 1.0
 
 
 @dataclass(slots=True)
@@ -86,6 +87,7 @@ class Standing:
             host_bytes=remembered.host_bytes or spec.bytes_estimate,
             device_bytes=remembered.device_bytes or None,
             load_s=remembered.load_s or UNMEASURED_LOAD_S,
+            wake_s=remembered.wake_s or UNMEASURED_WAKE_S,
             waiting={
                 priority: Waiting(jobs=each.jobs, tokens=each.tokens, oldest_s=each.oldest_s)
                 for priority, each in load.waiting.items()

@@ -29,7 +29,8 @@ DRAIN_S = 3600  # for a worker that is told to end after its running jobs; its h
 class WorkerRecord:
     """A worker as its host writes it down on disk. `spec` is the digest of what it was started with. `pid` and
     `created_s`, which tells its process from a later one of the same id, are 0 until it is started, and `ready_s` is 0
-    until it serves. Times are seconds since 1970. `takes` is what was planned for it."""
+    until it serves. Times are seconds since 1970. `takes` is what was planned for it. One that `sleeps` can leave its
+    devices; `rest` says how far that is, since `rest_s`."""
 
     id: str
     model: str
@@ -43,6 +44,9 @@ class WorkerRecord:
     created_s: float = 0
     ready_s: float = 0
     stopping: bool = False
+    sleeps: bool = False
+    rest: str = ""
+    rest_s: float = 0
 
 
 @dataclass(slots=True)
@@ -118,6 +122,14 @@ class WorkerProcess:
             with suppress(OSError, ValueError):
                 self.peak[pid] = max(_peak_bytes(pid), self.peak.get(pid, 0))
         return sum(self.peak.values())
+
+    def resident_bytes(self) -> int:
+        """Return the main memory that its processes have now."""
+        found = 0
+        for pid in self.pids():
+            with suppress(psutil.Error):
+                found += int(psutil.Process(pid).memory_info().rss)
+        return found
 
     def forget(self) -> None:
         self.path.unlink(missing_ok=True)

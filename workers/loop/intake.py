@@ -20,6 +20,7 @@ from workers.runs.run import JobRun
 
 log = logging.getLogger(__name__)
 ROOM_S = 1.0  # longest wait for room without looking again
+SETTLE_LOOK_S = 0.05
 CLAIMED_AT_ONCE = 8  # so that each idle worker gets some of many jobs that arrive together
 LARGE_TOKENS = 8192  # a prompt that is estimated to have more is large
 
@@ -59,6 +60,8 @@ class Intake:
         self._settings = settings
         self._large = asyncio.Semaphore(1)  # large prompts are encoded one at a time, beside small ones
         self.closed = False
+        self._paused = False
+        self._claims = 0
         self.starting: set[asyncio.Task[None]] = set()  # bounded by the jobs held
 
     def close(self) -> None:
@@ -66,14 +69,34 @@ class Intake:
         self.closed = True
         self._held.wake()
 
+    def pause(self) -> None:
+        """Claim nothing more until `resume`."""
+        self._paused = True
+        self._held.wake()
+
+    def resume(self) -> None:
+        self._paused = False
+        self._held.wake()
+
+    async def settled(self) -> None:
+        """Wait until no claim is under way, and every job that was claimed has begun."""
+        while self._claims or self.starting:
+            await self._held.changed(longest_s=SETTLE_LOOK_S)
+
     async def run(self, served: Served, tasks: asyncio.TaskGroup) -> None:
         """Claim jobs of one model until closed; the run of each begins in a task of its own."""
         while not self.closed:
             room = self._room_of(served)
-            if room.sequences <= 0:
+            if room.sequences <= 0 or self._paused:
                 await self._held.changed(longest_s=ROOM_S)
                 continue
-            deliveries = await self._claim(served, room)
+            self._claims += 1
+            try:
+                deliveries = await self._claim(served, room)
+            finally:
+                self._claims -= 1
+                if self._paused:
+                    self._held.wake()
             # All are held before any is encoded: encoding one may take longer than the leases of the others.
             for delivery in deliveries:
                 self._hold(served, delivery)

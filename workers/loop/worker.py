@@ -13,21 +13,31 @@ from contextlib import suppress
 from shared.domain.errors import QueueUnavailable
 from shared.observability.metrics import WorkerMetrics, watch_loop
 from shared.process.tasks import end
-from shared.queue.protocols import CancelChannel, QueueConsumer
+from shared.queue.protocols import SLEEP, SLEEP_NOW, WAKE, CancelChannel, QueueConsumer
 from shared.settings import Settings
 from workers.loading.loaded import Loaded
 from workers.loop.held_jobs import HeldJobs
 from workers.loop.intake import Intake, Served
 from workers.loop.outlet import Outlet
 from workers.loop.redis_outage import RedisOutage
+from workers.loop.rest import Rest
 from workers.protocols import EngineBroken
 from workers.runners.base import Runner
 from workers.runners.outbox import Outbox
 
 log = logging.getLogger(__name__)
+RESTS = {  # what its host tells a worker in the place of a job's id
+    SLEEP: {"sleep": True},
+    SLEEP_NOW: {"sleep": True, "now": True},
+    WAKE: {"sleep": False},
+}
 DRAIN_LOOK_S = 0.2  # longest wait for a job to end without looking at the deadline again
 STOP_S = 1.0  # for the last step to end when stopping; a hung one is abandoned
 FLUSH_S = 2.0  # for the last events to reach Redis when stopping
+
+
+async def _keep_quiet(_: bool) -> None:
+    pass
 
 
 class Worker:
@@ -41,8 +51,10 @@ class Worker:
         announce: Callable[[], Awaitable[None]],
         settings: Settings,
         metrics: WorkerMetrics,
+        tell_rest: Callable[[bool], Awaitable[None]] = _keep_quiet,
     ) -> None:
-        """`announce` tells others, at the start and with each heartbeat, that this worker and its models are here."""
+        """`announce` tells others, at the start and with each heartbeat, that this worker and its models are here, and
+        `tell_rest` that it sleeps from now on, or serves again."""
         self.name = name
         self._queue = queue
         self._channel = channel
@@ -67,6 +79,7 @@ class Worker:
         self._served: list[Served] = []
         for model in models:
             self._serve(model)
+        self._rest = Rest(self._runners, held=held, intake=self._intake, tell=tell_rest)
         self._hurry = asyncio.Event()
 
     def _serve(self, model: Loaded) -> None:
@@ -90,7 +103,7 @@ class Worker:
         async with asyncio.TaskGroup() as tasks:
             intakes = [tasks.create_task(self._intake.run(served, tasks)) for served in self._served]
             outlet = tasks.create_task(self._outlet.run())
-            work = (self._heartbeat(), self._follow_cancels(), watch_loop(self._metrics.loop_lag))
+            work = (self._heartbeat(), self._follow_control(), self._rest.run(), watch_loop(self._metrics.loop_lag))
             forever = [outlet, *[tasks.create_task(each) for each in work]]
             await asyncio.wait(intakes)
             await self._drain()
@@ -116,10 +129,17 @@ class Worker:
         return all(runner.alive(step_timeout_s=timeout) for runner in self._runners)
 
     @property
+    def sleeps(self) -> bool:
+        """True if all its models can leave their devices while they serve nobody."""
+        return all(runner.sleeps for runner in self._runners)
+
+    @property
     def accepting(self) -> bool:
         """True while it claims jobs. A runner has no place while all its upstreams are away, say."""
         places = any(runner.places for runner in self._runners)
-        return places and not self._intake.closed and self.alive and self._held.leases_are_fresh
+        return (
+            places and not self._intake.closed and not self._rest.asleep and self.alive and self._held.leases_are_fresh
+        )
 
     def metrics_pages(self) -> list[bytes]:
         """The engines' own metrics, in Prometheus' text format."""
@@ -142,9 +162,12 @@ class Worker:
             except QueueUnavailable as error:
                 await self._outage.pause("renew", error)
 
-    async def _follow_cancels(self) -> None:
+    async def _follow_control(self) -> None:
         async for job_id in self._channel.dropped(self.name):
-            if held := self._held.by_id(job_id):
+            if job_id in RESTS:
+                if self.sleeps:
+                    self._rest.told(**RESTS[job_id])
+            elif held := self._held.by_id(job_id):
                 self._held.lose(held.delivery, found="cancelled")
 
     async def _drain(self) -> None:

@@ -10,6 +10,7 @@ from shared.domain.events import Completed, Deadline, Expired, Failed, Finished
 from shared.domain.lifecycle import State
 from shared.observability.metrics import WorkerMetrics
 from shared.queue.memory_queue import MemoryQueue
+from shared.queue.protocols import SLEEP, SLEEP_NOW, WAKE
 from tests.factories import make_job
 from tests.running_workers import (
     INFO,
@@ -21,11 +22,13 @@ from tests.running_workers import (
     make_worker,
     outcome_of,
     submit,
+    tell_worker,
     text_of,
     working,
 )
-from workers.engines.scripted import ScriptedEngine
+from workers.engines.scripted import ScriptedEngine, SleepingLoop
 from workers.loop.intake import ROOM_S
+from workers.loop.worker import Worker
 from workers.protocols import OutOfMemory
 from workers.scheduling.scheduler import Batch
 from workers.scheduling.sequence import Sampled
@@ -307,3 +310,48 @@ async def test_a_worker_that_gets_its_own_job_again_goes_on_as_anybody_would(que
     log = await log_of(queue, job)
     assert [event.seq for event in log] == list(range(len(log)))
     assert text_of(log) == text_of(await log_of(queue, undisturbed))
+
+
+def sleeping_worker(queue: MemoryQueue, rests: list[bool], **more: Any) -> Worker:
+    async def tell(asleep: bool) -> None:
+        rests.append(asleep)
+
+    return make_worker(queue, loop=SleepingLoop, tell_rest=tell, **more)
+
+
+async def test_a_worker_that_is_told_to_sleep_at_once_hands_its_jobs_back_and_goes_on_with_them_awake(
+    queue: MemoryQueue,
+) -> None:
+    rests: list[bool] = []
+    job = await submit(queue, make_job(max_tokens=20))
+    async with working(sleeping_worker(queue, rests, step_ms=60)) as worker:
+        await heard(queue, job, seq=2)
+        tell_worker(queue, SLEEP_NOW)
+        await eventually(lambda: rests == [True])
+        assert not isinstance((await log_of(queue, job))[-1], Finished)
+        assert not worker.accepting
+        other = await submit(queue, make_job())
+        tell_worker(queue, SLEEP_NOW)  # again is harmless
+        tell_worker(queue, WAKE)
+
+        assert isinstance(await outcome_of(queue, other), Completed)
+        assert isinstance(await outcome_of(queue, job), Completed)
+        assert rests[-1] is False
+        assert worker.accepting
+
+
+async def test_a_worker_that_is_told_to_sleep_ends_its_jobs_first_and_stops_while_it_sleeps(queue: MemoryQueue) -> None:
+    rests: list[bool] = []
+    job = await submit(queue, make_job(max_tokens=10))
+    async with working(sleeping_worker(queue, rests, step_ms=10)):
+        await heard(queue, job, seq=1)
+        tell_worker(queue, SLEEP)
+        assert isinstance(await outcome_of(queue, job), Completed)
+        await eventually(lambda: rests == [True])
+
+
+async def test_a_worker_whose_models_cannot_sleep_is_told_in_vain(queue: MemoryQueue) -> None:
+    async with working(make_worker(queue)) as worker:
+        tell_worker(queue, SLEEP_NOW)
+        assert isinstance(await outcome_of(queue, await submit(queue, make_job())), Completed)
+        assert worker.accepting

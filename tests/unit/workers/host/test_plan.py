@@ -312,6 +312,16 @@ def test_a_model_that_can_sleep_is_put_to_sleep_and_woken() -> None:
     assert wake.worker == "a-1"
 
 
+def test_a_model_is_unloaded_where_what_it_keeps_asleep_leaves_no_room_for_the_other() -> None:
+    """Of the other one nothing is known, so it gets the whole device."""
+    machine = Machine(memories={HOST: 100 * GIB, "0": 10 * GIB})
+    worker = on_device("a", "0", takes_asleep={HOST: 7 * GIB, "0": GIB})
+
+    (unload,) = actions([gpu("a"), replace(gpu("b", waiting=asked()), device_bytes=None)], [worker], machine)
+
+    assert isinstance(unload, Unload)
+
+
 def test_a_model_is_unloaded_rather_than_put_to_sleep_where_the_main_memory_is_full() -> None:
     machine = Machine(memories={HOST: 4 * GIB, "0": 10 * GIB})
     worker = on_device("a", "0", takes_asleep={HOST: 7 * GIB, "0": GIB})
