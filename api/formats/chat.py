@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 
 from api.formats.common import SERVICE_TIERS, AnswerCollector, StreamFormatter, WithEventIds, head, usage_object
+from api.formats.usage_so_far import WithUsageSoFar
 from api.http.event_position import START, Position
 from api.http.sse import DONE, KEEP_ALIVE, frame
 from shared.domain.events import CallPart, Completed, Delta, Event, Finished, Likelihood, Logprobs, Started, Usage
@@ -19,11 +20,13 @@ class ChatFormatter:
 
     n: int
     include_usage: bool = False
+    continuous_usage: bool = False
     logprobs: bool = False
 
     def stream(self, job: Job, *, ids: bool, after: Position = START) -> StreamFormatter:
         """Return the formatter of the stream. With `ids`, it leaves out the frames up to `after`."""
-        formatter = ChatStreamFormatter(job, n=self.n, include_usage=self.include_usage)
+        formatter: StreamFormatter = ChatStreamFormatter(job, n=self.n, include_usage=self.include_usage)
+        formatter = WithUsageSoFar(formatter) if self.continuous_usage else formatter
         return WithEventIds(formatter, after=after) if ids else formatter
 
     def whole(self, job: Job) -> AnswerCollector:

@@ -6,6 +6,7 @@ from itertools import accumulate
 from typing import Any
 
 from api.formats.common import AnswerCollector, StreamFormatter, WithEventIds, head, never_streamed, usage_object
+from api.formats.usage_so_far import WithUsageSoFar
 from api.http.event_position import START, Position
 from api.http.sse import DONE, KEEP_ALIVE, frame
 from shared.domain.events import Completed, Delta, Echoed, Event, Finished, Likelihood, Logprobs, Started, Usage
@@ -23,13 +24,15 @@ class CompletionFormatter:
     echo: bool = False
     logprobs: bool = False
     include_usage: bool = False
+    continuous_usage: bool = False
 
     def stream(self, job: Job, *, ids: bool, after: Position = START) -> StreamFormatter:
         """Return the formatter of the stream. With `ids`, it leaves out the frames up to `after`. Raises InvalidRequest
         if the best of several candidates are wanted, since these are known at the end."""
         if self.n < self.candidates:
             raise never_streamed()
-        formatter = CompletionStreamFormatter(job, self)
+        formatter: StreamFormatter = CompletionStreamFormatter(job, self)
+        formatter = WithUsageSoFar(formatter) if self.continuous_usage else formatter
         return WithEventIds(formatter, after=after) if ids else formatter
 
     def whole(self, job: Job) -> AnswerCollector:

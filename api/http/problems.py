@@ -50,7 +50,7 @@ STATUS = {
     "shutting_down": 503,
 }
 DROPPED = frozenset({408, 413, 429, 503})  # nothing was done, though the request may be right
-BRANCHES = frozenset({"str", "int", "float", "bool", "constrained-str"})
+BRANCHES = frozenset({"str", "int", "float", "bool", "constrained-str", "TypedGrammar"})
 MESSAGE_MAX, PARAM_MAX = 4000, 200  # characters, since both may quote the client's text
 RETRY_AFTER_MAX_S = 120  # clients ignore a longer one
 TYPES = {

@@ -80,6 +80,9 @@ class PassingOn(Selective):
     """A body whose unknown fields and unsupported parameters are kept (`model_extra`), since there are models whose
     server may understand them. `require_known` refuses them for all other models."""
 
+    # Those of `NEUTRAL` whose defaults another server may have set otherwise, so that it is told of all values.
+    OF_SERVERS: ClassVar[dict[str, tuple[Any, ...]]] = {}
+
     # What /docs shows are the fields that mean something to every model.
     model_config = ConfigDict(extra="allow", json_schema_extra={"additionalProperties": False})
 
@@ -96,15 +99,25 @@ class PassingOn(Selective):
     def _refuse_unsupported(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        return {param: value for param, value in data.items() if not cls._changes_nothing(param, value)}
+        return {param: value for param, value in data.items() if not cls._is_dropped(param, value)}
+
+    @classmethod
+    def _is_dropped(cls, param: str, value: Any) -> bool:
+        return cls._changes_nothing(param, value) and (value is None or param not in cls.OF_SERVERS)
 
     @classmethod
     def _changes_nothing(cls, param: str, value: Any) -> bool:
         return param in cls.NEUTRAL and (value is None or value in cls.NEUTRAL[param])
 
+    @property
+    def extra(self) -> dict[str, Any]:
+        """The fields that no schema here knows, and that would change something here."""
+        given = (self.model_extra or {}).items()
+        return {param: value for param, value in given if not self._changes_nothing(param, value)}
+
     def require_known(self) -> None:
         """Raise InvalidRequest for the first field that no schema here knows."""
-        for param in self.model_extra or ():
+        for param in self.extra:
             if param in self.NEUTRAL:
                 raise InvalidRequest(f"The parameter '{param}' is not supported here yet.", param=param)
             raise InvalidRequest(f"Unknown parameter: '{param}'.", param=param)

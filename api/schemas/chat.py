@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from api.schemas.base import Items, Metadata, Strict
 from api.schemas.sampling import GenerationRequest, TokenLimit
@@ -120,27 +120,48 @@ class Message(Strict):
         return frozenset(part.type for part in parts if isinstance(part, MediaPart))
 
 
+def _as_messages(messages: Any) -> Any:
+    return [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+
+
 Messages = Annotated[list[Message], Items(MESSAGES_MAX, least=1)]
 TemplateOptions = Annotated[dict[str, Any], Items(64)]
 
 
+class Thinking(Strict):
+    type: Literal["enabled", "disabled"]
+    """Whether the model reasons before it answers."""
+    clear_thinking: bool | None = None
+    """Accepted: templates decide which earlier reasoning they show."""
+
+
 class ChatCompletionRequest(GenerationRequest):
     NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = {
+        **GenerationRequest.NEUTRAL,
+        "add_special_tokens": (False,),
         "audio": (),
+        "best_of": (1,),
+        "documents": ([],),
         "function_call": ("none",),
         "functions": ([],),
         "modalities": (["text"],),
         "moderation": (),
-        "prediction": (),
         "prompt_cache_options": (),
         "prompt_cache_retention": ("in_memory", "in-memory"),
         "skip_special_tokens": (True,),
-        "verbosity": ("medium",),
         "web_search_options": (),
     }
 
-    messages: Messages
-    """The conversation so far, the oldest first."""
+    SENT_ON: ClassVar[tuple[str, ...]] = (
+        *GenerationRequest.SENT_ON,
+        "thinking",
+        "enable_thinking",
+        "verbosity",
+        "prediction",
+    )
+
+    messages: Annotated[Messages, BeforeValidator(_as_messages)]
+    """The conversation so far, the oldest first. A text stands for one message of the user."""
     max_tokens: TokenLimit = None
     """The older name of `max_completion_tokens`."""
     max_completion_tokens: TokenLimit = None
@@ -161,12 +182,27 @@ class ChatCompletionRequest(GenerationRequest):
     """Whether an answer may have several calls. Default: true."""
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     """How much to reason, for templates that support it."""
+    thinking: Thinking | None = None
+    """Whether to reason, as DeepSeek, Z.ai and Moonshot call it, for templates that support it."""
+    enable_thinking: bool | None = None
+    """The same, as Alibaba Cloud and SiliconFlow call it."""
+    verbosity: Literal["low", "medium", "high"] | None = None
+    """How long the answer shall be: the model is told so in the system message, unless it is `medium`."""
+    prediction: Any = Field(None, exclude=True)
+    """Accepted: a text that the answer may repeat. It can only save time."""
     chat_template_kwargs: TemplateOptions | None = None
     """vLLM's extension: further variables for the model's chat template, like `enable_thinking`."""
     safety_identifier: str | None = Field(None, max_length=512)
     """An identifier of the caller. It cannot change the answer."""
     prompt_cache_key: str | None = Field(None, max_length=512)
     """An identifier of the caller. It cannot change the answer."""
+
+    @property
+    def reasons(self) -> tuple[str, bool] | None:
+        """The parameter that says whether to reason, and what it says; None without one."""
+        if self.thinking is not None:
+            return "thinking", self.thinking.type == "enabled"
+        return None if self.enable_thinking is None else ("enable_thinking", self.enable_thinking)
 
     def require_known(self) -> None:
         super().require_known()
@@ -179,6 +215,12 @@ class ChatCompletionRequest(GenerationRequest):
     def _top_logprobs_need_logprobs(self) -> "ChatCompletionRequest":
         if self.top_logprobs and not self.logprobs:
             raise InvalidRequest("'top_logprobs' is only allowed with 'logprobs': true.", param="top_logprobs")
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_say_it(self) -> "ChatCompletionRequest":
+        if self.thinking is not None and self.enable_thinking is not None:
+            raise InvalidRequest("'enable_thinking' and 'thinking' exclude each other.", param="enable_thinking")
         return self
 
     @model_validator(mode="after")

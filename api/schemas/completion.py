@@ -15,7 +15,12 @@ CHOICES_MAX = 256  # over all prompts
 class CompletionRequest(GenerationRequest):
     """A completion to create. With `echo`, `logprobs` covers the prompt's tokens, too."""
 
-    NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = {"skip_special_tokens": (True,), "suffix": ("",)}
+    NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = {
+        **GenerationRequest.NEUTRAL,
+        "add_special_tokens": (True,),
+        "suffix": ("",),
+        "skip_special_tokens": (True,),
+    }
 
     prompt: Annotated[Texts, texts_max(PROMPTS_MAX)]
     """The text to continue, or several texts, or their token ids."""

@@ -4,11 +4,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from api.schemas.base import Duration, Items, PassingOn, Strict, Text
+from api.schemas.base import Duration, Items, Strict
+from api.schemas.extensions import ExtendedRequest
 from shared.domain.errors import InvalidRequest
 
 STOPS_MAX = 16
-CHOICES_MAX = 1000
 
 
 def _no_zero(limit: int | None) -> int | None:
@@ -30,6 +30,11 @@ class StreamOptions(Strict):
     """Only false is supported: no padding is sent."""
 
 
+class ChunkOptions(StreamOptions):
+    continuous_usage_stats: bool = False
+    """vLLM's extension: send the usage so far in each chunk. Needs `include_usage`."""
+
+
 class JsonSchema(Strict):
     """A JSON schema for the answer. The worker checks `schema` when it compiles it; the answer always follows it."""
 
@@ -44,43 +49,43 @@ class JsonSchema(Strict):
 
 
 class ResponseFormat(Strict):
-    type: Literal["text", "json_object", "json_schema"]
-    """Plain text (`text`), any JSON object, or JSON of a schema."""
+    type: Literal["text", "json_object", "json_schema", "json", "regex"]
+    """Plain text (`text`), any JSON object, or JSON of a schema; `json` and `regex` are TGI's."""
     json_schema: JsonSchema | None = None
     """The schema, for the type `json_schema`."""
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    """The schema itself, for the types `json_object` and `json_schema`, as llama.cpp and Together take it."""
+    value: dict[str, Any] | str | None = None
+    """The schema for the type `json`, or the expression for the type `regex`, as TGI takes them."""
+
+    @property
+    def json_form(self) -> dict[str, Any] | str | None:
+        """The JSON schema that the answer must follow; None without one."""
+        named = self.json_schema.schema_ if self.json_schema else None
+        return named or self.schema_ or (self.value if self.type != "regex" else None)
 
     @model_validator(mode="after")
     def _a_schema_when_named(self) -> "ResponseFormat":
-        if (self.type == "json_schema") != (self.json_schema is not None):
+        schemas = sum(each is not None for each in (self.json_schema, self.schema_, self.value))
+        if schemas > 1:
+            raise ValueError("only one of 'json_schema', 'schema' and 'value' may be given")
+        if self.json_schema is not None and self.type != "json_schema":
             raise ValueError("'json_schema' must be given with the type json_schema, and only with it")
+        if self.type == "json_schema" and not schemas:
+            raise ValueError("'json_schema' must be given with the type json_schema, and only with it")
+        if self.type == "regex" and not (isinstance(self.value, str) and self.value):
+            raise ValueError("'value' must be a regular expression with the type regex")
+        if schemas and self.type == "text":
+            raise ValueError("a schema is not allowed with the type text")
         return self
 
 
-class StructuredOutputs(Strict):
-    """The form of the answer as vLLM's extension defines it. Exactly one field must be given."""
-
-    json_: dict[str, Any] | str | None = Field(None, alias="json")
-    """A JSON schema, as an object or as text."""
-    regex: str | None = Field(None, min_length=1)
-    """A regular expression that matches the whole answer."""
-    choice: Annotated[list[Text], Items(CHOICES_MAX, least=1)] | None = None
-    """The texts of which the answer must be one."""
-    grammar: str | None = Field(None, min_length=1)
-    """A Lark grammar."""
-
-    @model_validator(mode="after")
-    def _one_of_them(self) -> "StructuredOutputs":
-        if sum(value is not None for value in (self.json_, self.regex, self.choice, self.grammar)) != 1:
-            raise ValueError("exactly one of json, regex, choice and grammar must be given")
-        return self
-
-
-class GenerationRequest(PassingOn):
+class GenerationRequest(ExtendedRequest):
     model: str = Field("", max_length=200)
     """The model's name, as `GET /v1/models` lists it. Without one, or as `default`, the deployment's default model."""
     stream: bool | None = False
     """Stream the answer as server-sent events."""
-    stream_options: StreamOptions | None = None
+    stream_options: ChunkOptions | None = None
     """Options of the stream."""
     temperature: float | None = Field(None, ge=0, le=2)
     """The randomness of sampling; 0 always takes the likeliest token. Default: the model's own."""
@@ -114,8 +119,6 @@ class GenerationRequest(PassingOn):
     """Prompts share the prefix cache only with prompts of the same salt."""
     response_format: ResponseFormat | None = None
     """The form that the answer must have."""
-    structured_outputs: StructuredOutputs | None = None
-    """The form that the answer must have, as vLLM's extension."""
     service_tier: Literal["auto", "default", "flex", "priority"] | None = None
     """`priority` requests the class interactive, `flex` the class batch; the key's own class bounds it."""
     keep_alive: Duration | None = None
@@ -142,14 +145,16 @@ class GenerationRequest(PassingOn):
     @model_validator(mode="after")
     def _one_form(self) -> "GenerationRequest":
         formed = self.response_format is not None and self.response_format.type != "text"
-        if formed and self.structured_outputs is not None:
-            raise InvalidRequest(
-                "'structured_outputs' and 'response_format' exclude each other.", param="structured_outputs"
-            )
+        names = [*(["response_format"] if formed else []), *(form.param.partition(".")[0] for form in self.forms)]
+        if len(names) > 1:
+            raise InvalidRequest(f"'{names[1]}' and '{names[0]}' exclude each other.", param=names[1])
         return self
 
     @model_validator(mode="after")
     def _stream_options_need_a_stream(self) -> "GenerationRequest":
         if self.stream_options is not None and not self.stream:
             raise InvalidRequest("'stream_options' is only allowed with 'stream': true.", param="stream_options")
+        if (asked := self.stream_options) and asked.continuous_usage_stats and not asked.include_usage:
+            message = "'stream_options.continuous_usage_stats' needs 'include_usage': true."
+            raise InvalidRequest(message, param="stream_options.continuous_usage_stats")
         return self

@@ -1,6 +1,7 @@
 """Options stored with a job, from which any API process rebuilds its stream. They hold no client content."""
 
 from dataclasses import asdict, dataclass
+from dataclasses import fields as fields_of
 from typing import Any
 
 import orjson
@@ -18,6 +19,8 @@ STORED_NAMES = {
     "n_generated": "made",
     "n_returned": "shown",
 }
+
+ADDED = {"continuous_usage", "thinking"}  # release 0.2 knows none of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,11 +42,12 @@ class RenderOptions:
     echo: bool = False
     logprobs: bool = False
     include_usage: bool = False
+    continuous_usage: bool = False
     thinking: Thinking | None = None
 
     def encode(self) -> str:
         """Encode the options. What releases before 0.3 do not know is left out where it says nothing."""
-        given = {name: value for name, value in asdict(self).items() if value is not None or name != "thinking"}
+        given = {name: value for name, value in asdict(self).items() if value not in (None, False) or name not in ADDED}
         return orjson.dumps({STORED_NAMES.get(name, name): value for name, value in given.items()}).decode()
 
     def job(self, job_id: str, *, model: str = "", priority: Priority = Priority.STANDARD) -> Job:
@@ -68,7 +72,12 @@ class RenderOptions:
             case Kind.CHAT if self.thinking is not None:
                 return MessagesFormatter(thinking=self.thinking)
             case Kind.CHAT:
-                return ChatFormatter(n=self.n_generated, include_usage=self.include_usage, logprobs=self.logprobs)
+                return ChatFormatter(
+                    n=self.n_generated,
+                    include_usage=self.include_usage,
+                    continuous_usage=self.continuous_usage,
+                    logprobs=self.logprobs,
+                )
             case Kind.COMPLETION:
                 return CompletionFormatter(
                     prompts=self.prompts,
@@ -77,6 +86,7 @@ class RenderOptions:
                     echo=self.echo,
                     logprobs=self.logprobs,
                     include_usage=self.include_usage,
+                    continuous_usage=self.continuous_usage,
                 )
         raise never_streamed()
 
@@ -106,7 +116,11 @@ def _fields_of(formatter: Formatter) -> dict[str, Any]:
             return {"n_generated": 1, "n_returned": 1, "thinking": thinking}
         case _:
             return {"n_generated": 1, "n_returned": 1}
-    return fields | {"logprobs": formatter.logprobs, "include_usage": formatter.include_usage}
+    return fields | {
+        "logprobs": formatter.logprobs,
+        "include_usage": formatter.include_usage,
+        "continuous_usage": formatter.continuous_usage,
+    }
 
 
 def decode_render_options(data: str) -> RenderOptions:
@@ -114,6 +128,9 @@ def decode_render_options(data: str) -> RenderOptions:
     for name, stored_name in STORED_NAMES.items():
         fields[name] = fields.pop(stored_name)
     thinking = fields.pop("thinking", None)
+    known = {each.name for each in fields_of(RenderOptions)}  # a later release may store more
     return RenderOptions(
-        kind=Kind(fields.pop("kind")), thinking=None if thinking is None else Thinking(thinking), **fields
+        kind=Kind(fields.pop("kind")),
+        thinking=None if thinking is None else Thinking(thinking),
+        **{name: fields[name] for name in fields.keys() & known},
     )

@@ -16,11 +16,11 @@ from api.schemas.chat import ChatCompletionRequest
 from api.schemas.response import LOGPROBS, ResponseInput, ResponseRequest
 from api.schemas.response_tools import AllowedToolsChoice, LocalShellChoice, NamedTool
 from shared.domain.errors import InvalidRequest
+from shared.domain.job import LENGTHS
 from shared.settings import Settings
 
 Json = dict[str, Any]
 ABSENT = "These tools are not available here, whatever is said of them elsewhere: {}."
-LENGTHS = {"low": "Keep your answers short.", "high": "Answer at length and in detail."}
 COMPACTED = "A summary of the conversation up to here:\n{}"
 
 

@@ -4,6 +4,7 @@ import json
 import secrets
 from typing import Any
 
+from api.schemas.extensions import Form
 from api.schemas.sampling import GenerationRequest
 from shared.domain.closed_schema import closed
 from shared.domain.errors import InvalidRequest
@@ -33,7 +34,7 @@ def sampling_of(
         top_p=body.top_p or None,
         top_k=None if body.top_k is None else max(body.top_k, 0),
         min_p=body.min_p,
-        repetition_penalty=body.repetition_penalty,
+        repetition_penalty=body.repetition_penalty or body.repeat_penalty,
         presence_penalty=body.presence_penalty or 0,
         frequency_penalty=body.frequency_penalty or 0,
         logit_bias=tuple((int(token), bias) for token, bias in (body.logit_bias or {}).items()),
@@ -52,20 +53,26 @@ def sampling_of(
 def _grammar(body: GenerationRequest) -> Grammar | None:
     """Return the requested form of the answer. JSON without a schema is an object, as OpenAI defines it. Objects have
     no properties but those that a schema lists, unless it allows others."""
-    form = body.response_format
-    if form and form.type != "text":
-        schema = json.dumps(closed((form.json_schema and form.json_schema.schema_) or ANY_OBJECT))
-        return Grammar(kind=GrammarKind.JSON_SCHEMA, text=schema, param="response_format")
-    if (wanted := body.structured_outputs) is None:
-        return None
-    if wanted.json_ is not None:
-        return Grammar(kind=GrammarKind.JSON_SCHEMA, text=_closed_text(wanted.json_), param="structured_outputs.json")
-    if wanted.regex is not None:
-        return Grammar(kind=GrammarKind.REGEX, text=wanted.regex, param="structured_outputs.regex")
-    if wanted.choice is not None:
-        rule = "start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in wanted.choice)
-        return Grammar(kind=GrammarKind.LARK, text=rule, param="structured_outputs.choice")
-    return Grammar(kind=GrammarKind.LARK, text=wanted.grammar or "", param="structured_outputs.grammar")
+    wanted = body.response_format
+    if wanted and wanted.type == "regex":
+        return Grammar(kind=GrammarKind.REGEX, text=str(wanted.value), param="response_format")
+    if wanted and wanted.type != "text":
+        text = _closed_text(wanted.json_form or ANY_OBJECT)
+        return Grammar(kind=GrammarKind.JSON_SCHEMA, text=text, param="response_format")
+    return next(map(_grammar_of, body.forms), None)
+
+
+def _grammar_of(form: Form) -> Grammar:
+    match form.kind:
+        case "json":
+            return Grammar(kind=GrammarKind.JSON_SCHEMA, text=_closed_text(form.value), param=form.param)
+        case "regex":
+            return Grammar(kind=GrammarKind.REGEX, text=str(form.value), param=form.param)
+        case "choice":
+            rule = "start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in form.value)
+            return Grammar(kind=GrammarKind.LARK, text=rule, param=form.param)
+        case _:
+            return Grammar(kind=GrammarKind.LARK, text=form.value, param=form.param)
 
 
 def _closed_text(schema: dict[str, Any] | str) -> str:

@@ -29,7 +29,7 @@ from api.serving.sampling import sampling_of
 from api.serving.services import Services
 from api.stores.responses import ResponseRecord, record_of
 from api.stores.stored_chats import stored_chat
-from shared.domain.job import Job, Kind
+from shared.domain.job import LENGTHS, Job, Kind
 from shared.queue.protocols import StoredRecord
 
 
@@ -54,7 +54,7 @@ async def chat_submission(
 ) -> Submission:
     """Submit a chat. With `store`, the client can read it again for as long as responses are kept."""
     job = await chat_job(services, body, options)
-    formatter = ChatFormatter(n=job.sampling.n, include_usage=_include_usage(body), logprobs=bool(body.logprobs))
+    formatter = ChatFormatter(n=job.sampling.n, **_usage_wanted(body), logprobs=bool(body.logprobs))
     submission = Submission(job, formatter, keep_alive=body.keep_alive)
     if not store:
         return submission
@@ -80,7 +80,8 @@ async def chat_job(
         options,
         request=conversation_request(
             body.messages, tools, body.chat_template_kwargs, body.reasoning_effort, drop_oldest=drop_oldest
-        ),
+        )
+        | _answered_how(body),
         sampling=sampling,
         tier=body.service_tier,
         user=body.user or body.safety_identifier,
@@ -121,7 +122,7 @@ async def completion_submission(services: Services, body: CompletionRequest, opt
         n=n,
         echo=echo,
         logprobs=body.logprobs is not None,
-        include_usage=_include_usage(body),
+        **_usage_wanted(body),
     )
     return Submission(job, formatter, keep_alive=body.keep_alive)
 
@@ -247,6 +248,12 @@ def conversation_request(
     return {"messages": [_message(message) for message in messages], **tools, **given}
 
 
+def _answered_how(body: ChatCompletionRequest) -> dict[str, Any]:
+    """Return the parts of a chat's `Job.request` that say how the model shall answer."""
+    about = {"reasons": body.reasons, "verbosity": body.verbosity if body.verbosity in LENGTHS else None}
+    return {name: value for name, value in about.items() if value is not None}
+
+
 def _message(message: Message) -> dict[str, Any]:
     """Write a message for the chat template. Templates know no developer role, which OpenAI defines as the system role
     of newer models.
@@ -257,8 +264,12 @@ def _message(message: Message) -> dict[str, Any]:
     return {"role": role, "content": content, **kept}
 
 
-def _include_usage(body: ChatCompletionRequest | CompletionRequest) -> bool:
-    return bool(body.stream_options and body.stream_options.include_usage)
+def _usage_wanted(body: ChatCompletionRequest | CompletionRequest) -> dict[str, bool]:
+    asked = body.stream_options
+    return {
+        "include_usage": bool(asked and asked.include_usage),
+        "continuous_usage": bool(asked and asked.continuous_usage_stats),
+    }
 
 
 # The requests that a batch may hold, by the `url` of its lines.

@@ -9,6 +9,7 @@ from typing import Any
 JOB_ID = r"[A-Za-z0-9_-]{1,128}"
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 MEDIA_TOKENS = 1000  # what an image or another part beside a text is taken to cost
+LENGTHS = {"low": "Keep your answers short.", "high": "Answer at length and in detail."}  # what a model is told of them
 SPLIT_SHARE = 16  # tokenising a prompt costs 1/16 of computing it
 
 
@@ -89,9 +90,11 @@ class Job:
     `request` is the input that the worker tokenises. A chat has its messages and, if the client gave them, its tools,
     which of them to call (`tool_choice`: auto, required or a tool's name), whether several at once (`parallel`),
     whether arguments have listed properties only (`closed`), Lark grammars of tools whose argument is a text
-    (`tool_grammars`), how much to reason (`effort`), further variables of the chat template (`template`), Anthropic's
-    `thinking` if it came by the Messages API, whether its oldest messages may be dropped until the rest fits the
-    context (`drop_oldest`), and fields for a server behind the model that Penstock does not know itself (`extra`).
+    (`tool_grammars`), how much to reason (`effort`), whether to reason (`reasons`: the parameter that says so, and what
+    it says), how long an answer shall be (`verbosity`), further variables of the chat template (`template`),
+    Anthropic's `thinking` if it came by the Messages API, whether its oldest messages may be dropped until the rest
+    fits the context (`drop_oldest`), and fields for a server behind the model that Penstock does not know itself
+    (`extra`).
     A completion has its prompts (texts or token ids), whether to echo them, and with which log probabilities. An
     embedding has its inputs, dimensions and truncation. A tokenization has the `prompt` or `messages` to split
     (`special` adds the special tokens, `texts` each token's text), or the `tokens` to turn into text.

@@ -8,7 +8,11 @@ from shared.domain.job import Job, Kind, ModelInfo, text_of
 
 # The types of content that only some models take, and the capability that says so.
 MEDIA = {"image_url": "images", "input_audio": "audio", "video_url": "video", "file": "files"}
-KNOWN_EXTRA = {"response_format", "keep_alive"}  # a job holds these in another form, too
+FORMS = {"response_format", "guided_json", "guided_regex", "guided_choice", "guided_grammar"}
+FORMS |= {"json_schema", "regex", "ebnf", "grammar"}
+# A job holds these in another form, too, or they cannot change an answer.
+KNOWN_EXTRA = FORMS | {"keep_alive", "thinking", "enable_thinking", "verbosity", "prediction"}
+KNOWN_EXTRA |= {"guided_decoding_backend"}
 
 
 def require_suited(job: Job, model: ModelInfo) -> None:

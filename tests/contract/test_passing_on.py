@@ -1,5 +1,6 @@
 """The model's capabilities say what a request may hold for the server behind it."""
 
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from api.schemas.chat import ChatCompletionRequest
 from api.schemas.completion import CompletionRequest
 from api.schemas.tokens import TokenizeRequest
 from api.serving.admission import Admission
+from api.serving.moderation import Moderation
 from api.serving.services import Services
 from api.serving.submission import chat_submission, completion_submission, tokenize_submission
 from shared.catalog.model_registry import ModelRegistry
@@ -34,7 +36,7 @@ ABLE = ("images", "extra_parameters")
 
 
 @pytest.fixture
-async def services(client: Redis) -> Services:
+async def services(client: Redis) -> AsyncIterator[Services]:
     """Two models: `plain` of an engine here, and `far` behind a server that takes everything."""
     registry = ModelRegistry(client)
     about: dict[str, Any] = {"engine": "scripted", "context_length": 1000, "created_s": 0}
@@ -42,7 +44,11 @@ async def services(client: Redis) -> Services:
     able = ("chat", "completions", "images", "extra_parameters")
     await registry.announce(ModelInfo(name="far", **about, capabilities=able))
     settings = load_settings()
-    return cast(Services, SimpleNamespace(admission=Admission(model_router(client), settings), settings=settings))
+    made = SimpleNamespace(
+        admission=Admission(model_router(client), settings), settings=settings, moderation=Moderation(settings)
+    )
+    yield cast(Services, made)
+    await made.moderation.close()
 
 
 def chat(model: str, content: Any = "hello", **more: Any) -> ChatCompletionRequest:
@@ -67,6 +73,23 @@ async def test_a_completion_passes_them_on_too(services: Services) -> None:
     body = CompletionRequest.model_validate({"model": "far", "prompt": "x", "return_token_ids": True})
 
     assert (await completion_submission(services, body, OPTIONS)).job.request["extra"] == {"return_token_ids": True}
+
+
+async def test_a_server_is_told_as_it_was_sent_what_it_may_understand_better(services: Services, client: Redis) -> None:
+    await ModelRegistry(client).announce_absent([ModelInfo(**ABOUT | {"name": "cold", "engine": "unknown"})])
+    sent = {"guided_json": {"type": "array"}, "enable_thinking": False, "verbosity": "low", "use_beam_search": False}
+
+    far, plain, cold = [
+        (await chat_job(services, chat(model, **sent, prediction={"type": "content"}))).request
+        for model in ("far", "plain", "cold")
+    ]
+
+    assert far["extra"] == sent | {"prediction": {"type": "content"}}
+    assert "extra" not in plain
+    assert plain["reasons"] == ("enable_thinking", False)
+    assert plain["verbosity"] == "low"
+    assert "use_beam_search" not in cold["extra"]
+    require_taken(cold, ModelInfo(**ABOUT, capabilities=("chat",)))
 
 
 async def test_a_request_without_any_has_nothing_to_pass_on(services: Services) -> None:

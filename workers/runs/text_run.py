@@ -182,6 +182,9 @@ NEEDS = (
     _Need("min_tokens", "min_tokens", lambda job: job.sampling.min_tokens),
     _Need("ignore_eos", "ignore_eos", lambda job: job.sampling.ignore_eos),
     _Need("stop_token_ids", "stop_token_ids", lambda job: job.sampling.stop_token_ids),
+    _Need("extra_parameters", "verbosity", lambda job: job.request.get("verbosity")),
+    _Need("extra_parameters", "thinking", lambda job: "thinking" in job.request.get("reasons", ())),
+    _Need("extra_parameters", "enable_thinking", lambda job: "enable_thinking" in job.request.get("reasons", ())),
     _Need("token_ids", "prompt", lambda job: any(not isinstance(p, str) for p in job.request.get("prompts", ()))),
 )
 

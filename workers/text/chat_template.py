@@ -6,12 +6,14 @@ import inspect
 import json
 import re
 from collections.abc import Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Any
 
 from jinja2.exceptions import TemplateError
 
 from shared.domain.errors import InvalidRequest
+from shared.domain.job import LENGTHS, text_of
 from workers.parsers.template_parser import REASONING
 from workers.process.time_limit import TimeLimitExceeded, time_limit
 
@@ -19,6 +21,7 @@ RENDER_S_MAX = 10.0
 NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # Unicode promises that no text holds them
 MISTRAL_IDS = "[TOOL_CALLS]"  # templates that hold this require ids of nine letters or digits
 ID_LENGTH = 9
+SWITCHES = ("enable_thinking", "thinking")  # variables by which templates are told whether to reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,8 @@ class ChatTemplate:
 
     def _rendered(self, request: Mapping[str, Any], *, reasons: bool) -> Rendered:
         wedge = self._wedge(request)
-        messages = self._wedged([self._message(message) for message in request["messages"]], wedge)
+        told = _told_length(request["messages"], request.get("verbosity"))
+        messages = self._wedged([self._message(message) for message in told], wedge)
         if not self._tokenizer.chat_template:
             lines = [f"{message['role']}: {message['content'] or ''}" for message in messages]
             broken = "\n".join([*lines, "assistant:"])
@@ -82,6 +86,7 @@ class ChatTemplate:
             raise InvalidRequest(f"'{param}' cannot be set by a request.", param=param)
         told |= self._effort(request.get("effort"), reasons, lenient="thinking" in request)
         told |= _thinking(request.get("thinking"))
+        told |= self._reasons(request.get("reasons"), reasons)
         try:
             with time_limit(RENDER_S_MAX):
                 text: str = self._tokenizer.apply_chat_template(
@@ -95,7 +100,22 @@ class ChatTemplate:
             raise InvalidRequest(message, param="messages") from error
         return text
 
-    def _effort(self, effort: str | None, reasons: bool, *, lenient: bool = False) -> dict[str, Any]:
+    def _reasons(self, wanted: Seq[Any] | None, reasons: bool) -> dict[str, Any]:
+        """The template's variables that say whether to reason. Raises InvalidRequest if the model has no choice."""
+        if wanted is None:
+            return {}
+        param, on = wanted
+        if variables := {name: on for name in SWITCHES if re.search(rf"\b{name}\b", self.text)}:
+            return variables
+        if on and (reasons or "reasoning_effort" in self.text):
+            return {}
+        if on:
+            raise InvalidRequest(f"'{param}' cannot be set: this model does not reason.", param=param)
+        return self._effort("none", reasons, param)
+
+    def _effort(
+        self, effort: str | None, reasons: bool, param: str = "reasoning_effort", *, lenient: bool = False
+    ) -> dict[str, Any]:
         """The template's variable for the reasoning effort. Unless `lenient`, raises InvalidRequest if the model has
         none."""
         if effort is None:
@@ -107,7 +127,7 @@ class ChatTemplate:
         if lenient or (effort == "none" and not reasons):
             return {}
         about = "always reasons as much as it likes" if reasons else "does not reason"
-        raise InvalidRequest(f"'reasoning_effort' cannot be set: this model {about}.", param="reasoning_effort")
+        raise InvalidRequest(f"'{param}' cannot be set: this model {about}.", param=param)
 
     def _message(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """The message as templates expect it: arguments as objects, and reasoning under each of its names."""
@@ -152,7 +172,17 @@ def _thinking(asked: Mapping[str, Any] | None) -> dict[str, Any]:
     if asked is None:
         return {}
     thinks = asked.get("type") in ("enabled", "adaptive")
-    return {"enable_thinking": thinks, "thinking": thinks}
+    return dict.fromkeys(SWITCHES, thinks)
+
+
+def _told_length(messages: Seq[Mapping[str, Any]], verbosity: str | None) -> Seq[Mapping[str, Any]]:
+    """The messages, whose system message says how long the answer shall be."""
+    if verbosity not in LENGTHS:
+        return messages
+    if not messages or messages[0]["role"] != "system":
+        return [{"role": "system", "content": LENGTHS[verbosity]}, *messages]
+    first, *rest = messages
+    return [{**first, "content": f"{text_of(first)}\n\n{LENGTHS[verbosity]}"}, *rest]
 
 
 def _function(function: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from shared.domain.errors import EngineError, InvalidRequest
 from shared.domain.job import Grammar, GrammarKind
+from workers.parsers.gbnf import in_lark
 from workers.parsers.lark_grammar import WHITESPACE, as_lark
 
 COMPILED_MAX = 64
@@ -85,29 +86,37 @@ class GrammarState:
         return InvalidRequest(f"'{self._grammar.param}' cannot be followed: {said}", param=self._grammar.param)
 
 
+class Compiled(NamedTuple):
+    """A compiled grammar, which is in Lark where it came in GBNF."""
+
+    matcher: llguidance.LLMatcher
+    grammar: Grammar
+
+
 class Grammars:
     def __init__(self, make_compiler: Callable[[], Any]) -> None:
         """`make_compiler` makes the vocabulary as llguidance sees it, when the first grammar comes: it takes a second.
         It raises ValueError for a vocabulary that cannot be used."""
         self._make_compiler = make_compiler
         self._compiler: Any = None
-        self._compiled: OrderedDict[Grammar, llguidance.LLMatcher] = OrderedDict()
+        self._compiled: OrderedDict[Grammar, Compiled] = OrderedDict()
 
     def constraint(self, grammar: Grammar, reasoning: Reasoning | None = None) -> GrammarState:
         """A constraint for a new answer. Raises InvalidRequest, in the compiler's words, for a grammar that cannot be
         used."""
-        matcher = self._compiled.get(grammar) or self._compile(grammar)
-        self._compiled[grammar] = matcher
+        compiled = self._compiled.get(grammar) or self._compile(grammar)
+        self._compiled[grammar] = compiled
         self._compiled.move_to_end(grammar)
         if len(self._compiled) > COMPILED_MAX:
             self._compiled.popitem(last=False)
-        return GrammarState(matcher.deep_copy(), grammar, reasoning)
+        return GrammarState(compiled.matcher.deep_copy(), compiled.grammar, reasoning)
 
-    def _compile(self, grammar: Grammar) -> llguidance.LLMatcher:
+    def _compile(self, grammar: Grammar) -> Compiled:
         if len(grammar.text) > GRAMMAR_BYTES_MAX:
             raise InvalidRequest(
                 f"'{grammar.param}' must not be longer than {GRAMMAR_BYTES_MAX} bytes.", param=grammar.param
             )
+        grammar = in_lark(grammar)
         if self._compiler is None:
             self._compiler = self._made_compiler(grammar)
         try:
@@ -118,7 +127,7 @@ class Grammars:
             matcher.compute_bitmask()  # some grammars fail only at their first mask, for example a reference to itself
         if matcher.is_error():
             raise InvalidRequest(f"'{grammar.param}' cannot be used: {_first_error(matcher)}", param=grammar.param)
-        return matcher
+        return Compiled(matcher, grammar)
 
     def _made_compiler(self, grammar: Grammar) -> Any:
         try:

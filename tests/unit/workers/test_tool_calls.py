@@ -311,6 +311,36 @@ def test_effort_that_changes_nothing_is_refused(tokenizer: Any, effort: str, rea
     assert refused.value.param == "reasoning_effort"
 
 
+@pytest.mark.parametrize(
+    ("template", "on", "reasons", "told"),
+    [
+        ("{% if enable_thinking %}", False, True, {"enable_thinking": False}),
+        ("{% if thinking is defined %}", True, True, {"thinking": True}),
+        ("{{ reasoning_effort }}", False, True, {"reasoning_effort": "none"}),
+        ("{{ reasoning_effort }}", True, True, {}),
+        ("", True, True, {}),
+        ("", False, False, {}),
+    ],
+)
+def test_a_template_is_told_by_its_own_variable_whether_to_reason(
+    tokenizer: Any, template: str, on: bool, reasons: bool, told: dict[str, Any]
+) -> None:
+    chat = ChatTemplate(tokenizer)
+    chat.text = template
+
+    assert chat._reasons(("thinking", on), reasons) == told
+
+
+@pytest.mark.parametrize(("on", "reasons"), [(True, False), (False, True)])
+def test_a_model_without_the_choice_refuses_it_by_the_name_that_was_sent(
+    tokenizer: Any, on: bool, reasons: bool
+) -> None:
+    with pytest.raises(InvalidRequest, match="'enable_thinking' cannot be set") as refused:
+        ChatTemplate(tokenizer)._reasons(["enable_thinking", on], reasons)
+
+    assert refused.value.param == "enable_thinking"
+
+
 def test_calls_come_back_to_the_template_as_objects(tokenizer: Any) -> None:
     call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Bern"}'}}
     messages = [{"role": "assistant", "content": None, "tool_calls": [call]}]

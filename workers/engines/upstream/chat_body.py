@@ -7,6 +7,7 @@ import orjson
 
 from shared.domain.errors import InvalidRequest
 from shared.domain.job import GrammarKind, Sampling
+from shared.domain.suitability import FORMS
 from workers.engines.upstream.providers import Provider
 from workers.source import ChatRequest, CompletionRequest, Said
 
@@ -44,7 +45,7 @@ def completion_body(request: CompletionRequest, provider: Provider, model: str, 
     }
     if "logprobs" in body:
         body["logprobs"] = body.pop("top_logprobs", 0)
-    if grammar := request.sampling.grammar:
+    if (grammar := request.sampling.grammar) and not FORMS & request.extra.keys():
         body |= _constraint(grammar.kind, grammar.text, grammar.param, provider)
     return body | streamed(request.cache_salt, provider)
 
@@ -118,9 +119,9 @@ def _tools(request: ChatRequest, provider: Provider) -> dict[str, Any]:
 
 
 def _form(request: ChatRequest, provider: Provider) -> dict[str, Any]:
-    """The form of the answer: the client's own `response_format` if it came, or the grammar of the job."""
+    """The form of the answer: as the client sent it if that came, or the grammar of the job."""
     grammar = request.sampling.grammar
-    if grammar is None or "response_format" in request.extra:
+    if grammar is None or FORMS & request.extra.keys():
         return {}
     return _constraint(grammar.kind, grammar.text, grammar.param, provider)
 
