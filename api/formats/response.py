@@ -29,6 +29,8 @@ from shared.domain.events import (
 )
 
 ResponseEvent = dict[str, Any]
+# OpenAI's codes of a failed response. Agents read the first one, to compact their conversation.
+FAILURES = {"context_length_exceeded": "context_length_exceeded", "invalid_request": "invalid_prompt"}
 
 
 class ResponseBuilder:
@@ -181,7 +183,7 @@ class ResponseBuilder:
                 problem = problem_of_outcome(outcome)
                 assert problem
                 message, _ = as_sent(problem.message, problem.param)
-                self._error = {"code": "server_error", "message": message}
+                self._error = {"code": FAILURES.get(problem.code, "server_error"), "message": message}
         kind = "failed" if self.status == "cancelled" else self.status  # the Responses API has no event for it
         return [*events, {"type": f"response.{kind}", "response": self.body()}]
 

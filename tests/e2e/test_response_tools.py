@@ -6,10 +6,41 @@ from typing import Any
 import openai
 import pytest
 
-from tests.e2e.harness import Stack
+from tests.e2e.harness import Stack, eventually
 from tests.e2e.test_tools import WEATHER
 
 MODEL = "caller"
+
+
+# What https://openresponses.org requires of each response, from the first event on.
+REQUIRED = """id object created_at completed_at status incomplete_details model previous_response_id instructions output
+error tools tool_choice truncation parallel_tool_calls text top_p presence_penalty frequency_penalty top_logprobs
+temperature reasoning user usage max_output_tokens max_tool_calls store background service_tier metadata safety_identifier
+prompt_cache_key""".split()
+NUMBERS = ("created_at", "top_p", "presence_penalty", "frequency_penalty", "top_logprobs", "temperature")
+
+
+def test_every_event_has_the_fields_that_open_responses_requires(responses: Any) -> None:
+    events = responses.create(model="scripted", input="x", max_output_tokens=3, stream=True)
+    queued = responses.create(model="scripted", input="x", max_output_tokens=3, background=True)
+
+    for made in [queued, *[event.response for event in events if hasattr(event, "response")]]:
+        sent = made.to_dict()
+        assert [name for name in REQUIRED if name not in sent] == []
+        assert all(isinstance(sent[name], float | int) for name in NUMBERS)
+        assert sent["model"] == "scripted"
+
+
+def test_a_failure_names_what_the_client_sent(responses: Any) -> None:
+    asked: dict[str, Any] = {"model": MODEL, "input": "word " * 3000}
+    with pytest.raises(openai.BadRequestError) as refused:
+        responses.create(**asked)
+    assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "input")
+    assert "in the input" in str(refused.value)
+
+    queued = responses.create(**asked, background=True)
+    failed = eventually("it fails", lambda: (now := responses.retrieve(queued.id)).status == "failed" and now)
+    assert failed.error.code == "context_length_exceeded"
 
 
 def test_items_are_sent_back_by_their_ids(responses: Any, caller: Stack) -> None:
