@@ -1,5 +1,6 @@
 """`/v1/responses`: create, stream, retrieve, resume, cancel and delete. Each key sees only its own."""
 
+import logging
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -18,11 +19,12 @@ from api.serving.response_chat import named_as_sent
 from api.serving.response_history import history_of
 from api.serving.response_items import response_now
 from api.serving.response_submission import compaction_submission, input_tokens_submission
-from api.serving.services import ServicesDep
+from api.serving.services import Services, ServicesDep
 from api.serving.submission import response_submission
 from api.stores.responses import ResponseRecord, record_of
-from shared.domain.errors import InvalidRequest
+from shared.domain.errors import InvalidRequest, PenstockError
 
+log = logging.getLogger(__name__)
 router = APIRouter(route_class=JsonRoute)
 
 
@@ -46,8 +48,18 @@ async def create_response(
         with named_as_sent():
             answer = await respond(services, submission, options, request, streamed=bool(body.stream))
     if history.conversation:
-        await services.queue.store(services.conversations.stored(history.conversation))  # it lives on as long
+        await _let_live_on(services, history.conversation.id)
     return answer
+
+
+async def _let_live_on(services: Services, conversation_id: str) -> None:
+    """Let the conversation live as long as its new response, unless it was deleted meanwhile. If that fails, the
+    response is there all the same."""
+    try:
+        conversation = await services.conversations.get(conversation_id)
+        await services.queue.store(services.conversations.stored(conversation))
+    except PenstockError as error:
+        log.warning("a conversation does not live on", extra={"conversation": conversation_id, "error": str(error)})
 
 
 @router.post("/v1/responses/input_tokens", response_model=None)

@@ -142,6 +142,18 @@ def test_a_response_lets_its_conversation_live_on(conversations: Any, responses:
     eventually("it lives on", lambda: caller.redis.ttl(key) > 100)
 
 
+def test_a_conversation_that_is_deleted_while_it_is_answered_stays_deleted(conversations: Any, responses: Any) -> None:
+    made = conversations.create()
+    events = iter(responses.create(**SHORT | {"max_output_tokens": 50}, input="one", conversation=made.id, stream=True))
+    next(events)
+
+    conversations.delete(made.id)
+
+    assert list(events)[-1].type == "response.incomplete"
+    with pytest.raises(openai.NotFoundError):
+        conversations.retrieve(made.id)
+
+
 @pytest.mark.parametrize(
     ("change", "param"),
     [({"store": False}, "store"), ({"previous_response_id": "resp_1"}, "previous_response_id")],

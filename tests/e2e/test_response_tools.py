@@ -13,10 +13,10 @@ MODEL = "caller"
 
 
 # What https://openresponses.org requires of each response, from the first event on.
-REQUIRED = """id object created_at completed_at status incomplete_details model previous_response_id instructions output
-error tools tool_choice truncation parallel_tool_calls text top_p presence_penalty frequency_penalty top_logprobs
-temperature reasoning user usage max_output_tokens max_tool_calls store background service_tier metadata safety_identifier
-prompt_cache_key""".split()
+REQUIRED = """id object created_at completed_at status incomplete_details model previous_response_id instructions
+output error tools tool_choice truncation parallel_tool_calls text top_p presence_penalty frequency_penalty top_logprobs
+temperature reasoning user usage max_output_tokens max_tool_calls store background service_tier metadata
+safety_identifier prompt_cache_key""".split()
 NUMBERS = ("created_at", "top_p", "presence_penalty", "frequency_penalty", "top_logprobs", "temperature")
 
 
