@@ -39,23 +39,25 @@ class Thinking(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessagesFormatter:
-    """Formats the answer of a chat as a message."""
+    """Formats the answer of a chat as a message. `max_tokens` is the longest answer that the client asked for."""
 
     thinking: Thinking = Thinking.HIDDEN
+    max_tokens: int = 0
 
     def stream(self, job: Job, *, ids: bool, after: Position = START) -> StreamFormatter:
         """Return the formatter of the stream. With `ids`, it leaves out the frames up to `after`."""
-        formatter = MessagesStreamFormatter(job, thinking=self.thinking)
+        formatter = MessagesStreamFormatter(job, thinking=self.thinking, max_tokens=self.max_tokens)
         return WithEventIds(formatter, after=after) if ids else formatter
 
     def whole(self, job: Job) -> AnswerCollector:
-        return MessagesCollector(job, thinking=self.thinking)
+        return MessagesCollector(job, thinking=self.thinking, max_tokens=self.max_tokens)
 
 
 class _Ending:
-    """The reason why the answer ended."""
+    """The reason why the answer ended. One that is cut off before it has `max_tokens` has filled the context."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_tokens: int) -> None:
+        self._max_tokens = max_tokens
         self._reason = FinishReason.STOP
         self._stop = ""
 
@@ -63,8 +65,10 @@ class _Ending:
         if event.finish_reason:
             self._reason, self._stop = event.finish_reason, event.stop
 
-    def body(self) -> Json:
+    def body(self, usage: Usage) -> Json:
         reason = "stop_sequence" if self._stop else STOP_REASONS[self._reason]
+        if reason == "max_tokens" and usage.completion_tokens < self._max_tokens and not usage.estimated:
+            reason = "model_context_window_exceeded"
         return {"stop_reason": reason, "stop_sequence": self._stop or None}
 
 
@@ -74,10 +78,10 @@ class MessagesStreamFormatter:
     tells_failure = True
     keep_alive = PING
 
-    def __init__(self, job: Job, *, thinking: Thinking) -> None:
+    def __init__(self, job: Job, *, thinking: Thinking, max_tokens: int) -> None:
         self._job = job
         self._thinking = thinking
-        self._ending = _Ending()
+        self._ending = _Ending(max_tokens)
         self._open = ""  # the type of the last block, while it grows
         self._index = -1
         self._reasoning = ""  # that of the open block, if it is sealed
@@ -97,7 +101,7 @@ class MessagesStreamFormatter:
                 yield from self._grow(event)
             case Finished(outcome=Completed(usage=usage)):
                 yield from self._close()
-                about = {"delta": self._ending.body(), "usage": usage_object(usage, self._job.priority)}
+                about = {"delta": self._ending.body(usage), "usage": usage_object(usage, self._job.priority)}
                 yield _frame("message_delta", about)
                 yield _frame("message_stop", {})
             case Finished(outcome=outcome):
@@ -151,10 +155,10 @@ class MessagesStreamFormatter:
 class MessagesCollector:
     """Collects one message."""
 
-    def __init__(self, job: Job, *, thinking: Thinking) -> None:
+    def __init__(self, job: Job, *, thinking: Thinking, max_tokens: int) -> None:
         self._job = job
         self._thinking = thinking
-        self._ending = _Ending()
+        self._ending = _Ending(max_tokens)
         self._blocks: list[tuple[Json, list[str]]] = []  # each with the parts of its text
 
     def add(self, event: Event) -> None:
@@ -178,7 +182,7 @@ class MessagesCollector:
     def body(self, usage: Usage) -> Json:
         content = [self._block(block, "".join(parts)) for block, parts in self._blocks]
         counted = usage_object(usage, self._job.priority)
-        return _head(self._job) | {"content": content, **self._ending.body(), "usage": counted}
+        return _head(self._job) | {"content": content, **self._ending.body(usage), "usage": counted}
 
     def _block(self, block: Json, text: str) -> Json:
         if block["type"] == "text":

@@ -98,8 +98,11 @@ def _completed(make: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any
     def openapi() -> dict[str, Any]:
         made = make()
         schemas = made["components"]["schemas"]
-        made["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        made["security"] = [{}, {"key": []}]
+        made["components"]["securitySchemes"] = {
+            "key": {"type": "http", "scheme": "bearer"},
+            "anthropic_key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+        }
+        made["security"] = [{}, {"key": []}, {"anthropic_key": []}]
         _, definitions = models_json_schema([(body, "serialization") for body in {*BODIES.values()}], ref_template=REF)
         schemas |= definitions["$defs"]
         for name, example in EXAMPLES.items():

@@ -47,7 +47,7 @@ class MessageAnswer(BaseModel):
     role: Literal["assistant"]
     model: str
     content: list[TextOutput | ThinkingOutput | ToolUseOutput]
-    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
+    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"]
     stop_sequence: str | None
     usage: MessageUsage
 

@@ -20,14 +20,14 @@ STORED_NAMES = {
     "n_returned": "shown",
 }
 
-ADDED = {"continuous_usage", "thinking"}  # release 0.2 knows none of them
+ADDED = {"continuous_usage", "thinking", "max_tokens"}  # release 0.2 knows none of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderOptions:
     """The options of a job's answer. A worker generates `n_generated` choices of each prompt, and the client gets
-    `n_returned` of them. `thinking` is what a message of the Messages API has of the reasoning; it is None for all
-    other answers."""
+    `n_returned` of them. `thinking` is what a message of the Messages API has of the reasoning, and
+    `max_tokens` the length that its client asked for; all other answers have neither."""
 
     kind: Kind
     model: str
@@ -44,10 +44,11 @@ class RenderOptions:
     include_usage: bool = False
     continuous_usage: bool = False
     thinking: Thinking | None = None
+    max_tokens: int = 0
 
     def encode(self) -> str:
         """Encode the options. What releases before 0.3 do not know is left out where it says nothing."""
-        given = {name: value for name, value in asdict(self).items() if value not in (None, False) or name not in ADDED}
+        given = {name: value for name, value in asdict(self).items() if value or name not in ADDED}
         return orjson.dumps({STORED_NAMES.get(name, name): value for name, value in given.items()}).decode()
 
     def job(self, job_id: str, *, model: str = "", priority: Priority = Priority.STANDARD) -> Job:
@@ -70,7 +71,7 @@ class RenderOptions:
         """Rebuild the formatter of the job's answer. Raises InvalidRequest for an answer that cannot be streamed."""
         match self.kind:
             case Kind.CHAT if self.thinking is not None:
-                return MessagesFormatter(thinking=self.thinking)
+                return MessagesFormatter(thinking=self.thinking, max_tokens=self.max_tokens)
             case Kind.CHAT:
                 return ChatFormatter(
                     n=self.n_generated,
@@ -112,8 +113,8 @@ def _fields_of(formatter: Formatter) -> dict[str, Any]:
             fields = {"n_generated": n, "n_returned": n}
         case CompletionFormatter(prompts=prompts, candidates=candidates, n=n, echo=echo):
             fields = {"n_generated": candidates, "n_returned": n, "prompts": prompts, "echo": echo}
-        case MessagesFormatter(thinking=thinking):
-            return {"n_generated": 1, "n_returned": 1, "thinking": thinking}
+        case MessagesFormatter(thinking=thinking, max_tokens=max_tokens):
+            return {"n_generated": 1, "n_returned": 1, "thinking": thinking, "max_tokens": max_tokens}
         case _:
             return {"n_generated": 1, "n_returned": 1}
     return fields | {

@@ -164,7 +164,7 @@ async def message_submission(services: Services, body: MessagesRequest, options:
     job = replace(job, id=f"msg_{job.id.partition('-')[2]}", request=request, sampling=sampling)
     omitted = body.thinking is not None and body.thinking.display == "omitted"
     thinking = Thinking.HIDDEN if not body.thinks else Thinking.SEALED if omitted else Thinking.SHOWN
-    return Submission(job, MessagesFormatter(thinking=thinking))
+    return Submission(job, MessagesFormatter(thinking=thinking, max_tokens=body.max_tokens))
 
 
 async def input_tokens_submission(services: Services, body: CountTokensRequest, options: RequestOptions) -> Submission:

@@ -119,6 +119,18 @@ def test_the_end_is_named(reason: FinishReason, stop: str, expected: tuple[str, 
     assert tuple(frames(*events)[-2][1]["delta"].values()) == expected
 
 
+@pytest.mark.parametrize(
+    ("tokens", "estimated", "expected"),
+    [(9, False, "max_tokens"), (8, False, "model_context_window_exceeded"), (8, True, "max_tokens")],
+)
+def test_an_answer_that_fills_the_context_says_so(tokens: int, estimated: bool, expected: str) -> None:
+    usage = Usage(prompt_tokens=3, completion_tokens=tokens, estimated=estimated)
+    collector = MessagesFormatter(max_tokens=9).whole(JOB)
+    collector.add(delta(1, "a", finish_reason=FinishReason.LENGTH))
+
+    assert collector.body(usage)["stop_reason"] == expected
+
+
 def test_reasoning_is_hidden_unless_it_is_asked_for() -> None:
     assert [block["type"] for block in whole(*EVENTS, thinking=Thinking.HIDDEN)["content"]] == [
         "text",
@@ -158,14 +170,17 @@ def test_a_failure_ends_the_stream_with_an_error() -> None:
 
 @pytest.mark.parametrize("thinking", list(Thinking))
 def test_any_process_rebuilds_the_stream(thinking: Thinking) -> None:
-    options = render_options_of(JOB, MessagesFormatter(thinking=thinking))
+    formatter = MessagesFormatter(thinking=thinking, max_tokens=9)
 
-    assert decode_render_options(options.encode()).formatter() == MessagesFormatter(thinking=thinking)
+    assert decode_render_options(render_options_of(JOB, formatter).encode()).formatter() == formatter
 
 
 def test_options_of_a_chat_are_stored_as_the_release_before_reads_them() -> None:
+    stored = render_options_of(JOB, ChatFormatter(n=1)).encode()
+
     assert "thinking" in render_options_of(JOB, MessagesFormatter()).encode()
-    assert "thinking" not in render_options_of(JOB, ChatFormatter(n=1)).encode()
+    assert "thinking" not in stored
+    assert "max_tokens" not in stored
 
 
 def test_the_errors_of_a_chat_get_the_names_of_a_message() -> None:

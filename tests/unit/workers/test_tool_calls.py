@@ -341,6 +341,31 @@ def test_a_model_without_the_choice_refuses_it_by_the_name_that_was_sent(
     assert refused.value.param == "enable_thinking"
 
 
+@pytest.mark.parametrize(
+    ("thinking", "told"),
+    [
+        (None, "()"),
+        ({}, "(False)"),
+        ({"type": "disabled"}, "(False)"),
+        ({"type": "adaptive"}, "(True)"),
+        ({"type": "enabled", "budget_tokens": 1024}, "(True)"),
+    ],
+)
+def test_a_template_is_told_whether_to_think(
+    tokenizer: Any, thinking: dict[str, Any] | None, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizer, "chat_template", "({{ enable_thinking }})")
+    asked = {"messages": [{"role": "user", "content": "Hi"}]} | ({} if thinking is None else {"thinking": thinking})
+
+    assert ChatTemplate(tokenizer).render(asked, reasons=True).text == told
+
+
+def test_an_effort_beside_thinking_is_left_out_by_templates_that_do_not_know_it(tokenizer: Any) -> None:
+    asked = {"messages": [{"role": "user", "content": "Hi"}], "effort": "high", "thinking": {"type": "adaptive"}}
+
+    assert ChatTemplate(tokenizer).render(asked, reasons=False).text
+
+
 def test_calls_come_back_to_the_template_as_objects(tokenizer: Any) -> None:
     call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Bern"}'}}
     messages = [{"role": "assistant", "content": None, "tool_calls": [call]}]

@@ -6,6 +6,7 @@ from typing import Any
 import orjson
 
 from shared.domain.errors import InvalidRequest
+from shared.domain.job import GrammarKind, Sampling
 from workers.engines.upstream.chat_body import sampling_fields
 from workers.engines.upstream.providers import Provider
 from workers.source import ChatRequest, Said
@@ -18,10 +19,10 @@ NAMES = {"stop": "stop_sequences"}
 def messages_body(request: ChatRequest, provider: Provider, model: str, said: Said) -> dict[str, Any]:
     """The body of a streamed chat that continues `said`. A text at the end must not end in spaces: those that it has
     are left out, and MessagesReader expects them again. Raises InvalidRequest."""
-    sampling = request.sampling
-    if sampling.grammar and "output_config" not in request.extra:
+    sampling, as_message = request.sampling, request.thinking is not None
+    if sampling.grammar and "output_config" not in request.extra and not (as_message and _schema(sampling)):
         raise InvalidRequest(f"'{sampling.grammar.param}' is not supported here.", param=sampling.grammar.param)
-    if request.reasoning_effort and request.thinking is None:
+    if request.reasoning_effort and not as_message:
         raise InvalidRequest("'reasoning_effort' is not supported here: send 'thinking'.", param="reasoning_effort")
     fields = {NAMES.get(name, name): value for name, value in sampling_fields(sampling, provider, said).items()}
     messages = [each for message in request.messages for each in _message(message)]
@@ -35,16 +36,24 @@ def messages_body(request: ChatRequest, provider: Provider, model: str, said: Sa
         "messages": messages,
         "stream": True,
         **fields,
-        **_thinking(request),
+        **(_as_asked(request) if as_message else {}),
         **({"system": "\n\n".join(system)} if system else {}),
         **_tools(request),
     }
 
 
-def _thinking(request: ChatRequest) -> dict[str, Any]:
-    """How much to think, as a client of the Messages API asked for it."""
-    effort = {"output_config": {"effort": request.reasoning_effort}} if request.reasoning_effort else {}
-    return ({"thinking": dict(request.thinking)} if request.thinking else {}) | effort
+def _as_asked(request: ChatRequest) -> dict[str, Any]:
+    """How much to think and in which form to answer, as a client of the Messages API asked for it."""
+    effort = {"effort": request.reasoning_effort} if request.reasoning_effort else {}
+    config = effort | _schema(request.sampling)
+    thinking = {"thinking": dict(request.thinking)} if request.thinking else {}
+    return thinking | ({"output_config": config} if config else {})
+
+
+def _schema(sampling: Sampling) -> dict[str, Any]:
+    if sampling.grammar is None or sampling.grammar.kind is not GrammarKind.JSON_SCHEMA:
+        return {}
+    return {"format": {"type": "json_schema", "schema": orjson.loads(sampling.grammar.text)}}
 
 
 def _message(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """The body of a request, as each provider takes it."""
 
+import json
 import re
 from typing import Any
 
@@ -210,6 +211,20 @@ def test_a_chat_becomes_messages_of_anthropic() -> None:
             {"role": "assistant", "content": "so far"},
         ],
     }
+
+
+def test_what_a_client_of_the_messages_api_asks_of_thinking_comes_to_anthropic() -> None:
+    thinking = {"type": "enabled", "budget_tokens": 1024}
+    sampling = Sampling(seed=1, seeded=False, grammar=SCHEMA)
+
+    body = messages_body(
+        asked(thinking=thinking, reasoning_effort="high", sampling=sampling), PROVIDERS["anthropic"], "claude", NOTHING
+    )
+    plain = messages_body(asked(thinking={}), PROVIDERS["anthropic"], "claude", NOTHING)
+
+    form = {"type": "json_schema", "schema": json.loads(SCHEMA.text)}
+    assert (body["thinking"], body["output_config"]) == (thinking, {"effort": "high", "format": form})
+    assert not {"thinking", "output_config"} & plain.keys()
 
 
 @pytest.mark.parametrize(
