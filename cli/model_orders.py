@@ -147,6 +147,8 @@ def state_of(record: HostedModel) -> str:
     if record.state is not HostedState.LOADING:
         return record.state
     percent = f"{round(record.progress * 10) * 10} %" if record.progress else ""
+    if percent and record.estimated:
+        percent = f"(about {percent})"
     return " ".join(["loading", *filter(None, [record.phase, percent])])
 
 
@@ -176,7 +178,7 @@ def _lines(model: dict[str, Any]) -> list[tuple[object, ...]]:
 def _line(name: str, host: dict[str, Any], queued: int) -> tuple[object, ...]:
     state = host["state"]
     if state == HostedState.LOADING and host["progress"]:
-        state = f"{state} {host['progress']:.0%}"
+        state = f"{state} {host['phase']} {'~' if host['progress_estimated'] else ''}{host['progress']:.0%}"
     memory = f"{host['memory_bytes'] / 2**30:.1f} GiB" if host["memory_bytes"] else "-"
     where = host["hostname"] or host["host"]
     return name, state, where, memory, _ago(host["since"]), _unloads(host), host["workers"], queued

@@ -162,6 +162,7 @@ class ModelOnHost(BaseModel):
     reason: str
     phase: str
     progress: float
+    progress_estimated: bool
     memory_bytes: int | None
     load_s: float | None
     since: float

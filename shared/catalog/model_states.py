@@ -56,6 +56,7 @@ def _hosted(record: HostedModel, host: Host | None) -> dict[str, Any]:
         "reason": record.reason,
         "phase": record.phase,
         "progress": record.progress,
+        "progress_estimated": record.estimated,
         "memory_bytes": record.memory_bytes or None,
         "load_s": record.load_s or None,
         "since": record.since_s,

@@ -56,7 +56,8 @@ class Host:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostedModel:
     """A model as one host has it. `source` is a folder or a hub id, as its file says. `reason` says why its last load
-    failed; it is kept until a load succeeds. While it loads, `phase` and `progress` (0 to 1) tell how far it is.
+    failed; it is kept until a load succeeds. While it loads, `phase` and `progress` (0 to 1) tell how far it is;
+    `estimated` if that is only by how long its last load took.
     `memory_bytes` and `load_s` are learnt; 0 is unknown. It is unloaded at `unloads_at_s` if it stays idle (0: not),
     and kept by an operator until `kept_until_s`. A `pinned` model is unloaded for no other. `workers` are alive, of
     `workers_least` to `workers_most`."""
@@ -69,6 +70,7 @@ class HostedModel:
     reason: str = ""
     phase: str = ""
     progress: float = 0
+    estimated: bool = False
     memory_bytes: int = 0
     load_s: float = 0
     unloads_at_s: float = 0
@@ -93,7 +95,8 @@ class Order:
 
 
 def load_left_s(records: Iterable[HostedModel], now_s: float) -> float:
-    """Estimate how soon one of the hosts has the model loaded; 0 if one has, or if it was never loaded anywhere."""
+    """Estimate how soon one of the hosts has the model loaded; 0 if one has, or if nobody can tell: it was never loaded
+    anywhere, and does not say how far it is."""
     return min((_left_s(record, now_s) for record in records), default=0.0)
 
 
@@ -102,7 +105,10 @@ def _left_s(record: HostedModel, now_s: float) -> float:
         case HostedState.READY | HostedState.ASLEEP:  # waking up takes a moment
             return 0.0
         case HostedState.LOADING:
-            return min(max(record.load_s - (now_s - record.since_s), 0.0), record.load_s)
+            took_s = max(now_s - record.since_s, 0.0)
+            if record.estimated or not record.progress:
+                return min(max(record.load_s - took_s, 0.0), record.load_s)
+            return took_s * (1 - record.progress) / record.progress
         case HostedState.CONFIGURED | HostedState.DRAINING | HostedState.FAILED:
             return record.load_s
         case _:

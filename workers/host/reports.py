@@ -1,12 +1,14 @@
 """A host tells others of its models: it makes the record of each of its standing and its workers."""
 
 import math
+from collections.abc import Sequence
 
 from shared.domain.hosting import HostedModel, HostedState
 from workers.host.fleet import Fleet, state_of
 from workers.host.machine import Loading, WorkerState
 from workers.host.remembered import Remembered
 from workers.host.standing import Standing
+from workers.host.worker_process import WorkerProcess
 
 STEP = 0.05  # of the progress, so that it is not written each time
 
@@ -19,7 +21,9 @@ def hosted_model(
     ready = [each for each in workers if state_of(each) is WorkerState.READY]
     state = _state(standing, [state_of(each) for each in workers])
     launched_s = min((each.record.rest_s or each.record.launched_s for each in workers), default=0.0)
-    loading = state is HostedState.LOADING
+    phase, progress, estimated = "", 0.0, False
+    if state is HostedState.LOADING:
+        phase, progress, estimated = _how_far(workers, now - launched_s, remembered)
     return HostedModel(
         host=host,
         model=spec.name,
@@ -27,8 +31,9 @@ def hosted_model(
         state=state,
         since_s=min((each.record.ready_s for each in ready), default=launched_s or standing.since_s),
         reason=standing.reason,
-        phase="starting a worker" if loading else "",
-        progress=_progress(now - launched_s, remembered.load_s) if loading else 0,
+        phase=phase,
+        progress=progress,
+        estimated=estimated,
         memory_bytes=remembered.host_bytes + remembered.device_bytes * spec.devices,
         load_s=round(remembered.load_s, 3),
         unloads_at_s=_unloads_at_s(standing, remembered, idle_since_s) if ready else 0,
@@ -52,9 +57,21 @@ def _state(standing: Standing, states: list[WorkerState]) -> HostedState:
     return HostedState.FAILED if standing.reason else HostedState.CONFIGURED
 
 
-def _progress(took_s: float, load_s: float) -> float:
-    """Return how far a load is, by how long the last one took."""
-    return round(min(took_s / load_s, 0.95) // STEP * STEP, 2) if load_s else 0
+def _how_far(workers: Sequence[WorkerProcess], took_s: float, remembered: Remembered) -> tuple[str, float, bool]:
+    """Return the phase of a load and how far it is, as its worker tells; or else as long as the last one took, which is
+    an estimate."""
+    worker = next(each for each in workers if state_of(each) is WorkerState.LOADING)
+    if worker.record.rest:
+        return "waking", _share(took_s, remembered.wake_s), True
+    phase, fraction = worker.progress
+    if fraction is not None:
+        return phase, _share(fraction, 1), False
+    return phase or "starting", _share(took_s, remembered.load_s), True
+
+
+def _share(part: float, whole: float) -> float:
+    """Return a part in steps; 0 if the whole is unknown."""
+    return round(min(part / whole, 0.95) // STEP * STEP, 2) if whole else 0.0
 
 
 def _unloads_at_s(standing: Standing, remembered: Remembered, idle_since_s: float) -> float:

@@ -17,6 +17,7 @@ import psutil
 
 from shared.observability.logs import refusal
 from shared.process.private_files import private_file, write_private
+from workers.process.load_progress import PROGRESS_FILE, read
 
 ID_VARIABLE = "HOSTED_WORKER"  # by which a worker is found whose host died before it knew the process id
 LOG_BYTES_MAX = 10_000_000
@@ -67,6 +68,15 @@ class WorkerProcess:
     def path(self) -> Path:
         return self.folder / f"{self.record.id}.json"
 
+    @property
+    def progress(self) -> tuple[str, float | None]:
+        """The phase of its load that it told last, and how far that is, from 0 to 1, if it knows."""
+        return read(self._progress_file)
+
+    @property
+    def _progress_file(self) -> Path:
+        return self.folder / f"{self.record.id}.progress"
+
     def note(self, **changes: Any) -> None:
         """Change the record, on disk first."""
         changed = replace(self.record, **changes)
@@ -76,12 +86,13 @@ class WorkerProcess:
     def launch(self, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
         """Start the process in a session of its own, so that nothing that ends its host ends it."""
         self.note()
+        self._progress_file.unlink(missing_ok=True)
         if self.log.exists():
             self.log.replace(self.log.with_suffix(".log.1"))
         with private_file(self.log).open("ab") as out:
             self.child = subprocess.Popen(
                 [sys.executable, "-P", "-m", "cli", "worker", *arguments],
-                env={**os.environ, **environment, ID_VARIABLE: self.record.id},
+                env={**os.environ, **environment, ID_VARIABLE: self.record.id, PROGRESS_FILE: str(self._progress_file)},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
@@ -133,6 +144,7 @@ class WorkerProcess:
 
     def forget(self) -> None:
         self.path.unlink(missing_ok=True)
+        self._progress_file.unlink(missing_ok=True)
 
     def bound_log(self) -> None:
         """Empty a large log but for its end. The process holds the file open, so a line that is written meanwhile may

@@ -15,6 +15,7 @@ from shared.settings import Settings
 from workers.loading.loaders import imported, loader_of
 from workers.loading.model_spec import ModelSpec
 from workers.loading.options import recommended_of, resolved_options
+from workers.process.load_progress import WEIGHTS, tell
 from workers.process.single_thread import SingleThread
 from workers.protocols import Engine, Model
 from workers.runners.base import MakeRunner, Runner
@@ -51,6 +52,7 @@ async def load(spec: ModelSpec, settings: Settings) -> Loaded:
     resolved = replace(spec, options=resolved_options(spec.engine, spec.options))
 
     def call() -> Loaded:
+        tell(WEIGHTS)
         loaded: Loaded = imported(loader_of(spec.engine))(resolved, own_settings, thread)
         return loaded
 

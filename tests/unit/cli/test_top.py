@@ -68,6 +68,8 @@ def test_a_models_state_on_its_host_is_shown() -> None:
     now = replace(snapshot("m"), paused=set(), hosted={"m": hosted})
 
     assert "loading weights 40 %" in drawn(now, 160).splitlines()[1]
+    estimated = replace(hosted, phase="warm-up", estimated=True)
+    assert "loading warm-up (about 40 %)" in drawn(replace(now, hosted={"m": estimated}), 160)
     assert "failed" in drawn(replace(now, hosted={"m": replace(hosted, state=HostedState.FAILED)}), 80)
 
 

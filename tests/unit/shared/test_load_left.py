@@ -31,6 +31,13 @@ def test_the_clocks_of_two_machines_may_differ() -> None:
     assert load_left_s([loading], 500) == 0
 
 
+def test_a_model_that_was_never_loaded_takes_as_long_again_as_its_progress_says() -> None:
+    loading = replace(IDLE, state=HostedState.LOADING, load_s=0, progress=0.25)
+
+    assert load_left_s([loading], 110) == 30
+    assert load_left_s([replace(loading, estimated=True)], 110) == 0
+
+
 def test_the_first_host_to_have_it_counts() -> None:
     assert load_left_s([IDLE, replace(IDLE, state=HostedState.LOADING)], 125) == 15
     assert load_left_s([], 0) == 0

@@ -10,7 +10,9 @@
 import enum
 import logging
 import time
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
+from contextlib import contextmanager
 from typing import Any
 
 from transformers import (
@@ -21,6 +23,7 @@ from transformers import (
     AutoTokenizer,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging as transformers_logging
 
 from shared.domain.errors import SettingsError
 from shared.settings import Settings
@@ -37,7 +40,9 @@ from workers.engines.native.weights.placement import placement
 from workers.loading.loaded import Loaded, infos_of, stepped
 from workers.loading.model_spec import ModelSpec
 from workers.loading.options import EngineOptions, validated
+from workers.process import load_progress
 from workers.process.host_memory import keep_freed_memory
+from workers.process.load_progress import WARM_UP, WEIGHTS, told_while
 from workers.process.ranks import world
 from workers.process.single_thread import SingleThread
 from workers.protocols import Engine
@@ -46,6 +51,7 @@ from workers.text.chat_tokenizer import ChatTokenizer
 
 log = logging.getLogger(__name__)
 CONTEXT_UNKNOWN = 4096
+BAR = "Loading weights"
 
 
 class Use(enum.Enum):
@@ -129,18 +135,41 @@ def _load(source: str, settings: Settings, where: dict[str, Any]) -> tuple[Any, 
         config = AutoConfig.from_pretrained(source, **where, **trust)
         tokenizer = AutoTokenizer.from_pretrained(source, **where, **trust)
         use = _use(config, source, where)
-        model = use.value.from_pretrained(
-            source,
-            config=config,
-            use_safetensors=True,
-            **placed,
-            **where,
-            **trust,
-        )
+        with _progress_told():
+            model = use.value.from_pretrained(
+                source,
+                config=config,
+                use_safetensors=True,
+                **placed,
+                **where,
+                **trust,
+            )
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SettingsError(f"MODEL: {source} cannot be loaded: {first}") from error
     return model.eval(), tokenizer, use
+
+
+@contextmanager
+def _progress_told() -> Iterator[None]:
+    """Tell how many of the weights are loaded, which transformers shows as a bar. Releases without this hook tell
+    nothing."""
+
+    def bar(factory: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        if options.get("desc") == BAR and arguments and hasattr(arguments[0], "__len__"):
+            return told_while(WEIGHTS, arguments[0], len(arguments[0]))
+        return factory(*arguments, **options)
+
+    set_hook = getattr(transformers_logging, "set_tqdm_hook", None)
+    if set_hook is None:
+        yield
+        return
+    before = set_hook(bar)
+    try:
+        yield
+    finally:
+        set_hook(before)
+        load_progress.tell(WARM_UP)
 
 
 def _use(config: Any, source: str, where: dict[str, Any]) -> Use:

@@ -8,12 +8,14 @@ from shared.catalog.workloads import WaitingJobs, Workload, combined
 from shared.domain.hosting import HostedState
 from shared.domain.job import Priority
 from shared.models_file.reading import parse
+from workers.host.actions import Load
 from workers.host.fleet import Fleet
 from workers.host.hosted_models import HostedSpec, hosted_specs
 from workers.host.pauses import Pauses
 from workers.host.remembered import Memory, Remembered
 from workers.host.reports import hosted_model
 from workers.host.standing import BACK_OFF_MAX_S, PEAK_S, Standing
+from workers.process.load_progress import PROGRESS_FILE, WARM_UP, WEIGHTS, read, tell
 
 FILE = b"""
 [defaults]
@@ -162,3 +164,27 @@ def test_a_model_whose_table_was_mended_is_loaded_at_once() -> None:
     model.respecify(replace(model.spec, digest="another"))
 
     assert (model.reason, model.failures, model.not_before_s) == ("", 0, 0)
+
+
+def test_a_load_is_told_as_far_as_its_worker_knows_and_else_by_the_last_one(tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path, Memory.read(tmp_path / "learnt.json"), {"PATH": ""})
+    model = standing()
+    load = Load(model="plain", devices=(), takes={}, turn_s=0, why="test")
+    fleet.start(load, replace(model.spec, arguments=("--help",)), 97.9)
+    (worker,) = fleet
+    there = {PROGRESS_FILE: str(tmp_path / f"{worker.record.id}.progress")}
+
+    def told() -> tuple[str, float, bool]:
+        found = hosted_model("h", model, fleet, KNOWN, idle_since_s=0, now=100)
+        return found.phase, found.progress, found.estimated
+
+    assert told() == ("starting", 0.5, True)  # the last one took 4 s
+    tell(WEIGHTS, 0.33, there)
+    assert told() == ("weights", 0.3, False)
+    tell(WARM_UP, environment=there)
+    assert told() == ("warm-up", 0.5, True)
+    worker.kill()
+    assert worker.child
+    worker.child.wait()
+    worker.forget()
+    assert read(Path(there[PROGRESS_FILE])) == ("", None)
