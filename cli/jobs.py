@@ -21,7 +21,14 @@ from shared.domain.lifecycle import TERMINAL, State, after, settling
 FOLLOW_S = 0.1
 LISTED_MAX = 1000
 UNLISTED = ("payload", "view", "timeline", "traceback")  # too large for a list, or the client's own words
-LISTED = (State.FAILED, State.QUEUED, State.STARTED, State.FINISHED, State.CANCELED)  # by the attention they need
+LISTED = (
+    State.FAILED,
+    State.SCHEDULED,
+    State.QUEUED,
+    State.STARTED,
+    State.FINISHED,
+    State.CANCELED,
+)  # by the attention they need
 COLUMNS = ("JOB", "STATE", "MODEL", "ATTEMPTS", "SINCE", "REASON")
 
 
@@ -29,7 +36,8 @@ COLUMNS = ("JOB", "STATE", "MODEL", "ATTEMPTS", "SINCE", "REASON")
 def jobs() -> None:
     """List, show, follow, cancel and replay jobs.
 
-    A job is queued, then started, then finished, failed or canceled. These are RQ's words for its states."""
+    A job is queued (scheduled, until its time comes), then started, then finished, failed or canceled. These are RQ's
+    words for its states."""
 
 
 @jobs.command("list")
@@ -47,8 +55,8 @@ def jobs() -> None:
 def list_jobs(redis_url: str | None, model: str | None, state: str | None, limit: int, as_json: bool) -> None:
     """List jobs by state, failed ones first.
 
-    The order is: failed, queued, started, finished, canceled. Queued and started jobs are listed oldest first, jobs
-    that have ended newest first. SINCE is the time at which a job entered its state."""
+    The order is: failed, scheduled, queued, started, finished, canceled. Jobs that have ended are listed newest first,
+    others oldest first. SINCE is the time at which a job entered its state."""
 
     async def print_jobs(backend: Backend) -> None:
         if model:

@@ -3,9 +3,10 @@
 import difflib
 from collections.abc import Iterable, Iterator
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from shared.domain.daily_window import daily_window
 from shared.domain.errors import SettingsError
 
 PREFIX = "PENSTOCK_"
@@ -99,6 +100,11 @@ class Settings(BaseSettings):
     )
     file_ttl_s: int = Field(30 * 86400, ge=0, description="lifetime of files that ask for none; 0 is for ever")
     batch_requests: int = Field(64, ge=1, description="requests of a batch that are enqueued at a time")
+    batch_window: str = Field(
+        "",
+        description="time of day at which requests of batches are enqueued, like `22:00-06:00 Europe/Berlin`; empty for"
+        " any",
+    )
     batches_at_once: int = Field(4, ge=1, description="batches per key that run at a time; others wait")
     batches_open_max: int = Field(100, ge=1, description="unfinished batches per key; more get 429")
     choices_max: int = Field(16, ge=1, description="largest n of a request")
@@ -211,6 +217,12 @@ class Settings(BaseSettings):
     trust_remote_code: bool = Field(False, description="whether to run Python code from a model's folder")
     scripted_step_ms: float = Field(0, ge=0, description="scripted engine: duration of a step")
     scripted_tokens: int = Field(64, ge=1, description="scripted engine: length of an answer without max_tokens")
+
+    @field_validator("batch_window")
+    @classmethod
+    def _is_window(cls, text: str) -> str:
+        daily_window(text)
+        return text
 
     def has(self, name: str) -> bool:
         """Return whether the setting was given, and is not the default because nobody said anything."""

@@ -26,6 +26,7 @@ from api.serving.services import Services
 from api.serving.submission import BATCHED, Submission
 from api.stores.batches import LEASE_S, Batch, Lease, LeaseLost, Status
 from api.stores.files import FileRecord
+from shared.domain.daily_window import daily_window
 from shared.domain.errors import InvalidRequest, NotFound, PenstockError, QueueFull, QueueUnavailable
 from shared.domain.job import Priority
 from shared.process.tasks import first_of
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 LOOK_S = 1.0
 RETRY_S = 0.5
 KEEP_S = LEASE_S / 5
+WINDOW_LOOK_S = 10.0
 LINES_BYTES_MAX = 16_000_000  # bytes of one batch's lines in memory at a time; a longer line runs alone
 GIVEN_UP_AT_ONCE = 200
 RESULTS = ((True, "output"), (False, "error"))
@@ -73,6 +75,7 @@ class BatchRun:
         self._batch = batch
         self._lease = lease
         self._clock = clock
+        self._window = daily_window(services.settings.batch_window)
         self._input = services.files.path(batch.input_file_id)
         self._parts: PartialResults | None = None
         self._options: RequestOptions
@@ -172,6 +175,7 @@ class BatchRun:
             async with asyncio.TaskGroup() as tasks:
                 try:
                     async for line in self._left(parts):
+                        await self._window_open()
                         await running.enter(line.size)
                         tasks.create_task(one(line))
                 except FileNotFoundError:
@@ -179,6 +183,14 @@ class BatchRun:
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from failed
         return COMPLETED
+
+    async def _window_open(self) -> None:
+        """Wait until requests of batches may be enqueued. The clock may be set meanwhile, so it is looked at often."""
+        while True:
+            wait_s = self._window.wait_s(self._clock()) if self._window else 0
+            if not wait_s:
+                return
+            await asyncio.sleep(min(wait_s, WINDOW_LOOK_S))
 
     async def _left(self, parts: PartialResults) -> AsyncIterator[BatchLine]:
         """Yield the lines that are not done. Raises FileNotFoundError."""

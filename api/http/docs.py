@@ -27,8 +27,10 @@ or a worker. The header `x-penstock-job-id` names it: `GET /v1/jobs/{job_id}/eve
 another API process. A repeated request with the same `Idempotency-Key` finds the job that the first one created.
 
 **Headers that any request may have:** `x-penstock-priority` (interactive, standard or batch),
-`x-penstock-queue-deadline-s` and `x-penstock-run-deadline-s`, `x-penstock-grace-s` (how long the job runs on after its
-client has left; `forever` lets it end), `x-penstock-event-ids: true` (number the events of a stream).
+`x-penstock-queue-deadline-s` and `x-penstock-run-deadline-s`, `x-penstock-not-before` (when the job may begin) and
+`x-penstock-deadline` (when its answer is wanted; both take a time, Unix seconds or a duration), `x-penstock-grace-s`
+(how long the job runs on after its client has left; `forever` lets it end), `x-penstock-event-ids: true` (number the
+events of a stream).
 
 **Errors** have OpenAI's shape, and Anthropic's below `/v1/messages`. Retry 408, 409, 429 and 5xx after `retry-after`
 seconds, unless the answer has `x-should-retry: false`; `x-penstock-dropped-reason` says why nothing was done. Every

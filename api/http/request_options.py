@@ -6,12 +6,14 @@ import math
 import re
 import time
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Annotated
 
 from fastapi import Depends, Header, Query, Request
 
 from api.http.auth import Caller, caller_of
 from api.http.event_position import PATTERN
+from shared.domain.durations import seconds_of
 from shared.domain.errors import InvalidRequest, SettingsError
 from shared.domain.job import Priority
 from shared.queue.protocols import Idempotency
@@ -20,6 +22,7 @@ from shared.settings import Settings
 PREFIX = "x-penstock-"
 KEY_MAX = 255
 SECONDS_MAX = 7 * 86400
+MOMENTS = "a time like 2026-12-24T18:00:00Z, Unix seconds, or a duration like 30m"
 FOREVER = "forever"
 POSITION = {"pattern": f"^{PATTERN}$"}
 StartingAfter = Annotated[
@@ -34,12 +37,15 @@ LastEventId = Annotated[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestOptions:
-    """The options of one request. None is the default of the job's class; with an infinite `grace_s` leaving does not
-    cancel. `began` is when the request came, by the monotonic clock."""
+    """The options of one request. None is the default of the job's class. `not_before_s` and `due_s` are Unix times, of
+    the headers not-before and deadline. With an infinite `grace_s` leaving does not cancel. `began` is when the request
+    came, by the monotonic clock."""
 
     caller: Caller
     priority: Priority | None = None
     queue_deadline_s: float | None = None
+    not_before_s: float | None = None
+    due_s: float | None = None
     run_deadline_s: float | None = None
     grace_s: float | None = None
     idempotency: Idempotency | None = None
@@ -51,10 +57,16 @@ class RequestOptions:
 async def request_options_of(request: Request) -> RequestOptions:
     """Read the options from the headers. Raises InvalidRequest, which names the header."""
     caller = caller_of(request)
+    now_s = time.time()
+    not_before_s, due_s = _moment(request, "not-before", now_s), _moment(request, "deadline", now_s)
+    if due_s is not None and due_s <= max(now_s, not_before_s or 0):
+        raise _invalid("deadline", f"a time after now and after {PREFIX}not-before is expected")
     return RequestOptions(
         caller=caller,
         priority=_priority(request),
         queue_deadline_s=_seconds(request, "queue-deadline-s", least=0.001),
+        not_before_s=not_before_s,
+        due_s=due_s,
         run_deadline_s=_seconds(request, "run-deadline-s", least=0.001),
         grace_s=math.inf if _header(request, "grace-s") == FOREVER else _seconds(request, "grace-s", least=0),
         idempotency=await _idempotency(request, caller.tenant),
@@ -96,6 +108,31 @@ def _seconds(request: Request, name: str, *, least: float) -> float | None:
     if not least <= seconds <= SECONDS_MAX:
         raise _invalid(name, f"a number of seconds from {least:g} to {SECONDS_MAX} is expected")
     return seconds
+
+
+def _moment(request: Request, name: str, now_s: float) -> float | None:
+    """Return the Unix time of a header that holds one, a time by RFC 3339, or a duration from now on."""
+    value = _header(request, name)
+    if value is None:
+        return None
+    try:
+        moment = _moment_of(value, now_s)
+    except ValueError:
+        moment = math.inf
+    if not moment <= now_s + SECONDS_MAX:
+        raise _invalid(name, f"{MOMENTS}, within the next 7 days, is expected")
+    return moment
+
+
+def _moment_of(value: str, now_s: float) -> float:
+    if re.fullmatch(r"\d+(\.\d+)?", value):
+        return float(value)
+    if value[:4].isdigit() and value[4:5] == "-":
+        found = datetime.fromisoformat(value.upper())
+        if found.tzinfo is None:
+            raise ValueError("a time without a zone may be any")
+        return found.timestamp()
+    return now_s + seconds_of(value)
 
 
 def _flag(request: Request, name: str) -> bool:

@@ -39,7 +39,7 @@ async def stream_job_events(
     """Resume the job's stream behind the frame `starting_after` or `Last-Event-ID`, in the format of its endpoint, each
     frame with its `id`. This works while the job waits, runs, and as long as it is kept."""
     found, render_options = await _mine(services, job_id, request)
-    job = render_options.job(job_id, model=found.model, priority=found.priority)
+    job = render_options.job(job_id, model=found.model, priority=found.priority, not_before_ms=found.not_before_ms)
     if job_id.startswith(RESPONSE_PREFIX):
         record = await services.responses.get(job_id, tenant=render_options.tenant)
         formatter = record.stream(job, ids=True, after=sequence_number_after(starting_after, last_event_id))
@@ -68,6 +68,8 @@ def job_object(record: JobRecord) -> dict[str, Any]:
         "enqueued_at": record.enqueued_at,
         "started_at": record.started_at or None,
         "ended_at": record.ended_at or None,
+        "not_before": record.not_before_ms / 1000 or None,
+        "deadline": record.due_ms / 1000 or None,
         "replay_of": record.replay_of or None,
         "replayed_as": record.replayed_as or None,
     }

@@ -17,6 +17,8 @@ class JobObject(BaseModel):
     enqueued_at: str
     started_at: str | None
     ended_at: str | None
+    not_before: float | None
+    deadline: float | None
     replay_of: str | None
     replayed_as: str | None
     created: int | None = None

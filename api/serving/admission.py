@@ -48,13 +48,16 @@ class Admission:
         job is for the first of them that can serve it. Raises NotFound, Forbidden, InvalidRequest or
         ContextLengthExceeded."""
         settings = self._settings
-        priority = self.priority(options, tier)
+        priority, now_s = self.priority(options, tier), self._clock()
+        queue_deadline_s = options.queue_deadline_s or settings.queue_deadline(priority)
+        if options.due_s:
+            queue_deadline_s = min(queue_deadline_s, max(options.due_s - max(now_s, options.not_before_s or 0), 0.001))
         job = Job(
             id=f"{prefix}-{secrets.token_hex(16)}",
             model=model,
             kind=kind,
-            created_ms=int(self._clock() * 1000),
-            queue_deadline_ms=int(1000 * (options.queue_deadline_s or settings.queue_deadline(priority))),
+            created_ms=int(now_s * 1000),
+            queue_deadline_ms=int(1000 * queue_deadline_s),
             run_deadline_ms=int(1000 * (options.run_deadline_s or settings.run_deadline(priority))),
             priority=priority,
             tenant=options.caller.tenant,
@@ -64,6 +67,8 @@ class Admission:
             sampling=sampling,
             user=user,
             cache_salt=cache_salt,
+            not_before_ms=int(1000 * (options.not_before_s or 0)),
+            due_ms=int(1000 * (options.due_s or 0)),
         )
         suited = await self._model_router.models_for(
             model, options.caller, priority=priority, idempotency=options.idempotency

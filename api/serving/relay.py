@@ -7,6 +7,7 @@ most `buffer_max` events and reads the rest from the log at its own pace.
 import asyncio
 import logging
 import math
+import time
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ class JobStream:
         self.expires_at = math.inf
         self.enqueued = False
         self.ended = False
+        self._delay_s = max(job.not_before_ms / 1000 - time.time(), 0) if job.not_before_ms else 0.0
         self._queue_deadline_s, self._run_s = job.queue_deadline_ms / 1000, job.run_deadline_ms / 1000
         self.behind = False
         self._buffer_max = buffer_max
@@ -54,7 +56,7 @@ class JobStream:
         """
         self.enqueued = True
         self.behind = logged
-        self.expires_at = now + self._queue_deadline_s + EXPIRY_GRACE_S
+        self.expires_at = now + self._delay_s + self._queue_deadline_s + EXPIRY_GRACE_S
 
     def overdue(self, now: float) -> Deadline | None:
         """Return the deadline that has passed without a worker that expires the job."""

@@ -51,9 +51,11 @@ class RenderOptions:
         given = {name: value for name, value in asdict(self).items() if value or name not in ADDED}
         return orjson.dumps({STORED_NAMES.get(name, name): value for name, value in given.items()}).decode()
 
-    def job(self, job_id: str, *, model: str = "", priority: Priority = Priority.STANDARD) -> Job:
-        """Rebuild as much of the job as the relay and the formatters need. `priority` and `model` come from the job's
-        hash: a replay may be another model's."""
+    def job(
+        self, job_id: str, *, model: str = "", priority: Priority = Priority.STANDARD, not_before_ms: int = 0
+    ) -> Job:
+        """Rebuild as much of the job as the relay and the formatters need. `priority`, `model` and `not_before_ms` come
+        from the job's hash: a replay may be another model's."""
         return Job(
             id=job_id,
             model=model or self.model,
@@ -65,6 +67,7 @@ class RenderOptions:
             run_deadline_ms=self.run_deadline_ms,
             grace_ms=self.grace_ms,
             priority=priority,
+            not_before_ms=not_before_ms,
         )
 
     def formatter(self) -> ChatFormatter | CompletionFormatter | MessagesFormatter:

@@ -86,6 +86,7 @@ async def enqueue_and_open(
     services.relay.mark_enqueued(stream, logged=accepted.attached)
     await services.hosted_models.keep(job.model, submission.keep_alive)
     wait_s = accepted.wait_s + await services.hosted_models.load_left_s(job.model)
+    wait_s += max(job.not_before_ms / 1000 - time.time(), 0)
     headers = {
         **_names_of(job),
         "x-penstock-queue-position": str(accepted.ahead + 1),

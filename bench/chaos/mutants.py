@@ -83,7 +83,7 @@ MUTANTS = [
     Mutant(
         name="a cancel is lost",
         file="shared/queue/end.lua",
-        old="if status ~= 'queued' and status ~= 'started' then return status or '' end\n  local messages",
+        old="if not not_ended(status) then return status or '' end\n  local messages",
         new="if status ~= 'queued' then return status or '' end\n  local messages",
         under=("F17",),
     ),

@@ -36,6 +36,8 @@ class JobRecord:
     replay_of: str
     counts_cost: bool  # to its API key
     replayed_as: str
+    not_before_ms: int
+    due_ms: int
     timeline: list[tuple[int, str]]
 
     @property
@@ -70,7 +72,7 @@ class JobRecords:
             if state is State.QUEUED:
                 waiting: Any = await self._redis.lrange(keys.queue(model), 0, limit - 1)
                 return [job_id.decode() for job_id in waiting]
-            oldest_first = state is State.STARTED
+            oldest_first = state in (State.SCHEDULED, State.STARTED)
             found: Any = await self._redis.zrange(keys.registry(state, model), 0, limit - 1, desc=not oldest_first)
         return [member.decode().partition(":")[0] for member in found]
 
@@ -122,6 +124,8 @@ class JobRecords:
             replay_of=text.get("replay_of", ""),
             counts_cost="month" in text or "cost_month" in text,
             replayed_as=text.get("replayed_as", ""),
+            not_before_ms=int(text.get("not_before_ms", 0)),
+            due_ms=int(text.get("due_ms", 0)),
             timeline=[_moment(line) for line in text.get("timeline", "").splitlines()],
         )
 

@@ -132,6 +132,8 @@ class Rerunner:
             grace_ms=None,
             keep_s=0,
             notify=False,
+            not_before_ms=0,
+            due_ms=0,
         )
 
 

@@ -99,6 +99,9 @@ class Job:
     embedding has its inputs, dimensions and truncation. A tokenization has the `prompt` or `messages` to split
     (`special` adds the special tokens, `texts` each token's text), or the `tokens` to turn into text.
 
+    It waits in no queue before `not_before_ms`. By `due_ms` its answer is wanted: among a tenant's jobs of one class
+    the earliest comes first, and a later answer is cut off. Both are Unix times, 0 for none.
+
     `queue_deadline_ms` bounds each wait in the queue, `run_deadline_ms` the time from the first claim to the end.
     `tenant` owns the job, and `weight` is the tenant's share beside others. `grace_ms` is how long the job goes on
     after its last reader has left; None is for ever. `keep_s` is its lifetime after its end, if longer than usual.
@@ -122,11 +125,19 @@ class Job:
     notify: bool = False
     user: str | None = None
     cache_salt: str = ""
+    not_before_ms: int = 0
+    due_ms: int = 0
 
     @property
     def sequences(self) -> int:
         """Return how many sequences the job occupies in an engine."""
         return self.sampling.n * len(self.request.get("prompts", [None]))
+
+    def run_ms(self, now_ms: float) -> float:
+        """Return for how many milliseconds the job may run after its first claim, which is now; 0 for no limit."""
+        if not self.due_ms:
+            return self.run_deadline_ms
+        return min(self.run_deadline_ms or self.due_ms, max(self.due_ms - now_ms, 1))
 
     @property
     def prompt_tokens_estimate(self) -> int:

@@ -10,6 +10,7 @@ from shared.domain.events import Cancelled, Completed, Expired, Failed, Outcome
 
 
 class State(StrEnum):
+    SCHEDULED = "scheduled"
     QUEUED = "queued"
     STARTED = "started"
     FINISHED = "finished"
@@ -18,6 +19,7 @@ class State(StrEnum):
 
 
 class Move(StrEnum):
+    QUEUE = "queue"
     CLAIM = "claim"
     RECLAIM = "reclaim"
     RELEASE = "release"
@@ -28,6 +30,8 @@ class Move(StrEnum):
 
 
 TABLE: dict[tuple[State, Move], State] = {
+    (State.SCHEDULED, Move.QUEUE): State.QUEUED,
+    (State.SCHEDULED, Move.CANCEL): State.CANCELED,
     (State.QUEUED, Move.CLAIM): State.STARTED,
     (State.QUEUED, Move.CANCEL): State.CANCELED,
     (State.STARTED, Move.RECLAIM): State.STARTED,

@@ -22,16 +22,20 @@ local function correct(model, id, tokens)
 end
 
 -- part: cancel_job
--- needs: close, correct, correct_limits, log, place, remove, timeline, unlist
+-- needs: close, correct, correct_limits, log, not_ended, place, remove, scheduled, timeline, unlist
 local function cancel_job(id, iso, ttl_s, event, by)
   local job = JOB .. id
   local status, model, sid, worker, subscribers =
     unpack(redis.call('HMGET', job, 'status', 'origin', 'sid', 'worker_name', 'subscribers'))
-  if status ~= 'queued' and status ~= 'started' then return status or '' end
+  if not not_ended(status) then return status or '' end
   local messages = {}
   append_events(id, subscribers, redis.call('LLEN', LOG .. id), { event }, messages)
   note(job, 'cancelled by ' .. by)
-  if status == 'queued' then
+  if status == 'scheduled' then
+    unschedule(model, id)
+    correct_limits(id, -place_of(job).cost)
+    close(model, id, 'canceled', iso, ttl_s)
+  elseif status == 'queued' then
     unlist(model, id, sid)
     remove(model, id, sid or '')
     correct_limits(id, -place_of(job).cost)
@@ -61,6 +65,7 @@ end
 local function forget_model(args)
   local model, workers = args.model, 0
   local jobs = redis.call('LLEN', QUEUE .. model) + redis.call('ZCARD', LEASES .. model)
+  jobs = jobs + redis.call('ZCARD', SCHEDULED .. model)
   for _, key in ipairs(redis.call('SMEMBERS', WORKERS_OF .. model)) do
     workers = workers + redis.call('EXISTS', key)
   end

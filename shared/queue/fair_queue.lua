@@ -100,11 +100,31 @@ local function count(model, id, class, cost, sign)
   redis.call('HINCRBY', LOAD .. model, 'bytes', string.format('%d', sign * bytes_of(id)))   -- Redis 6 knows no -0
 end
 
+-- part: due
+-- needs: take_out
+local UNDATED_MS = 60000        -- a job without a date is overtaken by jobs that are due within this time of its coming
+local LOOK_BACK_MAX = 256       -- jobs that one may overtake
+
+local function due_of(sid, id)
+  return tonumber(redis.call('HGET', JOB .. id, 'due_ms') or time_of(sid) + UNDATED_MS)
+end
+
+-- Put an item into a lane behind those that are due before it.
+local function add_by_due(lane, item, due)
+  local later
+  for back = 1, LOOK_BACK_MAX do
+    local other = redis.call('LINDEX', lane, -back)
+    if not other or due_of(string.match(other, '^(%S+) (%S+)')) <= due then break end
+    later = other
+  end
+  if later then redis.call('LINSERT', lane, 'BEFORE', later, item) else redis.call('RPUSH', lane, item) end
+end
+
 -- part: push
--- needs: activate, count, lane, place
+-- needs: activate, count, due, lane, place
 local function push(model, id, sid)
   local place = place_of(JOB .. id)
-  redis.call('RPUSH', lane_of(model, place), sid .. ' ' .. id .. ' ' .. place.cost)
+  add_by_due(lane_of(model, place), sid .. ' ' .. id .. ' ' .. place.cost, due_of(sid, id))
   activate(model .. ':' .. place.class, place.tenant)
   activate(model, tostring(place.class))
   count(model, id, place.class, place.cost, 1)

@@ -9,6 +9,9 @@ from collections.abc import Callable
 
 from shared.domain.job import Job
 
+UNDATED_MS = 60_000
+LOOK_BACK_MAX = 256
+
 
 class TokenCounters:
     """Tokens served to members, divided by their weight."""
@@ -48,15 +51,24 @@ class FairQueue:
         self._classes = TokenCounters()
         self._tenants: dict[str, TokenCounters] = {}
         self._lanes: dict[tuple[str, str], deque[Job]] = {}
+        self._due: dict[str, float] = {}
 
-    def push(self, job: Job) -> None:
+    def push(self, job: Job, queued_ms: float = 0) -> None:
+        """Put the job into its lane, behind those that are due before it. `queued_ms` is the time; a job without a date
+        counts as due some time after it, so jobs that come later overtake it for no longer than that."""
         rank, tenant = _place(job)
-        self._lanes.setdefault((rank, tenant), deque()).append(job)
+        self._due[job.id] = job.due_ms or queued_ms + UNDATED_MS
+        lane = self._lanes.setdefault((rank, tenant), deque())
+        later = 0
+        while later < min(len(lane), LOOK_BACK_MAX) and self._due[lane[-1 - later].id] > self._due[job.id]:
+            later += 1
+        lane.insert(len(lane) - later, job)
         self._tenants.setdefault(rank, TokenCounters()).activate(tenant)
         self._classes.activate(rank)
 
     def remove(self, job: Job) -> None:
         self._lanes[_place(job)].remove(job)
+        del self._due[job.id]
         self._leave_if_empty(*_place(job))
 
     def pop(self, cost: Callable[[Job], float], fits: Callable[[Job], bool]) -> Job | None:
@@ -66,6 +78,7 @@ class FairQueue:
         for place in places:
             if fits(self._lanes[place][0]):
                 job = self._lanes[place].popleft()
+                del self._due[job.id]
                 self.charge(job, cost(job))
                 self._leave_if_empty(*place)
                 return job

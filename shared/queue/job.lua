@@ -9,6 +9,12 @@ local function now_ms()
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
+-- part: not_ended
+-- Has a job of this state not ended yet?
+local function not_ended(status)
+  return status == 'scheduled' or status == 'queued' or status == 'started'
+end
+
 -- part: raise_ttl
 -- Raise the key's TTL to at least `seconds`.
 local function raise_ttl(key, seconds)

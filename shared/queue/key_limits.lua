@@ -90,13 +90,13 @@ end
 
 -- Take a job of this cost from the key's limits. Return the requests and tokens left, and for each of the two buckets
 -- how many milliseconds pass until it is full.
-local function take_limits(id, fields, cost)
+local function take_limits(id, fields, cost, delay_ms)
   if not fields.month then return 0, 0, 0, 0 end
   local limits, tenant = limits_of(fields.limits), fields.tenant
   local requests, tokens = levels(tenant, limits)
   requests, tokens = requests - 1, tokens - cost
   put_levels(tenant, requests, tokens)
-  hold(tenant, id, tonumber(fields.patience_ms) + tonumber(fields.run_ms))
+  hold(tenant, id, delay_ms + tonumber(fields.patience_ms) + tonumber(fields.run_ms))
   use(tenant, fields.month, cost)
   local function until_full(level, limit) return limit > 0 and math.ceil((limit - level) / limit * MINUTE_MS) or 0 end
   return math.max(0, math.floor(requests)), math.max(0, math.floor(tokens)), until_full(requests, limits.requests),

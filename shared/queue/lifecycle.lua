@@ -6,7 +6,7 @@
 -- verb: enqueue
 -- takes: model, id, number jobs_max, number tokens_max, number bytes_max, list fields
 -- takes: list records (key, data, number ttl_s, number bytes_max, index)
--- needs: accept, ahead, cost, idempotency, limits, over_bounds, record, subscribe
+-- needs: accept, ahead, cost, idempotency, limits, not_ended, over_bounds, record, schedule, subscribe
 -- Accept a job, refuse it, or find the one that the same request created before. `fields` are names and values in turn;
 -- `records` holds the record that is stored with the job, if there is one.
 -- -> {ok|duplicate|attached|reused|<refusal>, jobs ahead, or bytes stored, wait in milliseconds, job, created_ms, and
@@ -18,8 +18,15 @@ local function earlier(key)
   if not known then return nil end
   local id, fingerprint, created_ms = string.match(known, '^(%S+) (%S+) (%S+)$')
   local status = redis.call('HGET', JOB .. id, 'status')
-  local usable = status == 'queued' or status == 'started' or status == 'finished'
+  local usable = not_ended(status) or status == 'finished'
   return { id = id, fingerprint = fingerprint, created_ms = created_ms, usable = usable }
+end
+
+-- The bound that one more scheduled job would exceed; nil when there is room for it.
+local function over_scheduled(model, place, bounds)
+  if redis.call('ZCARD', SCHEDULED .. model) >= bounds.jobs then return 'queue_full' end
+  local bytes = tonumber(redis.call('GET', SCHEDULED_BYTES .. model) or 0)
+  if bytes > 0 and bytes + place.bytes > bounds.bytes then return 'queue_bytes_full' end
 end
 
 -- The reason why the job may not enter the queue, and the two numbers of the answer that go with it; nil when it may.
@@ -30,6 +37,7 @@ local function refusal(args, fields, record, cost, jobs, wait)
   if stored then return 'storage_full', stored, 0 end
   local place = { class = tonumber(fields.class), tenant = fields.tenant, bytes = #fields.payload, cost = cost }
   local bounds = { jobs = args.jobs_max, tokens = args.tokens_max, bytes = args.bytes_max }
+  if delay_of(fields) > 0 then return over_scheduled(args.model, place, bounds), 0, 0 end
   local bound = over_bounds(args.model, place, bounds, tonumber(fields.patience_ms))   -- of its queue: fair_queue.lua
   if bound ~= '' then return bound, jobs, wait end
 end
@@ -54,13 +62,29 @@ local function enqueue(args)
   write_record(record)                                                   -- records.lua
   if fields.idempotency ~= '' then
     local known = id .. ' ' .. fields.fingerprint .. ' ' .. fields.created_ms
-    redis.call('SET', IDEMPOTENCY .. fields.idempotency, known, 'EX', IDEMPOTENCY_TTL_S)
+    local life_s = IDEMPOTENCY_TTL_S + math.ceil(delay_of(fields) / 1000)
+    redis.call('SET', IDEMPOTENCY .. fields.idempotency, known, 'EX', life_s)
   end
-  return { 'ok', jobs, wait, id, fields.created_ms, take_limits(id, fields, cost) }
+  return { 'ok', jobs, wait, id, fields.created_ms, take_limits(id, fields, cost, delay_of(fields)) }
+end
+
+-- part: schedule
+-- needs: clock, timeline
+-- Return how many milliseconds are left until a new job may be queued.
+local function delay_of(fields)
+  return math.max((tonumber(fields.not_before_ms) or 0) - now_ms(), 0)
+end
+
+-- Let an accepted job wait for its time, in RQ's registry of scheduled jobs. sync() in requeue.lua queues it then.
+local function schedule(model, id, fields)
+  redis.call('HSET', JOB .. id, 'status', 'scheduled')
+  redis.call('ZADD', SCHEDULED .. model, fields.not_before_ms / 1000, id)
+  redis.call('INCRBY', SCHEDULED_BYTES .. model, #fields.payload)
+  note(JOB .. id, 'scheduled')
 end
 
 -- part: accept
--- needs: sync
+-- needs: schedule, sync
 -- Fields by name, from names and values in turn. A field that says nothing is not sent: those that are read
 -- unconditionally are '' then.
 local function by_name(flat)
@@ -74,8 +98,12 @@ end
 local function accept(model, id, flat, fields, cost)
   redis.call('HSET', JOB .. id, unpack(flat))
   redis.call('HSET', JOB .. id, 'cost', cost)
-  redis.call('RPUSH', QUEUE .. model, id)
   redis.call('SADD', QUEUES, QUEUE .. model)
+  if delay_of(fields) > 0 then
+    schedule(model, id, fields)
+  else
+    redis.call('RPUSH', QUEUE .. model, id)
+  end
   sync(model)
 end
 
@@ -197,8 +225,13 @@ local SUSPECT_TTL_S = 3600
 -- Start an attempt of a job: from here on the worker of this claim owns it. On the last attempt it runs isolated.
 local function start(args, id, attempt)
   local job, now = JOB .. id, now_ms()
-  local run_ms, deadline_ms = unpack(redis.call('HMGET', job, 'run_ms', 'deadline_ms'))
+  local run_ms, deadline_ms, due_ms = unpack(redis.call('HMGET', job, 'run_ms', 'deadline_ms', 'due_ms'))
   run_ms = tonumber(run_ms or 0)
+  local left_ms = due_ms and not deadline_ms and math.max(due_ms - now, 1)
+  if left_ms and (run_ms == 0 or left_ms < run_ms) then
+    run_ms = left_ms
+    redis.call('HSET', job, 'run_ms', run_ms)
+  end
   if not deadline_ms and run_ms > 0 then redis.call('HSET', job, 'deadline_ms', now + run_ms) end
   redis.call('HSET', job, 'status', 'started', 'started_at', args.iso, 'last_heartbeat', args.iso,
              'worker_name', args.worker, 'exec', args.claim_token, 'attempt', attempt)
@@ -228,7 +261,7 @@ local function delivery(id)
   local waited = now - string.match(sid, '^%d+')   -- an entry's id is the time at which it was made
   if attempt == '1' and waited > tonumber(queue_deadline_ms or 0) then late = 'queue' end
   local left = deadline_ms and deadline_ms - now or ''
-  if left ~= '' and left <= 0 then late = 'run' end
+  if late == '' and left ~= '' and left <= 0 then late = 'run' end
   local log = redis.call('LRANGE', LOG .. id, 0, -1)
   return { id, tonumber(attempt), payload or '', log, late, left, isolated and 1 or 0, waited, trace or '', quota or '' }
 end

@@ -109,7 +109,12 @@ class MemoryQueue:
             await self.store(record)
         if idempotency:
             self._keys[idempotency.key] = job.id, idempotency.fingerprint
-        self._accept(_Record(job, [subscriber] if subscriber else [], self._clock_ms(), trace=trace))
+        new = _Record(job, [subscriber] if subscriber else [], self._clock_ms(), trace=trace)
+        if job.not_before_ms > self._clock_ms():
+            new.state = State.SCHEDULED
+            self._records[job.id] = new
+        else:
+            self._accept(new)
         return accepted
 
     async def charge(self, tenant: str, rate_limits: RateLimits) -> float:
@@ -133,6 +138,7 @@ class MemoryQueue:
     async def claim(
         self, model: str, *, worker: str, limit: int, room: Room = ANY_ROOM, wait_ms: int = 0
     ) -> list[Delivery]:
+        self._queue_due()
         claimed = self._claim(model, worker, limit, room)
         if claimed or not wait_ms:
             return claimed
@@ -219,7 +225,9 @@ class MemoryQueue:
             return (record.state if record else None), ""
         if not record.replayed_as:
             record.replayed_as = as_id
-            self._accept(_Record(replace(record.job, id=as_id, model=model or record.job.model), [], self._clock_ms()))
+            self._accept(
+                _Record(replace(record.job, id=as_id, model=model or record.job.model, due_ms=0), [], self._clock_ms())
+            )
         return State.FAILED, record.replayed_as
 
     async def depth(self, model: str) -> int:
@@ -231,7 +239,8 @@ class MemoryQueue:
 
     async def forget_model(self, model: str) -> InUse:
         running = sum(record.job.model == model for record in self._running.values())
-        in_use = InUse(jobs=len(self._line(model)) + running, workers=0)
+        scheduled = sum(r.job.model == model and r.state is State.SCHEDULED for r in self._records.values())
+        in_use = InUse(jobs=len(self._line(model)) + running + scheduled, workers=0)
         if not in_use:
             self._paused.discard(model)
         return in_use
@@ -257,12 +266,20 @@ class MemoryQueue:
             )
         return pages
 
+    def _queue_due(self) -> None:
+        """Queue the jobs whose time has come."""
+        for record in self._records.values():
+            if record.state is State.SCHEDULED and record.job.not_before_ms <= self._clock_ms():
+                self._move(record, Move.QUEUE)
+                record.queued_ms = self._clock_ms()
+                self._accept(record)
+
     def _line(self, model: str) -> FairQueue:
         return self._lines.setdefault(model, FairQueue())
 
     def _accept(self, record: _Record) -> None:
         self._records[record.job.id] = record
-        self._line(record.job.model).push(record.job)
+        self._line(record.job.model).push(record.job, record.queued_ms)
         self._arrived.set()
 
     def _earlier(self, idempotency: Idempotency) -> _Record | None:
@@ -275,6 +292,9 @@ class MemoryQueue:
 
     def _refusal(self, job: Job, bounds: Bounds) -> str:
         line = self._line(job.model)
+        if job.not_before_ms > self._clock_ms():
+            scheduled = [r for r in self._records.values() if r.state is State.SCHEDULED and r.job.model == job.model]
+            return "queue_full" if len(scheduled) >= bounds.jobs_max else ""
         newcomer = line.of_tenant(job) * NEWCOMER_SHARE < bounds.jobs_max
         if len(line) >= bounds.jobs_max * (1 + newcomer / NEWCOMER_SHARE):
             return "queue_full"
@@ -325,8 +345,8 @@ class MemoryQueue:
         self._running[record.job.id] = record
         record.claim_token, record.worker, record.attempt = f"exec-{next(self._tokens)}", worker, attempt
         record.lease_ms = now + self._lease_ms
-        if record.deadline_ms is None and record.job.run_deadline_ms:
-            record.deadline_ms = now + record.job.run_deadline_ms
+        if record.deadline_ms is None and (run_ms := record.job.run_ms(now)):
+            record.deadline_ms = now + run_ms
         record.progressed = False
         record.isolated = attempt == self._attempts_max and attempt > 1
         if record.isolated:

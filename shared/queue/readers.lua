@@ -1,11 +1,12 @@
 -- Which API processes read a job: the channels in its field `subscribers`.
 
 -- part: subscribe
+-- needs: not_ended
 -- Publish the job's further events to this channel as well; return the job's state.
 local function subscribe(id, channel)
   local job = JOB .. id
   local status, subscribers = unpack(redis.call('HMGET', job, 'status', 'subscribers'))
-  if channel ~= '' and (status == 'queued' or status == 'started') then
+  if channel ~= '' and not_ended(status) then
     for other in string.gmatch(subscribers or '', '%S+') do
       if other == channel then return status end
     end

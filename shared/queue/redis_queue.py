@@ -193,7 +193,7 @@ class RedisQueue:
         if not payload:
             return _state(status or b""), ""
         before = decode_job(payload)
-        job = replace(before, id=as_id, model=model or before.model, created_ms=int(time.time() * 1000))
+        job = replace(before, id=as_id, model=model or before.model, created_ms=int(time.time() * 1000), due_ms=0)
         cost_month = iso_now()[:7] if month or cost_month else ""
         about = {"view": render_options or "", "replay_of": job_id, "cost_month": cost_month}
         answer = await self._call("replay", origin=job_id, id=as_id, fields=flat(self.fields(job) | about))
@@ -238,6 +238,8 @@ class RedisQueue:
             "patience_ms": job.queue_deadline_ms,
             "run_ms": job.run_deadline_ms,
             "keep_s": job.keep_s or "",
+            "not_before_ms": job.not_before_ms or "",
+            "due_ms": job.due_ms or "",
             "keep_request": int(self._keep_requests) or "",
             "notify": int(job.notify) or "",
         }

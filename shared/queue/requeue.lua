@@ -10,8 +10,16 @@ local function unlist(model, id, sid)
   take_out(QUEUE .. model, id, sid, function(other) return redis.call('HGET', JOB .. other, 'sid') end)
 end
 
+-- part: scheduled
+-- Forget a job that was to wait for its time.
+local function unschedule(model, id)
+  redis.call('ZREM', SCHEDULED .. model, id)
+  redis.call('DECRBY', SCHEDULED_BYTES .. model, redis.call('HSTRLEN', JOB .. id, 'payload'))
+  if redis.call('EXISTS', SCHEDULED .. model) == 0 then redis.call('DEL', SCHEDULED_BYTES .. model) end
+end
+
 -- part: sync
--- needs: add_entry
+-- needs: add_entry, clock, scheduled
 local SYNC_MAX = 256
 
 -- Is this waiting id represented by a live stream entry? A job with a claim token was claimed before: RQ's clean-up
@@ -38,8 +46,21 @@ local function tail_start(queue, stream, length)
   return high
 end
 
+-- Put the jobs whose time has come onto the list.
+local function list_due(model)
+  local due = redis.call('ZRANGEBYSCORE', SCHEDULED .. model, '-inf', now_ms() / 1000, 'LIMIT', 0, SYNC_MAX)
+  for _, id in ipairs(due) do
+    unschedule(model, id)
+    if redis.call('HGET', JOB .. id, 'status') == 'scheduled' then
+      redis.call('HSET', JOB .. id, 'status', 'queued')
+      redis.call('RPUSH', QUEUE .. model, id)
+    end
+  end
+end
+
 -- Ids that other tools pushed stand at the tail (requeue) or at the head (requeue at the front). O(1) when in step.
 local function sync(model)
+  list_due(model)
   local queue, stream = QUEUE .. model, STREAM .. model
   local length = redis.call('LLEN', queue)
   if length == 0 then return end

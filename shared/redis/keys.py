@@ -10,6 +10,8 @@
 | rq:queues                  | set     | lifecycle.lua, end.lua | keys of all queues, what `rq info` lists     | the deployment's |
 | rq:wip:{model}             | zset    | lifecycle.lua, leases.lua | `job:exec` of running jobs                   | while it has members |
 | rq:finished:{model}        | zset    | lifecycle.lua     | finished ids by expiry                       | member: the job's lifetime |
+| rq:scheduled:{model}       | zset    | lifecycle.lua, requeue.lua, rq | ids of jobs that wait for their time, by it in seconds | while it has members |
+| penstock:scheduled-bytes:{model} | string | lifecycle.lua, requeue.lua | bytes of their requests          | while there are such jobs |
 | rq:failed:{model}          | zset    | lifecycle.lua, requeue.lua, rq | failed ids by expiry, those replayed left out | member: 7 days |
 | rq:canceled:{model}        | zset    | lifecycle.lua, rq | cancelled ids by expiry                      | member: the job's lifetime |
 | rq:results:{job}           | stream  | lifecycle.lua     | RQ's result record with the traceback        | the job's lifetime |
@@ -89,12 +91,12 @@ enqueue and replay; a field that says nothing is not sent. "the hash" has the li
 | timeout        | enqueue                   | rq                                         | a number that RQ wants                                 | the hash |
 | failure_ttl    | enqueue                   | rq                                         | lifetime of a failed job, in seconds                   | the hash |
 | origin         | enqueue                   | requeue.lua, end.lua, job_records, rq           | the model                                              | the hash |
-| status         | enqueue, lifecycle.lua, rq          | lifecycle.lua, requeue.lua, leases.lua, readers.lua, end.lua, redis_queue, event_channel, job_records, rq | the state, see lifecycle | the hash |
+| status         | enqueue, lifecycle.lua, requeue.lua, rq          | lifecycle.lua, requeue.lua, leases.lua, readers.lua, end.lua, redis_queue, event_channel, job_records, rq | the state, see lifecycle | the hash |
 | started_at     | lifecycle.lua             | job_records, rq                                 | when it was claimed last, ISO 8601                     | the hash |
 | ended_at       | lifecycle.lua, rq         | job_records, rq                                 | when it ended, ISO 8601                                | a requeue |
 | last_heartbeat | lifecycle.lua, leases.lua | rq                                         | when its lease was renewed, ISO 8601                   | the hash |
 | worker_name    | lifecycle.lua             | lifecycle.lua, leases.lua, end.lua, job_records, rq | the worker that claimed it last                        | the hash |
-| payload        | enqueue                   | lifecycle.lua, fair_queue.lua, redis_queue, job_records | the job, as codec writes it                    | its end, unless it fails or keep_request is set |
+| payload        | enqueue                   | lifecycle.lua, requeue.lua, fair_queue.lua, redis_queue, job_records | the job, as codec writes it                    | its end, unless it fails or keep_request is set |
 | created_ms     | enqueue                   | -                                          | when the request came                                  | the hash |
 | class          | enqueue                   | fair_queue.lua, job_records                     | the rank of its priority                               | the hash |
 | tenant         | enqueue                   | lifecycle.lua, fair_queue.lua, key_limits.lua, job_records | for whom it runs                                  | the hash |
@@ -103,8 +105,10 @@ enqueue and replay; a field that says nothing is not sent. "the hash" has the li
 | output_max     | enqueue                   | -                                          | the most tokens of its answer, -1 for no limit         | the hash |
 | width          | enqueue                   | job.lua                                    | sequences that an engine makes of it, if several       | the hash |
 | patience_ms    | enqueue                   | lifecycle.lua, key_limits.lua, workload.lua | its queue deadline                                     | the hash |
-| run_ms         | enqueue                   | lifecycle.lua, end.lua, key_limits.lua     | its run deadline                                       | the hash |
+| run_ms         | enqueue, lifecycle.lua                   | lifecycle.lua, end.lua, key_limits.lua     | its run deadline                                       | the hash |
 | keep_s         | enqueue                   | lifecycle.lua                              | lifetime after its end, if longer than usual           | the hash |
+| not_before_ms  | enqueue                   | job_records                                | when it may be queued, Unix time                       | the hash |
+| due_ms         | enqueue                   | lifecycle.lua, fair_queue.lua, job_records | when its answer is wanted, Unix time                   | the hash |
 | keep_request   | enqueue                   | lifecycle.lua                              | 1: its payload is kept after its end, too              | the hash |
 | notify         | enqueue                   | lifecycle.lua                              | 1: its end goes onto penstock:notices                  | the hash |
 | idempotency    | enqueue                   | lifecycle.lua                              | its idempotency key                                    | the hash |
@@ -150,6 +154,8 @@ _BY_NAME = {
     "started": "rq:wip:",
     "finished": "rq:finished:",
     "failed": "rq:failed:",
+    "scheduled": "rq:scheduled:",
+    "scheduled_bytes": "penstock:scheduled-bytes:",
     "canceled": "rq:canceled:",
     "results": "rq:results:",
     "worker": "rq:worker:",

@@ -56,7 +56,8 @@ async def test_a_list_may_be_empty_or_longer_than_luas_stack(client: Redis) -> N
 
 async def test_a_job_has_every_field_of_the_table_in_its_life_and_no_other(client: Redis) -> None:
     queue = RedisQueue(client, lease_ms=1, attempts_max=2, keep_requests=True)
-    job = replace(make_job(n=2, tenant="t", run_deadline_ms=60_000), notify=True, keep_s=5000)
+    job = replace(make_job(n=2, tenant="t", run_deadline_ms=60_000), notify=True, keep_s=5000, due_ms=10**14)
+    job = replace(job, not_before_ms=1)
     seen = set[str]()
 
     async def look(job_id: str = job.id) -> set[str]:

@@ -4,12 +4,14 @@ from typing import get_args
 
 import click
 import pytest
+from fastapi import Request
 
-from api.http.request_options import weights
+from api.http.auth import Caller
+from api.http.request_options import _moment, weights
 from api.schemas.batch import BatchRequest
 from api.serving.submission import BATCHED
 from cli.click_types import Age, Rate
-from shared.domain.errors import SettingsError
+from shared.domain.errors import InvalidRequest, SettingsError
 from shared.settings import load_settings
 
 
@@ -42,3 +44,29 @@ def test_other_amounts_are_refused(kind: click.ParamType[float]) -> None:
 
 def test_every_endpoint_that_a_batch_may_name_can_be_done() -> None:
     assert set(get_args(BatchRequest.model_fields["endpoint"].annotation)) == set(BATCHED)
+
+
+def asked(**headers: str) -> Request:
+    raw = [(f"x-penstock-{name.replace('_', '-')}".encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "headers": raw, "state": {"caller": Caller("t", None)}}
+    return Request(scope)
+
+
+@pytest.mark.parametrize(
+    ("text", "after_s"),
+    [
+        ("30m", 1800),
+        ("1h30m", 5400),
+        ("1000000600", 600),
+        ("2001-09-09T01:46:50Z", 10),
+        ("2001-09-09t03:46:50+02", 10),
+    ],
+)
+def test_a_moment_is_a_time_or_a_duration(text: str, after_s: float) -> None:
+    assert _moment(asked(not_before=text), "not-before", 1e9) == 1e9 + after_s
+
+
+@pytest.mark.parametrize("text", ["soon", "forever", "-1", "2026-11-25T22:00:00", "8d", "99999999999", "2026-99-99"])
+def test_any_other_moment_is_refused_by_the_name_of_its_header(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="x-penstock-not-before"):
+        _moment(asked(not_before=text), "not-before", 1e9)

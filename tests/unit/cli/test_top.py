@@ -48,6 +48,8 @@ def snapshot(name: str) -> Snapshot:
         replay_of="",
         counts_cost=False,
         replayed_as="",
+        not_before_ms=0,
+        due_ms=0,
         timeline=[],
     )
     return Snapshot(at=1.0, demands=[demand], paused={name}, hosted={}, workers=[worker], started=[job])
