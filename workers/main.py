@@ -29,6 +29,7 @@ from workers.loading.model_spec import ModelSpec
 from workers.loop.health import HealthServer
 from workers.loop.worker import Worker
 from workers.process.ranks import rank, world
+from workers.process.succession import tell_successors
 from workers.protocols import EngineBroken
 
 log = logging.getLogger(__name__)
@@ -94,6 +95,7 @@ async def serve(specs: Sequence[ModelSpec], settings: Settings) -> None:
         for model in models:
             await asyncio.to_thread(model.close)
         await presence.leave()
+        tell_successors()
         await client.aclose()
         await blocking.aclose()
 

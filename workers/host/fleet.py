@@ -13,6 +13,7 @@ from workers.host.machine import HOST, PlannedWorker, WorkerState
 from workers.host.memories import device_bytes
 from workers.host.remembered import Memory, Remembered
 from workers.host.worker_process import DRAIN_S, Exit, WorkerProcess, WorkerRecord, adopted, free_id
+from workers.process.succession import after
 
 log = logging.getLogger(__name__)
 ASLEEP_BYTES = 2**30  # of a device, for a worker that sleeps there: what it has beside weights and cache
@@ -82,7 +83,8 @@ class Fleet:
         worker = WorkerProcess(record, self._folder)
         devices = {"CUDA_VISIBLE_DEVICES": ",".join(load.devices)} if load.devices else {}
         drain = {"PENSTOCK_DRAIN_S": str(DRAIN_S)}
-        worker.launch(spec.arguments, {**self._environment, **drain, **spec.environment, **devices})
+        ending = after((each.record.pid, each.record.created_s) for each in self if each.left)
+        worker.launch(spec.arguments, {**self._environment, **drain, **spec.environment, **devices, **ending})
         self._workers[record.id] = worker
         log.info("worker started", extra={"model": spec.name, "pid": worker.record.pid, "why": load.why})
 
@@ -139,6 +141,8 @@ class Fleet:
         """Return the workers whose process has ended since the last call, and forget them. One that does not end is
         killed."""
         for each in self:
+            if each.left:
+                each.hurried_s = each.hurried_s or now
             if each.hurried_s and now - each.hurried_s > PATIENCE_S:
                 log.warning("worker killed, since it does not end", extra={"model": each.record.model})
                 each.kill()
@@ -149,7 +153,8 @@ class Fleet:
         return gone
 
     def planned(self) -> list[PlannedWorker]:
-        return [self._planned(each) for each in self]
+        """Return the workers that hold memory. Whoever is started waits itself for that of one that has left."""
+        return [self._planned(each) for each in self if not each.left]
 
     def held_bytes(self) -> int:
         """Return what all workers have of the main memory."""

@@ -18,8 +18,10 @@ import psutil
 from shared.observability.logs import refusal
 from shared.process.private_files import private_file, write_private
 from workers.process.load_progress import PROGRESS_FILE, read
+from workers.process.succession import LEFT_FILE
 
 ID_VARIABLE = "HOSTED_WORKER"  # by which a worker is found whose host died before it knew the process id
+TOLD = {PROGRESS_FILE: "progress", LEFT_FILE: "left"}
 LOG_BYTES_MAX = 10_000_000
 LOG_END_BYTES = 20_000
 LINE_MAX = 300
@@ -71,11 +73,12 @@ class WorkerProcess:
     @property
     def progress(self) -> tuple[str, float | None]:
         """The phase of its load that it told last, and how far that is, from 0 to 1, if it knows."""
-        return read(self._progress_file)
+        return read(self._told[PROGRESS_FILE])
 
     @property
-    def _progress_file(self) -> Path:
-        return self.folder / f"{self.record.id}.progress"
+    def left(self) -> bool:
+        """True once the process has nothing more to do but to end."""
+        return self._told[LEFT_FILE].exists()
 
     def note(self, **changes: Any) -> None:
         """Change the record, on disk first."""
@@ -86,13 +89,15 @@ class WorkerProcess:
     def launch(self, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
         """Start the process in a session of its own, so that nothing that ends its host ends it."""
         self.note()
-        self._progress_file.unlink(missing_ok=True)
+        for path in self._told.values():
+            path.unlink(missing_ok=True)
         if self.log.exists():
             self.log.replace(self.log.with_suffix(".log.1"))
+        files = {name: str(path) for name, path in self._told.items()}
         with private_file(self.log).open("ab") as out:
             self.child = subprocess.Popen(
                 [sys.executable, "-P", "-m", "cli", "worker", *arguments],
-                env={**os.environ, **environment, ID_VARIABLE: self.record.id, PROGRESS_FILE: str(self._progress_file)},
+                env={**os.environ, **environment, ID_VARIABLE: self.record.id, **files},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
@@ -143,8 +148,8 @@ class WorkerProcess:
         return found
 
     def forget(self) -> None:
-        self.path.unlink(missing_ok=True)
-        self._progress_file.unlink(missing_ok=True)
+        for path in (self.path, *self._told.values()):
+            path.unlink(missing_ok=True)
 
     def bound_log(self) -> None:
         """Empty a large log but for its end. The process holds the file open, so a line that is written meanwhile may
@@ -155,6 +160,11 @@ class WorkerProcess:
                 os.truncate(self.log, 0)
                 with self.log.open("ab") as log:
                     log.write(end)
+
+    @property
+    def _told(self) -> dict[str, Path]:
+        """The files in which the process tells its host something, by the variables that name them."""
+        return {name: self.folder / f"{self.record.id}.{suffix}" for name, suffix in TOLD.items()}
 
     def _process(self) -> psutil.Process | None:
         """The process, if it runs: another one may have its id by now."""

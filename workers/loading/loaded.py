@@ -17,6 +17,7 @@ from workers.loading.model_spec import ModelSpec
 from workers.loading.options import recommended_of, resolved_options
 from workers.process.load_progress import WEIGHTS, tell
 from workers.process.single_thread import SingleThread
+from workers.process.succession import wait_for_predecessors
 from workers.protocols import Engine, Model
 from workers.runners.base import MakeRunner, Runner
 from workers.runners.engine_loop import EngineLoop
@@ -52,8 +53,10 @@ async def load(spec: ModelSpec, settings: Settings) -> Loaded:
     resolved = replace(spec, options=resolved_options(spec.engine, spec.options))
 
     def call() -> Loaded:
+        load_it = imported(loader_of(spec.engine))  # takes seconds, and little memory
+        wait_for_predecessors()
         tell(WEIGHTS)
-        loaded: Loaded = imported(loader_of(spec.engine))(resolved, own_settings, thread)
+        loaded: Loaded = load_it(resolved, own_settings, thread)
         return loaded
 
     loaded = await asyncio.wrap_future(thread.submit(call))

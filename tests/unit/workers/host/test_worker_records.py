@@ -1,9 +1,12 @@
 """A host adopts the workers that an earlier one wrote down, also one of a neighbouring release."""
 
 import json
-from dataclasses import asdict
+import os
+from dataclasses import asdict, replace
 from pathlib import Path
 
+from workers.host.fleet import Fleet
+from workers.host.remembered import Memory
 from workers.host.worker_process import WorkerRecord, adopted
 
 RECORD = WorkerRecord(
@@ -24,3 +27,14 @@ def test_a_worker_of_a_later_release_is_adopted_by_what_is_known_of_it(tmp_path:
     (tmp_path / "m-1.json").write_text(json.dumps({**asdict(RECORD), "later": True}))
 
     assert [each.record for each in adopted(tmp_path)] == [RECORD]
+
+
+def test_the_memory_of_a_worker_that_has_left_is_given_to_the_next_one(tmp_path: Path) -> None:
+    (tmp_path / "m-1.json").write_text(json.dumps(asdict(replace(RECORD, pid=os.getpid(), stopping=True))))
+    fleet = Fleet(tmp_path, Memory(tmp_path / "learnt.json"), {})
+    assert [each.id for each in fleet.planned()] == ["m-1"]
+
+    (tmp_path / "m-1.left").touch()
+
+    assert fleet.planned() == []
+    assert [each.record.id for each in fleet] == ["m-1"]  # until its process ends
