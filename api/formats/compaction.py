@@ -9,6 +9,11 @@ from shared.domain.events import Delta, Event, Tokenized, Usage
 from shared.domain.job import Job
 
 
+def compacts_items(items: Sequence[dict[str, Any]]) -> bool:
+    """Return whether the items ask for a compaction in place of an answer."""
+    return bool(items) and items[-1]["type"] == "compaction_trigger"
+
+
 class InputTokensCollector:
     """Collects the answer of `/v1/responses/input_tokens`."""
 

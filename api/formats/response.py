@@ -35,8 +35,8 @@ FAILURES = {"context_length_exceeded": "context_length_exceeded", "invalid_reque
 
 class ResponseBuilder:
     """Builds one response. `head` has the fields that the response repeats of its request, and `tools` all tools that
-    may be called. With `sealed`, reasoning has a form that clients send back. `apply` returns the client's events,
-    without numbers."""
+    may be called. With `sealed`, reasoning has a form that clients send back. With `compacts`, the text becomes the
+    item of a compaction. `apply` returns the client's events, without numbers."""
 
     def __init__(
         self,
@@ -46,6 +46,7 @@ class ResponseBuilder:
         created_s: int,
         tools: Sequence[dict[str, Any]] = (),
         sealed: bool = False,
+        compacts: bool = False,
     ) -> None:
         self._head = {"id": response_id, "object": "response", "created_at": created_s, **head}
         self._base = response_id.partition("_")[2]
@@ -54,6 +55,8 @@ class ResponseBuilder:
         self._completed_s: int | None = None
         self._tools = tools
         self._sealed = sealed
+        self._compacts = compacts
+        self._summary = ""
         self._open = ""  # the kind of the last item, while it grows
         self._call: Call | None = None
         self._reason: FinishReason | None = None
@@ -91,7 +94,9 @@ class ResponseBuilder:
         if event.reasoning:
             events += self._ensure("reasoning")
             events.append(self._text_delta("response.reasoning_text.delta", event.reasoning))
-        if event.text:
+        if event.text and self._compacts:
+            events += self._compact(event.text)
+        elif event.text:
             events += self._ensure("message")
             logprobs = [_flat(each) for each in event.logprobs]
             self._output[-1]["content"][0]["logprobs"] += logprobs
@@ -101,6 +106,16 @@ class ResponseBuilder:
         if event.finish_reason:
             self._reason = event.finish_reason
         return events
+
+    def _compact(self, text: str) -> list[ResponseEvent]:
+        """Add to the summary, which its item has when it is complete."""
+        self._summary += text
+        if self._open == "compaction":
+            return []
+        events = self._close("completed")
+        self._open = "compaction"
+        item_id = f"cmp_{self._base}_{len(self._output)}"
+        return [*events, self._add({"id": item_id, "type": "compaction", "encrypted_content": ""})]
 
     def _text_delta(self, kind: str, text: str) -> ResponseEvent:
         self._output[-1]["content"][0]["text"] += text
@@ -148,6 +163,9 @@ class ResponseBuilder:
         if not self._open:
             return []
         item, kind, self._open = self._output[-1], self._open, ""
+        if kind == "compaction":
+            item["encrypted_content"] = seal(self._summary.strip())
+            return [{"type": "response.output_item.done", "output_index": len(self._output) - 1, "item": item}]
         item["status"] = status
         if kind == "reasoning" and self._sealed:
             item["encrypted_content"] = seal(item["content"][0]["text"])

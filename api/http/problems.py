@@ -30,6 +30,7 @@ STATUS = {
     "conversation_locked": 409,
     "file_in_use": 409,
     "request_too_large": 413,
+    "websocket_not_served": 426,
     "idempotency_key_reused": 422,
     "rate_limit_exceeded": 429,
     "insufficient_quota": 429,

@@ -3,7 +3,7 @@
 import logging
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, HTTPException, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from api.formats.listing import listing, page_of
@@ -11,6 +11,7 @@ from api.formats.response import item_object
 from api.http.auth import caller_of
 from api.http.event_position import sequence_number_after
 from api.http.json_route import JsonRoute
+from api.http.problems import Problem, Refused
 from api.http.request_options import LastEventId, RequestOptionsDep, StartingAfter
 from api.schemas.response import CompactRequest, InputTokensRequest, ResponseRequest
 from api.serving.render_options import decode_render_options
@@ -50,6 +51,16 @@ async def create_response(
     if history.conversation:
         await _let_live_on(services, history.conversation.id)
     return answer
+
+
+@router.get("/v1/responses", include_in_schema=False)
+async def refuse_websocket(request: Request) -> Response:
+    """Refuse a WebSocket by the status at which Codex asks by POST at once. For any other request, the method is
+    wrong."""
+    if request.headers.get("upgrade", "").lower() != "websocket":
+        raise HTTPException(405, "Method Not Allowed", {"allow": "POST"})
+    message = "Responses are served by POST here, not by a WebSocket."
+    raise Refused(Problem(code="websocket_not_served", message=message))
 
 
 async def _let_live_on(services: Services, conversation_id: str) -> None:

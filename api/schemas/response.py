@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from api.schemas.base import Duration, Items, Metadata, Selective, Strict
 from api.schemas.chat import TemplateOptions
-from api.schemas.response_items import InputItems, typed
+from api.schemas.response_items import CompactionTriggerItem, InputItems, typed
 from api.schemas.response_tools import ResponseToolChoice, ResponseTools
 from api.schemas.sampling import StreamOptions
 from api.schemas.tools import NAME
@@ -118,6 +118,9 @@ class ResponseInput(Selective):
             )
         if self.input is None and self.previous_response_id is None and self.conversation is None:
             raise InvalidRequest("Missing required parameter: 'input'.", param="input")
+        items = self.input if isinstance(self.input, list) else []
+        if any(isinstance(item, CompactionTriggerItem) for item in items[:-1]):
+            raise InvalidRequest("'input': an item of the type compaction_trigger must be the last one.", param="input")
         return self
 
     @property

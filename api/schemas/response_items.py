@@ -93,6 +93,8 @@ class Item(Strict):
     """The item's id in an earlier answer."""
     status: Literal["in_progress", "completed", "incomplete"] | None = None
     """The item's status in an earlier answer."""
+    internal_chat_message_metadata_passthrough: Annotated[dict[str, Any], Items(64)] | None = Field(None, exclude=True)
+    """Accepted: what Codex notes of its items."""
 
 
 class MessageItem(Item):
@@ -212,6 +214,15 @@ class CompactionItem(Item):
     """The compacted conversation. Another server's is refused."""
 
 
+class CompactionTriggerItem(Strict):
+    """Asks for a compaction of the conversation before it, in place of an answer. It must be the last item."""
+
+    type: Literal["compaction_trigger"]
+    """Always `compaction_trigger`."""
+    id: str | None = Field(None, max_length=256)
+    """Accepted without effect."""
+
+
 class AdditionalToolsItem(Item):
     """Tools that the model may call beside those of the request."""
 
@@ -239,6 +250,7 @@ InputItem = Annotated[
     | ShellOutputItem
     | ReasoningItem
     | CompactionItem
+    | CompactionTriggerItem
     | AdditionalToolsItem
     | ReferenceItem,
     Field(discriminator="type"),

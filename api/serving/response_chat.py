@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from api.formats.compaction import compacts_items
 from api.formats.response_calls import LOCAL_SHELL, chat_functions, chat_name, grammars_of, hosted, with_additional
 from api.formats.response_names import as_sent
 from api.formats.sealed import unseal
@@ -21,12 +22,19 @@ from shared.settings import Settings
 
 Json = dict[str, Any]
 ABSENT = "These tools are not available here, whatever is said of them elsewhere: {}."
+SUMMARY_TOKENS_MAX = 2000
+SUMMARISE = (
+    "Summarise the conversation up to here for an assistant that shall go on with it. Of everything but the messages of"
+    " the user, it will see nothing but your summary. Tell what was asked for and decided, what was done and found out,"
+    " with the names, paths, numbers and results that matter, and what is left to do. Write nothing but the summary."
+)
 COMPACTED = "A summary of the conversation up to here:\n{}"
 
 
 def chat_of(body: ResponseInput, items: Sequence[Json]) -> ChatCompletionRequest:
     """Translate the request into a chat. Raises InvalidRequest."""
-    tools = _tools(body, items)
+    compacts = compacts_items(items)
+    tools = [] if compacts else _tools(body, items)
     said = "\n\n".join(filter(None, [body.instructions, *_told(body, tools)]))
     system = [{"role": "system", "content": said}] if said else []
     if body.reasoning and body.reasoning.context == "current_turn":
@@ -37,11 +45,14 @@ def chat_of(body: ResponseInput, items: Sequence[Json]) -> ChatCompletionRequest
         "parallel_tool_calls": body.parallel_tool_calls,
         "reasoning_effort": body.reasoning.effort if body.reasoning else None,
         "tools": chat_functions(tools) or None,
-        "tool_choice": _choice(body),
-        "response_format": _format(body),
+        "tool_choice": None if compacts else _choice(body),
+        "response_format": None if compacts else _format(body),
         "chat_template_kwargs": body.chat_template_kwargs,
         **(_answered_so(body) if isinstance(body, ResponseRequest) else {}),
     }
+    if compacts:
+        most = wanted.get("max_completion_tokens")
+        wanted["max_completion_tokens"] = min(most or SUMMARY_TOKENS_MAX, SUMMARY_TOKENS_MAX)
     try:
         return ChatCompletionRequest.model_validate(
             {name: value for name, value in wanted.items() if value is not None}
@@ -79,7 +90,7 @@ def named_as_sent() -> Iterator[None]:
 
 def tool_grammars(body: ResponseInput, items: Sequence[Json]) -> Json:
     """Return the part of the job's request that holds custom tools to their grammars; empty without any."""
-    grammars = grammars_of(_tools(body, items))
+    grammars = {} if compacts_items(items) else grammars_of(_tools(body, items))
     return {"tool_grammars": grammars} if grammars else {}
 
 
@@ -131,6 +142,8 @@ def _messages(items: Sequence[Json]) -> list[Json]:
                 messages.append({"role": "tool", "tool_call_id": call_id, "content": _content(item["output"])})
             case "reasoning":
                 reasoning += _reasoned(item)
+            case "compaction_trigger" if item is items[-1]:
+                messages.append({"role": "user", "content": SUMMARISE})
             case "item_reference":
                 raise InvalidRequest("'input' must not refer to other items in a batch.", param="input")
             case "compaction" | "compaction_summary":

@@ -14,12 +14,6 @@ from api.serving.submission import Submission, chat_job, conversation_request
 from shared.domain.job import Kind
 
 Json = dict[str, Any]
-SUMMARY_TOKENS_MAX = 2000
-SUMMARISE = (
-    "Summarise the conversation up to here for an assistant that shall go on with it. Of everything but the messages of"
-    " the user, it will see nothing but your summary. Tell what was asked for and decided, what was done and found out,"
-    " with the names, paths, numbers and results that matter, and what is left to do. Write nothing but the summary."
-)
 
 
 async def input_tokens_submission(
@@ -39,13 +33,10 @@ async def input_tokens_submission(
 async def compaction_submission(
     services: Services, body: CompactRequest, options: RequestOptions, items: Sequence[Json]
 ) -> Submission:
-    """Submit the summary of a conversation. The model gets no tools for it."""
-    asked = {"type": "message", "role": "user", "content": SUMMARISE}
-    alone = body.model_copy(update={"tools": None, "tool_choice": None, "text": None})
-    heard = [item for item in items if item["type"] != "additional_tools"]
+    """Submit the summary of a conversation."""
     with named_as_sent():
-        chat = chat_of(alone, [*heard, asked])
-        chat.service_tier, chat.max_completion_tokens = body.service_tier, SUMMARY_TOKENS_MAX
+        chat = chat_of(body, [*items, {"type": "compaction_trigger"}])
+        chat.service_tier = body.service_tier
         job = await chat_job(services, chat, options, drop_oldest=body.truncation == "auto")
     said = [item for item in items if item["type"] == "message" and item["role"] == "user"]
     return Submission(job, WholeOnly(lambda made: CompactionCollector(made, said)))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from api.formats.common import SERVICE_TIERS, AnswerCollector, StreamFormatter
+from api.formats.compaction import compacts_items
 from api.formats.response import ResponseBuilder, ResponseCollector, ResponseStreamFormatter
 from api.formats.response_calls import with_additional
 from api.schemas.response import ENCRYPTED_REASONING, ResponseInput, ResponseRequest
@@ -45,7 +46,8 @@ class ResponseRecord:
         """Return a builder of this response from the job's events. The job is its own, or an earlier one of the same
         Idempotency-Key."""
         tools = with_additional(self.head.get("tools") or (), self.items)
-        return ResponseBuilder(job_id, self.head, created_s=self.created_s, tools=tools, sealed=self.sealed)
+        how = {"sealed": self.sealed, "compacts": compacts_items(self.items)}
+        return ResponseBuilder(job_id, self.head, created_s=self.created_s, tools=tools, **how)
 
     def stream(self, job: Job, *, ids: bool, after: int = -1) -> StreamFormatter:
         """Return the formatter of the stream, which leaves out the frames up to number `after`."""

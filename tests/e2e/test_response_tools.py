@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -29,6 +30,24 @@ def test_every_event_has_the_fields_that_open_responses_requires(responses: Any)
         assert [name for name in REQUIRED if name not in sent] == []
         assert all(isinstance(sent[name], float | int) for name in NUMBERS)
         assert sent["model"] == "scripted"
+
+
+def test_a_websocket_is_refused_so_that_codex_asks_by_post_at_once(caller: Stack) -> None:
+    ask = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "eA=="}
+    refused = httpx.get(f"{caller.base}/v1/responses", headers=ask)
+
+    assert (refused.status_code, refused.json()["error"]["code"]) == (426, "websocket_not_served")
+    assert httpx.get(f"{caller.base}/v1/responses").status_code == 405
+
+
+def test_a_response_may_be_a_compaction_that_the_next_one_reads(responses: Any) -> None:
+    talk: Any = [{"role": "user", "content": "hello"}, {"type": "compaction_trigger"}]
+    *_, last = responses.create(model="scripted", input=talk, max_output_tokens=3, stream=True)
+
+    (compaction,) = last.response.output
+    assert compaction.type == "compaction"
+    rest: Any = [compaction.to_dict(), {"role": "user", "content": "go on"}]
+    assert responses.create(model="scripted", input=rest, max_output_tokens=2).usage.input_tokens > 5
 
 
 def test_a_failure_names_what_the_client_sent(responses: Any) -> None:

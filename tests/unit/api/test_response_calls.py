@@ -119,6 +119,20 @@ def test_reasoning_comes_back_in_a_form_that_only_this_api_reads() -> None:
     assert unseal(reasoning["encrypted_content"], param="x") == "Hm, é."
 
 
+def test_a_summary_becomes_the_item_of_a_compaction() -> None:
+    builder = ResponseBuilder("resp_1", {"model": "m"}, created_s=5, compacts=True)
+    events = builder.apply(Delta(seq=1, choice=0, text="It went", token_ids=(1,), reasoning="Hm."))
+    events += builder.apply(Delta(seq=2, choice=0, text=" well.\n", token_ids=(2,)))
+    events += builder.apply(Finished(seq=3, outcome=Completed(usage=Usage(prompt_tokens=1, completion_tokens=1))))
+
+    reasoning, compaction = builder.body()["output"]
+
+    assert (reasoning["type"], compaction["type"]) == ("reasoning", "compaction")
+    assert unseal(compaction["encrypted_content"], param="x") == "It went well."
+    (done,) = [each for each in events if each["type"] == "response.output_item.done" and each["output_index"] == 1]
+    assert done["item"] == compaction
+
+
 @pytest.mark.parametrize(
     "wrong", ["gAAAA", "penstock1.", "penstock1.!", seal("a" * 5_000_000)], ids=lambda text: text[:12]
 )

@@ -10,7 +10,7 @@ import pytest
 from api.formats.response_names import as_sent
 from api.formats.sealed import seal
 from api.schemas.response import ResponseRequest
-from api.serving.response_chat import chat_of, require_own_tools
+from api.serving.response_chat import chat_of, require_own_tools, tool_grammars
 from api.stores.responses import items_of
 from shared.domain.errors import InvalidRequest
 from shared.settings import load_settings
@@ -126,6 +126,23 @@ def test_items_may_add_tools_and_the_default_namespace_changes_no_name() -> None
     assert [tool.function.name for tool in made.tools] == ["exec", "clock__sleep"]
     assert [message.role for message in made.messages] == ["system", "user"]
     assert "web_search" in str(made.messages[0].content)
+
+
+def test_a_compaction_is_asked_for_without_tools_or_a_form() -> None:
+    tool = {"type": "custom", "name": "exec", "format": {"type": "grammar", "syntax": "lark", "definition": "start: A"}}
+    items = [{"role": "user", "content": "x"}, {"type": "compaction_trigger"}]
+    form = {"format": {"type": "json_object"}}
+    body = ResponseRequest.model_validate(
+        {"model": "m", "input": items, "tools": [tool], "tool_choice": "required", "text": form}
+    )
+
+    made = chat_of(body, items_of(body))
+
+    assert (made.tools, made.tool_choice, made.response_format, made.max_completion_tokens) == (None, None, None, 2000)
+    assert "Summarise" in str(made.messages[-1].content)
+    assert tool_grammars(body, items_of(body)) == {}
+    with pytest.raises(InvalidRequest, match="last"):
+        chat([*reversed(items)])
 
 
 def test_the_model_is_told_how_long_its_answer_shall_be() -> None:
