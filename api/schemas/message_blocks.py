@@ -87,6 +87,30 @@ class DocumentBlock(Block):
     """Whether the answer shall cite the document."""
 
 
+class SearchResultBlock(Block):
+    """A text that the client's own search found."""
+
+    type: Literal["search_result"]
+    """Always `search_result`."""
+    source: str
+    """Where it was found, which the model reads before the text."""
+    title: str
+    """The title, which the model reads before the text."""
+    content: Annotated[list[TextBlock], Items(PARTS_MAX)]
+    """The text."""
+    citations: CitationsConfig | None = None
+    """Whether the answer shall cite the text."""
+
+
+class ToolReferenceBlock(Block):
+    """A tool that the client's own search found. The model knows all tools from the beginning."""
+
+    type: Literal["tool_reference"]
+    """Always `tool_reference`."""
+    tool_name: str = Field(min_length=1, max_length=256)
+    """The tool's name."""
+
+
 class ThinkingBlock(Strict):
     type: Literal["thinking"]
     """Always `thinking`."""
@@ -116,7 +140,9 @@ class ToolUseBlock(Block):
     """Accepted: who called the tool."""
 
 
-ResultBlock = Annotated[TextBlock | ImageBlock | DocumentBlock, Field(discriminator="type")]
+ResultBlock = Annotated[
+    TextBlock | ImageBlock | DocumentBlock | SearchResultBlock | ToolReferenceBlock, Field(discriminator="type")
+]
 
 
 class ToolResultBlock(Block):
@@ -135,10 +161,17 @@ class SystemBlock(TextBlock):
 
 
 MessageBlock = Annotated[
-    TextBlock | ImageBlock | DocumentBlock | ThinkingBlock | RedactedThinkingBlock | ToolUseBlock | ToolResultBlock,
+    TextBlock
+    | ImageBlock
+    | DocumentBlock
+    | SearchResultBlock
+    | ThinkingBlock
+    | RedactedThinkingBlock
+    | ToolUseBlock
+    | ToolResultBlock,
     Field(discriminator="type"),
 ]
-OF_USER = frozenset({"text", "image", "document", "tool_result"})
+OF_USER = frozenset({"text", "image", "document", "search_result", "tool_result"})
 OF_ASSISTANT = frozenset({"text", "thinking", "redacted_thinking", "tool_use"})
 ALLOWED = {"user": OF_USER, "assistant": OF_ASSISTANT, "system": frozenset({"text"})}
 

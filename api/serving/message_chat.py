@@ -20,8 +20,10 @@ from api.schemas.message_blocks import (
     MessageParam,
     PlainTextSource,
     ResultBlock,
+    SearchResultBlock,
     TextBlock,
     ThinkingBlock,
+    ToolReferenceBlock,
     ToolResultBlock,
     ToolUseBlock,
 )
@@ -200,6 +202,10 @@ def _parts(blocks: Iterable[MessageBlock | ResultBlock]) -> list[Json]:
                 parts.append({"type": "image_url", "image_url": {"url": url}})
             case DocumentBlock():
                 parts += _document(block)
+            case SearchResultBlock(source=where, title=title, content=content):
+                parts += [_text(f"{title}\n{where}"), *_parts(content)]
+            case ToolReferenceBlock(tool_name=name):
+                parts.append(_text(f"The tool {name} may be called."))
     return parts
 
 

@@ -16,7 +16,7 @@ from tests.e2e.harness import Stack, standalone_stack
 
 log = logging.getLogger(__name__)
 CHAT, COMPLETION, RESPONSE = "/v1/chat/completions", "/v1/completions", "/v1/responses"
-EMBEDDING, RERANK, DETOKENIZE = "/v1/embeddings", "/v1/rerank", "/v1/detokenize"
+EMBEDDING, RERANK, DETOKENIZE, MESSAGE = "/v1/embeddings", "/v1/rerank", "/v1/detokenize", "/v1/messages"
 BYTES = 3_999_000
 pytestmark = pytest.mark.alone
 STOPPED_S = 0.3
@@ -70,6 +70,8 @@ HOSTILE: dict[str, tuple[str, list[bytes]]] = {
     "numbers to include": (RESPONSE, filled(M + '"input":"x","include":[', "0", "]}")),
     "numbers for metadata": (RESPONSE, filled(M + '"input":"x","metadata":[', "0", "]}")),
     "numbers for reasoning": (RESPONSE, filled(M + '"input":[{"type":"reasoning","summary":[', "0", "]}]}")),
+    "numbers for blocks": (MESSAGE, filled(M + '"max_tokens":1,"messages":[{"role":"user","content":[', "0", "]}]}")),
+    "small tools": (MESSAGE, filled(M + '"max_tokens":1,"messages":[],"tools":[', '{"type":"a"}', "]}")),
     "no objects at all": (CHAT, filled("[", "0", "]")),
 }
 
@@ -159,11 +161,14 @@ def test_as_much_as_may_be_in_a_body_stops_nobody(stack: Stack) -> None:
     tokens = {"model": "m", "prompt": [[1234] * 6000] * 100, "max_tokens": 1}
 
     with Watch(stack) as seen:
-        answers = [post(stack, CHAT, json.dumps(chat).encode()), post(stack, COMPLETION, json.dumps(tokens).encode())]
+        answers = [
+            post(stack, path, json.dumps(body).encode())
+            for path, body in ((CHAT, chat), (COMPLETION, tokens), (MESSAGE, chat))
+        ]
 
     log.info("%.3f s, %.0f MB", seen.longest_s, seen.taken_mb)
     for answer in answers:
-        assert answer.status_code == 200 or answer.json()["error"]["code"] == "context_length_exceeded", answer.text
+        assert answer.status_code == 200 or "context length" in answer.json()["error"]["message"], answer.text
     assert seen.longest_s < STOPPED_S
     assert seen.taken_mb < MEMORY_MB
 

@@ -134,6 +134,17 @@ def test_images_and_documents_become_parts() -> None:
     ]
 
 
+def test_what_a_client_found_by_itself_becomes_text() -> None:
+    found = {"type": "search_result", "source": "a.md", "title": "A", "content": [BLOCK]}
+    tool = {"type": "tool_reference", "tool_name": "read"}
+    result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": [found, tool]}
+
+    tool_message, message = said(result, found)
+
+    assert message["content"] == "A\na.md\n\nHi"
+    assert tool_message["content"] == "A\na.md\n\nHi\n\nThe tool read may be called."
+
+
 def test_a_system_message_behind_the_first_becomes_a_part_of_the_users() -> None:
     found = chat([{"role": "user", "content": "Hi"}, {"role": "system", "content": "Be brief."}], system="You help.")
 
@@ -170,7 +181,7 @@ def test_a_setting_refuses_tools_that_would_run_on_a_server() -> None:
         ({"thinking": {"type": "enabled", "budget_tokens": 5}}, "budget_tokens"),
         ({"stop_sequences": [""]}, "stop_sequences"),
         ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, "begun answer"),
-        ({"messages": [{"role": "user", "content": [{"type": "search_result"}]}]}, "search_result"),
+        ({"messages": [{"role": "user", "content": [{"type": "container_upload"}]}]}, "container_upload"),
         (
             {"messages": [{"role": "user", "content": [{"type": "tool_use", "id": "1", "name": "a", "input": {}}]}]},
             "use",
