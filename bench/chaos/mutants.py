@@ -234,6 +234,20 @@ MUTANTS = [
         new="max(len(stopped), 1)",
         histories=200,
     ),
+    Mutant(
+        name="a host lets jobs wait for a model that cannot be loaded",
+        file="workers/host/host_loop.py",
+        old="                await self._redis.fail_jobs(standing.spec.names, reason)\n",
+        new="                pass\n",
+        under=("F25",),
+    ),
+    Mutant(
+        name="a host swaps no model that has work",
+        file="workers/host/turns.py",
+        old="    return now - worker.since_s >= turn and waited_s >= min(turn, rules.overdue_s)\n",
+        new="    return False\n",
+        under=("F25",),
+    ),
 ]
 
 

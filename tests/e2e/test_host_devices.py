@@ -17,7 +17,7 @@ from tests.e2e.test_host import LOAD_S, HostedStack
 # A worker has 30,000 MiB of its device, and 1,000 when it sleeps.
 SMI = """#!/bin/sh
 case "$1" in
-  --query-gpu=*) for device in {devices}; do echo "$device, 40000"; done ;;
+  --query-gpu=*) for device in {devices}; do echo "$device, GPU-$device, 40000, 0"; done ;;
   *) for file in {folder}/host/workers/*.json; do
        grep -q '"rest": ""' $file && used=30000 || used=1000
        sed -n "s/.*\\"pid\\": \\([0-9]*\\).*/GPU-0, \\1, $used/p" $file; echo

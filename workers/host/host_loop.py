@@ -159,7 +159,8 @@ class HostLoop:
         """Serve what the file says now."""
         file = self._watch.file
         memory, devices = file.host.memory, file.host.devices
-        self._machine = machine_of(memory, devices, held_bytes=self._fleet.held_bytes())
+        pids = [pid for worker in self._fleet for pid in worker.pids()]
+        self._machine = machine_of(memory, devices, held_bytes=self._fleet.held_bytes(), pids=pids)
         specs = hosted_specs(file, len(self._machine.devices), self._engine)
         for name in self._standings.keys() - specs.keys():
             self._orders.drop(self._standings.pop(name))

@@ -55,6 +55,8 @@ def _spec(name: str, model: Model, file: ModelsFile, devices_max: int, usual: st
     engine = _engine(model, source, chosen)
     arguments = tuple(_arguments(name, model, file, source, chosen))
     environment = {f"PENSTOCK_{key.upper()}": _text(value) for key, value in model.settings.items()}
+    if file.host.devices == []:
+        environment["CUDA_VISIBLE_DEVICES"] = ""
     environment["PENSTOCK_RECOMMENDED"] = json.dumps(model.recommended.given)
     whole = json.dumps([arguments, sorted(environment.items())])
     return HostedSpec(
@@ -107,6 +109,9 @@ def _text(value: object) -> str:
 def _devices(model: Model, engine: str) -> int:
     if engine == "scripted":
         return _count(model.options.get("devices", 0))
+    if engine == "llamacpp":  # whether it was built for GPUs is known to its worker alone, so the file must say so
+        named = model.settings.get("device", "auto") not in ("auto", "cpu")
+        return int(named or model.options.get("gpu_layers", 0) != 0)
     if engine not in ON_DEVICES or model.settings.get("device") == "cpu":
         return 0
     return _count(model.options.get("tensor_parallel_size", 1))

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from workers.host.machine import HOST, Machine
@@ -13,27 +14,54 @@ QUERY_S = 10.0
 MIB = 2**20
 
 
-def machine_of(memory: int | None, devices: Literal["auto"] | Sequence[int | str], *, held_bytes: int) -> Machine:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """A GPU as nvidia-smi tells of it, in bytes. `used` is by all processes."""
+
+    index: str
+    uuid: str
+    total: int
+    used: int
+
+
+def machine_of(
+    memory: int | None, devices: Literal["auto"] | Sequence[int | str], *, held_bytes: int, pids: Iterable[int] = ()
+) -> Machine:
     """Return what models may take: `memory` of the main memory, or most of what is free together with what its adopted
-    workers hold; and all of the devices."""
+    workers hold; and of the devices, named by their index or UUID, what no other process than `pids` has. A device that
+    is not there has no memory."""
     free = int((memory_available() + held_bytes) * (1 - SPARE_SHARE)) if memory is None else memory
-    totals = _device_totals()
-    chosen = list(totals) if devices == "auto" else [str(each) for each in devices]
-    return Machine(memories={HOST: free, **{each: totals.get(each, 0) for each in chosen}})
+    there, ours = _devices(), _held(pids)
+    for_models = {each.uuid: each.total - max(each.used - ours.get(each.uuid, 0), 0) for each in there}
+    by_name = {name: each for each in there for name in (each.index, each.uuid)}
+    chosen = [each.index for each in there] if devices == "auto" else [str(each) for each in devices]
+    known = {name: for_models[by_name[name].uuid] if name in by_name else 0 for name in chosen}
+    return Machine(memories={HOST: free, **known})
 
 
 def device_bytes(pids: Iterable[int]) -> int:
     """Return the most memory of one device that these processes have now; 0 without devices."""
+    return max(_held(pids).values(), default=0)
+
+
+def _held(pids: Iterable[int]) -> dict[str, int]:
+    """Return what these processes have of each device, by its UUID."""
     wanted, found = set(pids), dict[str, int]()
+    if not wanted:
+        return found
     for row in _smi("--query-compute-apps=gpu_uuid,pid,used_memory"):
         if len(row) == 3 and row[1].isdigit() and row[2].isdigit() and int(row[1]) in wanted:
             found[row[0]] = found.get(row[0], 0) + int(row[2]) * MIB
-    return max(found.values(), default=0)
+    return found
 
 
-def _device_totals() -> dict[str, int]:
-    rows = _smi("--query-gpu=index,memory.total")
-    return {row[0]: int(row[1]) * MIB for row in rows if len(row) == 2 and row[1].isdigit()}
+def _devices() -> list[Device]:
+    rows = _smi("--query-gpu=index,uuid,memory.total,memory.used")
+    return [
+        Device(index=row[0], uuid=row[1], total=int(row[2]) * MIB, used=int(row[3]) * MIB)
+        for row in rows
+        if len(row) == 4 and row[2].isdigit() and row[3].isdigit()
+    ]
 
 
 def _smi(query: str) -> list[list[str]]:
