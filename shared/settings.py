@@ -122,8 +122,8 @@ class Settings(BaseSettings):
     moderated_inputs: str = Field(
         "off",
         pattern="^(off|open|closed)$",
-        description="whether inputs of chats, completions and responses are moderated before they are accepted: off;"
-        " open accepts them while the moderation server gives no answer; closed refuses them then",
+        description="whether inputs of chats, completions, responses and messages are moderated before they are"
+        " accepted: off; open accepts them while the moderation server gives no answer; closed refuses them then",
     )
     hosted_tools: str = Field(
         "tell",

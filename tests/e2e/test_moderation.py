@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -44,6 +45,14 @@ def test_flagged_inputs_are_refused_and_others_are_answered(stack: Stack) -> Non
             with pytest.raises(openai.BadRequestError) as refused:
                 ask(model="scripted", **{name: said})
             assert (refused.value.code, refused.value.param) == ("content_policy_violation", param)
+
+
+def test_a_flagged_message_is_refused_in_the_shape_of_its_api(stack: Stack) -> None:
+    body = {"model": "scripted", "max_tokens": 3, "messages": [{"role": "user", "content": "bad"}]}
+
+    refused = httpx.post(f"{stack.base}/v1/messages", json=body)
+
+    assert (refused.status_code, refused.json()["error"]["type"]) == (400, "invalid_request_error")
 
 
 def test_nothing_is_accepted_while_there_is_no_verdict(stack: Stack, server: StandIn) -> None:
