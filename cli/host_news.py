@@ -1,4 +1,4 @@
-"""What changes at the host of `penstock up`, as lines for its terminal: its models file, and its models."""
+"""The terminal of `penstock up` is told of changes at its host: of its models file, and of its models."""
 
 import socket
 import time

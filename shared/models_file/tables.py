@@ -88,7 +88,7 @@ class Table(BaseModel):
 
 
 class Host(Table):
-    """What the models of this machine may take together."""
+    """The models of this machine may take this together."""
 
     memory: Size = Field(None, description="main memory for models, like 22GiB; auto takes what is free at the start")
     devices: Literal["auto"] | list[int | str] = Field(
@@ -113,7 +113,7 @@ class Recommended(Table):
 
 
 class Defaults(ModelSettings):
-    """What holds for every model that does not say otherwise. Settings are those of PENSTOCK_, in lower case."""
+    """These hold for every model that does not say otherwise. Settings are those of PENSTOCK_, in lower case."""
 
     engine: str = Field(
         "",

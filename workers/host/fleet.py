@@ -22,7 +22,7 @@ HURRY = signal.SIGUSR1  # ends a worker at once, its running jobs handed back; o
 
 
 class Rest(StrEnum):
-    """How far the sleep of a worker is."""
+    """A worker is awake, asleep, or on its way to one of these."""
 
     AWAKE = ""
     FALLING_ASLEEP = "falling_asleep"

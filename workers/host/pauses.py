@@ -1,5 +1,5 @@
-"""How long a model's pauses are, learnt from when it had work: whether it pays to keep it loaded through the next one.
-Fed by the host, each time that it reads the demand."""
+"""The length of a model's pauses is learnt from when it had work, and tells if it pays to keep it loaded through the
+next one. The host feeds it each time that it reads the demand."""
 
 import math
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class Pauses:
         seen.was_loaded, seen.had_work = loaded, has_work
 
     def idle_since_s(self, model: str) -> float:
-        """When the model last had work, or became ready; 0 if it was never observed."""
+        """Return when the model last had work, or became ready; 0 if it was never observed."""
         return self._models[model].idle_since_s if model in self._models else 0.0
 
     def gap_s(self, model: str) -> float:

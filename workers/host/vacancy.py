@@ -1,4 +1,4 @@
-"""Which workers have to go so that a model fits, and where. Pure."""
+"""Finds the place where a model fits, and the workers that have to go for it. Pure."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ class Victim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where a model fits. It takes `needs` from what is free; `devices` are those of a new worker, and `worker` is the
-    one that wakes instead. The victims must have gone first."""
+    """A place where a model fits. It takes `needs` from what is free; `devices` are those of a new worker, and `worker`
+    is the one that wakes instead. The victims must have gone first."""
 
     devices: tuple[str, ...]
     needs: Bytes
