@@ -52,6 +52,7 @@ COPY shared shared
 COPY api api
 COPY cli cli
 COPY workers workers
+COPY penstock penstock
 RUN uv pip install --no-deps --build-constraints requirements/lock.txt --require-build-hashes . && uv pip check
 
 FROM ${PYTHON_IMAGE} AS base

@@ -72,6 +72,15 @@ def test_what_builds_the_package_is_pinned_where_it_is_built() -> None:
         assert list(unpinned(asked, pins(name))) == []
 
 
+def test_the_builds_context_has_all_that_is_copied_from_it() -> None:
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
+    lines = re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE)
+    copied = {name.split("/")[0] for line in lines for name in line.split()[:-1]}
+
+    assert ignored[0] == "*"
+    assert copied <= {line[1:] for line in ignored if line.startswith("!")}
+
+
 def test_torch_is_one_version_everywhere() -> None:
     (torch,) = [Requirement(line) for line in EXTRAS["torch"] if line.startswith("torch>")]
     (version,) = re.findall(r"^TORCH_VERSION := (\S+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
