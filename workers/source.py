@@ -156,6 +156,10 @@ ABILITIES = (
     "min_tokens",
     "ignore_eos",
     "stop_token_ids",
+    "include_stop_str_in_output",
+    "skip_special_tokens",
+    "bad_words",
+    "allowed_token_ids",
     "token_ids",
 )
 

@@ -148,7 +148,6 @@ class ChatCompletionRequest(GenerationRequest):
         "moderation": (),
         "prompt_cache_options": (),
         "prompt_cache_retention": ("in_memory", "in-memory"),
-        "skip_special_tokens": (True,),
         "web_search_options": (),
     }
 

@@ -19,7 +19,6 @@ class CompletionRequest(GenerationRequest):
         **GenerationRequest.NEUTRAL,
         "add_special_tokens": (True,),
         "suffix": ("",),
-        "skip_special_tokens": (True,),
     }
 
     prompt: Annotated[Texts, texts_max(PROMPTS_MAX)]

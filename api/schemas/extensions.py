@@ -10,6 +10,8 @@ from api.schemas.base import Items, PassingOn, Strict, Text
 from shared.domain.errors import InvalidRequest
 
 CHOICES_MAX = 1000
+WORDS_MAX = 128
+ALLOWED_MAX = 4096
 Schema = dict[str, Any] | str
 
 
@@ -133,7 +135,14 @@ class ExtendedRequest(PassingOn):
         "grammar": "grammar",
     }
 
-    SENT_ON: ClassVar[tuple[str, ...]] = ("guided_decoding_backend",)
+    SENT_ON: ClassVar[tuple[str, ...]] = (
+        "guided_decoding_backend",
+        "include_stop_str_in_output",
+        "no_stop_trim",
+        "skip_special_tokens",
+        "bad_words",
+        "allowed_token_ids",
+    )
 
     structured_outputs: StructuredOutputs | None = None
     """The form that the answer must have, as vLLM's extension."""
@@ -155,6 +164,16 @@ class ExtendedRequest(PassingOn):
     """A grammar of the answer in GBNF or Lark, as SGLang calls it."""
     grammar: Annotated[str, Field(min_length=1)] | TypedGrammar | None = None
     """A grammar of the answer in GBNF or Lark, as llama.cpp calls it, or TGI's object with a type and a value."""
+    include_stop_str_in_output: bool | None = None
+    """Let the answer end with the stop string or the token that ended it."""
+    no_stop_trim: bool | None = None
+    """The same, as SGLang calls it."""
+    skip_special_tokens: bool | None = None
+    """False shows special tokens in the answer. Default: true."""
+    bad_words: Annotated[list[Annotated[str, Field(min_length=1, max_length=1000)]], Items(WORDS_MAX)] | None = None
+    """Words that the answer must not have."""
+    allowed_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Items(ALLOWED_MAX, least=1)] | None = None
+    """The only tokens that the answer may have; ends of an answer among them, if it shall end by one."""
     repeat_penalty: float | None = Field(None, gt=0, le=10)
     """The same as `repetition_penalty`, as llama.cpp and Ollama call it."""
 

@@ -61,7 +61,7 @@ def decode_job(data: bytes) -> Job:
         if version != VERSION:
             raise DecodeError(f"the job was written in format {version}, this version reads {VERSION}")
         sampling = _known(Sampling, fields["sampling"])
-        for name in ("stop", "stop_token_ids"):
+        for name in ("stop", "stop_token_ids", "bad_words", "allowed_token_ids"):
             sampling[name] = tuple(sampling.get(name, ()))
         sampling["logit_bias"] = tuple((token, bias) for token, bias in sampling.get("logit_bias", ()))
         if grammar := sampling.get("grammar"):

@@ -12,7 +12,8 @@ FORMS = {"response_format", "guided_json", "guided_regex", "guided_choice", "gui
 FORMS |= {"json_schema", "regex", "ebnf", "grammar"}
 # A job holds these in another form, too, or they cannot change an answer.
 KNOWN_EXTRA = FORMS | {"keep_alive", "thinking", "enable_thinking", "verbosity", "prediction"}
-KNOWN_EXTRA |= {"guided_decoding_backend"}
+OF_TOKENS = {"include_stop_str_in_output", "no_stop_trim", "skip_special_tokens", "bad_words", "allowed_token_ids"}
+KNOWN_EXTRA |= OF_TOKENS | {"guided_decoding_backend"}
 
 
 def require_suited(job: Job, model: ModelInfo) -> None:
@@ -48,9 +49,14 @@ def _sampled(job: Job) -> Iterator[tuple[str, str]]:
         "logit_bias": sampling.logit_bias,
         "min_tokens": sampling.min_tokens,
         "ignore_eos": sampling.ignore_eos,
+        "include_stop_str_in_output": sampling.include_stop_str_in_output,
+        "skip_special_tokens": not sampling.skip_special_tokens,
+        "bad_words": sampling.bad_words,
+        "allowed_token_ids": sampling.allowed_token_ids,
         "stop_token_ids": sampling.stop_token_ids,
     }
-    yield from ((name, name) for name, wanted in asked.items() if wanted)
+    sent = job.request.get("extra", ())  # the model's server understands what came as it was sent
+    yield from ((name, name) for name, wanted in asked.items() if wanted and not (name in OF_TOKENS and name in sent))
     if job.request.get("drop_oldest"):
         yield "truncation", "truncation"
     if any(not isinstance(prompt, str) for prompt in job.request.get("prompts") or ()):

@@ -79,6 +79,12 @@ def test_a_grammar_by_any_name_is_kept(builtin: Stack, form: dict[str, Any]) -> 
         ({"response_format": {"type": "json_object", "schema": SCHEMA, "value": SCHEMA}}, "response_format"),
         ({"repeat_penalty": 1.5, "repetition_penalty": 1.2}, "repeat_penalty"),
         ({"repeat_penalty": 0}, "repeat_penalty"),
+        ({"allowed_token_ids": []}, "allowed_token_ids"),
+        ({"allowed_token_ids": [50_000]}, "allowed_token_ids"),
+        ({"allowed_token_ids": [3], "min_tokens": 2}, "min_tokens"),  # the token that ends an answer
+        ({"allowed_token_ids": [300], "logit_bias": {"300": -100}, "guided_regex": "a"}, "allowed_token_ids"),
+        ({"bad_words": [""]}, "bad_words.0"),
+        ({"bad_words": ["a"] * 129}, "bad_words"),
         ({"mirostat": 2}, "mirostat"),
         ({"typical_p": 0.5}, "typical_p"),
         ({"use_beam_search": True}, "use_beam_search"),
@@ -162,3 +168,43 @@ def test_each_chunk_counts_the_tokens_so_far(builtin: Stack, path: str) -> None:
     assert all(each == sorted(each) and each[-1] == 6 for each in counts.values())
     assert chunks[-1]["usage"]["completion_tokens"] == 12
     assert {chunk["usage"]["prompt_tokens"] for chunk in chunks} == {chunks[-1]["usage"]["prompt_tokens"]}
+
+
+GREEDY = {"temperature": 0, "max_tokens": 12}
+
+
+def test_words_and_tokens_are_kept_out_of_an_answer(builtin: Stack) -> None:
+    usual = said(chat(builtin, **GREEDY))
+    word = usual.split()[1].strip("!.,?")
+    split = {"model": BUILTIN, "prompt": "yes no", "add_special_tokens": False}
+    ids = httpx.post(f"{builtin.base}/v1/tokenize", json=split).json()["tokens"]
+
+    assert word in usual
+    assert word not in said(chat(builtin, **GREEDY, bad_words=[word]))
+    letters = said(chat(builtin, allowed_token_ids=ids, ignore_eos=True))
+    assert letters
+    assert set(letters) <= set("yes no")
+
+
+@pytest.mark.parametrize("name", ["include_stop_str_in_output", "no_stop_trim"])
+def test_an_answer_may_end_with_what_ended_it(builtin: Stack, name: str) -> None:
+    usual = said(chat(builtin, **GREEDY))
+    stop = usual.split()[1]
+
+    cut = said(chat(builtin, **GREEDY, stop=stop))
+    whole = said(chat(builtin, **GREEDY, stop=stop, **{name: True}))
+
+    assert not cut.endswith(stop)
+    assert whole == cut + stop
+
+
+def test_special_tokens_are_shown_to_who_asks_for_them(builtin: Stack) -> None:
+    body = GREEDY | {"max_tokens": 40}
+
+    hidden = said(chat(builtin, **body, ignore_eos=True))
+    shown = said(chat(builtin, **body, ignore_eos=True, skip_special_tokens=False))
+    ended = said(chat(builtin, **body, skip_special_tokens=False, include_stop_str_in_output=True))
+
+    assert "<|im_end|>" in shown
+    assert "<|im_end|>" not in hidden
+    assert ended.endswith("<|im_end|>")

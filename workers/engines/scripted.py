@@ -64,8 +64,8 @@ class ScriptedTokenizer:
         """One token for each word."""
         return [self._token(word) for word in text.split()[:tokens_max]]
 
-    def decode(self, ids: Seq[int]) -> str:
-        return "".join(f" t{token}" for token in ids if token != END)
+    def decode(self, ids: Seq[int], *, special: bool = False) -> str:
+        return "".join(f" t{token}" for token in ids if special or token != END)
 
     def token_bytes(self, token: int) -> bytes:
         return self.decode([token]).encode()

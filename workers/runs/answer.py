@@ -37,7 +37,7 @@ class Answer:
         self.usage: Usage | None = None
         self.goes_on = bool(said) and not repeats
         self.counts_rest = self.goes_on and not source.counts_whole  # its usage is that of the rest alone
-        self._stops = StopStrings(sampling.stop)
+        self._stops = StopStrings(sampling.stop, included=sampling.include_stop_str_in_output)
         self._budget = None if source.keeps_budget else sampling.max_tokens
         self._wants_logprobs = sampling.logprobs is not None
         self._repetition = Repetition(Said() if self.goes_on else said)

@@ -16,11 +16,19 @@ class IncrementalDetokenizer:
     """
 
     def __init__(
-        self, decode: Callable[[Sequence[int]], str], *, eos_ids: frozenset[int], stop: Sequence[str], tokens_max: int
+        self,
+        decode: Callable[[Sequence[int]], str],
+        *,
+        eos_ids: frozenset[int],
+        stop: Sequence[str],
+        tokens_max: int,
+        stop_included: bool = False,
     ) -> None:
+        """If `stop_included`, the text has the stop string or the token that ends it."""
         self._decode = decode
         self._eos_ids = eos_ids
-        self._stops = StopStrings(stop)
+        self._stops = StopStrings(stop, included=stop_included)
+        self._stop_included = stop_included
         self._tokens_max = tokens_max
         self._count = 0
         self._ids: list[int] = []  # the last that gave text, and those after them
@@ -30,6 +38,7 @@ class IncrementalDetokenizer:
     def push(self, token: int) -> tuple[str, FinishReason | None]:
         self._count += 1
         if token in self._eos_ids:
+            self._ids += [token] if self._stop_included else []
             return self.end(), FinishReason.STOP
         self._ids.append(token)
         text = self._stops.push(self._fresh())

@@ -1,6 +1,7 @@
 """A run that generates text: its sequences, and their text so far. Pure decisions."""
 
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 from shared.domain.errors import ContextLengthExceeded, InvalidRequest
@@ -9,6 +10,7 @@ from shared.domain.job import Job, Kind, Sampling
 from shared.queue.protocols import Delivery
 from workers.parsers.output_parser import ParsedDelta
 from workers.protocols import Defaults, Model
+from workers.runs.bad_words import Words, bad_words_of
 from workers.runs.detokenizer import IncrementalDetokenizer
 from workers.runs.run import JobRun, require_known
 from workers.runs.truncation import fitting_chat
@@ -55,7 +57,10 @@ class Generation(JobRun):
         self._eos_ids = frozenset(job.sampling.stop_token_ids)
         if not job.sampling.ignore_eos:
             self._eos_ids |= model.tokenizer.eos_ids
+        require_known(job.sampling.allowed_token_ids, model.limits.vocabulary, param="allowed_token_ids")
+        self._bad_words = bad_words_of(job.sampling.bad_words, model)
         self._token_bytes = model.tokenizer.token_bytes
+        self._decode_whole = partial(model.tokenizer.decode, special=True)
         self._echoed = {event.prompt for event in delivery.log if isinstance(event, Echoed)}
         choices = range(len(self._prompts) * self._n)
         self._detokenizers = [self._detokenizer(choice) for choice in choices]
@@ -67,14 +72,18 @@ class Generation(JobRun):
 
     def _detokenizer(self, choice: int) -> IncrementalDetokenizer:
         prompt = self._prompt(choice)
-        stop = self.delivery.job.sampling.stop
+        sampling = self.delivery.job.sampling
         return IncrementalDetokenizer(
-            prompt.chat.decode, eos_ids=self._eos_ids, stop=stop, tokens_max=prompt.tokens_max
+            prompt.chat.decode if sampling.skip_special_tokens else self._decode_whole,
+            eos_ids=self._eos_ids,
+            stop=sampling.stop,
+            tokens_max=prompt.tokens_max,
+            stop_included=sampling.include_stop_str_in_output,
         )
 
     def _sequence(self, model: Model, choice: int) -> Sequence:
         job, choice_of_prompt = self.delivery.job, choice % self._n
-        sampling = sampling_params(job.sampling, model.defaults, self._eos_ids)
+        sampling = sampling_params(job.sampling, model.defaults, self._eos_ids, self._bad_words)
         if choice_of_prompt == 0 and choice // self._n not in self._echoed:
             sampling = replace(sampling, prompt_logprobs=job.request.get("prompt_logprobs"))
         return Sequence(
@@ -132,7 +141,9 @@ class Generation(JobRun):
         """The events of one new token: a Delta, and Finished if it was the last of the last choice. Raises any error of
         reading the answer; InvalidRequest if the request itself is at fault."""
         if new.token == NOTHING:
-            raise InvalidRequest("'min_tokens' and the grammar together forbid every token.", param="min_tokens")
+            param = sequence.sampling.forbids or "min_tokens"
+            beside = " and the grammar together forbid" if sequence.constraint else " forbids"
+            raise InvalidRequest(f"'{param}'{beside} every token.", param=param)
         events = self._echo(sequence.choice // self._n) if sequence.sampling.prompt_logprobs is not None else []
         if self._prompt(sequence.choice).tokens_max:
             parts, reason = self._add_token(sequence, new.token)
@@ -249,7 +260,9 @@ def budget(prompt_tokens: int, sampling: Sampling, context_length: int, *, param
     return max_tokens
 
 
-def sampling_params(sampling: Sampling, defaults: Defaults, eos_ids: frozenset[int]) -> SamplingParams:
+def sampling_params(
+    sampling: Sampling, defaults: Defaults, eos_ids: frozenset[int], bad_words: Words = ()
+) -> SamplingParams:
     """The request's sampling parameters, and the model's own for those it leaves open."""
     return SamplingParams(
         seed=sampling.seed,
@@ -264,6 +277,8 @@ def sampling_params(sampling: Sampling, defaults: Defaults, eos_ids: frozenset[i
         logit_bias=sampling.logit_bias,
         min_tokens=sampling.min_tokens,
         banned=eos_ids,
+        bad_words=bad_words,
+        allowed_token_ids=sampling.allowed_token_ids,
         logprobs=sampling.logprobs,
     )
 

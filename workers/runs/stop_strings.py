@@ -7,7 +7,9 @@ class StopStrings:
     """`push` returns the text that is now certain: nothing of a stop string, nothing after it, and no ending that may
     become one. `found` is the stop string that ended the text, if one did."""
 
-    def __init__(self, stop: Sequence[str]) -> None:
+    def __init__(self, stop: Sequence[str], *, included: bool = False) -> None:
+        """If `included`, the text ends with the stop string instead of before it."""
+        self._included = included
         self._stop = stop
         self._held = ""
         self.found = ""
@@ -18,6 +20,7 @@ class StopStrings:
         self._held += text
         if found := [(at, stop) for stop in self._stop if (at := self._held.find(stop)) >= 0]:
             cut, self.found = min(found)
+            cut += len(self.found) if self._included else 0
         else:
             cut = len(self._held) - max(_overlap(self._held, stop) for stop in self._stop)
         text, self._held = self._held[:cut], self._held[cut:]

@@ -8,6 +8,7 @@ import orjson
 from shared.domain.errors import InvalidRequest
 from shared.domain.events import Completed, Delta, Echoed, Event, Usage
 from shared.domain.job import Job, Kind
+from shared.domain.suitability import OF_TOKENS
 from shared.queue.protocols import Delivery
 from workers.runs.answer import Answer, Part, said_by
 from workers.runs.source_run import SourceRun, require_serves
@@ -182,6 +183,14 @@ NEEDS = (
     _Need("min_tokens", "min_tokens", lambda job: job.sampling.min_tokens),
     _Need("ignore_eos", "ignore_eos", lambda job: job.sampling.ignore_eos),
     _Need("stop_token_ids", "stop_token_ids", lambda job: job.sampling.stop_token_ids),
+    _Need("skip_special_tokens", "skip_special_tokens", lambda job: not job.sampling.skip_special_tokens),
+    _Need("bad_words", "bad_words", lambda job: job.sampling.bad_words),
+    _Need("allowed_token_ids", "allowed_token_ids", lambda job: job.sampling.allowed_token_ids),
+    _Need(
+        "include_stop_str_in_output",
+        "include_stop_str_in_output",
+        lambda job: job.sampling.include_stop_str_in_output and "no_stop_trim" not in job.request.get("extra", ()),
+    ),
     _Need("extra_parameters", "verbosity", lambda job: job.request.get("verbosity")),
     _Need("extra_parameters", "thinking", lambda job: "thinking" in job.request.get("reasons", ())),
     _Need("extra_parameters", "enable_thinking", lambda job: "enable_thinking" in job.request.get("reasons", ())),
@@ -195,7 +204,8 @@ def _require_able(job: Job, source: ChatSource) -> None:
     else:
         require_serves(source, "complete", job, "completes no texts")
     for need in NEEDS:
-        if need.ability not in source.abilities and need.asked(job):
+        sent = need.param in OF_TOKENS and need.param in job.request.get("extra", ())
+        if need.ability not in source.abilities and not sent and need.asked(job):
             message = f"'{need.param}' must not be sent to the model '{job.model}', which has no such ability."
             raise InvalidRequest(message, param=need.param)
     if job.sampling.grammar and "structured_outputs" not in source.abilities:

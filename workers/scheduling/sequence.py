@@ -13,9 +13,10 @@ class SamplingParams:
     """Sampling parameters with every default filled in. Temperature 0 is greedy; top_k 0 is off. `seeded` is false if
     nobody asked for this seed.
 
-    `banned` token ids cannot be sampled for the first `min_tokens` tokens. `logprobs` asks for the log probability of
-    the sampled token and of that many of the likeliest ones; None asks for nothing. `prompt_logprobs` asks for the same
-    of the prompt's tokens.
+    `banned` token ids cannot be sampled for the first `min_tokens` tokens. `bad_words` are token ids of which the last
+    cannot follow the others, and no token can be sampled but `allowed_token_ids`, if there are any. `logprobs` asks for
+    the log probability of the sampled token and of that many of the likeliest ones; None asks for nothing.
+    `prompt_logprobs` asks for the same of the prompt's tokens.
     """
 
     seed: int
@@ -30,6 +31,8 @@ class SamplingParams:
     logit_bias: tuple[tuple[int, float], ...] = ()
     min_tokens: int = 0
     banned: frozenset[int] = frozenset()
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None
     prompt_logprobs: int | None = None
 
@@ -37,8 +40,14 @@ class SamplingParams:
     def penalises(self) -> bool:
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
+    @property
+    def forbids(self) -> str:
+        """The parameter by which the request itself may forbid every token; empty for none."""
+        names = ("min_tokens", "allowed_token_ids", "bad_words")
+        return next((name for name in names if getattr(self, name)), "")
 
-NOTHING = -1  # sampled instead of a token when min_tokens and a grammar together forbid every one
+
+NOTHING = -1  # sampled instead of a token when what the request asks for forbids every one
 
 
 class Sampled(NamedTuple):
@@ -142,6 +151,17 @@ class Sequence:
     @property
     def output(self) -> list[int]:
         return self.ids[self.prompt_length :].tolist()
+
+    @property
+    def banned_next(self) -> list[int]:
+        """The tokens that cannot be sampled next: ends of a short answer, and ends of bad words that have begun."""
+        sampling = self.sampling
+        banned = list(sampling.banned) if self.output_length < sampling.min_tokens else []
+        return banned + [word[-1] for word in sampling.bad_words if self._ends_in(word[:-1])]
+
+    def _ends_in(self, tokens: tuple[int, ...]) -> bool:
+        count = len(tokens)
+        return count <= self.output_length and tuple(self.ids[self.length - count :]) == tokens
 
     @property
     def decoding(self) -> bool:

@@ -103,8 +103,8 @@ class ChatTokenizer:
     def constraint(self, grammar: Grammar) -> Constraint:
         return self._grammars.constraint(grammar)
 
-    def decode(self, ids: Seq[int]) -> str:
-        return self._decode(ids, skip_special_tokens=True)
+    def decode(self, ids: Seq[int], *, special: bool = False) -> str:
+        return self._decode(ids, skip_special_tokens=not special)
 
     @property
     def _calls_tools(self) -> bool:

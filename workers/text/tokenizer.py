@@ -39,8 +39,8 @@ class Tokenizer(Protocol):
     def encode_text(self, text: str, tokens_max: int | None = None, *, special: bool = True) -> list[int]:
         """The ids of a text by itself, with the special tokens that belong around it, cut to `tokens_max`."""
 
-    def decode(self, ids: Seq[int]) -> str:
-        """Text without special tokens; U+FFFD stands for bytes that are no whole character."""
+    def decode(self, ids: Seq[int], *, special: bool = False) -> str:
+        """Text without special tokens, unless `special`; U+FFFD stands for bytes that are no whole character."""
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that the token adds inside a text."""

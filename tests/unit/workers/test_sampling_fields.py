@@ -40,6 +40,10 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "clamped": {"max_tokens": 7, "clamped": True},
     "min_tokens": {"min_tokens": 3},
     "ignore_eos": {"ignore_eos": True},
+    "include_stop_str_in_output": {"include_stop_str_in_output": True},
+    "skip_special_tokens": {"skip_special_tokens": False},
+    "bad_words": {"bad_words": ("no",)},
+    "allowed_token_ids": {"allowed_token_ids": (5, 6)},
     "stop": {"stop": ("end",)},
     "stop_token_ids": {"stop_token_ids": (5,)},
     "n": {"n": 2},
@@ -50,7 +54,8 @@ NAMES = [field.name for field in fields(Sampling)]
 # What a run itself does with the answer, whatever computes it: `tests/unit/workers/test_generation.py` and
 # `test_text_run.py` see it.
 OF_ANY_RUN = {"n", "stop", "max_tokens", "clamped"}
-OF_A_TOKEN_RUN = OF_ANY_RUN | {"ignore_eos", "stop_token_ids", "grammar"}
+OF_TEXTS = {"include_stop_str_in_output", "skip_special_tokens"}
+OF_A_TOKEN_RUN = OF_ANY_RUN | OF_TEXTS | {"ignore_eos", "stop_token_ids", "grammar"}
 # Parameters by which a request asks for a field, where they have another name.
 PARAMS = {"grammar": "response_format", "seeded": "seed"}
 
@@ -91,7 +96,8 @@ def by_tokens(protocol: str) -> Callable[[Sampling], Any]:
 
 
 def engine_params(sampling: Sampling) -> Any:
-    return sampling_params(sampling, Defaults(temperature=1.0, top_p=1.0, top_k=0, repetition_penalty=1.0), frozenset())
+    defaults = Defaults(temperature=1.0, top_p=1.0, top_k=0, repetition_penalty=1.0)
+    return sampling_params(sampling, defaults, frozenset(), tuple((len(word),) for word in sampling.bad_words))
 
 
 def by_class(sampling: Sampling) -> Any:

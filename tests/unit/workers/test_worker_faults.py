@@ -120,7 +120,7 @@ async def test_an_answer_that_cannot_be_read_behind_its_echo_fails_all_the_same(
     """The echo then has an event number, but is not written."""
 
     class BadFirst(ScriptedTokenizer):
-        def decode(self, ids: Sequence[int]) -> str:
+        def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
             if len(ids) == 1:
                 raise ValueError("no such token")
             return super().decode(ids)

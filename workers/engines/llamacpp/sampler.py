@@ -32,7 +32,7 @@ def _choose(logits: Floats, sequence: Sequence, forbidden: npt.NDArray[np.bool_]
     adjusted = _adjusted(logits, sequence, forbidden)
     best = int(adjusted.argmax())
     value = float(adjusted[best])
-    if value == -math.inf and (sequence.constraint or sampling.min_tokens):
+    if value == -math.inf and (sequence.constraint or sampling.forbids):
         return Sampled(NOTHING)
     if not math.isfinite(value):
         raise EngineError("the model produced NaN or infinite logits")
@@ -43,15 +43,19 @@ def _choose(logits: Floats, sequence: Sequence, forbidden: npt.NDArray[np.bool_]
 def _adjusted(logits: Floats, sequence: Sequence, forbidden: npt.NDArray[np.bool_] | None) -> Floats:
     """The logits after penalties, biases, bans and the grammar, in this order; the same array if there are none."""
     sampling = sequence.sampling
-    banned = sampling.banned if sequence.output_length < sampling.min_tokens else ()
-    if not (sampling.penalises or sampling.logit_bias or banned or forbidden is not None):
+    banned, allowed = sequence.banned_next, list(sampling.allowed_token_ids)
+    if not (sampling.penalises or sampling.logit_bias or banned or allowed or forbidden is not None):
         return logits
     out = logits.copy()
     if sampling.penalises:
         _penalise(out, sequence)
     for token, bias in sampling.logit_bias:
         out[token] += np.float32(bias)
-    out[list(banned)] = -np.inf
+    out[banned] = -np.inf
+    if allowed:
+        kept = out[allowed]
+        out[:] = -np.inf
+        out[allowed] = kept
     if forbidden is not None:
         out[forbidden] = -np.inf
     return out

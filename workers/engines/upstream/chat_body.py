@@ -1,5 +1,6 @@
 """A chat becomes the body of `POST /chat/completions`, as each provider takes it. Pure."""
 
+from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
 
@@ -13,6 +14,7 @@ from workers.source import ChatRequest, CompletionRequest, Said
 
 STOPS_MAX = 4  # OpenAI takes no more; an answer is cut at the others here
 ANY_OBJECT = {"type": "object"}
+NO_EXTRA: Mapping[str, Any] = {}
 
 
 def chat_body(request: ChatRequest, provider: Provider, model: str, said: Said) -> dict[str, Any]:
@@ -22,7 +24,7 @@ def chat_body(request: ChatRequest, provider: Provider, model: str, said: Said) 
         **request.extra,
         "model": model,
         "messages": [*request.messages, *_begun(provider, said)],
-        **sampling_fields(request.sampling, provider, said),
+        **sampling_fields(request.sampling, provider, said, request.extra),
         **_tools(request, provider),
         **_form(request, provider),
     }
@@ -41,7 +43,7 @@ def completion_body(request: CompletionRequest, provider: Provider, model: str, 
         **request.extra,
         "model": model,
         "prompt": request.prompt + said.text if isinstance(request.prompt, str) else request.prompt,
-        **sampling_fields(request.sampling, provider, said),
+        **sampling_fields(request.sampling, provider, said, request.extra),
     }
     if "logprobs" in body:
         body["logprobs"] = body.pop("top_logprobs", 0)
@@ -60,8 +62,12 @@ def salted(salt: str) -> str:
     return sha256(salt.encode()).hexdigest()
 
 
-def sampling_fields(sampling: Sampling, provider: Provider, said: Said) -> dict[str, Any]:
-    """The sampling parameters that the client gave, by the provider's names."""
+def sampling_fields(
+    sampling: Sampling, provider: Provider, said: Said, extra: Mapping[str, Any] = NO_EXTRA
+) -> dict[str, Any]:
+    """The sampling parameters that the client gave, by the provider's names, but for those that `extra` has as they
+    were sent."""
+    _require_sent(sampling, extra)
     given: dict[str, Any] = {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
@@ -87,6 +93,19 @@ def sampling_fields(sampling: Sampling, provider: Provider, said: Said) -> dict[
         if name in fields:
             fields[own] = fields.pop(name)
     return fields
+
+
+def _require_sent(sampling: Sampling, extra: Mapping[str, Any]) -> None:
+    """Raise InvalidRequest for a parameter that only a server which takes further ones may understand."""
+    asked = {
+        "include_stop_str_in_output": sampling.include_stop_str_in_output and "no_stop_trim" not in extra,
+        "skip_special_tokens": not sampling.skip_special_tokens,
+        "bad_words": sampling.bad_words,
+        "allowed_token_ids": sampling.allowed_token_ids,
+    }
+    for name, wanted in asked.items():
+        if wanted and name not in extra:
+            raise InvalidRequest(f"The parameter '{name}' is not supported by this model's provider.", param=name)
 
 
 def _budget(max_tokens: int | None, said: Said) -> int | None:

@@ -24,7 +24,9 @@ def messages_body(request: ChatRequest, provider: Provider, model: str, said: Sa
         raise InvalidRequest(f"'{sampling.grammar.param}' is not supported here.", param=sampling.grammar.param)
     if request.reasoning_effort and not as_message:
         raise InvalidRequest("'reasoning_effort' is not supported here: send 'thinking'.", param="reasoning_effort")
-    fields = {NAMES.get(name, name): value for name, value in sampling_fields(sampling, provider, said).items()}
+    fields = {
+        NAMES.get(name, name): value for name, value in sampling_fields(sampling, provider, said, request.extra).items()
+    }
     messages = [each for message in request.messages for each in _message(message)]
     if said.text:
         messages.append({"role": "assistant", "content": said.text.rstrip()})

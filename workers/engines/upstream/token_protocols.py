@@ -158,6 +158,8 @@ def _sampling(request: TokenRequest) -> dict[str, Any]:
         fields["ignore_eos"] = True
     if sampling.min_tokens:
         fields["min_tokens"] = sampling.min_tokens
+    if sampling.allowed_token_ids:
+        fields["allowed_token_ids"] = list(sampling.allowed_token_ids)
     if sampling.logit_bias:
         fields["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
     if sampling.seeded:
@@ -228,19 +230,29 @@ def read_llamacpp(data: bytes) -> TokenChunk:
     return TokenChunk(tokens, end, chunk.get("tokens_predicted") or 0)
 
 
+WORDS = frozenset({"bad_words"})  # a matter of texts for these servers, which are given none
+
 TOKEN_PROTOCOLS = {
-    "completions": TokenProtocol("/completions", completions_body, read_completions, hold_by_lark),
-    "sglang": TokenProtocol("/completions", completions_body, read_completions, hold_by_schema),
+    "completions": TokenProtocol("/completions", completions_body, read_completions, hold_by_lark, WORDS),
+    "sglang": TokenProtocol(
+        "/completions", completions_body, read_completions, hold_by_schema, WORDS | {"allowed_token_ids"}
+    ),
     "generate": TokenProtocol(
         "../inference/v1/generate",
         generate_body,
         read_generate,
         hold_by_lark,
+        WORDS,
         sampling="sampling_params",
         needs="a vLLM (0.32) that was started with --enable-scale-out",
     ),
     "llamacpp": TokenProtocol(
-        "../completion", llamacpp_body, read_llamacpp, hold_by_parsed_schema, frozenset({"min_tokens"}), True
+        "../completion",
+        llamacpp_body,
+        read_llamacpp,
+        hold_by_parsed_schema,
+        WORDS | {"min_tokens", "allowed_token_ids"},
+        True,
     ),
 }
 

@@ -20,7 +20,7 @@ def sampling_params(sequence: Sequence, *, tokens_max: int, as_preempted: bool) 
     """
     sampling, done = sequence.sampling, sequence.output_length
     counted = 0 if as_preempted else done
-    return SamplingParams(
+    params = SamplingParams(
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=sampling.top_k,
@@ -30,6 +30,7 @@ def sampling_params(sequence: Sequence, *, tokens_max: int, as_preempted: bool) 
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,
         logit_bias=dict(sampling.logit_bias) or None,
+        allowed_token_ids=list(sampling.allowed_token_ids) or None,
         max_tokens=max(tokens_max - counted, 1),
         min_tokens=max(min(sampling.min_tokens, tokens_max) - counted, 0),
         stop_token_ids=sorted(sampling.banned),
@@ -42,6 +43,9 @@ def sampling_params(sequence: Sequence, *, tokens_max: int, as_preempted: bool) 
         extra_args={RESUMED: done} if done else None,
         skip_clone=True,
     )
+    if sampling.bad_words:
+        params._bad_words_token_ids = [list(word) for word in sampling.bad_words]  # vLLM has no tokenizer here
+    return params
 
 
 def resumed_of(params: Any) -> int:

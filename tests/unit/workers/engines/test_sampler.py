@@ -20,7 +20,7 @@ from workers.engines.llamacpp import sampler as without_torch
 from workers.engines.native.causal import sampler as with_torch
 from workers.engines.native.causal.sampler import CANDIDATES
 from workers.engines.uniform import uniform
-from workers.scheduling.sequence import Sampled, SamplingParams, Sequence
+from workers.scheduling.sequence import NOTHING, Sampled, SamplingParams, Sequence
 
 DRAWS = 4000
 Choose = Callable[[torch.Tensor, list[Sequence]], list[Sampled]]
@@ -130,6 +130,13 @@ def test_biases_and_bans(choose: Choose) -> None:
     assert best(logit_bias=((0, -100.0),)) == 1
     assert best((1,), min_tokens=2, banned=frozenset({0})) == 1
     assert best((1, 1), min_tokens=2, banned=frozenset({0})) == 0
+    assert best(allowed_token_ids=(2, 3)) == 2
+    assert best(allowed_token_ids=(0, 3), logit_bias=((3, 9.0),)) == 3
+    assert best(bad_words=((0,),)) == 1
+    assert best((1,), bad_words=((1, 0), (2, 1))) == 1
+    assert best((2,), bad_words=((1, 0),)) == 0
+    assert best((1,), bad_words=((1, 1, 0),)) == 0  # longer than the output
+    assert best(bad_words=((0,),), allowed_token_ids=(0,)) == NOTHING
 
 
 KINDS: list[dict[str, Any]] = [
@@ -145,6 +152,8 @@ KINDS: list[dict[str, Any]] = [
     {"logit_bias": ((7, 5.0), (9, -100.0))},
     {"min_tokens": 50, "banned": frozenset({2, 3})},
     {"logprobs": 5},
+    {"allowed_token_ids": (5, 70, 900), "top_p": 0.7},
+    {"bad_words": ((7,), (1, 2))},
 ]
 
 

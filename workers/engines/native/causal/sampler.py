@@ -73,7 +73,7 @@ def _choices(adjusted: torch.Tensor, logits: torch.Tensor, sequences: Seq[Sequen
 
 
 def _checked(choice: Choice, sequence: Sequence) -> Sampled:
-    if choice.best == -math.inf and (sequence.constraint or sequence.sampling.min_tokens):
+    if choice.best == -math.inf and (sequence.constraint or sequence.sampling.forbids):
         return Sampled(NOTHING)
     if not math.isfinite(choice.best):
         raise EngineError("the model produced NaN or infinite logits")
@@ -81,13 +81,14 @@ def _checked(choice: Choice, sequence: Sequence) -> Sampled:
 
 
 def _adjusted(logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
-    """Logits after penalties, biases, bans and grammars, in this order; the same tensor if no row asks for any.
+    """Logits after penalties, biases, bans, allowances and grammars, in this order; the same tensor if no row asks for
+    any.
 
     The repetition penalty is CTRL's (Keskar et al. 2019), over prompt and output; presence and frequency penalties are
     OpenAI's, over the output alone.
     """
     out = logits
-    for change in (_penalise, _bias, _ban, _constrain):
+    for change in (_penalise, _bias, _ban, _allow, _constrain):
         out = change(out, logits, sequences)
     return out
 
@@ -137,12 +138,21 @@ def _bias(out: torch.Tensor, logits: torch.Tensor, sequences: Seq[Sequence]) -> 
 
 
 def _ban(out: torch.Tensor, logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
-    early = [(row, s.sampling.banned) for row, s in enumerate(sequences) if s.output_length < s.sampling.min_tokens]
-    cells = [(row, token) for row, banned in early for token in banned]
+    cells = [(row, token) for row, sequence in enumerate(sequences) for token in sequence.banned_next]
     if not cells:
         return out
     rows, tokens = zip(*cells, strict=True)
     return out.index_put((_index(rows, out), _index(tokens, out)), out.new_full((), float("-inf")))
+
+
+def _allow(out: torch.Tensor, logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
+    """Forbid all tokens but those that a row allows, if it names any."""
+    rows = [row for row, sequence in enumerate(sequences) if sequence.sampling.allowed_token_ids]
+    if not rows:
+        return out
+    cells = [(row, token) for row in rows for token in sequences[row].sampling.allowed_token_ids]
+    index = tuple(_index(column, out) for column in zip(*cells, strict=True))
+    return out.index_fill(0, _index(rows, out), float("-inf")).index_put(index, out[index])
 
 
 def _constrain(out: torch.Tensor, logits: torch.Tensor, sequences: Seq[Sequence]) -> torch.Tensor:
