@@ -183,23 +183,23 @@ class CustomCall:
 
     def __init__(self, part: CallPart, shown: Called, base: str) -> None:
         self.item = _begun("ctc", part, shown, base) | {"input": ""}
-        self._arguments = ""
-        self._read = 0  # characters of the arguments; 0 until the text begins
+        self._held = ""  # what is not read yet of the arguments
+        self._reads = False  # true within the text and behind it
 
     def feed(self, arguments: str, place: Json) -> list[Json]:
-        self._arguments += arguments
-        if not self._read and (before := BEFORE.match(self._arguments)):
-            self._read = before.end()
-        return self._told(self._next(), place) if self._read else []
+        self._held += arguments
+        if not self._reads and (before := BEFORE.match(self._held)):
+            self._held, self._reads = self._held[before.end() :], True
+        return self._told(self._next(), place) if self._reads else []
 
     def close(self, place: Json) -> list[Json]:
-        events = [] if self._read else self._told(self._arguments, place)
+        events = [] if self._reads else self._told(self._held, place)
         return [*events, {"type": "response.custom_tool_call_input.done", **place, "input": self.item["input"]}]
 
     def _next(self) -> str:
-        found = CHARACTERS.match(self._arguments, self._read)
+        found = CHARACTERS.match(self._held)
         assert found
-        self._read = found.end()
+        self._held = self._held[found.end() :]
         text: str = json.loads(f'"{found[0]}"', strict=False)
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 

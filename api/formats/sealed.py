@@ -9,20 +9,21 @@ import zlib
 from shared.domain.errors import InvalidRequest
 
 MARK = "penstock1."
-TEXT_MAX = 4_000_000  # characters of the text, which a small form may stand for
+TEXT_MAX = 4_000_000  # bytes of the texts of a request, which small forms may stand for
 
 
 def seal(text: str) -> str:
     return MARK + base64.urlsafe_b64encode(zlib.compress(text.encode("utf-8", "replace"))).decode()
 
 
-def unseal(sealed: str, *, param: str) -> str:
-    """Return the text. Raises InvalidRequest, which names `param`, for a form that is not ours or too long a text."""
+def unseal(sealed: str, *, param: str, most: int = TEXT_MAX) -> str:
+    """Return the text. Raises InvalidRequest, which names `param`, for a form that is not ours or a text of more than
+    `most` bytes."""
     try:
         if not sealed.startswith(MARK):
             raise ValueError
         reader = zlib.decompressobj()
-        text = reader.decompress(base64.urlsafe_b64decode(sealed.removeprefix(MARK)), TEXT_MAX)
+        text = reader.decompress(base64.urlsafe_b64decode(sealed.removeprefix(MARK)), max(most, 1))
         if not reader.eof:
             raise ValueError
         return text.decode()

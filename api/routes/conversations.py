@@ -10,7 +10,7 @@ from api.formats.response import item_object
 from api.http.auth import caller_of
 from api.http.json_route import JsonRoute
 from api.schemas.conversation import ConversationItemsRequest, ConversationRequest, ConversationUpdate
-from api.serving.conversations import add_items, contents_of, remove_item
+from api.serving.conversations import add_items, contents_of, remove_item, require_room
 from api.serving.response_items import with_references
 from api.serving.services import ServicesDep
 from api.stores.conversations import Conversation, new_conversation
@@ -86,6 +86,7 @@ async def create_conversation_items(
     """Add up to 20 items at the end."""
     items = await with_references(services, stored_items(body.items), tenant=conversation.tenant)
     contents = await contents_of(services, conversation)
+    require_room(contents, items)
     added = await add_items(services, conversation, items, last_ms=max(_now_ms(), contents.last_ms + 1))
     return listing([item_object(item) for item in added], more=False)
 

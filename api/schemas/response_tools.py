@@ -33,7 +33,7 @@ class CustomFormat(Strict):
     """Any text (`text`), or a text of a grammar."""
     syntax: Literal["lark", "regex"] | None = None
     """The language of the grammar."""
-    definition: str | None = Field(None, min_length=1)
+    definition: str | None = Field(None, min_length=1, max_length=50_000)
     """The grammar, which the input keeps to. A model that another server computes is only told of it."""
 
     @model_validator(mode="after")

@@ -3,13 +3,16 @@
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from api.serving.response_items import response_now
 from api.serving.services import Services
 from api.stores.conversations import Conversation, addition, removal
 from api.stores.responses import RESPONSE_PREFIX, ResponseRecord
-from shared.domain.errors import ConversationLocked, NotFound
+from shared.domain.errors import ConversationLocked, InvalidRequest, NotFound
 
 Json = dict[str, Any]
+BYTES_MAX = 8_000_000  # of a conversation to which items are added, since each request reads all of it
 ANSWERED = ("completed", "incomplete")
 RUNNING = ("queued", "in_progress")
 
@@ -91,6 +94,14 @@ async def to_go_on(services: Services, conversation: Conversation) -> Contents:
         message = f"The conversation {conversation.id} waits for the response {contents.running}; try again then."
         raise ConversationLocked(message, param="conversation")
     return contents
+
+
+def require_room(contents: Contents, items: list[Json]) -> None:
+    """Raise InvalidRequest if a conversation has no room for further items."""
+    size = len(orjson.dumps([*contents.items, *items]))
+    if size > BYTES_MAX:
+        message = f"The conversation would have {size} bytes with these items; at most {BYTES_MAX} are kept."
+        raise InvalidRequest(message, param="items")
 
 
 async def add_items(services: Services, conversation: Conversation, items: list[Json], *, last_ms: int) -> list[Json]:

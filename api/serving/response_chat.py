@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from api.formats.compaction import compacts_items
 from api.formats.response_calls import LOCAL_SHELL, chat_functions, chat_name, grammars_of, hosted, with_additional
 from api.formats.response_names import as_sent
-from api.formats.sealed import unseal
+from api.formats.sealed import TEXT_MAX, unseal
 from api.http.problems import Refused, validation_problem
 from api.schemas.chat import ChatCompletionRequest
 from api.schemas.response import LOGPROBS, ResponseInput, ResponseRequest
@@ -124,6 +124,7 @@ def _messages(items: Sequence[Json]) -> list[Json]:
     belongs to the message after it."""
     messages: list[Json] = []
     reasoning = ""
+    opened = _Unsealed()
     for item in items:
         match item["type"]:
             case "message":
@@ -141,14 +142,13 @@ def _messages(items: Sequence[Json]) -> list[Json]:
                 call_id = item.get("call_id") or item["id"]
                 messages.append({"role": "tool", "tool_call_id": call_id, "content": _content(item["output"])})
             case "reasoning":
-                reasoning += _reasoned(item)
+                reasoning += _reasoned(item, opened)
             case "compaction_trigger" if item is items[-1]:
                 messages.append({"role": "user", "content": SUMMARISE})
             case "item_reference":
                 raise InvalidRequest("'input' must not refer to other items in a batch.", param="input")
             case "compaction" | "compaction_summary":
-                summary = unseal(item["encrypted_content"], param="input.encrypted_content")
-                messages.append({"role": "user", "content": COMPACTED.format(summary)})
+                messages.append({"role": "user", "content": COMPACTED.format(opened.text(item["encrypted_content"]))})
     return messages
 
 
@@ -166,12 +166,24 @@ def _call(item: Json) -> Json:
     return {"id": item["call_id"], "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def _reasoned(item: Json) -> str:
+class _Unsealed:
+    """Opens the sealed texts of one request, all together within their bound."""
+
+    def __init__(self) -> None:
+        self._left = TEXT_MAX
+
+    def text(self, sealed: str) -> str:
+        text = unseal(sealed, param="input.encrypted_content", most=self._left)
+        self._left -= len(text.encode())
+        return text
+
+
+def _reasoned(item: Json, opened: _Unsealed) -> str:
     """Return the reasoning of an earlier answer. The sealed one is the same as that beside it."""
     if content := item.get("content"):
         return "".join(part["text"] for part in content)
     sealed = item.get("encrypted_content")
-    return unseal(sealed, param="input.encrypted_content") if sealed else ""
+    return opened.text(sealed) if sealed else ""
 
 
 def _content(content: str | list[Json]) -> str | list[Json]:

@@ -122,9 +122,20 @@ def _character(atom: str, dot_all: bool) -> str:
     except re.error as error:
         raise InvalidRequest(f"'{PARAM}': the pattern {atom} cannot be read: {error}.", param=PARAM) from error
     special = [character for character in SPECIAL if matches(character)]
-    written = "|".join(re.escape(_escaped(character)) for character in special)
+    written = "|".join(_alternatives(special))
     if not special:
         return atom
     if len(special) == 1 and not atom.startswith("["):
         return written
     return f"({PLAIN if atom == '.' else f'[{atom}&&{PLAIN}]'}|{written})"
+
+
+def _alternatives(special: list[str]) -> Iterator[str]:
+    """Yield a pattern for each of the characters as JSON writes it; all those that are written by numbers have one."""
+    numbered = [character for character in SPECIAL if _escaped(character).startswith("\\u")]
+    together = set(numbered) <= set(special)
+    for character in special:
+        if not (together and character in numbered):
+            yield re.escape(_escaped(character))
+    if together:
+        yield r"\\u00(0[0-7be-f]|1[0-9a-f])"

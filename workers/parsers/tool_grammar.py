@@ -13,6 +13,7 @@ from workers.parsers.tool_formats import LLAMA, TEXT_GRAMMAR, ToolFormat
 
 AUTO, REQUIRED = "auto", "required"
 ANY_OBJECT = {"type": "object"}
+GRAMMARS_MAX = 50_000  # characters, each of which may become a hundred
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,9 @@ def tools_of(request: Mapping[str, Any]) -> Tools | None:
     close = closed_parameters if request.get("closed") else _as_given
     schemas = {function["name"]: close(function.get("parameters")) for function in functions}
     grammars = request.get("tool_grammars") or {}
+    if sum(map(len, grammars.values())) > GRAMMARS_MAX:
+        message = f"'tools': the grammars of custom tools must not have more than {GRAMMARS_MAX} characters together."
+        raise InvalidRequest(message, param="tools")
     return Tools(
         schemas={name: _with_grammar(schema, grammars.get(name)) for name, schema in schemas.items()},
         strict=frozenset(function["name"] for function in functions if function.get("strict")),

@@ -59,6 +59,23 @@ def test_a_reference_that_nobody_has_followed_is_refused() -> None:
     assert refused.value.param == "input"
 
 
+def test_what_codex_notes_of_its_items_changes_nothing() -> None:
+    noted = {"internal_chat_message_metadata_passthrough": {"turn_id": "1", "content_item_kinds": ["user.text"]}}
+    body = ResponseRequest.model_validate({"model": "m", "input": [{"role": "user", "content": "x", **noted}]})
+
+    assert items_of(body) == [{"type": "message", "role": "user", "content": "x"}]
+
+
+def test_sealed_texts_are_bounded_all_together() -> None:
+    item = {"type": "reasoning", "encrypted_content": seal("a" * 1_500_000)}
+    assert said([item, item, {"role": "assistant", "content": "y"}])
+
+    with pytest.raises(InvalidRequest) as refused:
+        said([item] * 3)
+
+    assert refused.value.param == "input.encrypted_content"
+
+
 def test_images_and_files_are_passed_on_as_a_chat_has_them() -> None:
     parts = [
         {"type": "input_text", "text": "What is it?"},

@@ -7,6 +7,7 @@ import pytest
 
 from shared.domain.errors import InvalidRequest
 from workers.parsers.json_lark import within_json
+from workers.parsers.tool_grammar import tools_of
 
 BYTES = llguidance.LLTokenizer("byte")
 PATCH = """
@@ -69,5 +70,16 @@ def test_a_text_is_accepted_within_json_if_it_is_accepted_by_itself(grammar: str
 def test_what_only_makes_sense_outside_of_a_string_is_refused_by_name(grammar: str) -> None:
     with pytest.raises(InvalidRequest, match="must not have") as refused:
         within_json(grammar)
+
+    assert refused.value.param == "tools"
+
+
+def test_the_grammars_of_a_request_are_bounded_all_together() -> None:
+    tool = {"type": "function", "function": {"name": "patch"}}
+    asked = {"tools": [tool], "tool_choice": "auto", "parallel": False}
+    assert tools_of({**asked, "tool_grammars": {"patch": "a" * 30_000}})
+
+    with pytest.raises(InvalidRequest, match="together") as refused:
+        tools_of({**asked, "tool_grammars": {"patch": "a" * 30_000, "other": "a" * 30_000}})
 
     assert refused.value.param == "tools"
