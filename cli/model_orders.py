@@ -177,8 +177,9 @@ def _lines(model: dict[str, Any]) -> list[tuple[object, ...]]:
 
 def _line(name: str, host: dict[str, Any], queued: int) -> tuple[object, ...]:
     state = host["state"]
-    if state == HostedState.LOADING and host["progress"]:
-        state = f"{state} {host['phase']} {'~' if host['progress_estimated'] else ''}{host['progress']:.0%}"
+    if state == HostedState.LOADING:
+        percent = f"{'~' if host['progress_estimated'] else ''}{host['progress']:.0%}" if host["progress"] else ""
+        state = " ".join(filter(None, [state, host["phase"], percent]))
     memory = f"{host['memory_bytes'] / 2**30:.1f} GiB" if host["memory_bytes"] else "-"
     where = host["hostname"] or host["host"]
     return name, state, where, memory, _ago(host["since"]), _unloads(host), host["workers"], queued

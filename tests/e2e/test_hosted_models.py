@@ -199,7 +199,8 @@ def test_the_command_lists_states_and_what_is_loaded(stack: Stack) -> None:
     now = time.time()
     warm = replace(WARM, memory_bytes=3 * 2**29, since_s=now - 7530, unloads_at_s=now + 595)
     failed = replace(COLD, model="broken", state=HostedState.FAILED, reason="there is no such folder")
-    write(stack, warm, failed, replace(COLD, state=HostedState.LOADING, progress=0.4, since_s=now))
+    loading = replace(COLD, state=HostedState.LOADING, phase="warm-up", progress=0.4, estimated=True, since_s=now)
+    write(stack, warm, failed, loading)
 
     listed, loaded = models(stack, "list").stdout.splitlines(), models(stack, "ps").stdout.splitlines()
     as_json = json.loads(models(stack, "ps", "--json").stdout)
@@ -210,7 +211,7 @@ def test_the_command_lists_states_and_what_is_loaded(stack: Stack) -> None:
         ["scripted", "ready"],
     ]
     assert listed[1].endswith("there is no such folder")
-    assert loaded[1].split()[:4] == ["cold", "loading", "40%", "here"]
+    assert loaded[1].split()[:5] == ["cold", "loading", "warm-up", "~40%", "here"]
     assert loaded[2].split()[:9] == ["scripted", "ready", "here", "1.5", "GiB", "2h", "5m", "ago", "in"]
     assert [each["id"] for each in as_json] == ["cold", "scripted"]
 
