@@ -47,6 +47,7 @@ from api.serving.admission import Admission
 from api.serving.hosted_models import HostedModels
 from api.serving.model_router import ModelRouter
 from api.serving.moderation import Moderation
+from api.serving.places import PlaceTeller
 from api.serving.redis_monitor import RedisMonitor
 from api.serving.relay import Relay
 from api.serving.services import Services
@@ -70,13 +71,16 @@ from shared.sharded_catalog import (
     ShardedHosting,
     ShardedJobRecords,
     ShardedModelRegistry,
+    ShardedPlaces,
     ShardedRoutes,
     ShardedWaits,
 )
 from shared.shards import ShardedQueue, ShardMap, shard
 
 log = logging.getLogger(__name__)
-OF_THE_JOB = [f"x-penstock-{name}" for name in ("job-id", "model", "queue-position", "estimated-wait-s")]
+OF_THE_JOB = [
+    f"x-penstock-{name}" for name in ("job-id", "model", "queue-position", "tokens-ahead", "estimated-wait-s")
+]
 EXPOSED_HEADERS = ["x-request-id", "request-id", *OF_THE_JOB, "retry-after", *LIMIT_HEADERS]
 ROUTES = (
     chat,
@@ -115,7 +119,9 @@ def make_app(settings: Settings) -> FastAPI:
         notifier = WebhookNotifier(
             [shard.client for shard in services.shard_map.shards], webhooks=services.webhooks, channel=services.queue
         )
-        forever = (services.redis_monitor.run(), runner.run(), notifier.run(), watch_loop(counts.loop_lag))
+        teller = PlaceTeller(services.relay, services.places, services.hosted_models)
+        works = (services.redis_monitor, runner, notifier, teller)
+        forever = (*(work.run() for work in works), watch_loop(counts.loop_lag))
         background = [asyncio.create_task(work) for work in forever]
         for task in (relaying, *background):
             task.add_done_callback(_stop_if_failed)
@@ -210,6 +216,7 @@ def _make_services(settings: Settings, metrics: ApiMetrics) -> Services:
         job_records=job_records,
         model_router=model_router,
         hosted_models=hosted_models,
+        places=ShardedPlaces(shard_map),
         model_orders=ModelOrders(hosted_models.hosting, routes),
         admission=Admission(model_router, settings),
         moderation=Moderation(settings),

@@ -1,12 +1,13 @@
 """The catalog of several Redis as one: each reader asks the Redis that has the model or the job, or all of them."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TypeVar
 
 from shared.catalog.demand import Demand, DemandReader
 from shared.catalog.hosting import Hosting
 from shared.catalog.job_records import JobRecord, JobRecords
 from shared.catalog.model_registry import ModelRegistry
+from shared.catalog.places import Place, PlaceReader
 from shared.catalog.routes import RouteTable
 from shared.catalog.waits import Wait, WaitReader
 from shared.domain.hosting import Host, HostedModel, Order
@@ -74,6 +75,22 @@ class ShardedWaits(WaitReader):
 
     async def read(self, model: str, priority: Priority) -> Wait:
         return await (await self._shard_map.of_model(model)).waits.read(model, priority)
+
+
+class ShardedPlaces:
+    def __init__(self, shard_map: ShardMap) -> None:
+        self._shard_map = shard_map
+        self._readers = {shard: PlaceReader(shard.client) for shard in shard_map.shards}
+
+    async def read(self, job_ids: Sequence[str]) -> dict[str, Place]:
+        """Return the places of these jobs, of those whose Redis answers. Raises QueueUnavailable if none does."""
+        mine: dict[Shard, list[str]] = {}
+        for job_id in job_ids:
+            mine.setdefault(await self._shard_map.of_job(job_id), []).append(job_id)
+        answers, error = await self._shard_map.ask(lambda shard: self._readers[shard].read(mine[shard]), among=mine)
+        if error and not answers:
+            raise error
+        return {job_id: place for _, places in answers for job_id, place in places.items()}
 
 
 class ShardedRoutes(RouteTable):

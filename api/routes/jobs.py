@@ -24,7 +24,7 @@ router = APIRouter()
 async def retrieve_job(job_id: str, request: Request, services: ServicesDep) -> dict[str, Any]:
     """Show the state of a job."""
     record, render_options = await _mine(services, job_id, request)
-    waiting = await _waiting_for(services, record.model) if record.state is State.QUEUED else {}
+    waiting = await _waiting_for(services, record) if record.state is State.QUEUED else {}
     return job_object(record) | {"created": render_options.created_ms // 1000} | waiting
 
 
@@ -75,13 +75,18 @@ def job_object(record: JobRecord) -> dict[str, Any]:
     }
 
 
-async def _waiting_for(services: Services, model: str) -> dict[str, Any]:
-    """Say of a queued job whether its model must be loaded first, and for how long that may take. Nothing is said of a
-    model that no host has."""
-    if not (records := await services.hosted_models.of(model)):
-        return {}
-    left_s = await services.hosted_models.load_left_s(model)
-    return {"model_state": best_of(records).state, "load_left_s": round(left_s, 1)}
+async def _waiting_for(services: Services, record: JobRecord) -> dict[str, Any]:
+    """Say what is served before a queued job, and whether its model must be loaded first, for how long that may take.
+    Nothing is said of a model that no host has."""
+    left_s = await services.hosted_models.load_left_s(record.model)
+    waiting: dict[str, Any] = {}
+    if (place := (await services.places.read([record.id])).get(record.id)) and place.state is State.QUEUED:
+        wait_s = round(place.wait_s + left_s, 1)
+        about = {"tokens_ahead": place.tokens_ahead, "estimated_wait_s": wait_s}
+        waiting = {"position": place.ahead + 1, **about}
+    if records := await services.hosted_models.of(record.model):
+        waiting |= {"model_state": best_of(records).state, "load_left_s": round(left_s, 1)}
+    return waiting
 
 
 async def _mine(services: Services, job_id: str, request: Request) -> tuple[JobRecord, RenderOptions]:

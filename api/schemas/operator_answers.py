@@ -6,7 +6,8 @@ from pydantic import BaseModel
 
 
 class JobObject(BaseModel):
-    """A job. A queued one whose model is on a host has the model's state, and how long it may still be loaded."""
+    """A job. A queued one has its place, as an estimate; and if its model is on a host, the model's state, and how long
+    it may still be loaded."""
 
     id: str
     object: Literal["job"]
@@ -22,6 +23,9 @@ class JobObject(BaseModel):
     replay_of: str | None
     replayed_as: str | None
     created: int | None = None
+    position: int | None = None
+    tokens_ahead: int | None = None
+    estimated_wait_s: float | None = None
     model_state: str | None = None
     load_left_s: float | None = None
 

@@ -49,6 +49,9 @@ class JobStream:
         self._pending_since = now
         self._known = array("q")  # a digest of each event
         self._waiting: asyncio.Future[None] | None = None
+        self.not_before_s = job.not_before_ms / 1000
+        self.tells_place = False  # its reader passes comments on
+        self._comment = self._told = ""
 
     def mark_enqueued(self, now: float, *, logged: bool) -> None:
         """Note that the job is enqueued, or that nobody knows: from now on its log is read, and leaving it cancels it.
@@ -107,6 +110,20 @@ class JobStream:
         events, self._pending = self._pending, []
         return events
 
+    def tell(self, comment: str) -> None:
+        """Let the reader pass a comment on, unless it was the last one."""
+        if self.tells_place and comment and comment != self._told:
+            self._comment = self._told = comment
+            self.wake()
+
+    def take_comment(self) -> str:
+        comment, self._comment = self._comment, ""
+        return comment
+
+    @property
+    def has_comment(self) -> bool:
+        return bool(self._comment)
+
     def lag(self, now: float) -> float:
         """Return for how many seconds the oldest event has waited to be passed on."""
         return now - self._pending_since if self._pending else 0
@@ -118,7 +135,7 @@ class JobStream:
 
     async def wait(self) -> None:
         """Wait for events or for `wake`. A future costs a third of an asyncio.Event, once for every token."""
-        if not self._pending and not self.behind:
+        if not self._pending and not self.behind and not self._comment:
             self._waiting = asyncio.get_running_loop().create_future()
             await self._waiting
 
@@ -185,9 +202,13 @@ class Relay:
         is read first."""
         stream.mark_enqueued(self._now(), logged=logged)
 
+    def waiting(self) -> list[JobStream]:
+        """List the streams that tell the place of a job of which nothing has come yet."""
+        return [stream for stream in self._all() if stream.tells_place and not stream.next_seq and not stream.ended]
+
     async def next_events(self, stream: JobStream) -> list[Event]:
-        """Return the next events: at least one, and all that are there, so that a busy stream needs fewer writes.
-        Raises Stopping."""
+        """Return the next events: at least one, and all that are there, so that a busy stream needs fewer writes. There
+        are none before a comment of a stream that `tells_place`. Raises Stopping."""
         while True:
             if not self._closing:
                 await stream.wait()
@@ -196,6 +217,8 @@ class Relay:
                 return events
             if self._closing:
                 raise Stopping("the relay stops")
+            if stream.has_comment:
+                return []
             if stream.behind:
                 await self._refill([stream])
 

@@ -90,6 +90,7 @@ async def enqueue_and_open(
     headers = {
         **_names_of(job),
         "x-penstock-queue-position": str(accepted.ahead + 1),
+        "x-penstock-tokens-ahead": str(accepted.tokens_ahead),
         "x-penstock-estimated-wait-s": f"{wait_s:.1f}",
     }
     return job, stream, headers | limit_headers(options.caller.key, accepted.limits_left)
@@ -138,7 +139,13 @@ async def _body(
     try:
         if block := formatter.opening():
             yield block
-        events = first_events or await services.relay.next_events(stream)
+        events = first_events
+        stream.tells_place = True
+        while not events:
+            events = await services.relay.next_events(stream)
+            if comment := stream.take_comment():
+                yield f": {comment}\n".encode()  # without a blank line, like KEEP_ALIVE
+        stream.tells_place = False
         while True:
             times.note(events)
             if block := b"".join(frame for event in events for frame in formatter.frames(event)):

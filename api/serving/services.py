@@ -29,7 +29,7 @@ from shared.catalog.api_keys import ApiKeyStore
 from shared.catalog.model_orders import ModelOrders
 from shared.observability.metrics import ApiMetrics
 from shared.settings import Settings
-from shared.sharded_catalog import ShardedDemand, ShardedJobRecords, ShardedModelRegistry
+from shared.sharded_catalog import ShardedDemand, ShardedJobRecords, ShardedModelRegistry, ShardedPlaces
 from shared.shards import ShardedQueue, ShardMap
 
 
@@ -44,6 +44,7 @@ class Services:
     job_records: ShardedJobRecords
     model_router: ModelRouter
     hosted_models: HostedModels
+    places: ShardedPlaces
     model_orders: ModelOrders
     admission: Admission
     moderation: Moderation

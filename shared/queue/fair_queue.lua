@@ -234,8 +234,17 @@ local function cost_of(model, prompt_tokens, output_max)
   return math.max(1, math.floor(prompt_tokens + output))
 end
 
--- part: ahead
+-- part: pace
 -- needs: clock, rate_life
+-- Return how many milliseconds all workers took for a token lately, 0 if that is not known.
+local function ms_per_token(model)
+  local last_ms, gap_ms, tokens_each = unpack(redis.call('HMGET', RATE .. model, 'last_ms', 'gap_ms', 'tokens'))
+  local known = gap_ms and now_ms() - last_ms < RATE_FRESH_MS
+  return known and gap_ms / math.max(tonumber(tokens_each), 1) or 0
+end
+
+-- part: ahead
+-- needs: pace
 -- Return what waits before a new job of this class: jobs, tokens, and the wait in milliseconds, as an estimate.
 local function ahead(model, class)
   local jobs, tokens = 0, 0
@@ -243,10 +252,7 @@ local function ahead(model, class)
     local h = redis.call('HMGET', LOAD .. model, 'jobs:' .. above, 'tokens:' .. above)
     jobs, tokens = jobs + (h[1] or 0), tokens + (h[2] or 0)
   end
-  local last_ms, gap_ms, tokens_each = unpack(redis.call('HMGET', RATE .. model, 'last_ms', 'gap_ms', 'tokens'))
-  local known = gap_ms and now_ms() - last_ms < RATE_FRESH_MS
-  local wait = known and tokens * gap_ms / math.max(tonumber(tokens_each), 1) or 0
-  return jobs, tokens, math.floor(wait)
+  return jobs, tokens, math.floor(tokens * ms_per_token(model))
 end
 
 -- part: over_bounds

@@ -10,7 +10,7 @@
 -- Accept a job, refuse it, or find the one that the same request created before. `fields` are names and values in turn;
 -- `records` holds the record that is stored with the job, if there is one.
 -- -> {ok|duplicate|attached|reused|<refusal>, jobs ahead, or bytes stored, wait in milliseconds, job, created_ms, and
--- of the key's limits: requests and tokens left, milliseconds until each bucket is full}
+-- of the key's limits: requests and tokens left, milliseconds until each bucket is full, tokens ahead}
 
 -- The job that this idempotency key made before: its id, its fingerprint, created_ms, and whether it can still be used.
 local function earlier(key)
@@ -45,7 +45,7 @@ end
 local function enqueue(args)
   local model, id, fields = args.model, args.id, by_name(args.fields)
   local record = record_with(args.records(), fields.tenant, id, fields.created_ms)
-  local jobs, _, wait = ahead(model, tonumber(fields.class))
+  local jobs, tokens, wait = ahead(model, tonumber(fields.class))
   if redis.call('EXISTS', JOB .. id) == 1 then return { 'duplicate', jobs, wait, id, fields.created_ms } end
   local before = earlier(fields.idempotency)
   if before and before.fingerprint ~= fields.fingerprint then
@@ -65,7 +65,8 @@ local function enqueue(args)
     local life_s = IDEMPOTENCY_TTL_S + math.ceil(delay_of(fields) / 1000)
     redis.call('SET', IDEMPOTENCY .. fields.idempotency, known, 'EX', life_s)
   end
-  return { 'ok', jobs, wait, id, fields.created_ms, take_limits(id, fields, cost, delay_of(fields)) }
+  local requests, left, requests_ms, left_ms = take_limits(id, fields, cost, delay_of(fields))
+  return { 'ok', jobs, wait, id, fields.created_ms, requests, left, requests_ms, left_ms, tokens }
 end
 
 -- part: schedule

@@ -82,12 +82,13 @@ class Origin:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accepted:
     """An accepted job. If the request came before (`attached`), `job_id` and `created_ms` are the earlier job's.
-    `ahead` counts the waiting jobs of its class and above; `wait_s` estimates its wait, 0 without an estimate.
-    `limits_left` is what remains of the tenant's rate limits."""
+    `ahead` counts the waiting jobs of its class and above, and `tokens_ahead` their tokens; `wait_s` estimates its
+    wait, 0 without an estimate. `limits_left` is what remains of the tenant's rate limits."""
 
     job_id: str
     created_ms: int
     ahead: int = 0
+    tokens_ahead: int = 0
     wait_s: float = 0
     attached: bool = False
     limits_left: RateLimitsLeft | None = None

@@ -119,7 +119,8 @@ class RedisQueue:
             ahead=number,
             wait_s=wait_s,
             attached=verdict == "attached",
-            limits_left=_left(answer[5:]) if rate_limits else None,
+            limits_left=_left(answer[5:9]) if rate_limits else None,
+            tokens_ahead=int(answer[9]) if len(answer) > 9 else 0,
         )
 
     async def claim(

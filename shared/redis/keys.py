@@ -90,8 +90,8 @@ enqueue and replay; a field that says nothing is not sent. "the hash" has the li
 | description    | enqueue                   | rq                                         | kind and model, no word of the prompt                  | the hash |
 | timeout        | enqueue                   | rq                                         | a number that RQ wants                                 | the hash |
 | failure_ttl    | enqueue                   | rq                                         | lifetime of a failed job, in seconds                   | the hash |
-| origin         | enqueue                   | requeue.lua, end.lua, job_records, rq           | the model                                              | the hash |
-| status         | enqueue, lifecycle.lua, requeue.lua, rq          | lifecycle.lua, requeue.lua, leases.lua, readers.lua, end.lua, redis_queue, event_channel, job_records, rq | the state, see lifecycle | the hash |
+| origin         | enqueue                   | requeue.lua, end.lua, position.lua, job_records, rq           | the model                                              | the hash |
+| status         | enqueue, lifecycle.lua, requeue.lua, rq          | lifecycle.lua, requeue.lua, leases.lua, readers.lua, position.lua, end.lua, redis_queue, event_channel, job_records, rq | the state, see lifecycle | the hash |
 | started_at     | lifecycle.lua             | job_records, rq                                 | when it was claimed last, ISO 8601                     | the hash |
 | ended_at       | lifecycle.lua, rq         | job_records, rq                                 | when it ended, ISO 8601                                | a requeue |
 | last_heartbeat | lifecycle.lua, leases.lua | rq                                         | when its lease was renewed, ISO 8601                   | the hash |
