@@ -85,7 +85,8 @@ def test_a_model_that_can_sleep_leaves_its_device_and_its_answer_goes_on_when_it
     assert reader.started.wait(LOAD_S)
 
     assert hosted.order(OrderVerb.LOAD, "b") == "done"
-    eventually("a sleeps", lambda: hosted.is_in("a", HostedState.ASLEEP))
+    asleep = eventually("a sleeps", lambda: hosted.is_in("a", HostedState.ASLEEP))
+    assert 1000 * 2**20 < asleep.memory_bytes < 2000 * 2**20
     assert hosted.ask("b").status_code == 200
     before = hosted.pids()
     assert hosted.order(OrderVerb.LOAD, "a") == "done"

@@ -294,7 +294,7 @@ class HostLoop:
 
     def _described(self) -> Host:
         file, total = self._watch.file, self._machine.memories.get(HOST, 0)
-        taken = sum(each.takes.get(HOST, 0) for each in self._fleet.planned())
+        taken = sum(each.holds.get(HOST, 0) for each in self._fleet.planned())
         return replace(
             self._host,
             memory_bytes=total,

@@ -34,7 +34,7 @@ def hosted_model(
         phase=phase,
         progress=progress,
         estimated=estimated,
-        memory_bytes=remembered.host_bytes + remembered.device_bytes * spec.devices,
+        memory_bytes=_memory_bytes(state, remembered, spec.devices),
         load_s=round(remembered.load_s, 3),
         unloads_at_s=_unloads_at_s(standing, remembered, idle_since_s) if ready else 0,
         kept_until_s=remembered.kept_until_s if remembered.kept_until_s > now else 0,
@@ -43,6 +43,13 @@ def hosted_model(
         workers_least=spec.least,
         workers_most=spec.most,
     )
+
+
+def _memory_bytes(state: HostedState, known: Remembered, devices: int) -> int:
+    """Return what a worker takes, or keeps while it sleeps; 0 if that was not measured."""
+    if state is HostedState.ASLEEP:
+        return known.asleep_host_bytes + known.asleep_device_bytes * devices
+    return known.host_bytes + known.device_bytes * devices
 
 
 def _state(standing: Standing, states: list[WorkerState]) -> HostedState:
