@@ -5,7 +5,9 @@ from typing import Any
 
 import yaml
 
+from shared.redis import keys
 from tests.conftest import ROOT
+from workers.host.main import LAST_ID
 
 COMPOSE = (ROOT / "docker-compose.yml").read_text()
 
@@ -43,6 +45,23 @@ def test_a_worker_has_time_to_hand_over() -> None:
     worker = services()["worker"]
 
     assert int(worker["stop_grace_period"].removesuffix("s")) > int(worker["environment"]["PENSTOCK_DRAIN_S"])
+
+
+def test_the_health_of_a_host_is_its_record_in_redis() -> None:
+    """`docker compose up --wait` fails if a service has no health check at all."""
+    host = services()["host"]
+    code = host["healthcheck"]["test"][-1]
+    data = host["command"][host["command"].index("--data") + 1]
+
+    compile(code, "healthcheck", "exec")
+    assert f"EXISTS {keys.host('%s')}\\r\\n" in code
+    assert f'"{data}/host/{LAST_ID}"' in code
+
+
+def test_a_models_file_that_is_missing_is_not_made_a_folder() -> None:
+    (mount,) = [each for each in services()["host"]["volumes"] if "models.toml" in str(each)]
+
+    assert mount["bind"] == {"create_host_path": False}
 
 
 def test_redis_keeps_everything() -> None:
