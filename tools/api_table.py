@@ -28,7 +28,8 @@ from api.schemas.messages import CountTokensRequest, MessagesRequest, OutputConf
 from api.schemas.moderation import ModerationRequest
 from api.schemas.rerank import RerankRequest
 from api.schemas.response import CompactRequest, InputTokensRequest, ResponseRequest
-from api.schemas.tokens import DetokenizeRequest, TokenCountRequest, TokenizeRequest
+from api.schemas.score import PoolingRequest, ScoreRequest
+from api.schemas.tokens import DetokenizeRequest, TokenCheckPrompt, TokenCountRequest, TokenizeRequest
 from api.schemas.tools import CalledFunction, ToolCall
 
 ENDPOINTS: dict[str, type[BaseModel]] = {
@@ -45,9 +46,12 @@ ENDPOINTS: dict[str, type[BaseModel]] = {
     "POST /v1/embeddings": EmbeddingRequest,
     "POST /v1/moderations": ModerationRequest,
     "POST /v1/rerank": RerankRequest,
+    "POST /v1/score": ScoreRequest,
+    "POST /v1/pooling": PoolingRequest,
     "POST /v1/tokenize": TokenizeRequest,
     "POST /v1/token_count": TokenCountRequest,
     "POST /v1/detokenize": DetokenizeRequest,
+    "A prompt of `POST /api/v1/token_check`": TokenCheckPrompt,
     "POST /v1/batches": BatchRequest,
     "A message of `messages`": Message,
     "A call of `tool_calls`": ToolCall,

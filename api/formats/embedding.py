@@ -10,7 +10,7 @@ from shared.domain.job import Job
 
 class EmbeddingCollector:
     def __init__(self, job: Job, *, base64: bool) -> None:
-        self._job = job
+        self.job = job
         self._base64 = base64
         self._vectors: dict[int, tuple[float, ...]] = {}
 
@@ -28,4 +28,4 @@ class EmbeddingCollector:
             for index, vector in sorted(self._vectors.items())
         ]
         tokens = {"prompt_tokens": usage.prompt_tokens, "total_tokens": usage.prompt_tokens} | estimated(usage)
-        return {"object": "list", "data": data, "model": self._job.model, "usage": tokens}
+        return {"object": "list", "data": data, "model": self.job.model, "usage": tokens}

@@ -12,7 +12,7 @@ class RankingCollector:
     If the query has none, each of the others is a cross-encoder's score."""
 
     def __init__(self, job: Job, texts: list[str], *, top_n: int | None, with_texts: bool) -> None:
-        self._job = job
+        self.job = job
         self._texts = texts
         self._top_n = top_n
         self._with_texts = with_texts
@@ -22,12 +22,16 @@ class RankingCollector:
         if isinstance(event, Embedded):
             self._vectors[event.index] = event.vector
 
-    def body(self, usage: Usage) -> dict[str, Any]:
+    def scores(self) -> list[float]:
+        """Return the score of each text."""
         query = self._vectors.get(0, (1.0,))
-        scores = [
+        return [
             sum(a * b for a, b in zip(query, self._vectors[index + 1], strict=True))
             for index in range(len(self._texts))
         ]
+
+    def body(self, usage: Usage) -> dict[str, Any]:
+        scores = self.scores()
         ranked = sorted(range(len(scores)), key=lambda index: -scores[index])[: self._top_n]
         results = [
             {"index": index, "relevance_score": scores[index]}
@@ -35,4 +39,4 @@ class RankingCollector:
             for index in ranked
         ]
         used = {"prompt_tokens": usage.prompt_tokens, "total_tokens": usage.prompt_tokens} | estimated(usage)
-        return {"id": self._job.id, "object": "list", "model": self._job.model, "results": results, "usage": used}
+        return {"id": self.job.id, "object": "list", "model": self.job.model, "results": results, "usage": used}

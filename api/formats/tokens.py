@@ -1,5 +1,6 @@
 """Formats events as the answers of the token endpoints."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from shared.domain.events import Event, Tokenized, Usage
@@ -55,3 +56,11 @@ class TokenCountCollector(_TokensCollector):
 class TextCollector(_TokensCollector):
     def body(self, usage: Usage) -> dict[str, Any]:
         return {"object": "text", "model": self._model, "prompt": "".join(self._texts)}
+
+
+def checks(counts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return token counts as FastChat's `/api/v1/token_check` does."""
+    told = [
+        {"fits": each["fits"], "tokenCount": each["count"], "contextLength": each["context_length"]} for each in counts
+    ]
+    return {"prompts": told}

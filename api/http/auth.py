@@ -19,7 +19,7 @@ from shared.settings import Settings
 
 ANONYMOUS = "anonymous"
 KEY_HEADERS = (b"authorization", b"x-api-key")
-GUARDED = ("/v1/", "/dashboard/", "/running")
+GUARDED = ("/v1/", "/api/v1/", "/dashboard/", "/running")
 KNOWN_FOR_S = 2.0
 KNOWN_MAX = 10_000
 KIND = {"requests": "requests_per_minute", "tokens": "tokens_per_minute"}

@@ -23,8 +23,21 @@ HEALTH = ("/health", "/ping", "/metrics")
 VERSIONED = "/v1"
 # Paths that clients of vLLM, SGLang and llama.cpp also use without a version.
 UNVERSIONED = frozenset(
-    {"chat", "completions", "detokenize", "embeddings", "models", "rerank", "responses", "tokenize"}
+    {
+        "chat",
+        "classify",
+        "completions",
+        "detokenize",
+        "embeddings",
+        "models",
+        "pooling",
+        "rerank",
+        "responses",
+        "score",
+        "tokenize",
+    }
 )
+SECOND_RERANK = "/v2/rerank"  # Cohere's, which vLLM has, too
 
 
 class RequestFrame:
@@ -107,5 +120,7 @@ class BodyLimit:
 
 def versioned(path: str) -> str:
     """Return the path under `/v1` that an unversioned one stands for; any other path as it is."""
+    if path == SECOND_RERANK:
+        return "/v1/rerank"
     first = path.split("/", 2)[1] if path.startswith("/") else ""
     return VERSIONED + path if first in UNVERSIONED else path

@@ -3,7 +3,7 @@ fails for an operation or a parameter that is missing here."""
 
 from pydantic import BaseModel
 
-from api.schemas import answers, message_answers, operator_answers
+from api.schemas import answers, message_answers, operator_answers, score_answers
 
 Body = type[BaseModel]
 
@@ -34,7 +34,12 @@ BODIES: dict[tuple[str, str], Body] = {
     ("post", "/v1/messages/count_tokens"): message_answers.MessageInputTokens,
     ("post", "/v1/embeddings"): answers.EmbeddingList,
     ("post", "/v1/moderations"): answers.ModerationObject,
+    ("post", "/v1/engines/{name}/embeddings"): answers.EmbeddingList,
     ("post", "/v1/rerank"): answers.RankedDocuments,
+    ("post", "/v1/score"): score_answers.ScoreList,
+    ("post", "/v1/pooling"): score_answers.PooledList,
+    ("post", "/v1/classify"): score_answers.NoClasses,
+    ("post", "/api/v1/token_check"): score_answers.CheckedPrompts,
     ("post", "/v1/tokenize"): answers.TokenList,
     ("post", "/v1/token_count"): answers.TokenCount,
     ("post", "/v1/detokenize"): answers.DetokenizedText,

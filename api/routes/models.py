@@ -69,7 +69,9 @@ def _model(info: ModelInfo) -> dict[str, Any]:
         "created": info.created_s,
         "owned_by": "penstock",
         "parent": info.parent or None,
+        "root": info.parent or info.name,
         "context_length": info.context_length,
+        "max_model_len": info.context_length,
         "capabilities": info.capabilities,
         "engine": info.engine,
         "resume": info.resume or None,
@@ -99,6 +101,7 @@ def _route(name: str, behind: list[ModelInfo], routing: Routing) -> dict[str, An
     together = {
         "id": name,
         "context_length": max(info.context_length for info in behind),
+        "max_model_len": max(info.context_length for info in behind),
         "capabilities": tuple(dict.fromkeys(each for info in behind for each in info.capabilities)),
         "workers": sum(info.workers for info in behind),
         "waiting_jobs": sum(info.waiting for info in behind),

@@ -3,10 +3,11 @@
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from api.formats.tokens import checks
 from api.http.json_route import JsonRoute
 from api.http.request_options import RequestOptionsDep
-from api.schemas.tokens import DetokenizeRequest, TokenCountRequest, TokenizeRequest
-from api.serving.respond import respond_whole
+from api.schemas.tokens import DetokenizeRequest, TokenCheckRequest, TokenCountRequest, TokenizeRequest
+from api.serving.respond import respond_joined, respond_whole
 from api.serving.services import ServicesDep
 from api.serving.submission import detokenize_submission, token_count_submission, tokenize_submission
 
@@ -35,3 +36,13 @@ async def detokenize(
 ) -> Response:
     """Return the text of token ids."""
     return await respond_whole(services, await detokenize_submission(services, body, options), options, request)
+
+
+@router.post("/api/v1/token_check", response_model=None)
+async def check_tokens(
+    body: TokenCheckRequest, request: Request, options: RequestOptionsDep, services: ServicesDep
+) -> Response:
+    """Count the tokens of prompts and say whether each fits its model's context, as FastChat does."""
+    counts = [TokenCountRequest(**prompt.model_dump()) for prompt in body.prompts]
+    submissions = [await token_count_submission(services, count, options) for count in counts]
+    return await respond_joined(services, submissions, options, request, checks)

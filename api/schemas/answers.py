@@ -256,7 +256,11 @@ class ModelObject(BaseModel):
     created: int
     owned_by: str
     parent: str | None
+    root: str
+    """The model itself, or the one that an adapter adapts, as vLLM calls it."""
     context_length: int
+    max_model_len: int
+    """The same, as vLLM calls it."""
     capabilities: list[str]
     engine: str
     resume: Literal["exact", "prefill", "restart"] | None

@@ -27,3 +27,8 @@ class EmbeddingRequest(Strict):
     it: 0 unloads it at once, and a negative number keeps it for ever. Other models are served as before."""
     user: str | None = Field(None, max_length=512)
     """An identifier of the caller. It cannot change the answer."""
+
+
+class EngineEmbeddingRequest(EmbeddingRequest):
+    model: str = Field("", max_length=200)
+    """The model's name; it is the path's, if it is given at all."""

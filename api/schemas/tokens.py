@@ -9,6 +9,7 @@ from api.schemas.chat import Messages, TemplateOptions
 from api.schemas.tools import Tools
 
 TOKENS_MAX = 1_000_000
+CHECKS_MAX = 64  # prompts, each of which is a job
 TEXT_MAX = 1_000_000  # characters; longer texts and their token lists would keep an API process busy
 
 
@@ -54,3 +55,19 @@ class DetokenizeRequest(Strict):
     """The model's name, as `GET /v1/models` lists it."""
     tokens: Annotated[list[Annotated[int, Field(ge=0)]], Items(TOKENS_MAX)]
     """The token ids to turn into text."""
+
+
+class TokenCheckPrompt(Strict):
+    model: str = Field(min_length=1, max_length=200)
+    """The model's name, as `GET /v1/models` lists it."""
+    prompt: str = Field(max_length=TEXT_MAX)
+    """The text whose tokens are counted."""
+    max_tokens: int = Field(0, ge=0)
+    """The length in tokens of an answer that must fit the context, too."""
+
+
+class TokenCheckRequest(Strict):
+    """Prompts whose tokens are counted, as FastChat defines it."""
+
+    prompts: Annotated[list[TokenCheckPrompt], Items(CHECKS_MAX, least=1)]
+    """The prompts, each with its model."""

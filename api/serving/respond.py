@@ -3,7 +3,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
@@ -193,6 +193,31 @@ async def respond_whole(
         if body is None:
             return Response(status_code=CLIENT_LEFT)
         return Response(orjson.dumps(body), media_type="application/json", headers=headers)
+
+
+async def respond_joined(
+    services: Services,
+    submissions: Sequence[Submission],
+    options: RequestOptions,
+    request: Request,
+    join: Callable[[Sequence[dict[str, Any]]], dict[str, Any]],
+) -> Response:
+    """Enqueue several jobs, one after the other, and join their answers when all have ended. None is found again by an
+    Idempotency-Key, which names one job."""
+    options = replace(options, idempotency=None)
+
+    async def all_bodies() -> list[dict[str, Any]]:
+        bodies = []
+        for submission in submissions:
+            with ExitStack() as opened:
+                job, stream, _ = await enqueue_and_open(services, submission, options, opened)
+                bodies.append(await collect(services, stream, submission.formatter.whole(job)))
+        return bodies
+
+    bodies = await first_of(all_bodies(), _client_gone(request))
+    if bodies is None:
+        return Response(status_code=CLIENT_LEFT)
+    return Response(orjson.dumps(join(bodies)), media_type="application/json")
 
 
 async def collect(services: Services, stream: JobStream, answer: AnswerCollector) -> dict[str, Any]:

@@ -59,13 +59,14 @@ def test_every_example_can_be_sent_as_it_is(builtin: Stack) -> None:
     for path, verb, operation in operations(builtin):
         schema = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
         name = schema.get("$ref", "").rpartition("/")[2]
-        if name in EXAMPLES and not path.startswith("/admin"):
-            answer = httpx.request(verb, builtin.base + path, json=EXAMPLES[name], timeout=60)
+        if name in EXAMPLES and not path.startswith(("/admin", "/v1/moderations")):
+            url = builtin.base + path.replace("{name}", "penstock-tiny")
+            answer = httpx.request(verb, url, json=EXAMPLES[name], timeout=60)
             assert answer.status_code == 200, (path, answer.text)
             assert_described(builtin, operation, answer.json())
             sent.add(name)
 
-    assert sent == EXAMPLES.keys() - {"NewKey", "ReplayRequest"}
+    assert sent == EXAMPLES.keys() - {"ModerationRequest", "NewKey", "ReplayRequest"}
 
 
 def test_every_operation_says_what_its_errors_look_like(builtin: Stack) -> None:

@@ -104,3 +104,68 @@ def test_a_cross_encoder_ranks_by_its_scores_and_makes_no_embeddings(tmp_path: P
     assert all(0 < score < 1 for score in scores)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "model")
     assert listed["capabilities"] == ["rerank"]
+
+
+def test_texts_are_scored_beside_one_or_each_beside_its_own(builtin: Stack) -> None:
+    texts = ["Hello! How can I help you today?", "One two three."]
+    beside_one = ask(builtin, "score", text_1=texts[0], text_2=texts).json()
+    in_pairs = ask(builtin, "score", text_1=texts, text_2=texts[::-1]).json()
+
+    ranked = ask(builtin, "rerank", query=texts[0], documents=texts).json()["results"]
+    assert [each["index"] for each in beside_one["data"]] == [0, 1]
+    assert [each["score"] for each in beside_one["data"]] == pytest.approx(
+        [each["relevance_score"] for each in sorted(ranked, key=lambda result: result["index"])]
+    )
+    assert [each["index"] for each in in_pairs["data"]] == [0, 1]
+    assert all(each["score"] == pytest.approx(beside_one["data"][1]["score"], abs=1e-3) for each in in_pairs["data"])
+    assert in_pairs["usage"]["total_tokens"] > beside_one["usage"]["total_tokens"]
+    unversioned = httpx.post(f"{builtin.base}/score", json={"model": BUILTIN, "text_1": ["a"], "text_2": "b"})
+    assert len(unversioned.json()["data"]) == 1
+
+
+def test_pooled_vectors_are_embeddings_by_another_name(builtin: Stack) -> None:
+    pooled = ask(builtin, "pooling", input=["a", "b"], task="embed").json()
+    by_path = httpx.post(f"{builtin.base}/v1/engines/{BUILTIN}/embeddings", json={"input": ["a", "b"]}, timeout=30)
+
+    embedded = ask(builtin, "embeddings", input=["a", "b"]).json()
+    for each, other, vector in zip(pooled["data"], by_path.json()["data"], embedded["data"], strict=True):
+        assert each["object"] == "pooling"
+        assert each["data"] == pytest.approx(vector["embedding"], abs=1e-4)
+        assert other["embedding"] == pytest.approx(vector["embedding"], abs=1e-4)
+
+
+def test_prompts_are_checked_as_fastchat_does(builtin: Stack) -> None:
+    prompts = [
+        {"model": BUILTIN, "prompt": TEXT, "max_tokens": 5},
+        {"model": BUILTIN, "prompt": "x", "max_tokens": 3000},
+    ]
+    checked = httpx.post(f"{builtin.base}/api/v1/token_check", json={"prompts": prompts}, timeout=30).json()["prompts"]
+
+    count = ask(builtin, "tokenize", prompt=TEXT).json()["count"]
+    assert checked[0] == {"fits": True, "tokenCount": count, "contextLength": 2048}
+    assert checked[1]["fits"] is False
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("score", {"text_1": ["a", "b"], "text_2": ["a"]}, None),
+        ("score", {"text_1": ["a"] * 65, "text_2": ["a"] * 65}, None),
+        ("score", {"text_1": "", "text_2": "b"}, "text_1"),
+        ("score", {"text_1": "a"}, "text_2"),
+        ("pooling", {"input": "a"}, "task"),
+        ("pooling", {"input": "a", "task": "token_embed"}, "task"),
+        ("classify", {"input": "a"}, "model"),
+        (f"engines/{BUILTIN}/embeddings", {"input": "a", "model": "other"}, "model"),
+    ],
+)
+def test_what_no_model_here_does_is_refused(builtin: Stack, path: str, body: dict[str, Any], param: str | None) -> None:
+    answer = ask(builtin, path, **body)
+
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+def test_models_are_listed_as_vllm_lists_them(builtin: Stack) -> None:
+    listed = httpx.get(f"{builtin.base}/v1/models/{BUILTIN}").json()
+
+    assert (listed["root"], listed["max_model_len"]) == (BUILTIN, 2048)
