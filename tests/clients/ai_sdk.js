@@ -6,12 +6,16 @@ import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { generateText, Output, stepCountIs, streamText, tool } from "ai";
 import { z } from "zod";
 
+import { Penstock } from "../../clients/js/penstock.js";
+
 const settings = { baseURL: process.argv[2], apiKey: "none" };
 const openai = createOpenAI(settings);
 const models = {
   chat: openai.chat("penstock-tiny"),
   compatible: createOpenAICompatible({ ...settings, name: "penstock", supportsStructuredOutputs: true })("penstock-tiny"),
   responses: openai.responses("penstock-tiny"),
+  resumed: createOpenAI({ ...settings, fetch: new Penstock({ baseURL: process.argv[2] }).fetch }).chat("penstock-tiny"),
+  resumedResponses: createOpenAI({ ...settings, fetch: new Penstock({ baseURL: process.argv[2] }).fetch }).responses("penstock-tiny"),
 };
 
 const get_weather = tool({
