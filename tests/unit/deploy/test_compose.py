@@ -33,6 +33,13 @@ def test_nothing_but_this_machine_reaches_a_port() -> None:
     assert all(port.startswith("127.0.0.1:") for port in published)
 
 
+def test_prometheus_finds_the_workers_of_every_profile() -> None:
+    scraped = yaml.safe_load((ROOT / "observability" / "prometheus.yml").read_text())["scrape_configs"]
+    names = [name for job in scraped for found in job["dns_sd_configs"] for name in found["names"]]
+
+    assert sorted(names) == sorted(name for name, each in services().items() if "build" in each and name != "host")
+
+
 def test_our_containers_can_change_nothing_but_their_volumes() -> None:
     for name in ("api", "worker", "host", "worker-gpu", "worker-vllm"):
         service = services()[name]
