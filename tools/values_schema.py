@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from shared.models_file.tables import json_schema
 from shared.settings import Settings
 
 CHART = Path(__file__).parents[1] / "helm"
@@ -22,8 +23,6 @@ OWN = {
     "labels",
     "podAnnotations",
     "podLabels",
-    "adapters",
-    "file",
     "kedaNamespace",
     "monitoringNamespace",
     "ingressNamespaces",
@@ -90,11 +89,22 @@ def settings_schema() -> dict[str, Any]:
     return {"type": "object", "additionalProperties": False, "properties": known}
 
 
+def models_file_schema() -> dict[str, Any]:
+    """Return the definitions of a models file by which a model's `file` is checked."""
+    text = json.dumps(json_schema()["$defs"]).replace("#/$defs/", "#/definitions/")
+    made: dict[str, Any] = json.loads(text)
+    return {name: made[name] for name in ("Model", "Load", "Price", "Recommended", "Upstream")}
+
+
 def schema_of(value: Any, path: str, told: dict[str, str]) -> dict[str, Any]:
     name = path.rpartition(".")[2]
     about = {"description": told[path]} if path in told else {}
     if name == "settings":
         return {**about, "$ref": "#/definitions/settings"}
+    if name == "file":
+        return {**about, "$ref": "#/definitions/Model"}
+    if name in ("aliases", "adapters"):
+        return {**about, "$ref": f"#/definitions/Model/properties/{name}"}
     if isinstance(value, dict):
         if name in OWN:
             return {**about, "type": "object", **(SHARDS if name == "shards" else {})}
@@ -130,7 +140,7 @@ def schema() -> dict[str, Any]:
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "Penstock",
         **made,
-        "definitions": {"settings": settings_schema()},
+        "definitions": {"settings": settings_schema(), **models_file_schema()},
     }
 
 
