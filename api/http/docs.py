@@ -46,7 +46,6 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "InputTokensRequest": {"model": MODEL, "input": "What is 3 + 4?"},
     "CompactRequest": {"model": MODEL, "input": [{"role": "user", "content": "What is 3 + 4?"}]},
     "ConversationRequest": {"metadata": {"topic": "sums"}},
-    "ModerationRequest": {"input": ["a text"]},
     "MessagesRequest": {"model": MODEL, "max_tokens": 100, "messages": MESSAGES, "temperature": 0},
     "CountTokensRequest": {"model": MODEL, "messages": MESSAGES},
     "EmbeddingRequest": {"model": MODEL, "input": ["one text", "another"]},
