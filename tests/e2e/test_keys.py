@@ -48,7 +48,7 @@ def test_no_route_lets_anybody_in_without_a_key(guarded: Stack) -> None:
     twins = [(path, method) for path, method in without_version if path.split("/")[1] in UNVERSIONED]
     assert len(twins) > 6
     for path, method in [*guarded_paths, *twins, ("/v1/no/such/route", "get")]:
-        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic eDp5"}):
+        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic eDp5"}, {"x-api-key": "wrong"}):
             answer = httpx.request(method, guarded.base + path, headers=headers)
             assert answer.status_code == 401, path
             error = answer.json()["error"]
