@@ -157,6 +157,8 @@ class ChatCompletionRequest(GenerationRequest):
         "enable_thinking",
         "verbosity",
         "prediction",
+        "add_generation_prompt",
+        "continue_final_message",
     )
 
     messages: Annotated[Messages, BeforeValidator(_as_messages)]
@@ -189,6 +191,10 @@ class ChatCompletionRequest(GenerationRequest):
     """How long the answer shall be: the model is told so in the system message, unless it is `medium`."""
     prediction: Any = Field(None, exclude=True)
     """Accepted: a text that the answer may repeat. It can only save time."""
+    add_generation_prompt: bool | None = None
+    """vLLM's extension: false leaves out the beginning of an answer behind the messages. Default: true."""
+    continue_final_message: bool | None = None
+    """vLLM's extension: the answer continues the text of the last message, which must be the assistant's."""
     chat_template_kwargs: TemplateOptions | None = None
     """vLLM's extension: further variables for the model's chat template, like `enable_thinking`."""
     safety_identifier: str | None = Field(None, max_length=512)
@@ -214,6 +220,18 @@ class ChatCompletionRequest(GenerationRequest):
     def _top_logprobs_need_logprobs(self) -> "ChatCompletionRequest":
         if self.top_logprobs and not self.logprobs:
             raise InvalidRequest("'top_logprobs' is only allowed with 'logprobs': true.", param="top_logprobs")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_continue(self) -> "ChatCompletionRequest":
+        if not self.continue_final_message:
+            return self
+        last, param = self.messages[-1], "continue_final_message"
+        if self.add_generation_prompt:
+            raise InvalidRequest(f"'{param}' and 'add_generation_prompt' exclude each other.", param=param)
+        if last.role != "assistant" or not last.text or last.tool_calls:
+            message = f"'{param}' needs a last message of the assistant, with a text and no calls."
+            raise InvalidRequest(message, param=param)
         return self
 
     @model_validator(mode="after")

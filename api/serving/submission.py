@@ -250,7 +250,12 @@ def conversation_request(
 
 def _answered_how(body: ChatCompletionRequest) -> dict[str, Any]:
     """Return the parts of a chat's `Job.request` that say how the model shall answer."""
-    about = {"reasons": body.reasons, "verbosity": body.verbosity if body.verbosity in LENGTHS else None}
+    about = {
+        "reasons": body.reasons,
+        "verbosity": body.verbosity if body.verbosity in LENGTHS else None,
+        "continues": body.continue_final_message or None,
+        "unbegun": True if body.add_generation_prompt is False and not body.continue_final_message else None,
+    }
     return {name: value for name, value in about.items() if value is not None}
 
 

@@ -95,7 +95,8 @@ class Job:
     which of them to call (`tool_choice`: auto, required or a tool's name), whether several at once (`parallel`),
     whether arguments have listed properties only (`closed`), Lark grammars of tools whose argument is a text
     (`tool_grammars`), how much to reason (`effort`), whether to reason (`reasons`: the parameter that says so, and what
-    it says), how long an answer shall be (`verbosity`), further variables of the chat template (`template`),
+    it says), how long an answer shall be (`verbosity`), whether the answer continues the last message (`continues`)
+    or is not begun by the template (`unbegun`), further variables of the chat template (`template`),
     Anthropic's `thinking` if it came by the Messages API, whether its oldest messages may be dropped until the rest
     fits the context (`drop_oldest`), and fields for a server behind the model that Penstock does not know itself
     (`extra`).

@@ -12,6 +12,7 @@ FORMS = {"response_format", "guided_json", "guided_regex", "guided_choice", "gui
 FORMS |= {"json_schema", "regex", "ebnf", "grammar"}
 # A job holds these in another form, too, or they cannot change an answer.
 KNOWN_EXTRA = FORMS | {"keep_alive", "thinking", "enable_thinking", "verbosity", "prediction"}
+KNOWN_EXTRA |= {"add_generation_prompt", "continue_final_message"}
 OF_TOKENS = {"include_stop_str_in_output", "no_stop_trim", "skip_special_tokens", "bad_words", "allowed_token_ids"}
 KNOWN_EXTRA |= OF_TOKENS | {"guided_decoding_backend"}
 

@@ -13,6 +13,7 @@ from tests.e2e.test_chat_completions import ask
 YES = 'root ::= "yes" | "oh" ws "yes"\nws ::= [ ]+'
 SCHEMA = {"type": "object", "properties": {"a": {"enum": [7, 8]}}, "required": ["a"]}
 AS_JSON = '{"type":"object","properties":{"a":{"enum":[7,8]}},"required":["a"]}'
+SAID = {"role": "assistant", "content": "Hi there! What <|im_end|> can"}
 WILD = {"model": BUILTIN, "temperature": 1.5, "seed": 4, "max_tokens": 60}
 
 
@@ -85,6 +86,11 @@ def test_a_grammar_by_any_name_is_kept(builtin: Stack, form: dict[str, Any]) -> 
         ({"allowed_token_ids": [300], "logit_bias": {"300": -100}, "guided_regex": "a"}, "allowed_token_ids"),
         ({"bad_words": [""]}, "bad_words.0"),
         ({"bad_words": ["a"] * 129}, "bad_words"),
+        ({"continue_final_message": True}, "continue_final_message"),
+        (
+            {"continue_final_message": True, "add_generation_prompt": True, "messages": [SAID]},
+            "continue_final_message",
+        ),
         ({"mirostat": 2}, "mirostat"),
         ({"typical_p": 0.5}, "typical_p"),
         ({"use_beam_search": True}, "use_beam_search"),
@@ -208,3 +214,17 @@ def test_special_tokens_are_shown_to_who_asks_for_them(builtin: Stack) -> None:
     assert "<|im_end|>" in shown
     assert "<|im_end|>" not in hidden
     assert ended.endswith("<|im_end|>")
+
+
+def test_an_answer_continues_the_last_message(builtin: Stack) -> None:
+    usual = said(chat(builtin, **GREEDY))
+    begun = " ".join(usual.split()[:4])
+    messages = [*ask("hi"), {"role": "assistant", "content": begun}]
+
+    def read(**more: Any) -> int:
+        return int(chat(builtin, **more).json()["usage"]["prompt_tokens"])
+
+    continued = said(chat(builtin, **GREEDY, messages=messages, continue_final_message=True))
+    assert begun + continued == usual
+    assert said(chat(builtin, messages=[*ask("hi"), SAID], continue_final_message=True, add_generation_prompt=False))
+    assert read(add_generation_prompt=False) < read() < read(messages=messages, continue_final_message=True)

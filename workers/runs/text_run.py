@@ -191,6 +191,8 @@ NEEDS = (
         "include_stop_str_in_output",
         lambda job: job.sampling.include_stop_str_in_output and "no_stop_trim" not in job.request.get("extra", ()),
     ),
+    _Need("extra_parameters", "continue_final_message", lambda job: job.request.get("continues")),
+    _Need("extra_parameters", "add_generation_prompt", lambda job: job.request.get("unbegun")),
     _Need("extra_parameters", "verbosity", lambda job: job.request.get("verbosity")),
     _Need("extra_parameters", "thinking", lambda job: "thinking" in job.request.get("reasons", ())),
     _Need("extra_parameters", "enable_thinking", lambda job: "enable_thinking" in job.request.get("reasons", ())),

@@ -54,7 +54,8 @@ class ChatTemplate:
         messages = self._wedged([self._message(message) for message in told], wedge)
         if not self._tokenizer.chat_template:
             lines = [f"{message['role']}: {message['content'] or ''}" for message in messages]
-            broken = "\n".join([*lines, "assistant:"])
+            begun = [] if request.get("continues") or request.get("unbegun") else ["assistant:"]
+            broken = "\n".join([*lines, *begun])
         else:
             broken = self._apply(request, messages, self._wedged(request.get("tools"), wedge), reasons)
         return Rendered(broken.replace(wedge, ""), broken, wedge)
@@ -80,7 +81,7 @@ class ChatTemplate:
         return ids
 
     def _apply(self, request: Mapping[str, Any], messages: Any, tools: Any, reasons: bool) -> str:
-        told = dict(request.get("template", {}))
+        continues, told = bool(request.get("continues")), dict(request.get("template", {}))
         if taken := sorted(told.keys() & self._reserved):
             param = f"chat_template_kwargs.{taken[0]}"
             raise InvalidRequest(f"'{param}' cannot be set by a request.", param=param)
@@ -90,7 +91,12 @@ class ChatTemplate:
         try:
             with time_limit(RENDER_S_MAX):
                 text: str = self._tokenizer.apply_chat_template(
-                    messages, tools=tools or None, add_generation_prompt=True, tokenize=False, **told
+                    messages,
+                    tools=tools or None,
+                    add_generation_prompt=not (continues or request.get("unbegun")),
+                    continue_final_message=continues,
+                    tokenize=False,
+                    **told,
                 )
         except (TemplateError, TypeError, ValueError, KeyError, RecursionError, MemoryError, OverflowError) as error:
             message = f"The model's chat template refuses these messages: {error}"
