@@ -36,8 +36,9 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
         yield running
 
 
-def program(name: str) -> str:
-    return shutil.which(name) or lacking(name)
+def program(*names: str) -> str:
+    """Return the first of these programs that is installed."""
+    return next(filter(None, map(shutil.which, names)), None) or lacking(" or ".join(names))
 
 
 def kill_busy_worker(stack: Stack) -> None:
@@ -105,7 +106,12 @@ def test_an_answer_goes_on_in_a_page_that_is_loaded_again(
     expected = stack.post(BODY).json()["choices"][0]["message"]["content"]
     bases = f"{stack.base}/v1,{stack.start_api()[1]}/v1"
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-port=0"]
-    command = [program("chromium"), *options, f"--user-data-dir={tmp_path / 'chromium'}", f"{url}?bases={bases}"]
+    command = [
+        program("chromium", "chromium-browser", "google-chrome"),
+        *options,
+        f"--user-data-dir={tmp_path / 'chromium'}",
+        f"{url}?bases={bases}",
+    ]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as chromium:
         try:
             eventually("the page goes on", lambda: "/kill" in posted or "/result" in posted, seconds=60)
