@@ -62,8 +62,10 @@ OF_VLLM: dict[str, tuple[Any, ...]] = {
     "mm_processor_kwargs": ({},),
     "priority": (0,),
     "prompt_logprobs": (),
+    "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
     "spaces_between_special_tokens": (True, False),  # a matter of tokenizers that write such spaces
+    "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
     "vllm_xargs": ({},),
 }

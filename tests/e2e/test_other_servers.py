@@ -91,6 +91,9 @@ def test_a_grammar_by_any_name_is_kept(builtin: Stack, form: dict[str, Any]) -> 
             {"continue_final_message": True, "add_generation_prompt": True, "messages": [SAID]},
             "continue_final_message",
         ),
+        ({"echo": True}, "echo"),
+        ({"return_token_ids": True}, "return_token_ids"),
+        ({"chat_template": "{{ messages }}"}, "chat_template"),
         ({"mirostat": 2}, "mirostat"),
         ({"typical_p": 0.5}, "typical_p"),
         ({"use_beam_search": True}, "use_beam_search"),
@@ -119,6 +122,9 @@ def test_what_cannot_be_done_is_refused_by_the_name_that_was_sent(
 def test_what_changes_nothing_is_accepted(builtin: Stack) -> None:
     usual = said(chat(builtin))
     harmless = {
+        "echo": False,
+        "return_token_ids": False,
+        "truncate_prompt_tokens": None,
         "mirostat": 0,
         "typical_p": 1.0,
         "dry_multiplier": 0.0,
