@@ -85,20 +85,20 @@ class Reader(threading.Thread):
 
 
 class Hosted:
-    """A stack with a host, of which the file may change."""
+    """A stack with a host, whose file is `text`, with the memory that models may take in place of `{memory}`."""
 
-    def __init__(self, folder: Path, models: Path) -> None:
+    def __init__(self, folder: Path, text: str) -> None:
         self._folder = folder
-        self._models = models.resolve()
+        self._text = text
         self.file = folder / "models.toml"
         self.write(ROOMY)
         self.stack = Stack(folder)
         self.host = self.start()
         self.base = self.stack.base
-        until(lambda: answers(f"{self.base}/health/ready") and "small" in self.records())
+        until(lambda: answers(f"{self.base}/health/ready") and bool(self.records()))
 
     def write(self, memory: str) -> None:
-        self.file.write_text(FILE.format(memory=memory, folder=self._models))
+        self.file.write_text(self._text.replace("{memory}", memory))
 
     def give(self, memory_mib: int) -> None:
         """Let the models take so much memory together, and wait until the host has read it. Raises RuntimeError if it
@@ -106,6 +106,9 @@ class Hosted:
         self.write(f"{memory_mib}MiB")
         if not until(lambda: self._hosts()[0].memory_bytes == memory_mib * 2**20):
             raise RuntimeError("the host does not read its file")
+
+    def log(self) -> str:
+        return (self._folder / "host.log").read_text()
 
     def start(self) -> Any:
         return self.stack.spawn("host", f"--models={self.file}", f"--data={self._folder}", PENSTOCK_LOG_LEVEL="INFO")
@@ -144,6 +147,11 @@ class Hosted:
 
         if (outcome := asyncio.run(give())) != "done":
             raise RuntimeError(f"{verb} {model}: {outcome}")
+
+    def room_for_one(self, first: str, second: str) -> None:
+        """Give them the memory that holds one of two models that have been loaded before, and not both."""
+        less, more = sorted(self.records()[name].memory_bytes for name in (first, second))
+        self.give((more + less // 2) // 2**20)
 
     def last_word(self, model: str) -> Reader:
         """Ask the model once, and wait until it is unloaded, as the request asks for."""
@@ -185,8 +193,7 @@ def swap(hosted: Hosted, tokens: int) -> dict[str, Any]:
     questions = [f"Question {n}" for n in range(STREAMS)]
     right = [reader.text for reader in _read(hosted, "a", questions, tokens)]
     hosted.last_word("b")
-    less, more = sorted(hosted.records()[name].memory_bytes for name in "ab")
-    hosted.give((more + less // 2) // 2**20)
+    hosted.room_for_one("a", "b")
     streams = [Reader(hosted.base, "a", question, tokens) for question in questions]
     for reader in streams:
         reader.start()
@@ -257,9 +264,10 @@ def _read(hosted: Hosted, model: str, questions: Sequence[str], tokens: int) -> 
 
 
 @contextmanager
-def _hosted(models: Path) -> Iterator[Hosted]:
+def running(text: str) -> Iterator[Hosted]:
+    """A host of this file, with Redis and an API, for as long as the body runs."""
     with tempfile.TemporaryDirectory(prefix="host-") as folder:
-        hosted = Hosted(Path(folder), models)
+        hosted = Hosted(Path(folder), text)
         try:
             yield hosted
         finally:
@@ -274,7 +282,7 @@ def _hosted(models: Path) -> Iterator[Hosted]:
 def main(models: Path, tokens: int, rounds: int, out: Path | None) -> None:
     """Measure a host, with real processes."""
     figures: dict[str, Any] = {}
-    with _hosted(models) as hosted:
+    with running(FILE.replace("{folder}", str(models.resolve()))) as hosted:
         measures: dict[str, Callable[[], dict[str, Any]]] = {
             "first token": lambda: first_token(hosted, rounds),
             "idle": lambda: idle(hosted),
