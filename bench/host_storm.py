@@ -8,7 +8,6 @@ import asyncio
 import json
 import shlex
 import subprocess
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +23,8 @@ from shared.process.sockets import free_port
 FILE = """
 [host]
 memory = "{memory}"
+[defaults]
+sequences_max = 4
 [models.a]
 run = '{run}'
 ready = "/health"
@@ -32,7 +33,6 @@ run = '{run}'
 ready = "/health"
 """
 TOKENS = 20
-APART_S = 0.5  # between two requests
 STARTED = '"message":"worker started"'
 
 
@@ -53,22 +53,22 @@ async def _ask(client: httpx.AsyncClient, base: str, model: str, number: int) ->
     answer.raise_for_status()
 
 
-def planned(run: str, requests: Sequence[str]) -> dict[str, Any]:
+def planned(run: str, requests: Sequence[str], apart_s: float) -> dict[str, Any]:
     """The storm at a host, whose models are on disk and loaded by nobody yet."""
     with running(FILE.replace("{run}", run)) as hosted:
         for model in "ab":
             hosted.last_word(model)
         hosted.room_for_one("a", "b")
         loads, began = hosted.log().count(STARTED), time.monotonic()
-        waits = asyncio.run(_at_host(hosted, requests))
+        waits = asyncio.run(_at_host(hosted, requests, apart_s))
         return _figures(hosted.log().count(STARTED) - loads, time.monotonic() - began, waits)
 
 
-async def _at_host(hosted: Hosted, requests: Sequence[str]) -> list[float]:
+async def _at_host(hosted: Hosted, requests: Sequence[str], apart_s: float) -> list[float]:
     async with httpx.AsyncClient(timeout=LOAD_S, limits=httpx.Limits(max_connections=None)) as client:
 
         async def one(number: int, model: str) -> float:
-            await asyncio.sleep(number * APART_S)
+            await asyncio.sleep(number * apart_s)
             began = time.monotonic()
             await _ask(client, hosted.base, model, number)
             return time.monotonic() - began
@@ -104,7 +104,7 @@ class Swapper:
             self._server.wait()
 
 
-def swapped(run: str, requests: Sequence[str]) -> dict[str, Any]:
+def swapped(run: str, requests: Sequence[str], apart_s: float) -> dict[str, Any]:
     """The same storm. Each request is passed on once it was sent, and the one before it is answered."""
     swapper, waits = Swapper(run), []
     began = time.monotonic()
@@ -115,8 +115,8 @@ def swapped(run: str, requests: Sequence[str]) -> dict[str, Any]:
 
     try:
         for number, model in enumerate(requests):
-            sent = began + number * APART_S
-            threading.Event().wait(max(0.0, sent - time.monotonic()))
+            sent = began + number * apart_s
+            time.sleep(max(0.0, sent - time.monotonic()))
             swapper.serve(model)
             asyncio.run(ask(number, model))
             waits.append(time.monotonic() - sent)
@@ -141,13 +141,14 @@ def _figures(loads: int, took_s: float, waits: Sequence[float]) -> dict[str, Any
 @click.option("--server", type=click.Path(path_type=Path, exists=True), required=True, help="llama.cpp's llama-server.")
 @click.option("--model", type=click.Path(path_type=Path, exists=True), required=True, help="A GGUF file.")
 @click.option("--count", default=100, show_default=True, help="Requests to each of the two models.")
+@click.option("--apart", default=0.0, show_default=True, help="Seconds between two requests.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the figures to this file, as JSON.")
-def main(server: Path, model: Path, count: int, out: Path | None) -> None:
+def main(server: Path, model: Path, count: int, apart: float, out: Path | None) -> None:
     """Count loads and seconds of both."""
     run = f"{server.resolve()} --model {model.resolve()} --port ${{PORT}} --ctx-size 4096 --parallel 4 --threads 2"
     figures = {}
     for name, measure in (("plan", planned), ("swap on request", swapped)):
-        figures[name] = measure(run, storm(count))
+        figures[name] = measure(run, storm(count), apart)
         click.echo(f"{name}: {json.dumps(figures[name])}")
     if out:
         out.write_text(json.dumps(figures, indent=1))
