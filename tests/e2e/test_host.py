@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from shared.redis.client import connect
 from tests.e2e.harness import Process, Stack, eventually
 from tests.e2e.test_faults import Reader, ask
 from workers.host.main import machine_id
+from workers.host.standing import HELD_OFF_S
 
 TWO = """
 [host]
@@ -241,6 +243,9 @@ def test_orders_load_keep_switch_and_unload(hosted: HostedStack) -> None:
     eventually("a is gone", lambda: hosted.is_in("a", HostedState.CONFIGURED))
     assert hosted.order(OrderVerb.UNLOAD, "b") == DONE
     assert hosted.is_in("b", HostedState.CONFIGURED)
+    began = time.monotonic()
+    assert hosted.ask("b").status_code == 200  # a request that comes later loads it again at once
+    assert time.monotonic() - began < HELD_OFF_S
     assert hosted.order(OrderVerb.LOAD, "z") == "this host has no model 'z'"
 
 

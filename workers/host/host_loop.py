@@ -186,6 +186,8 @@ class HostLoop:
             self._memory.note(record.model, record.spec, sleeps_badly=True)
         if not self._fleet.of(record.model):
             await self._reset_keep_alive(record.model)
+            if standing:
+                standing.gone(now)
         if standing is None or record.stopping:
             log.info("worker ended", extra={"model": record.model})
             return
@@ -213,7 +215,8 @@ class HostLoop:
     async def _read_work(self, now: float) -> None:
         loads = await self._redis.workloads(sole_names(list(self._standings.values())))
         for name, standing in self._standings.items():
-            standing.workload = combined([loads.get(each, Workload()) for each in standing.spec.names])
+            workload = combined([loads.get(each, Workload()) for each in standing.spec.names])
+            standing.asked(workload, now, gone=not self._fleet.of(name))
             ready = bool(self._fleet.of(name, WorkerState.READY))
             self._pauses.observe(name, has_work=standing.workload.has_work, loaded=ready, now=now)
             if standing.spec.most > 1 and standing.workload.has_work:

@@ -1,5 +1,6 @@
 """Carries out what operators order, and tells them how it went."""
 
+import math
 from collections.abc import Callable, Mapping
 
 from shared.catalog.hosting import DONE
@@ -7,7 +8,7 @@ from shared.domain.hosting import Order, OrderVerb, When
 from workers.host.fleet import Fleet
 from workers.host.machine import WorkerState
 from workers.host.remembered import Memory
-from workers.host.standing import HELD_OFF_S, Standing
+from workers.host.standing import Standing
 
 Outcomes = dict[str, str]  # by the order's id
 ORDERED = "an operator ordered it"
@@ -65,9 +66,8 @@ class Orders:
         self._end(standing.unloading, DONE)
 
     def _load(self, order_id: str, standing: Standing) -> None:
-        standing.not_before_s = 0.0
+        standing.loaded()
         standing.unload_when = None
-        standing.reason, standing.failures = "", 0
         standing.loading.append(order_id)
 
     def _unload(self, standing: Standing, when: When) -> None:
@@ -82,7 +82,8 @@ class Orders:
     def _stop(self, standing: Standing, when: When) -> None:
         now = self._clock()
         standing.absent_since_s = now
-        standing.not_before_s = max(standing.not_before_s, now + HELD_OFF_S)
+        if math.isinf(standing.unloaded_s):
+            standing.unloaded_s = now
         for worker in self._fleet.of(standing.spec.name):
             if when is When.NOW or not worker.record.stopping:
                 self._fleet.stop(worker, when, ORDERED, now)

@@ -14,7 +14,7 @@ from workers.host.pauses import Pauses
 from workers.host.remembered import Remembered
 
 BACK_OFF_S, BACK_OFF_MAX_S = 5.0, 300.0
-HELD_OFF_S = 30.0  # before waiting jobs load a model again that an operator has unloaded
+HELD_OFF_S = 30.0  # before jobs that waited already load a model again that an operator has unloaded
 PEAK_S = 60.0
 UNMEASURED_LOAD_S = 10.0
 UNMEASURED_WAKE_S = 1.0
@@ -22,14 +22,17 @@ UNMEASURED_WAKE_S = 1.0
 
 @dataclass(slots=True)
 class Standing:
-    """Times are seconds since 1970. `reason` says why its last load failed. Ids of orders that wait are in `loading`
-    until the model is ready, and in `unloading` until its workers are gone; `unload_when` is how."""
+    """Times are seconds since 1970. `reason` says why its last load failed. An operator unloaded the model at
+    `unloaded_s`, and since then neither a load nor jobs that came later have ended that; minus infinity otherwise. Ids
+    of orders that wait are in `loading` until the model is ready, and in `unloading` until its workers are gone;
+    `unload_when` is how."""
 
     spec: HostedSpec
     workload: Workload = field(default_factory=Workload)
     reason: str = ""
     failures: int = 0
     not_before_s: float = 0
+    unloaded_s: float = -math.inf
     absent_since_s: float = 0
     since_s: float = 0
     loading: list[str] = field(default_factory=list)
@@ -50,7 +53,20 @@ class Standing:
         self.not_before_s = now + min(BACK_OFF_S * 2 ** (self.failures - 1), BACK_OFF_MAX_S)
 
     def loaded(self) -> None:
-        self.reason, self.failures, self.not_before_s = "", 0, 0.0
+        self.reason, self.failures, self.not_before_s, self.unloaded_s = "", 0, 0.0, -math.inf
+
+    def gone(self, now: float) -> None:
+        """Note that its last worker has ended. Jobs that it handed back count as older than that."""
+        if math.isfinite(self.unloaded_s):
+            self.unloaded_s = now
+
+    def asked(self, workload: Workload, now: float, *, gone: bool) -> None:
+        """Note what is asked of it, and whether all of its workers have ended. Jobs that have all come since load it
+        again, even if an operator has unloaded it."""
+        self.workload = workload
+        oldest_s = max((each.oldest_s for each in workload.waiting.values()), default=math.inf)
+        if gone and oldest_s < now - self.unloaded_s:
+            self.unloaded_s = -math.inf
 
     def wants(self, workers: int, now: float) -> None:
         """Note how many workers the demand is for. The peak of the last minute counts: a pause between two requests
@@ -97,7 +113,7 @@ class Standing:
             workers_wanted=max(wanted, 1),
             ordered=bool(self.loading),
             kept_until_s=remembered.kept_until_s,
-            not_before_s=self.not_before_s,
+            not_before_s=max(self.not_before_s, self.unloaded_s + HELD_OFF_S),
             idle_since_s=pauses.idle_since_s(spec.name),
             gap_s=pauses.gap_s(spec.name),
             absent_since_s=self.absent_since_s,

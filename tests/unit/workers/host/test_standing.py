@@ -14,7 +14,7 @@ from workers.host.hosted_models import HostedSpec, hosted_specs
 from workers.host.pauses import Pauses
 from workers.host.remembered import Memory, Remembered
 from workers.host.reports import hosted_model
-from workers.host.standing import BACK_OFF_MAX_S, PEAK_S, Standing
+from workers.host.standing import BACK_OFF_MAX_S, HELD_OFF_S, PEAK_S, Standing
 from workers.process.load_progress import PROGRESS_FILE, WARM_UP, WEIGHTS, read, tell
 
 FILE = b"""
@@ -40,6 +40,39 @@ def specs(content: bytes = FILE) -> dict[str, HostedSpec]:
 
 def standing() -> Standing:
     return Standing(specs()["plain"], since_s=50)
+
+
+def waiting(oldest_s: float) -> Workload:
+    return Workload(waiting={Priority.STANDARD: WaitingJobs(jobs=1, tokens=10, oldest_s=oldest_s)})
+
+
+def not_before_s(standing: Standing) -> float:
+    return standing.planned(KNOWN, Pauses(), ready=0).not_before_s
+
+
+def test_an_unloaded_model_is_held_off_for_jobs_that_waited_before_and_not_for_those_that_come_later() -> None:
+    unloaded = standing()
+    unloaded.unloaded_s = 100
+
+    unloaded.asked(waiting(oldest_s=1), now=105, gone=False)
+    unloaded.gone(106)
+    unloaded.asked(waiting(oldest_s=2), now=107, gone=True)  # its worker handed this one back
+    assert not_before_s(unloaded) == 106 + HELD_OFF_S
+
+    unloaded.asked(Workload(), now=108, gone=True)
+    unloaded.asked(waiting(oldest_s=1), now=109, gone=True)
+    assert not_before_s(unloaded) <= 109
+
+
+def test_a_job_that_comes_after_an_unloading_does_not_end_the_pause_of_a_failed_load() -> None:
+    broken = standing()
+    broken.failed("no memory", now=100)
+    pause_s = not_before_s(broken)
+    broken.unloaded_s = 101
+
+    broken.asked(waiting(oldest_s=1), now=103, gone=True)
+
+    assert not_before_s(broken) == pause_s > 103
 
 
 def test_a_worker_is_started_as_the_file_says() -> None:
