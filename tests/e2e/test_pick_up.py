@@ -369,10 +369,15 @@ def test_the_operators_api_lists_shows_replays_and_needs_its_key(stack: Stack) -
 
 
 def test_a_kept_job_is_run_again_by_the_operator_and_compared(stack: Stack) -> None:
-    failed = httpx.post(f"{stack.base}/v1/chat/completions", json=body("fault:raise@3", stream=False), timeout=30)
-    job_id = failed.headers.get("x-penstock-job-id")
     with httpx.Client(base_url=stack.base, headers=ADMIN, timeout=30) as operator:
-        job_id = job_id or operator.get("/admin/jobs", params={"state": "failed"}).json()["data"][0]["id"]
+
+        def failed() -> set[str]:
+            found = operator.get("/admin/jobs", params={"state": "failed"}).json()["data"]
+            return {each["id"] for each in found}
+
+        others = failed()
+        httpx.post(f"{stack.base}/v1/chat/completions", json=body("fault:raise@3", stream=False), timeout=30)
+        (job_id,) = failed() - others
         rerun = operator.post(f"/admin/jobs/{job_id}/rerun", json={"max_tokens": 2, "temperature": 0.5}).json()
         eventually("run", lambda: operator.get(f"/admin/jobs/{rerun['rerun_as']}").json()["status"] == "finished")
         compared = operator.get(f"/admin/jobs/{job_id}/compare", params={"with": rerun["rerun_as"]}).json()
