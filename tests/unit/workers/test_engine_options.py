@@ -57,11 +57,13 @@ def test_an_unknown_option_is_named_and_a_wrong_value_is_not_told() -> None:
     assert "secret" not in str(refused.value)
 
 
-async def test_an_engine_without_options_refuses_any() -> None:
+async def test_an_engine_refuses_options_that_it_has_not() -> None:
     (spec,) = parse_specs(["m=scripted"], options={"speed": 3})
 
-    with pytest.raises(SettingsError, match="the engine scripted has no option 'speed'; it has none"):
+    with pytest.raises(SettingsError, match="the engine scripted has no option 'speed'; it has devices, sleeps"):
         await load(spec, load_settings())
+    with pytest.raises(SettingsError, match="the engine mine has no option 'speed'; it has none"):
+        validated("mine", {"speed": 3}, EngineOptions)
 
 
 def test_an_engine_that_does_not_exist_is_refused_and_all_are_listed() -> None:
