@@ -1,31 +1,17 @@
-"""Formats events as answers about a response's input: the number of its tokens, and a summary of it."""
+"""Formats events as summaries of a response's input."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from api.formats.response import item_object, response_usage
 from api.formats.sealed import seal
-from shared.domain.events import Delta, Event, Tokenized, Usage
+from shared.domain.events import Delta, Event, Usage
 from shared.domain.job import Job
 
 
 def compacts_items(items: Sequence[dict[str, Any]]) -> bool:
     """Return whether the items ask for a compaction in place of an answer."""
     return bool(items) and items[-1]["type"] == "compaction_trigger"
-
-
-class InputTokensCollector:
-    """Collects the answer of `/v1/responses/input_tokens`."""
-
-    def __init__(self, job: Job) -> None:
-        self._count = 0
-
-    def add(self, event: Event) -> None:
-        if isinstance(event, Tokenized):
-            self._count = len(event.token_ids)
-
-    def body(self, usage: Usage) -> dict[str, Any]:
-        return {"object": "response.input_tokens", "input_tokens": self._count}
 
 
 class CompactionCollector:

@@ -14,7 +14,7 @@ from api.formats.sealed import MARK, seal
 from api.http.anthropic import error_object
 from api.http.event_position import START, Position
 from api.http.problems import problem_of_outcome
-from shared.domain.events import CallPart, Completed, Delta, Event, Finished, FinishReason, Started, Tokenized, Usage
+from shared.domain.events import CallPart, Completed, Delta, Event, Finished, FinishReason, Started, Usage
 from shared.domain.job import Job, Priority
 
 Json = dict[str, Any]
@@ -30,7 +30,7 @@ PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 
 
 class Thinking(StrEnum):
-    """What the client gets of the reasoning: nothing, its text, or only a signature that holds it."""
+    """The client gets nothing of the reasoning, its text, or only a signature that holds it."""
 
     HIDDEN = "hidden"
     SHOWN = "shown"
@@ -192,20 +192,6 @@ class MessagesCollector:
         if self._thinking is Thinking.SEALED:
             return block | {"thinking": "", "signature": _signature(text)}
         return block | {"thinking": text, "signature": _signature("")}
-
-
-class InputTokensCollector:
-    """Collects the number of tokens of a prompt."""
-
-    def __init__(self, job: Job) -> None:
-        self._count = 0
-
-    def add(self, event: Event) -> None:
-        if isinstance(event, Tokenized):
-            self._count = len(event.token_ids)
-
-    def body(self, usage: Usage) -> Json:
-        return {"input_tokens": self._count}
 
 
 def usage_object(usage: Usage, priority: Priority) -> Json:

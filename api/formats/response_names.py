@@ -1,4 +1,4 @@
-"""What a response calls the parameters of the chat that is made of it, for errors that name one."""
+"""Errors of the chat that is made of a response name its parameters as the response does."""
 
 import re
 

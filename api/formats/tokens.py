@@ -53,6 +53,20 @@ class TokenCountCollector(_TokensCollector):
         }
 
 
+class InputTokensCollector(_TokensCollector):
+    """Collects the answer of `/v1/messages/count_tokens`."""
+
+    def body(self, usage: Usage) -> dict[str, Any]:
+        return {"input_tokens": len(self._ids)}
+
+
+class ResponseInputTokensCollector(InputTokensCollector):
+    """Collects the answer of `/v1/responses/input_tokens`."""
+
+    def body(self, usage: Usage) -> dict[str, Any]:
+        return {"object": "response.input_tokens", **super().body(usage)}
+
+
 class TextCollector(_TokensCollector):
     def body(self, usage: Usage) -> dict[str, Any]:
         return {"object": "text", "model": self._model, "prompt": "".join(self._texts)}

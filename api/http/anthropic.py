@@ -1,4 +1,4 @@
-"""What Anthropic's clients read otherwise than OpenAI's: the shape of errors, and the header of the request's id.
+"""Anthropic's clients read the shape of errors and the header of the request's id otherwise than OpenAI's.
 (platform.claude.com/docs/en/api/errors)"""
 
 from typing import Any

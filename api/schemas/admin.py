@@ -31,7 +31,7 @@ class ReplayRequest(Strict):
 
 
 class RerunChanges(Strict):
-    """What changes when a job is run again. What is not given stays as it was, the seed included."""
+    """A job is run again with these changes. All else stays as it was, the seed included."""
 
     to_model: str | None = Field(None, min_length=1)
     """The model that runs the job now, which may be an adapter's name."""

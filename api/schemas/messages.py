@@ -17,8 +17,8 @@ BUDGET_MIN = 1024
 
 
 class ThinkingConfig(Strict):
-    """Whether the model reasons before it answers, where its chat template knows it. Without it, it does not, and no
-    reasoning is in the answer."""
+    """The model reasons before it answers or not, if its chat template knows how. Without this parameter it does not,
+    and no reasoning is in the answer."""
 
     type: Literal["enabled", "adaptive", "disabled", "between_tools"]
     """`enabled` and `adaptive` have it reason; `disabled` and `between_tools` do not."""

@@ -72,7 +72,7 @@ class ConversationName(Strict):
 
 
 class ResponseInput(Selective):
-    """What the model of a response gets to read."""
+    """The model of a response reads what these parameters make of its input."""
 
     NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = {
         "personality": (),

@@ -1,4 +1,4 @@
-"""What a stored conversation holds now, and how it is changed."""
+"""Reads what a stored conversation holds now, and changes it."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -4,10 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import orjson
-from pydantic import ValidationError
 
 from api.formats.sealed import MARK, unseal
-from api.http.problems import validation_problem
 from api.schemas.chat import ChatCompletionRequest
 from api.schemas.message_blocks import (
     AnthropicTool,
@@ -28,8 +26,7 @@ from api.schemas.message_blocks import (
     ToolUseBlock,
 )
 from api.schemas.messages import AnyToolChoice, CountTokensRequest, MessagesRequest, NamedToolChoice
-from api.serving.response_chat import ABSENT
-from shared.domain.errors import InvalidRequest
+from api.serving.other_chats import refuse_hosted, said_of_absent, valid_chat
 from shared.settings import Settings
 
 Json = dict[str, Any]
@@ -51,13 +48,7 @@ def chat_of_message(body: CountTokensRequest, settings: Settings) -> ChatComplet
         "response_format": _format(body),
         **(_answered_so(body) if isinstance(body, MessagesRequest) else {}),
     }
-    try:
-        return ChatCompletionRequest.model_validate(
-            {name: value for name, value in wanted.items() if value is not None}
-        )
-    except ValidationError as error:  # each block is valid, but there are too many messages or calls
-        problem = validation_problem(error)
-        raise InvalidRequest(problem.message, param=problem.param) from None
+    return valid_chat(wanted)
 
 
 def _answered_so(body: MessagesRequest) -> Json:
@@ -91,15 +82,12 @@ def _system(body: CountTokensRequest) -> Iterator[str]:
     yield from (block.text for block in body.system or () if not block.text.startswith(BILLING))
 
 
-def _absent(body: CountTokensRequest, settings: Settings) -> Iterator[str]:
-    """Yield what the model is told of tools that would run on a server. Raises InvalidRequest if the setting refuses
+def _absent(body: CountTokensRequest, settings: Settings) -> list[str]:
+    """Return what the model is told of tools that would run on a server. Raises InvalidRequest if the setting refuses
     them."""
     found = list(dict.fromkeys(tool.type for tool in body.tools or () if isinstance(tool, AnthropicTool)))
-    if found and settings.hosted_tools == "refuse":
-        message = f"'tools': this API runs no tools, and the type {found[0]} would run here."
-        raise InvalidRequest(message, param="tools")
-    if found:
-        yield ABSENT.format(", ".join(found))
+    refuse_hosted(found, settings)
+    return said_of_absent(found)
 
 
 def _merged(messages: Iterable[Json]) -> list[Json]:

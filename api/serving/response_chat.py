@@ -6,22 +6,20 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from pydantic import ValidationError
-
 from api.formats.compaction import compacts_items
 from api.formats.response_calls import LOCAL_SHELL, chat_functions, chat_name, grammars_of, hosted, with_additional
 from api.formats.response_names import as_sent
 from api.formats.sealed import TEXT_MAX, unseal
-from api.http.problems import Refused, validation_problem
+from api.http.problems import Refused
 from api.schemas.chat import ChatCompletionRequest
 from api.schemas.response import LOGPROBS, ResponseInput, ResponseRequest
 from api.schemas.response_tools import AllowedToolsChoice, LocalShellChoice, NamedTool
+from api.serving.other_chats import refuse_hosted, said_of_absent, valid_chat
 from shared.domain.errors import InvalidRequest
 from shared.domain.job import LENGTHS
 from shared.settings import Settings
 
 Json = dict[str, Any]
-ABSENT = "These tools are not available here, whatever is said of them elsewhere: {}."
 SUMMARY_TOKENS_MAX = 2000
 SUMMARISE = (
     "Summarise the conversation up to here for an assistant that shall go on with it. Of everything but the messages of"
@@ -53,13 +51,7 @@ def chat_of(body: ResponseInput, items: Sequence[Json]) -> ChatCompletionRequest
     if compacts:
         most = wanted.get("max_completion_tokens")
         wanted["max_completion_tokens"] = min(most or SUMMARY_TOKENS_MAX, SUMMARY_TOKENS_MAX)
-    try:
-        return ChatCompletionRequest.model_validate(
-            {name: value for name, value in wanted.items() if value is not None}
-        )
-    except ValidationError as error:  # each item is valid, but there are too many items or calls
-        problem = validation_problem(error)
-        raise InvalidRequest(problem.message, param=problem.param) from None
+    return valid_chat(wanted)
 
 
 def _answered_so(body: ResponseRequest) -> Json:
@@ -100,15 +92,12 @@ def _tools(body: ResponseInput, items: Sequence[Json]) -> list[Json]:
 
 def require_own_tools(body: ResponseInput, items: Sequence[Json], settings: Settings) -> None:
     """Raise InvalidRequest for a hosted tool, if the setting refuses them."""
-    if settings.hosted_tools == "refuse" and (found := hosted(_tools(body, items))):
-        message = f"'tools': this API runs no tools, and the type {found[0]} would run here."
-        raise InvalidRequest(message, param="tools")
+    refuse_hosted(hosted(_tools(body, items)), settings)
 
 
 def _told(body: ResponseInput, tools: Sequence[Json]) -> Iterator[str]:
     """Yield what the model is told of the request beside its instructions."""
-    if found := hosted(tools):
-        yield ABSENT.format(", ".join(found))
+    yield from said_of_absent(hosted(tools))
     if body.text and body.text.verbosity in LENGTHS:
         yield LENGTHS[body.text.verbosity]
 

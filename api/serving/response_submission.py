@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from api.formats.common import WholeOnly
-from api.formats.compaction import CompactionCollector, InputTokensCollector
+from api.formats.compaction import CompactionCollector
+from api.formats.tokens import ResponseInputTokensCollector
 from api.http.request_options import RequestOptions
 from api.schemas.response import CompactRequest, ResponseInput
 from api.schemas.tools import tools_request
@@ -27,7 +28,7 @@ async def input_tokens_submission(
         asked = conversation_request(chat.messages, tools, chat.chat_template_kwargs, chat.reasoning_effort)
         request = {"special": True, "texts": False, **asked}
         job = await services.admission.job("tok", body.model, Kind.TOKENS, options, request=request)
-    return Submission(job, WholeOnly(InputTokensCollector))
+    return Submission(job, WholeOnly(ResponseInputTokensCollector))
 
 
 async def compaction_submission(

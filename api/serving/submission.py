@@ -9,9 +9,9 @@ from api.formats.chat import ChatFormatter
 from api.formats.common import Formatter, WholeOnly
 from api.formats.completion import CompletionFormatter
 from api.formats.embedding import EmbeddingCollector
-from api.formats.messages import InputTokensCollector, MessagesFormatter, Thinking
+from api.formats.messages import MessagesFormatter, Thinking
 from api.formats.rerank import RankingCollector
-from api.formats.tokens import TextCollector, TokenCountCollector, TokenListCollector
+from api.formats.tokens import InputTokensCollector, TextCollector, TokenCountCollector, TokenListCollector
 from api.http.request_options import RequestOptions
 from api.schemas.base import listed
 from api.schemas.chat import ChatCompletionRequest, Message

@@ -70,8 +70,8 @@ RESPONSES = RecordKind(record=ResponseRecord, key=keys.response, name="response"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """What a request reads: the items `before` it, its `own`, and the conversation that both are in, if there is one.
-    That changed last at `last_ms`."""
+    """A request reads the items `before` it and its `own`. Both are in the conversation, if there is one, which changed
+    last at `last_ms`."""
 
     before: list[dict[str, Any]] = field(default_factory=list)
     own: list[dict[str, Any]]

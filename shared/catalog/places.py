@@ -13,8 +13,8 @@ from shared.redis.client import translated
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """What is served before a queued job, as an estimate: jobs and tokens. `wait_s` is 0 while nobody can tell. A job
-    in another state has nothing before it."""
+    """So many jobs and tokens are served before a queued job, as an estimate. `wait_s` is 0 while nobody can tell. A
+    job in another state has nothing before it."""
 
     state: State
     ahead: int = 0

@@ -25,8 +25,8 @@ NOT_KEPT = "Its request is not kept. Set PENSTOCK_KEEP_REQUESTS=true for the API
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """What a rerun changes: the model (which may be an adapter's name), the class, and sampling parameters by their
-    names in `Sampling`. What is None, or not named, stays as it was, the seed included."""
+    """A rerun has this model (which may be an adapter's name), this class, and these sampling parameters, by their
+    names in `Sampling`. All that is None or not named stays as it was, the seed included."""
 
     model: str | None = None
     priority: Priority | None = None

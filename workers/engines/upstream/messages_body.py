@@ -45,7 +45,7 @@ def messages_body(request: ChatRequest, provider: Provider, model: str, said: Sa
 
 
 def _as_asked(request: ChatRequest) -> dict[str, Any]:
-    """How much to think and in which form to answer, as a client of the Messages API asked for it."""
+    """Return how much to think and in which form to answer, as a client of the Messages API asked for it."""
     effort = {"effort": request.reasoning_effort} if request.reasoning_effort else {}
     config = effort | _schema(request.sampling)
     thinking = {"thinking": dict(request.thinking)} if request.thinking else {}
