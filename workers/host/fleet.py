@@ -162,13 +162,15 @@ class Fleet:
 
     def _planned(self, worker: WorkerProcess) -> PlannedWorker:
         record = worker.record
+        known = self._memory.of(record.model, record.spec)
+        takes = _takes(record, known)
         return PlannedWorker(
             id=record.id,
             model=record.model,
             state=state_of(worker),
             since_s=max(record.ready_s, record.rest_s) or record.launched_s,
-            takes=(takes := _takes(record, self._memory.of(record.model, record.spec))),
-            takes_asleep=_takes_asleep(record, takes, self._memory.of(record.model, record.spec)),
+            takes=takes,
+            takes_asleep=_takes_asleep(record, takes, known),
             turn_s=record.turn_s,
         )
 
