@@ -21,6 +21,7 @@ ROUND_STORIES = 6  # of each model
 TOKENS = (150, 250)  # 3 to 5 seconds, which is longer than a turn
 TAKES = 150 * 2**20  # so that one of the two models fits at a time
 STOPS_S = 20.0
+GONE_S = 90.0  # for two swaps and a load that fails, on a slow machine
 FILE = """
 [host]
 memory = "250MiB"
@@ -128,7 +129,12 @@ def _kill_worker(act: Act, site: HostSite) -> None:
 async def _ask_for_what_is_gone(act: Act) -> None:
     """A model that cannot be loaded fails its job, and says why."""
     body = {"model": "host-gone", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 5}
-    status, said = await call(f"{act.site.bases()[0]}/v1/chat/completions", body=body)
+    try:
+        async with asyncio.timeout(GONE_S):
+            status, said = await call(f"{act.site.bases()[0]}/v1/chat/completions", body=body)
+    except TimeoutError:
+        act.blame("I7", f"a model that cannot be loaded has not failed its job within {GONE_S:g} s")
+        return
     error = said.get("error", {})
     if status != 503 or error.get("code") != "model_not_loaded" or "there is no folder" not in error.get("message", ""):
         act.blame("I7", f"a model that cannot be loaded answers {status} {said}")
