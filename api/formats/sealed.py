@@ -16,6 +16,20 @@ def seal(text: str) -> str:
     return MARK + base64.urlsafe_b64encode(zlib.compress(text.encode("utf-8", "replace"))).decode()
 
 
+class Unsealer:
+    """Opens the sealed texts of one request, all together within their bound. Raises InvalidRequest, which names
+    `param`, for a form that is not ours or for more than `TEXT_MAX` bytes."""
+
+    def __init__(self, *, param: str) -> None:
+        self._param = param
+        self._left = TEXT_MAX
+
+    def text(self, sealed: str) -> str:
+        text = unseal(sealed, param=self._param, most=self._left)
+        self._left -= len(text.encode())
+        return text
+
+
 def unseal(sealed: str, *, param: str, most: int = TEXT_MAX) -> str:
     """Return the text. Raises InvalidRequest, which names `param`, for a form that is not ours or a text of more than
     `most` bytes."""

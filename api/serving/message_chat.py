@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from api.formats.sealed import MARK, unseal
+from api.formats.sealed import MARK, Unsealer
 from api.schemas.chat import ChatCompletionRequest
 from api.schemas.message_blocks import (
     AnthropicTool,
@@ -72,7 +72,8 @@ def thinking_of(body: CountTokensRequest) -> Json:
 def _messages(body: CountTokensRequest, settings: Settings) -> list[Json]:
     said = BETWEEN.join(filter(None, [*_system(body), *_absent(body, settings)]))
     system = [{"role": "system", "content": [_text(said)]}] if said else []
-    return _merged([*system, *(each for message in body.messages for each in _chat_messages(message))])
+    opened = Unsealer(param="messages.content.signature")
+    return _merged([*system, *(each for message in body.messages for each in _chat_messages(message, opened))])
 
 
 def _system(body: CountTokensRequest) -> Iterator[str]:
@@ -105,14 +106,14 @@ def _merged(messages: Iterable[Json]) -> list[Json]:
     return [message | {"content": _content(message["content"])} for message in merged]
 
 
-def _chat_messages(message: MessageParam) -> Iterator[Json]:
+def _chat_messages(message: MessageParam, opened: Unsealer) -> Iterator[Json]:
     """Yield the chat's messages of one: each result of a tool is a message of its own. Their content is in parts."""
     blocks = message.content
     if isinstance(blocks, str):
         blocks = [TextBlock.model_validate({"type": "text", "text": blocks})]
     match message.role:
         case "assistant":
-            yield _answer(blocks)
+            yield _answer(blocks, opened)
         case "system":
             yield {"role": "system", "content": _parts(blocks)}
         case "user":
@@ -133,19 +134,19 @@ def _said_by_user(blocks: Sequence[MessageBlock]) -> Iterator[Json]:
         yield {"role": "user", "content": parts}
 
 
-def _answer(blocks: Sequence[MessageBlock]) -> Json:
+def _answer(blocks: Sequence[MessageBlock], opened: Unsealer) -> Json:
     texts = [_text(block.text) for block in blocks if isinstance(block, TextBlock)]
-    reasoning = "".join(_reasoned(block) for block in blocks if isinstance(block, ThinkingBlock))
+    reasoning = "".join(_reasoned(block, opened) for block in blocks if isinstance(block, ThinkingBlock))
     calls = [_call(block) for block in blocks if isinstance(block, ToolUseBlock)]
     said: Json = {"role": "assistant", "content": None if calls and not texts else texts}
     return said | ({"reasoning_content": reasoning} if reasoning else {}) | ({"tool_calls": calls} if calls else {})
 
 
-def _reasoned(block: ThinkingBlock) -> str:
+def _reasoned(block: ThinkingBlock, opened: Unsealer) -> str:
     """Return the reasoning of an earlier answer: its text, or what the signature of ours holds instead."""
     if block.thinking or not block.signature.startswith(MARK) or block.signature == MARK:
         return block.thinking
-    return unseal(block.signature, param="messages.content.signature")
+    return opened.text(block.signature)
 
 
 def _call(block: ToolUseBlock) -> Json:

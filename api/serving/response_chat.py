@@ -9,7 +9,7 @@ from typing import Any
 from api.formats.compaction import compacts_items
 from api.formats.response_calls import LOCAL_SHELL, chat_functions, chat_name, grammars_of, hosted, with_additional
 from api.formats.response_names import as_sent
-from api.formats.sealed import TEXT_MAX, unseal
+from api.formats.sealed import Unsealer
 from api.http.problems import Refused
 from api.schemas.chat import ChatCompletionRequest
 from api.schemas.response import LOGPROBS, ResponseInput, ResponseRequest
@@ -113,7 +113,7 @@ def _messages(items: Sequence[Json]) -> list[Json]:
     belongs to the message after it."""
     messages: list[Json] = []
     reasoning = ""
-    opened = _Unsealed()
+    opened = Unsealer(param="input.encrypted_content")
     for item in items:
         match item["type"]:
             case "message":
@@ -155,19 +155,7 @@ def _call(item: Json) -> Json:
     return {"id": item["call_id"], "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-class _Unsealed:
-    """Opens the sealed texts of one request, all together within their bound."""
-
-    def __init__(self) -> None:
-        self._left = TEXT_MAX
-
-    def text(self, sealed: str) -> str:
-        text = unseal(sealed, param="input.encrypted_content", most=self._left)
-        self._left -= len(text.encode())
-        return text
-
-
-def _reasoned(item: Json, opened: _Unsealed) -> str:
+def _reasoned(item: Json, opened: Unsealer) -> str:
     """Return the reasoning of an earlier answer. The sealed one is the same as that beside it."""
     if content := item.get("content"):
         return "".join(part["text"] for part in content)

@@ -6,7 +6,7 @@ import orjson
 import pytest
 from pydantic import ValidationError
 
-from api.formats.sealed import MARK, seal
+from api.formats.sealed import MARK, TEXT_MAX, seal
 from api.schemas.messages import CountTokensRequest, MessagesRequest
 from api.serving.message_chat import chat_of_message
 from shared.domain.errors import InvalidRequest
@@ -231,3 +231,17 @@ def test_a_signature_that_pretends_to_be_ours_is_refused() -> None:
 
     with pytest.raises(InvalidRequest, match="signature"):
         chat([{"role": "assistant", "content": [block]}, {"role": "user", "content": "Hi"}])
+
+
+def test_all_sealed_reasoning_of_a_request_has_one_bound() -> None:
+    thought = {"type": "thinking", "thinking": "", "signature": seal("x" * (TEXT_MAX // 2))}
+    user: dict[str, Any] = {"role": "user", "content": "Hi"}
+    answer: dict[str, Any] = {"role": "assistant", "content": [thought, BLOCK]}
+
+    def turns(count: int) -> list[dict[str, Any]]:
+        return [*[user, answer] * count, user]
+
+    assert len(chat(turns(2))["messages"][1]["reasoning_content"]) == TEXT_MAX // 2
+    with pytest.raises(InvalidRequest) as refused:
+        chat(turns(3))
+    assert refused.value.param == "messages.content.signature"
