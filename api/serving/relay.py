@@ -41,7 +41,6 @@ class JobStream:
         self.expires_at = math.inf
         self.enqueued = False
         self.ended = False
-        self._delay_s = max(job.not_before_ms / 1000 - time.time(), 0) if job.not_before_ms else 0.0
         self._queue_deadline_s, self._run_s = job.queue_deadline_ms / 1000, job.run_deadline_ms / 1000
         self.behind = False
         self._buffer_max = buffer_max
@@ -59,7 +58,8 @@ class JobStream:
         """
         self.enqueued = True
         self.behind = logged
-        self.expires_at = now + self._delay_s + self._queue_deadline_s + EXPIRY_GRACE_S
+        delay_s = max(self.not_before_s - time.time(), 0)
+        self.expires_at = now + delay_s + self._queue_deadline_s + EXPIRY_GRACE_S
 
     def overdue(self, now: float) -> Deadline | None:
         """Return the deadline that has passed without a worker that expires the job."""

@@ -140,12 +140,12 @@ async def _body(
         if block := formatter.opening():
             yield block
         events = first_events
-        stream.tells_place = True
+        stream.tells_place = not events
         while not events:
             events = await services.relay.next_events(stream)
+            stream.tells_place = not events  # before the client, which may be slow, takes the comment
             if comment := stream.take_comment():
                 yield f": {comment}\n".encode()  # without a blank line, like KEEP_ALIVE
-        stream.tells_place = False
         while True:
             times.note(events)
             if block := b"".join(frame for event in events for frame in formatter.frames(event)):
@@ -182,17 +182,8 @@ async def respond_whole(
     services: Services, submission: Submission, options: RequestOptions, request: Request
 ) -> Response:
     """Enqueue the job, and answer when it has ended."""
-    with ExitStack() as opened:
-        job, stream, headers = await enqueue_and_open(services, submission, options, opened)
-        try:
-            body = await first_of(collect(services, stream, submission.formatter.whole(job)), _client_gone(request))
-        except Stopping:
-            if not options.idempotency:  # the client cannot find the job: it never got its id
-                await services.queue.leave(job.id, subscriber=services.relay.name)
-            raise
-        if body is None:
-            return Response(status_code=CLIENT_LEFT)
-        return Response(orjson.dumps(body), media_type="application/json", headers=headers)
+    body, headers = await _whole_body(services, submission, options, request)
+    return _whole(body, headers)
 
 
 async def respond_joined(
@@ -205,19 +196,35 @@ async def respond_joined(
     """Enqueue several jobs, one after the other, and join their answers when all have ended. None is found again by an
     Idempotency-Key, which names one job."""
     options = replace(options, idempotency=None)
+    bodies = []
+    for submission in submissions:
+        body, _ = await _whole_body(services, submission, options, request)
+        if body is None:
+            return _whole(None, {})
+        bodies.append(body)
+    return _whole(join(bodies), {})
 
-    async def all_bodies() -> list[dict[str, Any]]:
-        bodies = []
-        for submission in submissions:
-            with ExitStack() as opened:
-                job, stream, _ = await enqueue_and_open(services, submission, options, opened)
-                bodies.append(await collect(services, stream, submission.formatter.whole(job)))
-        return bodies
 
-    bodies = await first_of(all_bodies(), _client_gone(request))
-    if bodies is None:
+async def _whole_body(
+    services: Services, submission: Submission, options: RequestOptions, request: Request
+) -> tuple[dict[str, Any] | None, dict[str, str]]:
+    """Enqueue the job, and return its answer when it has ended, with the response headers. There is no answer if the
+    client leaves."""
+    with ExitStack() as opened:
+        job, stream, headers = await enqueue_and_open(services, submission, options, opened)
+        try:
+            answer = collect(services, stream, submission.formatter.whole(job))
+            return await first_of(answer, _client_gone(request)), headers
+        except Stopping:
+            if not options.idempotency:  # the client cannot find the job: it never got its id
+                await services.queue.leave(job.id, subscriber=services.relay.name)
+            raise
+
+
+def _whole(body: dict[str, Any] | None, headers: dict[str, str]) -> Response:
+    if body is None:
         return Response(status_code=CLIENT_LEFT)
-    return Response(orjson.dumps(join(bodies)), media_type="application/json")
+    return Response(orjson.dumps(body), media_type="application/json", headers=headers)
 
 
 async def collect(services: Services, stream: JobStream, answer: AnswerCollector) -> dict[str, Any]:

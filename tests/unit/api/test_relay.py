@@ -3,10 +3,15 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from api.formats.chat import ChatFormatter
+from api.http.sse import DONE
 from api.serving.relay import JobStream, Relay
+from api.serving.respond import _body
 from shared.domain.codec import decode_event
 from shared.domain.events import Cancelled, Event, Expired, Failed, Finished
 from shared.domain.lifecycle import State
@@ -203,3 +208,23 @@ async def test_a_job_outlives_its_last_reader_by_its_grace_only(relay_and_queue:
 
     assert states[jobs[0].id] is State.CANCELED
     assert states[jobs[60_000].id] is states[jobs[None].id] is states[back.id] is State.QUEUED
+
+
+async def test_a_place_that_is_told_too_late_is_left_out(relay_and_queue: tuple[Relay, MemoryQueue]) -> None:
+    relay, _ = relay_and_queue
+    job = make_job()
+    services: Any = SimpleNamespace(relay=relay, metrics=ApiMetrics())
+    with relay.open(job) as opened:
+        blocks = _body(services, opened, [], ChatFormatter(n=1).stream(job, ids=False), began=0)
+        reading = asyncio.ensure_future(anext(blocks))
+        await asyncio.sleep(0)
+        opened.tell("position 2")
+        opened.hear(EVENTS[:3], 0)
+
+        assert await reading == b": position 2\n"
+        opened.tell("position 1")  # by a look at the queue that began before the events came
+        assert (await anext(blocks)).startswith(b"data: ")
+        reading = asyncio.ensure_future(anext(blocks))
+        await asyncio.sleep(0)
+        opened.hear([done(3)], 0)
+        assert (await reading).endswith(DONE)
