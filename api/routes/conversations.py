@@ -36,6 +36,7 @@ async def create_conversation(
     """Create a conversation, with up to 20 items. It lives as long as a response, from its last response on."""
     conversation = new_conversation(caller_of(request).tenant, body.metadata or {})
     items = await with_references(services, stored_items(body.items or ()), tenant=conversation.tenant)
+    require_room(items)
     await services.queue.store(services.conversations.stored(conversation))
     if items:
         await add_items(services, conversation, items, last_ms=conversation.created_ms)
@@ -86,7 +87,7 @@ async def create_conversation_items(
     """Add up to 20 items at the end."""
     items = await with_references(services, stored_items(body.items), tenant=conversation.tenant)
     contents = await contents_of(services, conversation)
-    require_room(contents, items)
+    require_room([*contents.items, *items])
     added = await add_items(services, conversation, items, last_ms=max(_now_ms(), contents.last_ms + 1))
     return listing([item_object(item) for item in added], more=False)
 

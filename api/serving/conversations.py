@@ -12,6 +12,7 @@ from api.stores.responses import RESPONSE_PREFIX, ResponseRecord
 from shared.domain.errors import ConversationLocked, InvalidRequest, NotFound
 
 Json = dict[str, Any]
+MEMBERS_MAX = 1000  # responses and entries of one conversation; with more, it can only be deleted
 BYTES_MAX = 8_000_000  # of a conversation to which items are added, since each request reads all of it
 ANSWERED = ("completed", "incomplete")
 RUNNING = ("queued", "in_progress")
@@ -29,8 +30,12 @@ class Contents:
 
 async def contents_of(services: Services, conversation: Conversation) -> Contents:
     """Read a conversation. The last response that was answered holds everything before it; of the others, those that
-    are not in there come behind it. A response that failed or was cancelled leaves nothing."""
+    are not in there come behind it. A response that failed or was cancelled leaves nothing. Raises InvalidRequest for a
+    conversation with too many."""
     members = await services.conversations.members(conversation.id)
+    if len(members) > MEMBERS_MAX:
+        message = f"The conversation {conversation.id} has more than {MEMBERS_MAX} responses and changes."
+        raise InvalidRequest(message, param="conversation")
     answers = _Answers(services, [member for member, _ in members if member.startswith(RESPONSE_PREFIX)])
     items = await answers.last()
     known = {_base(item["id"]) for item in items}
@@ -96,9 +101,9 @@ async def to_go_on(services: Services, conversation: Conversation) -> Contents:
     return contents
 
 
-def require_room(contents: Contents, items: list[Json]) -> None:
-    """Raise InvalidRequest if a conversation has no room for further items."""
-    size = len(orjson.dumps([*contents.items, *items]))
+def require_room(items: list[Json]) -> None:
+    """Raise InvalidRequest if a conversation has no room for all these items."""
+    size = len(orjson.dumps(items))
     if size > BYTES_MAX:
         message = f"The conversation would have {size} bytes with these items; at most {BYTES_MAX} are kept."
         raise InvalidRequest(message, param="items")

@@ -9,14 +9,12 @@ from typing import Any
 from redis.asyncio import Redis
 
 from api.stores.json_store import RecordKind, RecordStore
-from shared.domain.errors import InvalidRequest
 from shared.queue.protocols import StoredRecord
 from shared.redis import keys
 from shared.redis.client import translated
 
 CONVERSATION_PREFIX = "conv_"
 ENTRY_PREFIX = "entry_"
-MEMBERS_MAX = 1000  # responses and entries of one conversation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,15 +67,9 @@ class ConversationStore(RecordStore[Conversation]):
         return replace(self.entries.stored(entry), index=keys.conversation_items(conversation_id))
 
     async def members(self, conversation_id: str) -> list[tuple[str, int]]:
-        """Return the ids of its responses and entries, the oldest first, each with when it came in milliseconds. Raises
-        InvalidRequest if there are too many."""
+        """Return the ids of its responses and entries, the oldest first, each with when it came in milliseconds."""
         with translated():
-            found: Any = await self._redis.zrange(
-                keys.conversation_items(conversation_id), 0, MEMBERS_MAX, withscores=True
-            )
-        if len(found) > MEMBERS_MAX:
-            message = f"The conversation {conversation_id} has more than {MEMBERS_MAX} responses and changes."
-            raise InvalidRequest(message, param="conversation")
+            found: Any = await self._redis.zrange(keys.conversation_items(conversation_id), 0, -1, withscores=True)
         return [(member.decode(), int(score)) for member, score in found]
 
 

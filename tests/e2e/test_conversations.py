@@ -61,6 +61,29 @@ def test_items_are_added_read_and_removed(conversations: Any) -> None:
         conversations.items.create(made.id, items=[HELLO] * 21)
 
 
+def test_a_conversation_with_too_many_changes_can_still_be_deleted(conversations: Any, caller: Stack) -> None:
+    made = conversations.create(items=[HELLO])
+    index = f"penstock:conversation-items:{made.id}"
+    assert caller.redis.zcard(index) == 1
+    caller.redis.zadd(index, {f"entry_{at}": made.created_at * 1000 + at for at in range(1000)})
+    with pytest.raises(openai.BadRequestError, match="more than 1000"):
+        conversations.items.list(made.id)
+
+    assert conversations.delete(made.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        conversations.retrieve(made.id)
+
+
+def test_a_conversation_begins_within_its_bound(conversations: Any, responses: Any) -> None:
+    long = responses.create(**SHORT, input="x" * 3_000_000, background=True)
+    item: Any = {"type": "item_reference", "id": f"item_{long.id.removeprefix('resp_')}_0"}
+
+    with pytest.raises(openai.BadRequestError, match="at most 8000000") as refused:
+        conversations.create(items=[item] * 3)
+
+    assert refused.value.param == "items"
+
+
 def test_responses_read_a_conversation_and_add_to_it(conversations: Any, responses: Any) -> None:
     made = conversations.create(items=[HELLO])
 
