@@ -74,13 +74,15 @@ class Moderation:
         if self._mode == "off" or not said:
             return
         try:
-            answer = await self.ask({"input": said})
+            results = (await self.ask({"input": said}))["results"]
+            if not results or not all(isinstance(result, dict) for result in results):
+                raise ModerationUnavailable(SILENT)
         except (ModerationUnavailable, InvalidRequest) as error:
             if self._mode == "open":
                 log.warning("an input was accepted without moderation")
                 return
             raise ModerationUnavailable(SILENT) from error
-        if flagged := [result for result in answer["results"] if isinstance(result, dict) and result.get("flagged")]:
+        if flagged := [result for result in results if result.get("flagged")]:
             found = sorted({name for result in flagged for name, is_so in _categories(result) if is_so})
             about = f": {', '.join(found)}" if found else ""
             raise InputFlagged(f"'{param}' is not allowed here{about}.", param=param)

@@ -73,6 +73,16 @@ async def test_a_missing_verdict_opens_or_closes(moderation: Moderation, server:
         await moderation.ask({"input": ["x"]})
 
 
+@pytest.mark.parametrize("results", [[], ["fine"]], ids=str)
+async def test_results_without_a_verdict_let_nothing_pass(
+    moderation: Moderation, server: StandIn, results: list[Any]
+) -> None:
+    server.faults.append(Fault(status=200, body={"results": results}))
+
+    with pytest.raises(ModerationUnavailable):
+        await moderation.require_allowed(["bad"], param="messages")
+
+
 async def test_a_server_that_is_away_or_too_long_counts_as_silent() -> None:
     async with serving(StandIn({}, answers={"/moderations": lambda body: {"results": ["x" * 5_000_000]}})) as server:
         url = f"{server.url}/moderations"
