@@ -1,8 +1,8 @@
 // Streams of Penstock that go on where they broke off, whichever process or connection died. No dependencies; it runs in
-// Node 18 and in browsers.
+// Node 20 and in browsers.
 
 const AWAY = [502, 503, 504];
-const ENDS = ["response.completed", "response.incomplete", "response.failed", "error"];
+const ENDS = ["response.completed", "response.incomplete", "response.failed", "message_stop", "error"];
 
 export class PenstockError extends Error {
   constructor(message, status, code) {

@@ -53,6 +53,11 @@ for await (const { data } of client.resume(behind.jobId, { lastEventId: behind.i
 assert.equal(completed.status, "incomplete");
 assert.equal(completed.output[0].content[0].text, said);
 
+// A message, which ends by an event of its own: a stream that did not end there would be picked up, or break.
+const once = new Penstock({ baseURL: second, retries: 0 });
+const message = await read(once.stream(body("the whole", 20), { path: "/messages" }));
+assert.equal(message.last.data.type, "message_stop");
+
 // Through the `fetch` of other clients, and a cancel of what nobody reads any more.
 const asked = { method: "POST", body: JSON.stringify({ ...body("the whole", 400), stream: true }) };
 const headers = { "content-type": "application/json" };
