@@ -9,8 +9,8 @@ from typing import Any
 from shared.catalog.job_records import JobRecord
 from shared.domain.events import Completed, Delta, Event, Finished
 
-DIFF_LINES_MAX = 2000  # of each text, and of the difference
-DIFF_CHARS_MAX = 200_000
+DIFF_LINES_MAX = 2000  # of all that a job wrote, and of the difference
+DIFF_CHARS_MAX = 200_000  # of all that a job wrote
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,16 +71,15 @@ def compare(one: Written, other: Written) -> dict[str, Any]:
     """Return the figures of both jobs, whether their texts are the same, and the unified difference of the texts, which
     is cut off if it is too long."""
     before, after = one.texts(), other.texts()
-    cut = any(len(text) > DIFF_CHARS_MAX or text.count("\n") > DIFF_LINES_MAX for text in [*before, *after])
-    names = (one.record.id, other.record.id)
-    found = difflib.unified_diff(_lines(before), _lines(after), *names, lineterm="")
+    (old, old_is_cut), (new, new_is_cut) = _lines(before), _lines(after)
+    found = difflib.unified_diff(old, new, one.record.id, other.record.id, lineterm="")
     lines = list(islice(found, DIFF_LINES_MAX + 1))
     return {
         "object": "job.comparison",
         "jobs": [one.figures(), other.figures()],
         "same": before == after,
         "diff": lines[:DIFF_LINES_MAX],
-        "truncated": cut or len(lines) > DIFF_LINES_MAX,
+        "truncated": old_is_cut or new_is_cut or len(lines) > DIFF_LINES_MAX,
     }
 
 
@@ -93,13 +92,12 @@ def _text(deltas: Sequence[Delta]) -> str:
     return "\n".join(part for part in (reasoning, answer, *calls.values()) if part)
 
 
-def _lines(texts: Sequence[str]) -> list[str]:
-    """Return the lines of all choices, each under a title if there are several."""
-    lines = []
-    for choice, text in enumerate(texts):
-        lines += [f"[choice {choice}]"] if len(texts) > 1 else []
-        lines += text[:DIFF_CHARS_MAX].splitlines()[:DIFF_LINES_MAX]
-    return lines
+def _lines(texts: Sequence[str]) -> tuple[list[str], bool]:
+    """Return the lines of all choices, each under a title if there are several, and whether some are left out."""
+    titled = texts if len(texts) == 1 else [f"[choice {choice}]\n{text}" for choice, text in enumerate(texts)]
+    whole = "\n".join(titled)
+    lines = whole[:DIFF_CHARS_MAX].splitlines()
+    return lines[:DIFF_LINES_MAX], len(whole) > DIFF_CHARS_MAX or len(lines) > DIFF_LINES_MAX
 
 
 def _seconds(since_ms: int, until_ms: int) -> float:

@@ -19,6 +19,7 @@ from shared.queue.protocols import Origin, QueueProducer, bounds_of
 from shared.settings import Settings
 
 RERUN_MAX = 1000  # jobs at a time
+EXAMINED_MAX = 10_000  # jobs of a model that are looked at for those that are selected
 ID_PREFIXES = {Kind.CHAT: "chatcmpl", Kind.COMPLETION: "cmpl", Kind.EMBEDDING: "embd", Kind.TOKENS: "tok"}
 NOT_KEPT = "Its request is not kept. Set PENSTOCK_KEEP_REQUESTS=true for the API to keep the requests of later jobs."
 
@@ -71,13 +72,12 @@ class Rerunner:
         self._settings = settings
 
     async def find(self, wanted: Selection) -> list[str]:
-        """List the ids of the selected jobs."""
-        found: list[str] = []
-        now = time.time()
+        """List the ids of the selected jobs, among EXAMINED_MAX of each model."""
+        found: list[tuple[float, str]] = []
         for model in await self._job_records.models() if wanted.model == EVERY_MODEL else [wanted.model]:
-            records = await self._job_records.records(model, wanted.state, limit=wanted.limit)
-            found += [record.id for record in records if wanted.finds(record, now)]
-        return found[: wanted.limit]
+            found += await self._find_in(model, wanted, time.time())
+        found.sort(key=lambda each: each[0], reverse=True)
+        return [job_id for _, job_id in found[: wanted.limit]]
 
     async def rerun_all(self, job_ids: Sequence[str], changes: Changes) -> AsyncIterator[Rerun]:
         """Run each job again, in the batch class unless the changes name another one. A job that cannot be run again
@@ -97,6 +97,17 @@ class Rerunner:
         QueueFull."""
         return await self._rerun(job_id, changes, await self._replayer.target(changes.model))
 
+    async def _find_in(self, model: str, wanted: Selection, now_s: float) -> list[tuple[float, str]]:
+        """Return when each selected job of a model ended (0 if it has not), and its id."""
+        found: list[tuple[float, str]] = []
+        for job_id in await self._job_records.ids(model, wanted.state, limit=EXAMINED_MAX):
+            record = await self._job_records.record_or_none(job_id)
+            if record and wanted.finds(record, now_s):
+                found.append((record.ended_s, job_id))
+            if len(found) == wanted.limit:
+                break
+        return found
+
     async def _rerun(self, job_id: str, changes: Changes, to: ModelInfo | None) -> Rerun:
         record = await self._job_records.record(job_id)
         before = _request_of(record)
@@ -112,7 +123,8 @@ class Rerunner:
         return Rerun(origin=job_id, job_id=accepted.job_id)
 
     def _changed(self, job: Job, changes: Changes) -> Job:
-        """Return the new job. Nobody waits for it, so nobody's leaving cancels it, and no webhook tells its end."""
+        """Return the new job. Nobody waits for it, so nobody's leaving cancels it, and no webhook tells its end. It has
+        no due date, and so it may wait for longer than a job that had one."""
         if changes.sampling and job.kind not in (Kind.CHAT, Kind.COMPLETION):
             param = min(changes.sampling)
             raise InvalidRequest(f"'{param}' must not be changed: a job of kind {job.kind} has none.", param=param)
@@ -126,7 +138,7 @@ class Rerunner:
             model=changes.model or job.model,
             created_ms=int(time.time() * 1000),
             priority=priority,
-            queue_deadline_ms=int(queue_s * 1000) if moved else job.queue_deadline_ms,
+            queue_deadline_ms=int(queue_s * 1000) if moved or job.due_ms else job.queue_deadline_ms,
             run_deadline_ms=int(run_s * 1000) if moved else job.run_deadline_ms,
             sampling=replace(job.sampling, **sampling),
             grace_ms=None,

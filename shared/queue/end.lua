@@ -6,8 +6,9 @@
 -- Return the time in milliseconds between two ends if they were spread evenly: this job's duration divided by how many
 -- ran with it; nil if it is not known.
 local function usual_gap(model, id)
-  local deadline_ms, run_ms = unpack(redis.call('HMGET', JOB .. id, 'deadline_ms', 'run_ms'))
-  if not deadline_ms then return nil end
+  local deadline_ms, run_ms, due_ms = unpack(redis.call('HMGET', JOB .. id, 'deadline_ms', 'run_ms', 'due_ms'))
+  local of_due = deadline_ms and due_ms and tonumber(deadline_ms) >= tonumber(due_ms)
+  if not deadline_ms or of_due then return nil end
   local took = now_ms() - (deadline_ms - run_ms)
   return took / (redis.call('ZCARD', LEASES .. model) + 1)
 end

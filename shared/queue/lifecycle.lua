@@ -113,16 +113,17 @@ end
 local PREVIOUS_TTL_S = 7 * 86400
 
 -- Let a job that stands on the list wait for a worker: give it a stream entry and a fresh start (no earlier attempts,
--- no earlier output), push it into its lane in fair_queue.lua, where claims find it, and wake a worker that
--- waits in RedisQueue.claim.
+-- no earlier output, and no due date, if it was claimed before: it would be late at once), push it into its lane in
+-- fair_queue.lua, where claims find it, and wake a worker that waits in RedisQueue.claim.
 local function add_entry(model, id)
   local job = JOB .. id
   if redis.call('HGET', job, 'status') ~= 'queued' then
     redis.call('LREM', QUEUE .. model, -1, id)   -- the hash has expired: nothing is left to run
     return
   end
-  local old = redis.call('HGET', job, 'sid')
+  local old, attempts = unpack(redis.call('HMGET', job, 'sid', 'attempt'))
   if old then redis.call('XDEL', STREAM .. model, old) end
+  if tonumber(attempts or 0) > 0 then redis.call('HDEL', job, 'due_ms') end
   local sid = redis.call('XADD', STREAM .. model, '*', 'j', id)
   redis.call('HSET', job, 'sid', sid, 'attempt', 0)
   redis.call('HDEL', job, 'exec', 'ended_at', 'deadline_ms', 'alone', 'moved')
@@ -228,12 +229,9 @@ local function start(args, id, attempt)
   local job, now = JOB .. id, now_ms()
   local run_ms, deadline_ms, due_ms = unpack(redis.call('HMGET', job, 'run_ms', 'deadline_ms', 'due_ms'))
   run_ms = tonumber(run_ms or 0)
-  local left_ms = due_ms and not deadline_ms and math.max(due_ms - now, 1)
-  if left_ms and (run_ms == 0 or left_ms < run_ms) then
-    run_ms = left_ms
-    redis.call('HSET', job, 'run_ms', run_ms)
-  end
-  if not deadline_ms and run_ms > 0 then redis.call('HSET', job, 'deadline_ms', now + run_ms) end
+  local left_ms = run_ms > 0 and run_ms or math.huge
+  if due_ms then left_ms = math.min(left_ms, math.max(due_ms - now, 1)) end
+  if not deadline_ms and left_ms < math.huge then redis.call('HSET', job, 'deadline_ms', now + left_ms) end
   redis.call('HSET', job, 'status', 'started', 'started_at', args.iso, 'last_heartbeat', args.iso,
              'worker_name', args.worker, 'exec', args.claim_token, 'attempt', attempt)
   redis.call('PERSIST', job)

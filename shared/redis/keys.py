@@ -105,10 +105,10 @@ enqueue and replay; a field that says nothing is not sent. "the hash" has the li
 | output_max     | enqueue                   | -                                          | the most tokens of its answer, -1 for no limit         | the hash |
 | width          | enqueue                   | job.lua                                    | sequences that an engine makes of it, if several       | the hash |
 | patience_ms    | enqueue                   | lifecycle.lua, key_limits.lua, workload.lua | its queue deadline                                     | the hash |
-| run_ms         | enqueue, lifecycle.lua                   | lifecycle.lua, end.lua, key_limits.lua     | its run deadline                                       | the hash |
+| run_ms         | enqueue                   | lifecycle.lua, end.lua, key_limits.lua     | its run deadline                                       | the hash |
 | keep_s         | enqueue                   | lifecycle.lua                              | lifetime after its end, if longer than usual           | the hash |
 | not_before_ms  | enqueue                   | job_records                                | when it may be queued, Unix time                       | the hash |
-| due_ms         | enqueue                   | lifecycle.lua, fair_queue.lua, job_records | when its answer is wanted, Unix time                   | the hash |
+| due_ms         | enqueue                   | lifecycle.lua, fair_queue.lua, end.lua, job_records | when its answer is wanted, Unix time          | a requeue |
 | keep_request   | enqueue                   | lifecycle.lua                              | 1: its payload is kept after its end, too              | the hash |
 | notify         | enqueue                   | lifecycle.lua                              | 1: its end goes onto penstock:notices                  | the hash |
 | idempotency    | enqueue                   | lifecycle.lua                              | its idempotency key                                    | the hash |

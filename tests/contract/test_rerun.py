@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from api.formats.chat import ChatFormatter
 from api.serving.render_options import decode_render_options, render_options_of
 from shared.catalog.api_keys import ApiKeyStore
-from shared.catalog.comparison import Written, compare
+from shared.catalog.comparison import DIFF_LINES_MAX, Written, compare
 from shared.catalog.job_records import JobRecords
 from shared.catalog.model_registry import ModelRegistry
 from shared.catalog.replay import Replayer
@@ -20,6 +20,7 @@ from shared.domain.job import Job, Kind, Priority
 from shared.domain.lifecycle import State
 from shared.queue.event_channel import RedisChannel
 from shared.queue.redis_queue import RedisQueue
+from shared.redis import keys
 from shared.settings import Settings, load_settings
 from tests.contract.conftest import TEN
 from tests.contract.test_replay import CHATS
@@ -111,7 +112,26 @@ async def test_jobs_are_selected_by_state_age_and_tenant(client: Redis) -> None:
     assert len(await reruns.find(everything)) == 2
     assert await reruns.find(replace(everything, tenant="me", since_s=60)) == [mine.id]
     assert await reruns.find(replace(everything, state=State.FAILED)) == []
-    assert len(await reruns.find(replace(everything, limit=1))) == 1
+    assert await reruns.find(replace(everything, tenant="me", limit=1)) == [mine.id], "the newest is another tenant's"
+
+
+async def test_the_newest_jobs_are_selected_whatever_their_models(client: Redis) -> None:
+    jobs = [await answered(client, make_job(model), "one") for model in ("a", "b")]
+    for number, job in enumerate(jobs):
+        await client.hset(keys.job(job.id), "ended_at", f"2026-01-0{number + 1}T00:00:00Z")
+
+    found = await rerunner(client).find(Selection(model="*", state=State.FINISHED, limit=1))
+
+    assert found == [jobs[1].id]
+
+
+async def test_a_rerun_of_a_dated_job_may_wait_as_long_as_others(client: Redis) -> None:
+    job = await answered(client, replace(make_job(queue_deadline_ms=900), due_ms=10**14), "one")
+
+    await rerunner(client).rerun(job.id, Changes())
+    ran = await answer(client, job.model, "two")
+
+    assert (ran.due_ms, ran.queue_deadline_ms) == (0, int(FAST.queue_deadline(job.priority) * 1000))
 
 
 async def test_two_jobs_are_compared_by_text_tokens_and_ends(client: Redis) -> None:
@@ -133,3 +153,19 @@ async def test_two_jobs_are_compared_by_text_tokens_and_ends(client: Redis) -> N
     assert all(each["outcome"] == "completed" and each["took_s"] >= 0 for each in found["jobs"])
     assert compare(one, one)["same"]
     assert compare(one, one)["diff"] == []
+
+
+async def test_a_comparison_is_cut_off_and_says_so(client: Redis) -> None:
+    job = await answered(client, make_job(), "one")
+    record = await JobRecords(client).record(job.id)
+
+    def of_lines(count: int, *, choices: int = 1) -> Written:
+        text = "x\n" * (count - 1) + "x"
+        return Written(record=record, events=[replace(delta(1, text), choice=choice) for choice in range(choices)])
+
+    whole, longer = of_lines(DIFF_LINES_MAX), of_lines(DIFF_LINES_MAX + 1)
+    wide = of_lines(DIFF_LINES_MAX // 2, choices=8)
+
+    assert not compare(whole, whole)["truncated"]
+    assert compare(whole, longer)["truncated"]
+    assert compare(wide, wide)["truncated"], "the bound is for all choices together"

@@ -13,14 +13,15 @@ from rq.registry import ScheduledJobRegistry
 from cli.embedded_redis import EmbeddedRedis
 from shared.catalog.job_records import JobRecords
 from shared.domain.errors import QueueFull
-from shared.domain.events import Deadline
+from shared.domain.events import Deadline, Failed
 from shared.domain.job import Job
 from shared.domain.lifecycle import State
 from shared.queue.protocols import Bounds, InUse
 from shared.queue.redis_queue import RedisQueue
 from shared.redis import keys
 from tests.contract.conftest import TEN, Backend
-from tests.factories import make_job
+from tests.contract.test_limits import rq_requeue
+from tests.factories import done, make_job, started, write
 
 LATER_MS = 10**14
 SOON_MS = 250
@@ -92,6 +93,21 @@ async def test_a_deadline_bounds_the_run(client: Redis) -> None:
     assert delivery.left_ms is not None
     assert 0 < delivery.left_ms <= 5000
     assert expired.late is Deadline.QUEUE
+
+
+async def test_a_requeued_job_runs_although_its_deadline_has_passed(client: Redis, redis_server: EmbeddedRedis) -> None:
+    queue = RedisQueue(client)
+    job = replace(make_job(queue_deadline_ms=60_000, run_deadline_ms=50_000), due_ms=int(time.time() * 1000) + 1000)
+    await queue.enqueue(job, bounds=TEN)
+    (first,) = await queue.claim("m", worker="w", limit=1)
+    await queue.settle(write(first, started(), done(1, Failed(code="engine_error", message="x"))), worker="w")
+
+    rq_requeue(redis_server)
+    (again,) = await queue.claim("m", worker="w", limit=1)
+
+    assert first.left_ms is not None
+    assert again.left_ms is not None
+    assert first.left_ms <= 1000 < again.left_ms <= 50_000
 
 
 async def test_rq_sees_a_scheduled_job_until_it_is_queued(client: Redis, redis_server: EmbeddedRedis) -> None:
