@@ -21,8 +21,14 @@ def texts(conversations: Any, conversation_id: str) -> list[str]:
     return [item.content[0].text for item in conversations.items.list(conversation_id, order="asc")]
 
 
+def entries(stack: Stack) -> set[bytes]:
+    return set(stack.redis.scan_iter("penstock:conversation-entry:*"))
+
+
 def test_a_conversation_is_created_changed_and_deleted(conversations: Any, caller: Stack) -> None:
+    before = entries(caller)
     made = conversations.create(metadata={"a": "b"}, items=[HELLO])
+    assert entries(caller) > before
     assert (made.object, made.metadata) == ("conversation", {"a": "b"})
     ttl = caller.redis.ttl(f"penstock:conversation:{made.id}")
 
@@ -40,7 +46,7 @@ def test_a_conversation_is_created_changed_and_deleted(conversations: Any, calle
     for call in (conversations.retrieve, conversations.items.list):
         with pytest.raises(openai.NotFoundError):
             call(made.id)
-    assert list(caller.redis.scan_iter("penstock:conversation-entry:*")) == []
+    assert entries(caller) == before
 
 
 def test_items_are_added_read_and_removed(conversations: Any) -> None:
