@@ -27,7 +27,15 @@ from api.serving.submission import BATCHED, Submission
 from api.stores.batches import LEASE_S, Batch, Lease, LeaseLost, Status
 from api.stores.files import FileRecord
 from shared.domain.daily_window import daily_window
-from shared.domain.errors import InvalidRequest, NotFound, PenstockError, QueueFull, QueueUnavailable
+from shared.domain.errors import (
+    InvalidRequest,
+    ModerationUnavailable,
+    NotFound,
+    NoVerdict,
+    PenstockError,
+    QueueFull,
+    QueueUnavailable,
+)
 from shared.domain.job import Priority
 from shared.process.tasks import first_of
 from shared.redis.client import Command
@@ -37,6 +45,7 @@ LOOK_S = 1.0
 RETRY_S = 0.5
 KEEP_S = LEASE_S / 5
 WINDOW_LOOK_S = 10.0
+MODERATION_RETRY_S = 2.0
 LINES_BYTES_MAX = 16_000_000  # bytes of one batch's lines in memory at a time; a longer line runs alone
 GIVEN_UP_AT_ONCE = 200
 RESULTS = ((True, "output"), (False, "error"))
@@ -207,7 +216,8 @@ class BatchRun:
         await asyncio.to_thread(parts.add, [(line.number, _row(job_id, line, answer))], good=good)
 
     async def _answered(self, line: BatchLine, job_id: str) -> dict[str, Any] | Problem:
-        """Return the answer of a line; wait while its queue is full or away. Raises LeaseLost."""
+        """Return the answer of a line; wait while its queue is full or away, or nothing moderates it. Raises
+        LeaseLost."""
         while True:
             try:
                 submission = await self._submission(line, job_id)
@@ -221,6 +231,10 @@ class BatchRun:
                 await asyncio.sleep(error.retry_after_s)
             except QueueUnavailable:
                 await asyncio.sleep(RETRY_S)
+            except NoVerdict as error:
+                return problem_of(error)
+            except ModerationUnavailable:
+                await asyncio.sleep(MODERATION_RETRY_S)
             except PenstockError as error:
                 return problem_of(error)
             except LeaseLost:

@@ -9,7 +9,14 @@ from typing import Any
 import httpx
 import orjson
 
-from shared.domain.errors import InputFlagged, InvalidRequest, ModerationUnavailable, NotFound, SettingsError
+from shared.domain.errors import (
+    InputFlagged,
+    InvalidRequest,
+    ModerationUnavailable,
+    NotFound,
+    NoVerdict,
+    SettingsError,
+)
 from shared.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -74,18 +81,27 @@ class Moderation:
         if self._mode == "off" or not said:
             return
         try:
-            results = (await self.ask({"input": said}))["results"]
-            if not results or not all(isinstance(result, dict) for result in results):
-                raise ModerationUnavailable(SILENT)
-        except (ModerationUnavailable, InvalidRequest) as error:
+            results = await self._results(said)
+        except ModerationUnavailable:
             if self._mode == "open":
                 log.warning("an input was accepted without moderation")
                 return
-            raise ModerationUnavailable(SILENT) from error
+            raise
         if flagged := [result for result in results if result.get("flagged")]:
             found = sorted({name for result in flagged for name, is_so in _categories(result) if is_so})
             about = f": {', '.join(found)}" if found else ""
             raise InputFlagged(f"'{param}' is not allowed here{about}.", param=param)
+
+    async def _results(self, texts: Sequence[str]) -> list[Json]:
+        """Return what the server says of the texts. Raises ModerationUnavailable, which is NoVerdict if asking again is
+        in vain."""
+        try:
+            results: list[Json] = (await self.ask({"input": texts}))["results"]
+        except InvalidRequest as error:
+            raise NoVerdict(SILENT) from error
+        if not results or not all(isinstance(result, dict) for result in results):
+            raise NoVerdict(SILENT)
+        return results
 
     async def require_texts(self, items: Sequence[Any], *, param: str) -> None:
         """As `require_allowed`, for texts among which there may be token ids, which nobody can moderate."""

@@ -118,6 +118,10 @@ class ModerationUnavailable(PenstockError):
     """The moderation server gives no answer."""
 
 
+class NoVerdict(ModerationUnavailable):
+    """The moderation server answers, but judges nothing; it would do so again."""
+
+
 class Forbidden(PenstockError):
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)

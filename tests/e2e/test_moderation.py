@@ -8,6 +8,7 @@ import openai
 import pytest
 
 from tests.e2e.harness import Stack, standalone_stack
+from tests.e2e.test_batches import chat, ended, rows_of, start
 from tests.unit.api.test_moderation import verdict
 from tests.upstreams import Fault, StandIn, in_thread
 
@@ -63,6 +64,17 @@ def test_nothing_is_accepted_while_there_is_no_verdict(stack: Stack, server: Sta
 
     assert (refused.value.status_code, refused.value.code) == (503, "moderation_unavailable")
     assert refused.value.response.headers["x-penstock-dropped-reason"] == "moderation_unavailable"
+
+
+def test_the_lines_of_a_batch_wait_while_there_is_no_verdict(stack: Stack, server: StandIn) -> None:
+    server.faults += [Fault(status=500), Fault(status=400)]
+    client = stack.client()
+
+    batch = ended(client, start(client, [chat(n) for n in range(3)]).id)
+
+    assert batch.request_counts.model_dump() == {"total": 3, "completed": 2, "failed": 1}
+    (row,) = rows_of(client, batch.error_file_id)
+    assert row["response"]["body"]["error"]["code"] == "moderation_unavailable"
 
 
 def test_clients_get_the_verdict_itself(stack: Stack, caller: Stack) -> None:

@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 
 from api.serving.moderation import Moderation, require_moderation
-from shared.domain.errors import InputFlagged, InvalidRequest, ModerationUnavailable, NotFound, SettingsError
+from shared.domain.errors import (
+    InputFlagged,
+    InvalidRequest,
+    ModerationUnavailable,
+    NotFound,
+    NoVerdict,
+    SettingsError,
+)
 from shared.settings import load_settings
 from tests.upstreams import Fault, StandIn, serving
 
@@ -66,8 +73,9 @@ async def test_a_missing_verdict_opens_or_closes(moderation: Moderation, server:
     if moderation._mode == "open":
         await moderation.require_allowed(["good"], param="messages")
     else:
-        with pytest.raises(ModerationUnavailable):
+        with pytest.raises(ModerationUnavailable) as missing:
             await moderation.require_allowed(["good"], param="messages")
+        assert isinstance(missing.value, NoVerdict) == (fault.status == 400), "only then it is in vain to ask again"
 
     with pytest.raises(InvalidRequest if fault.status == 400 else ModerationUnavailable):
         await moderation.ask({"input": ["x"]})
@@ -79,7 +87,7 @@ async def test_results_without_a_verdict_let_nothing_pass(
 ) -> None:
     server.faults.append(Fault(status=200, body={"results": results}))
 
-    with pytest.raises(ModerationUnavailable):
+    with pytest.raises(NoVerdict):
         await moderation.require_allowed(["bad"], param="messages")
 
 
