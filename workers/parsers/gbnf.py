@@ -10,7 +10,7 @@ from shared.domain.job import Grammar, GrammarKind
 from workers.process.time_limit import TimeLimitExceeded, time_limit
 
 TRANSLATE_S_MAX = 2.0  # its cost is quadratic in the number of rules
-RULE = re.compile(r"(?m)^\s*[\w-]+\s*::=")
+RULE = re.compile(r"(?m)^[ \t]*[\w-]+\s*::=")
 
 
 def in_lark(grammar: Grammar) -> Grammar:

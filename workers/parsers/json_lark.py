@@ -7,22 +7,25 @@ backslash that it took for another lexeme's, so each regular expression becomes 
 import json
 import re
 from collections.abc import Iterator
-from functools import cache
+from functools import lru_cache
 
 from shared.domain.errors import InvalidRequest
 
 PARAM = "tools"
+SHOWN = 60  # characters of what is refused
 SPECIAL = ['"', "\\", *map(chr, range(0x20))]  # the characters that JSON writes otherwise
 PLAIN = r'[^"\\\x00-\x1f]'
+# A string or an expression that has no end is taken to the end of its line, so that it is looked through once.
 TOKENS = re.compile(
-    r"""(?P<comment>//[^\n]*)|(?P<string>"(?:[^"\\\n]|\\.)*"i?)|(?P<regex>/(?:[^/\\\n]|\\.)+/)(?P<flags>[imsxu]*)"""
+    r"""(?P<comment>//[^\n]*)|(?P<string>"(?:[^"\\\n]|\\.)*+"?)(?P<any_case>i?)"""
+    r"""|(?P<regex>/(?:[^/\\\n]|\\.)++)(?P<end>/?)(?P<flags>[imsxu]*)"""
     r"""|%import[ \t]+common\.(?P<imported>\w+)|(?P<refused>%\w*|[~&]|<\[)|(?P<name>(?<!\w)[A-Z][A-Z0-9_]*\b)"""
 )
 # The parts of a regular expression: classes, escapes, numbers of repeats, groups' beginnings, single characters.
 ATOMS = re.compile(
-    r"\[\^?\]?(?:[^\]\\]|\\.)*\]"
+    r"\[\^?\]?(?:[^\]\\]|\\.)*+\]"
     r"|\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|[pP](?:\{\w+\}|\w)|.)"
-    r"|\{\d*,?\d*\}|\(\?P?<\w+>|\(\?[^:)]{0,3}[:)]?|.",
+    r"|\{\d*+,?\d*+\}|\(\?P?<\w+>|\(\?[^:)]{0,3}[:)]?|.",
     re.DOTALL,
 )
 REPEATS = ("*", "+", "?", "{")
@@ -45,10 +48,11 @@ def within_json(grammar: str) -> str:
 
 def _written(found: re.Match[str], kept: set[str]) -> str:
     if found["string"]:
-        text, mark, flag = found["string"].rpartition('"')
-        return json.dumps(_escaped(_string(text + mark)), ensure_ascii=False) + flag
+        return json.dumps(_escaped(_string(found["string"])), ensure_ascii=False) + found["any_case"]
     if found["regex"]:
-        return "(" + " ".join(_rule(found["regex"][1:-1], found["flags"])) + ")"
+        if not found["end"]:
+            raise InvalidRequest(f"'{PARAM}': the regular expression {found[0][:SHOWN]} has no end.", param=PARAM)
+        return "(" + " ".join(_rule(found["regex"][1:], found["flags"])) + ")"
     if name := found["imported"]:
         return f"{_as_rule(name)}: {within_json(COMMON[name])}" if name in COMMON else found[0]
     if found["refused"]:
@@ -67,7 +71,7 @@ def _string(written: str) -> str:
     try:
         text: str = json.loads(written, strict=False)
     except ValueError as error:
-        raise InvalidRequest(f"'{PARAM}': the string {written} cannot be read.", param=PARAM) from error
+        raise InvalidRequest(f"'{PARAM}': the string {written[:SHOWN]} cannot be read.", param=PARAM) from error
     return text
 
 
@@ -78,8 +82,8 @@ def _escaped(text: str) -> str:
 def _rule(pattern: str, flags: str) -> Iterator[str]:
     """Yield the parts of a rule for the text that the pattern matches."""
     before = "("
-    for at, atom in enumerate(atoms := ATOMS.findall(pattern)):
-        part = _part(atom, flags, before, last=at == len(atoms) - 1)
+    for found in ATOMS.finditer(pattern):
+        part = _part(found[0], flags, before, last=found.end() == len(pattern))
         if before in ("(", "|") and part in (")", "|"):
             yield '""'
         if part:
@@ -108,11 +112,11 @@ def _part(atom: str, flags: str, before: str, *, last: bool) -> str:
             pass
         case _ if not atom.startswith("(?"):
             return f"/{_character(atom, 's' in flags)}/{flags.replace('s', '')}"
-    message = f"'{PARAM}': the grammar of a custom tool must not have '{atom}' in a regular expression."
+    message = f"'{PARAM}': the grammar of a custom tool must not have '{atom[:SHOWN]}' in a regular expression."
     raise InvalidRequest(message, param=PARAM)
 
 
-@cache
+@lru_cache(maxsize=256)
 def _character(atom: str, dot_all: bool) -> str:
     """Return a pattern of the one character that the atom matches, as JSON writes it."""
     if atom.startswith(("\\p", "\\P")):
@@ -120,7 +124,7 @@ def _character(atom: str, dot_all: bool) -> str:
     try:
         matches = re.compile(atom, re.DOTALL if dot_all else re.NOFLAG).fullmatch
     except re.error as error:
-        raise InvalidRequest(f"'{PARAM}': the pattern {atom} cannot be read: {error}.", param=PARAM) from error
+        raise InvalidRequest(f"'{PARAM}': the pattern {atom[:SHOWN]} cannot be read: {error}.", param=PARAM) from error
     special = [character for character in SPECIAL if matches(character)]
     written = "|".join(_alternatives(special))
     if not special:

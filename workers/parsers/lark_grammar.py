@@ -8,7 +8,7 @@ from typing import Any
 from shared.domain.job import Grammar, GrammarKind
 
 WHITESPACE = {"whitespace_pattern": r"[\x20\x0A\x09]{0,40}"}  # enough to indent, but bounded
-STARTS = re.compile(r"(?m)^\s*(%llguidance\b|start\s*:)")  # what vLLM takes for Lark
+STARTS = re.compile(r"(?m)^[ \t]*(%llguidance\b|start\s*:)")  # what vLLM takes for Lark
 ESCAPED_OR_SLASH = re.compile(r"\\.|/", re.DOTALL)
 ANY = "(.|\\n)*"
 TEXT = f"TEXT: /{ANY}/"

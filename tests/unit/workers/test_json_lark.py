@@ -1,13 +1,14 @@
 """A grammar of a text holds for the text within a JSON string, too."""
 
 import json
+import time
 
 import llguidance
 import pytest
 
 from shared.domain.errors import InvalidRequest
 from workers.parsers.json_lark import within_json
-from workers.parsers.tool_grammar import tools_of
+from workers.parsers.tool_grammar import GRAMMARS_MAX, tools_of
 
 BYTES = llguidance.LLTokenizer("byte")
 PATCH = """
@@ -72,6 +73,26 @@ def test_what_only_makes_sense_outside_of_a_string_is_refused_by_name(grammar: s
         within_json(grammar)
 
     assert refused.value.param == "tools"
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        'start: "' + '\\"' * (GRAMMARS_MAX // 2),
+        "start: /" + "\\/" * (GRAMMARS_MAX // 2),
+        "start: /" + "[" * GRAMMARS_MAX + "/",
+        "start: /a{" + "1" * GRAMMARS_MAX + "[/",
+    ],
+    ids=["string", "expression", "classes", "repeats"],
+)
+def test_what_has_no_end_is_refused_soon(grammar: str) -> None:
+    began_s = time.thread_time()
+
+    with pytest.raises(InvalidRequest) as refused:
+        within_json(grammar)
+
+    assert refused.value.param == "tools"
+    assert time.thread_time() - began_s < 1
 
 
 def test_the_grammars_of_a_request_are_bounded_all_together() -> None:
