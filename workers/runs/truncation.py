@@ -22,7 +22,7 @@ def fitting_chat(job: Job, model: Model) -> Chat:
     def encoded(messages: Seq[Message]) -> Chat:
         return model.tokenizer.chat({**job.request, "messages": messages}, grammar, tokens_max=context)
 
-    rests = rests_of(job.request["messages"])
+    rests = Rests(job.request["messages"])
     room = context - (job.sampling.max_tokens or 1)
     least, most = 0, len(rests) - 1
     while least < most:
@@ -35,17 +35,24 @@ def fitting_chat(job: Job, model: Model) -> Chat:
     return encoded(rests[least])
 
 
-def rests_of(messages: Seq[Message]) -> list[Seq[Message]]:
-    """Return what may be left of a conversation, the longest first. Each begins with the system messages at its head,
-    and then at a message of the user, so that no result stays without its call. The last request of the user is never
-    dropped; behind it, the assistant's oldest messages are, each with the results of its calls."""
-    head = next((at for at, message in enumerate(messages) if message["role"] != "system"), len(messages))
-    system, rest = messages[:head], messages[head:]
-    starts = [at for at, message in enumerate(rest) if message["role"] == "user"]
-    if not starts:
-        return [messages]
-    last = starts[-1]
-    steps = [at for at in range(last + 2, len(rest)) if rest[at]["role"] == "assistant"]
-    whole = [] if starts[0] == 0 else [messages]
-    from_users = [[*system, *rest[at:]] for at in starts]
-    return [*whole, *from_users, *[[*system, rest[last], *rest[at:]] for at in steps]]
+class Rests:
+    """What may be left of a conversation, by number, the longest first. Each begins with the system messages at its
+    head, and then at a message of the user, so that no result stays without its call. The last request of the user is
+    never dropped; behind it, the assistant's oldest messages are, each with the results of its calls."""
+
+    def __init__(self, messages: Seq[Message]) -> None:
+        end = len(messages)
+        self._messages = messages
+        self._head = next((at for at, message in enumerate(messages) if message["role"] != "system"), end)
+        users = [at for at, message in enumerate(messages) if message["role"] == "user"]
+        self._last_user = users[-1] if users else end
+        steps = [at for at in range(self._last_user + 2, end) if messages[at]["role"] == "assistant"]
+        self._starts = list(dict.fromkeys([self._head, *users, *steps]))
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, number: int) -> list[Message]:
+        start = self._starts[number]
+        asked = [self._messages[self._last_user]] if start > self._last_user else []
+        return [*self._messages[: self._head], *asked, *self._messages[start:]]
