@@ -56,10 +56,10 @@ class Outlet:
 
     def _timed(self, update: Update) -> Update:
         """Return the update with the time of its last event, if that ends the job."""
-        *events, last = update.events
+        last = update.events[-1]
         if not isinstance(last, Finished):
             return update
-        return replace(update, events=[*events, replace(last, ended_ms=int(self._clock() * 1000))])
+        return replace(update, events=[*update.events[:-1], replace(last, ended_ms=int(self._clock() * 1000))])
 
     async def append(self, writes: Sequence[Write]) -> None:
         """Write events of jobs that go on, all by one call, until Redis has them or refuses them."""

@@ -46,10 +46,10 @@ class Rest:
             try:
                 if self._sleeps and not self.asleep:
                     await self._fall_asleep()
-                elif not self._sleeps and self.asleep:
+                elif self._sleeps:
+                    await self._tell(True)
+                else:
                     await self._wake()
-                elif self.asleep is self._sleeps:
-                    await self._tell(self.asleep)
             except QueueUnavailable:
                 self._wanted.set()
                 await asyncio.sleep(LOOK_S)
@@ -60,9 +60,10 @@ class Rest:
         await self._intake.settled()
         while self._held and self._sleeps:
             if self._hurries:
-                for held in self._held:
+                handed_back = list(self._held)
+                await self._held.release([held.delivery for held in handed_back])
+                for held in handed_back:  # now, since those that could not be handed back go on when it wakes
                     held.stop_computing()
-                await self._held.release([held.delivery for held in self._held])
             else:
                 await self._held.changed(longest_s=LOOK_S)
         if not self._sleeps:  # it was told to wake meanwhile
@@ -74,10 +75,12 @@ class Rest:
         await self._tell(True)
 
     async def _wake(self) -> None:
-        await self._all(lambda runner: runner.wake())
-        self.asleep = False
+        """Claim again, also if it was only on its way to sleep. Raises QueueUnavailable."""
+        if self.asleep:
+            await self._all(lambda runner: runner.wake())
+            self.asleep = False
+            log.info("awake")
         self._intake.resume()
-        log.info("awake")
         await self._tell(False)
 
     async def _all(self, verb: Callable[[Runner], Future[None]]) -> None:

@@ -350,6 +350,27 @@ async def test_a_worker_that_is_told_to_sleep_ends_its_jobs_first_and_stops_whil
         await eventually(lambda: rests == [True])
 
 
+async def test_a_worker_that_is_woken_before_it_could_hand_its_jobs_back_goes_on_with_them(
+    queue: MemoryQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = asyncio.Event()
+
+    async def release(*_: Any, **__: Any) -> None:
+        tried.set()
+        raise QueueUnavailable("Redis does not serve")
+
+    job = await submit(queue, make_job(max_tokens=20))
+    async with working(sleeping_worker(queue, [], step_ms=20)):
+        await heard(queue, job, seq=1)
+        with monkeypatch.context() as patch:
+            patch.setattr(queue, "release", release)
+            tell_worker(queue, SLEEP_NOW)
+            await asyncio.wait_for(tried.wait(), 5)
+            tell_worker(queue, WAKE)
+            assert isinstance(await outcome_of(queue, job), Completed)
+            assert isinstance(await outcome_of(queue, await submit(queue, make_job())), Completed)
+
+
 async def test_a_worker_whose_models_cannot_sleep_is_told_in_vain(queue: MemoryQueue) -> None:
     async with working(make_worker(queue)) as worker:
         tell_worker(queue, SLEEP_NOW)
