@@ -260,16 +260,15 @@ end
 local WEIGHED_FOR_MS = 5000     -- waiting bytes are counted anew at most once in this time
 local NEWCOMER_SHARE = 5        -- a tenant with less than this part of a full queue may go over its bound
 
--- Return true if the waiting jobs have more than `most` bytes together. The count is too high after other tools removed
--- jobs, and too low after a release without this count enqueued some. So it is made anew before it refuses a job and
--- when it is below 0, though not each time.
-local function too_many_bytes(model, most)
-  local load = LOAD .. model
+-- Return true if the jobs that `list` returns have more than `most` bytes together, by the hash `load`. The count is too
+-- high after other tools removed jobs, and too low after a release without this count enqueued some. So it is made anew
+-- before it refuses a job and when it is below 0, though not each time.
+local function too_many_bytes(load, most, list)
   local counted, weighed_ms = unpack(redis.call('HMGET', load, 'bytes', 'weighed_ms'))
   local bytes = tonumber(counted or 0)
   if (bytes >= 0 and bytes <= most) or now_ms() - (weighed_ms or 0) < WEIGHED_FOR_MS then return bytes > most end
   bytes = 0
-  for _, id in ipairs(redis.call('LRANGE', QUEUE .. model, 0, -1)) do bytes = bytes + bytes_of(id) end
+  for _, id in ipairs(list()) do bytes = bytes + bytes_of(id) end
   redis.call('HSET', load, 'bytes', bytes, 'weighed_ms', now_ms())
   return bytes > most
 end
@@ -286,8 +285,19 @@ local function over_bounds(model, place, bounds, queue_deadline_ms)
   end
   local _, tokens = ahead(model, #CLASS_WEIGHT)
   if tokens + place.cost > bounds.tokens then return 'queue_tokens_full' end
-  if too_many_bytes(model, bounds.bytes - place.bytes) then return 'queue_bytes_full' end
+  local function waiting() return redis.call('LRANGE', QUEUE .. model, 0, -1) end
+  if too_many_bytes(LOAD .. model, bounds.bytes - place.bytes, waiting) then return 'queue_bytes_full' end
   local _, _, wait = ahead(model, place.class)
   if wait > queue_deadline_ms then return 'deadline_unreachable' end
   return ''
+end
+
+-- The bound that one more job would exceed among those that wait for their time; '' when it may.
+local function over_scheduled(model, place, bounds)
+  local jobs = redis.call('ZCARD', SCHEDULED .. model)
+  if jobs == 0 then return '' end
+  if jobs >= bounds.jobs then return 'queue_full' end
+  local function scheduled() return redis.call('ZRANGE', SCHEDULED .. model, 0, -1) end
+  local most = bounds.bytes - place.bytes
+  return too_many_bytes(SCHEDULED_LOAD .. model, most, scheduled) and 'queue_bytes_full' or ''
 end

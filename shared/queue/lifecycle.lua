@@ -22,13 +22,6 @@ local function earlier(key)
   return { id = id, fingerprint = fingerprint, created_ms = created_ms, usable = usable }
 end
 
--- The bound that one more scheduled job would exceed; nil when there is room for it.
-local function over_scheduled(model, place, bounds)
-  if redis.call('ZCARD', SCHEDULED .. model) >= bounds.jobs then return 'queue_full' end
-  local bytes = tonumber(redis.call('GET', SCHEDULED_BYTES .. model) or 0)
-  if bytes > 0 and bytes + place.bytes > bounds.bytes then return 'queue_bytes_full' end
-end
-
 -- The reason why the job may not enter the queue, and the two numbers of the answer that go with it; nil when it may.
 local function refusal(args, fields, record, cost, jobs, wait)
   local limit, limit_ms = over_limit(fields, cost)                       -- of its API key: key_limits.lua
@@ -37,8 +30,12 @@ local function refusal(args, fields, record, cost, jobs, wait)
   if stored then return 'storage_full', stored, 0 end
   local place = { class = tonumber(fields.class), tenant = fields.tenant, bytes = #fields.payload, cost = cost }
   local bounds = { jobs = args.jobs_max, tokens = args.tokens_max, bytes = args.bytes_max }
-  if delay_of(fields) > 0 then return over_scheduled(args.model, place, bounds), 0, 0 end
-  local bound = over_bounds(args.model, place, bounds, tonumber(fields.patience_ms))   -- of its queue: fair_queue.lua
+  local bound                                                            -- of its queue: fair_queue.lua
+  if delay_of(fields) > 0 then
+    bound, jobs, wait = over_scheduled(args.model, place, bounds), 0, 0
+  else
+    bound = over_bounds(args.model, place, bounds, tonumber(fields.patience_ms))
+  end
   if bound ~= '' then return bound, jobs, wait end
 end
 
@@ -80,7 +77,7 @@ end
 local function schedule(model, id, fields)
   redis.call('HSET', JOB .. id, 'status', 'scheduled')
   redis.call('ZADD', SCHEDULED .. model, fields.not_before_ms / 1000, id)
-  redis.call('INCRBY', SCHEDULED_BYTES .. model, #fields.payload)
+  redis.call('HINCRBY', SCHEDULED_LOAD .. model, 'bytes', #fields.payload)
   note(JOB .. id, 'scheduled')
 end
 

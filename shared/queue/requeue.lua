@@ -11,11 +11,12 @@ local function unlist(model, id, sid)
 end
 
 -- part: scheduled
+-- needs: bytes
 -- Forget a job that was to wait for its time.
 local function unschedule(model, id)
   redis.call('ZREM', SCHEDULED .. model, id)
-  redis.call('DECRBY', SCHEDULED_BYTES .. model, redis.call('HSTRLEN', JOB .. id, 'payload'))
-  if redis.call('EXISTS', SCHEDULED .. model) == 0 then redis.call('DEL', SCHEDULED_BYTES .. model) end
+  redis.call('HINCRBY', SCHEDULED_LOAD .. model, 'bytes', string.format('%d', -bytes_of(id)))   -- Redis 6 knows no -0
+  if redis.call('EXISTS', SCHEDULED .. model) == 0 then redis.call('DEL', SCHEDULED_LOAD .. model) end
 end
 
 -- part: sync

@@ -11,7 +11,7 @@
 | rq:wip:{model}             | zset    | lifecycle.lua, leases.lua | `job:exec` of running jobs                   | while it has members |
 | rq:finished:{model}        | zset    | lifecycle.lua     | finished ids by expiry                       | member: the job's lifetime |
 | rq:scheduled:{model}       | zset    | lifecycle.lua, requeue.lua, rq | ids of jobs that wait for their time, by it in seconds | while it has members |
-| penstock:scheduled-bytes:{model} | string | lifecycle.lua, requeue.lua | bytes of their requests          | while there are such jobs |
+| penstock:scheduled-load:{model} | hash | lifecycle.lua, requeue.lua, fair_queue.lua | bytes of their requests | while there are such jobs |
 | rq:failed:{model}          | zset    | lifecycle.lua, requeue.lua, rq | failed ids by expiry, those replayed left out | member: 7 days |
 | rq:canceled:{model}        | zset    | lifecycle.lua, rq | cancelled ids by expiry                      | member: the job's lifetime |
 | rq:results:{job}           | stream  | lifecycle.lua     | RQ's result record with the traceback        | the job's lifetime |
@@ -155,7 +155,7 @@ _BY_NAME = {
     "finished": "rq:finished:",
     "failed": "rq:failed:",
     "scheduled": "rq:scheduled:",
-    "scheduled_bytes": "penstock:scheduled-bytes:",
+    "scheduled_load": "penstock:scheduled-load:",
     "canceled": "rq:canceled:",
     "results": "rq:results:",
     "worker": "rq:worker:",

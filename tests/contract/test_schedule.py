@@ -132,11 +132,25 @@ async def test_rq_sees_a_scheduled_job_until_it_is_queued(client: Redis, redis_s
     assert registry.count == 1
 
 
+async def test_scheduled_bytes_are_counted_anew_before_they_refuse_a_job(client: Redis) -> None:
+    queue, gone = RedisQueue(client), later(make_job(prompt="x" * 5000))
+    small = Bounds(jobs_max=10, bytes_max=6000)
+    await queue.enqueue(gone, bounds=small)
+    with pytest.raises(QueueFull) as refused:
+        await queue.enqueue(later(make_job(prompt="x" * 5000)), bounds=small)
+    assert refused.value.reason == "queue_bytes_full"
+    await queue.enqueue(later(), bounds=small)
+    await client.delete(keys.job(gone.id))  # as RQ's Job.delete() does, without a word to the count
+    await client.hdel(f"penstock:scheduled-load:{gone.model}", "weighed_ms")  # some seconds pass
+
+    await queue.enqueue(later(make_job(prompt="x" * 5000)), bounds=small)
+
+
 async def test_nothing_of_a_scheduled_job_stays_behind(client: Redis) -> None:
     queue, job = RedisQueue(client), later()
     await queue.enqueue(job, bounds=TEN)
-    assert await client.exists(keys.registry(State.SCHEDULED, "m"), "penstock:scheduled-bytes:m") == 2
+    assert await client.exists(keys.registry(State.SCHEDULED, "m"), "penstock:scheduled-load:m") == 2
 
     await queue.cancel(job.id)
 
-    assert await client.exists(keys.registry(State.SCHEDULED, "m"), "penstock:scheduled-bytes:m") == 0
+    assert await client.exists(keys.registry(State.SCHEDULED, "m"), "penstock:scheduled-load:m") == 0
