@@ -189,12 +189,13 @@ class CompletionCollector:
 def offsets_in(text: str, tokens: Sequence[bytes]) -> list[int]:
     """Return where in the text, in characters, each of its tokens begins. A token that the text does not show, like one
     that a tokenizer puts before every text, takes no place in it."""
-    written, at, offsets = text.encode(), 0, []
+    written, at, begun, offsets = text.encode(), 0, 0, []
     for token in tokens:
         if at == 0 and not written.startswith(token):
             token = token.removeprefix(b" ")  # some tokenizers write a space before a text that has none
-        offsets.append(len(written[:at].decode(errors="ignore")))
-        at += len(token) if written.startswith(token, at) else 0
+        offsets.append(begun - (at < len(written) and not _length(written[at : at + 1])))  # or within a character
+        if written.startswith(token, at):
+            at, begun = at + len(token), begun + _length(token)
     return offsets if at == len(written) else list(accumulate(map(_length, tokens), initial=0))[:-1]
 
 

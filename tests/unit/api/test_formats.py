@@ -1,6 +1,7 @@
 """The events of an answer are formatted as stream frames and as whole answers."""
 
 import json
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from api.formats.chat import ChatFormatter
 from api.formats.common import StreamFormatter, WholeOnly
-from api.formats.completion import CompletionFormatter
+from api.formats.completion import CompletionFormatter, offsets_in
 from api.formats.embedding import EmbeddingCollector
 from api.formats.response import ResponseBuilder, ResponseStreamFormatter
 from api.serving.render_options import decode_render_options, render_options_of
@@ -190,3 +191,13 @@ def test_a_token_of_an_echo_that_its_text_does_not_show_takes_no_place_in_it(
     answer.add(said(2, 0, "!"))
 
     assert answer.body(USAGE)["choices"][0]["logprobs"]["text_offset"] == [*offsets, len(text)]
+
+
+def test_the_offsets_of_a_long_prompt_are_found_in_one_pass() -> None:
+    halves = [b"\xc3", b"\xa9"] * 100_000
+    began = time.process_time()
+
+    offsets = offsets_in("é" * 100_000, halves)
+
+    assert offsets == [at // 2 for at in range(200_000)]
+    assert time.process_time() - began < 2, "it takes 0.2 s, and 10 s if each token has what is before it read again"
