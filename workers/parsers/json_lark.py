@@ -28,6 +28,7 @@ ATOMS = re.compile(
     r"|\{\d*+,?\d*+\}|\(\?P?<\w+>|\(\?[^:)]{0,3}[:)]?|.",
     re.DOTALL,
 )
+ESCAPES = re.compile(r"(\\(?:u.{4}|.))")
 REPEATS = ("*", "+", "?", "{")
 # The terminals of Lark's `common` that have special characters; the others are imported as they are.
 COMMON = {
@@ -48,7 +49,7 @@ def within_json(grammar: str) -> str:
 
 def _written(found: re.Match[str], kept: set[str]) -> str:
     if found["string"]:
-        return json.dumps(_escaped(_string(found["string"])), ensure_ascii=False) + found["any_case"]
+        return _literal(_escaped(_string(found["string"])), found["any_case"])
     if found["regex"]:
         if not found["end"]:
             raise InvalidRequest(f"'{PARAM}': the regular expression {found[0][:SHOWN]} has no end.", param=PARAM)
@@ -73,6 +74,14 @@ def _string(written: str) -> str:
     except ValueError as error:
         raise InvalidRequest(f"'{PARAM}': the string {written[:SHOWN]} cannot be read.", param=PARAM) from error
     return text
+
+
+def _literal(text: str, any_case: str) -> str:
+    """Return an expression for the text, in which what is behind a backslash keeps its case."""
+    if not any_case:
+        return json.dumps(text, ensure_ascii=False)
+    parts = enumerate(ESCAPES.split(text))
+    return "(" + " ".join(json.dumps(part, ensure_ascii=False) + any_case * (at % 2 == 0) for at, part in parts) + ")"
 
 
 def _escaped(text: str) -> str:
@@ -111,27 +120,30 @@ def _part(atom: str, flags: str, before: str, *, last: bool) -> str:
         case "^" | "$" | "\\b" | "\\B" | "\\A" | "\\z":
             pass
         case _ if not atom.startswith("(?"):
-            return f"/{_character(atom, 's' in flags)}/{flags.replace('s', '')}"
+            return _character(atom, flags)
     message = f"'{PARAM}': the grammar of a custom tool must not have '{atom[:SHOWN]}' in a regular expression."
     raise InvalidRequest(message, param=PARAM)
 
 
 @lru_cache(maxsize=256)
-def _character(atom: str, dot_all: bool) -> str:
-    """Return a pattern of the one character that the atom matches, as JSON writes it."""
+def _character(atom: str, flags: str) -> str:
+    """Return an expression for the one character that the atom matches, as JSON writes it. The flags are not for what
+    JSON writes behind a backslash: it knows no `\\N`."""
+    others = flags.replace("s", "")
     if atom.startswith(("\\p", "\\P")):
-        return f"[{atom}&&{PLAIN}]"  # with no control character, and neither of the two others
+        return f"/[{atom}&&{PLAIN}]/{others}"  # with no control character, and neither of the two others
     try:
-        matches = re.compile(atom, re.DOTALL if dot_all else re.NOFLAG).fullmatch
+        matches = re.compile(atom, re.DOTALL if "s" in flags else re.NOFLAG).fullmatch
     except re.error as error:
         raise InvalidRequest(f"'{PARAM}': the pattern {atom[:SHOWN]} cannot be read: {error}.", param=PARAM) from error
     special = [character for character in SPECIAL if matches(character)]
     written = "|".join(_alternatives(special))
     if not special:
-        return atom
+        return f"/{atom}/{others}"
     if len(special) == 1 and not atom.startswith("["):
-        return written
-    return f"({PLAIN if atom == '.' else f'[{atom}&&{PLAIN}]'}|{written})"
+        return f"/{written}/"
+    plain = PLAIN if atom == "." else f"[{atom}&&{PLAIN}]"
+    return f"(/{plain}/{others} | /{written}/)" if others else f"/({plain}|{written})/"
 
 
 def _alternatives(special: list[str]) -> Iterator[str]:

@@ -67,6 +67,12 @@ def test_a_text_is_accepted_within_json_if_it_is_accepted_by_itself(grammar: str
     assert accepts(quoted(grammar), json.dumps({"input": text}, ensure_ascii=False)) == good
 
 
+@pytest.mark.parametrize("body", ['"a\\nb"i', r"/a\nb/i", r"/a[\nx]b/i", r"/a[\s\S]b/si"])
+def test_what_json_writes_behind_a_backslash_keeps_its_case(body: str) -> None:
+    assert accepts(quoted(f"start: {body}"), r'{"input": "A\nB"}')
+    assert not accepts(quoted(f"start: {body}"), r'{"input": "A\NB"}')
+
+
 @pytest.mark.parametrize("grammar", ["start: A & B", "start: <[7]>", "%ignore WS", r"start: /a\b/", "start: /(?=a)a/"])
 def test_what_only_makes_sense_outside_of_a_string_is_refused_by_name(grammar: str) -> None:
     with pytest.raises(InvalidRequest, match="must not have") as refused:
