@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 
 from api.stores.pages import Body, PageRequest, Pick, page
 from shared.domain.errors import NotFound
+from shared.domain.neighbours import known_fields
 from shared.queue.protocols import StoredRecord
 from shared.redis.client import translated
 
@@ -33,9 +34,9 @@ def encode(record: Any) -> str:
 def decode(kind: type[Record], data: bytes, readers: Readers | None = None) -> Record | None:
     """Decode a record; None for invalid bytes. Fields that a later release has added are ignored."""
     try:
-        found, known = json.loads(data), {each.name for each in fields(kind)}
+        found = json.loads(data)
         read = {name: reader(found[name]) for name, reader in (readers or {}).items()}
-        record: Record = kind(**({name: value for name, value in found.items() if name in known} | read))
+        record: Record = kind(**(known_fields(kind, found) | read))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         log.warning("a record cannot be read", extra={"kind": kind.__name__, "error": repr(error)})
         return None

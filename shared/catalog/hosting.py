@@ -13,6 +13,7 @@ from redis.exceptions import LockNotOwnedError
 
 from shared.domain.errors import NotFound, QueueUnavailable
 from shared.domain.hosting import Host, HostedModel, HostedState, Order, OrderVerb, When
+from shared.domain.neighbours import known_fields
 from shared.redis import keys
 from shared.redis.client import translated
 
@@ -195,9 +196,8 @@ def _encoded(record: Host | HostedModel | Order) -> str:
 
 def _decoded(kind: type[Record], data: bytes) -> Record:
     """A field that this release does not know is left out, so that two releases work side by side."""
-    fields: Mapping[str, Any] = json.loads(data)
-    known = {field.name for field in dataclasses.fields(kind)}
-    return kind(**{name: _READ.get(name, _same)(value) for name, value in fields.items() if name in known})
+    found = known_fields(kind, json.loads(data))
+    return kind(**{name: _READ.get(name, _same)(value) for name, value in found.items()})
 
 
 def _readable(kind: type[Record], rows: Iterable[bytes | None]) -> list[Record]:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from shared.domain.neighbours import known_fields
 from shared.process.private_files import write_private
 
 
@@ -36,10 +37,10 @@ class Memory:
 
     @classmethod
     def read(cls, path: Path) -> "Memory":
-        """Read the file; one that is missing or of another release remembers nothing."""
+        """Read the file; one that is missing or no file of a host remembers nothing."""
         try:
             data: Mapping[str, Any] = json.loads(path.read_text())
-            return cls(path, {name: Remembered(**fields) for name, fields in data.items()})
+            return cls(path, {name: Remembered(**known_fields(Remembered, about)) for name, about in data.items()})
         except (OSError, ValueError, TypeError, AttributeError):
             return cls(path)
 

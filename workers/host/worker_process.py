@@ -9,12 +9,13 @@ import subprocess
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from shared.domain.neighbours import known_fields
 from shared.observability.logs import refusal
 from shared.process.private_files import private_file, write_private
 from workers.process.load_progress import PROGRESS_FILE, read
@@ -218,8 +219,7 @@ def _decoded(text: str) -> WorkerRecord:
     """Read a record. A field that this release does not know is left out, so that its worker is adopted, too."""
     data = json.loads(text)
     lists = {name: tuple(data[name]) for name in ("names", "devices")}
-    known = {each.name for each in fields(WorkerRecord)}
-    return WorkerRecord(**{name: value for name, value in {**data, **lists}.items() if name in known})
+    return WorkerRecord(**known_fields(WorkerRecord, {**data, **lists}))
 
 
 def free_id(model: str, taken: Collection[str]) -> str:

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from workers.host.fleet import Fleet
-from workers.host.remembered import Memory
+from workers.host.remembered import Memory, Remembered
 from workers.host.worker_process import WorkerRecord, adopted
 
 RECORD = WorkerRecord(
@@ -38,3 +38,10 @@ def test_the_memory_of_a_worker_that_has_left_is_given_to_the_next_one(tmp_path:
 
     assert fleet.planned() == []
     assert [each.record.id for each in fleet] == ["m-1"]  # until its process ends
+
+
+def test_what_a_later_release_remembered_is_kept_but_for_what_this_one_does_not_know(tmp_path: Path) -> None:
+    path = tmp_path / "learnt.json"
+    path.write_text(json.dumps({"m": {"spec": "1", "load_s": 4, "later": True}}))
+
+    assert Memory.read(path).of("m", "1") == Remembered(spec="1", load_s=4)

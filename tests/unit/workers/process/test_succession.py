@@ -50,6 +50,8 @@ def test_it_waits_neither_for_a_later_process_of_the_same_id_nor_for_one_that_ha
 def test_its_wait_is_bounded(other: "subprocess.Popen[bytes]") -> None:
     wait_for_predecessors({AFTER: f"{other.pid}:{psutil.Process(other.pid).create_time()}"}, longest_s=0.01)
 
+    assert other.poll() is None
+
 
 def test_one_that_no_host_has_started_tells_nobody(tmp_path: Path) -> None:
     tell_successors({})
