@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from shared.domain.errors import NotFound
 from shared.domain.job import Priority
-from shared.domain.lifecycle import State
+from shared.domain.lifecycle import State, state_of
 from shared.redis import keys
 from shared.redis.client import translated
 
@@ -110,7 +110,7 @@ class JobRecords:
         return JobRecord(
             id=job_id,
             model=text.get("origin", ""),
-            state=State(text["status"]),
+            state=state_of(fields[b"status"]),
             attempts=int(text.get("attempt", 0)),
             enqueued_at=text.get("enqueued_at", ""),
             started_at=text.get("started_at", ""),

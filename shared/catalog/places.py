@@ -6,7 +6,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from shared.domain.lifecycle import State
+from shared.domain.lifecycle import State, state_of
 from shared.queue.lua import verbs
 from shared.redis.client import translated
 
@@ -32,6 +32,6 @@ class PlaceReader:
         with translated():
             rows: Any = await self._script(args=self._locate.arguments({"ids": list(job_ids)}))
         return {
-            job_id.decode(): Place(state=State(state.decode()), ahead=jobs, tokens_ahead=tokens, wait_s=wait_ms / 1000)
+            job_id.decode(): Place(state=state_of(state), ahead=jobs, tokens_ahead=tokens, wait_s=wait_ms / 1000)
             for job_id, state, jobs, tokens, wait_ms in rows
         }

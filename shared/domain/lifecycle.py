@@ -18,6 +18,12 @@ class State(StrEnum):
     CANCELED = "canceled"
 
 
+def state_of(status: bytes) -> State:
+    """Return a job's state. Another tool may have set one that Penstock does not use."""
+    name = status.decode(errors="replace")
+    return State(name) if name in list(State) else State.FAILED
+
+
 class Move(StrEnum):
     QUEUE = "queue"
     CLAIM = "claim"

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from shared.domain.codec import decode_event, event_from_wire
 from shared.domain.errors import DecodeError
 from shared.domain.events import Event, Failed, Finished
-from shared.domain.lifecycle import State
+from shared.domain.lifecycle import state_of
 from shared.queue.protocols import LogSlice
 from shared.redis import keys
 from shared.redis.client import translated
@@ -59,7 +59,7 @@ class RedisChannel:
                     pipe.lrange(keys.log(job_id), start, -1)
                 answers = await pipe.execute()
         return [
-            LogSlice(state=_state(status), events=tuple(_events(start, rows)))
+            LogSlice(state=None if status is None else state_of(status), events=tuple(_events(start, rows)))
             for (_, start), status, rows in zip(cursors, answers[::2], answers[1::2], strict=True)
         ]
 
@@ -108,11 +108,3 @@ def _events(start: int, rows: Sequence[bytes]) -> Iterator[Event]:
             message = f"The event {seq} of this job cannot be read by this release of Penstock."
             yield Finished(seq=seq, outcome=Failed(code="internal_error", message=message, detail=str(error)))
             return
-
-
-def _state(status: bytes | None) -> State | None:
-    """Return the job's state, None if there is no job. Another tool may have set a state that Penstock does not use."""
-    if status is None:
-        return None
-    name = status.decode(errors="replace")
-    return State(name) if name in list(State) else State.FAILED

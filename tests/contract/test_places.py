@@ -2,11 +2,13 @@
 
 from redis.asyncio import Redis
 
+from shared.catalog.job_records import JobRecords
 from shared.catalog.places import Place, PlaceReader
 from shared.domain.job import Job, Priority
 from shared.domain.lifecycle import State
 from shared.queue.protocols import Bounds
 from shared.queue.redis_queue import RedisQueue
+from shared.redis import keys
 from tests.factories import done, make_job, started, write
 
 MANY = Bounds(jobs_max=5000)
@@ -55,3 +57,12 @@ async def test_an_accepted_job_tells_the_tokens_before_it(client: Redis) -> None
 
     assert accepted.ahead == 1
     assert accepted.tokens_ahead == int(await client.hget(f"rq:job:{job.id}", "cost"))  # type: ignore[arg-type]
+
+
+async def test_a_state_that_another_tool_has_set_is_no_place(client: Redis) -> None:
+    job = make_job()
+    await queued(client, job)
+    await client.hset(keys.job(job.id), "status", "stopped")
+
+    assert await PlaceReader(client).read([job.id]) == {job.id: Place(state=State.FAILED)}
+    assert (await JobRecords(client).record(job.id)).state is State.FAILED
