@@ -96,7 +96,7 @@ enqueue and replay; a field that says nothing is not sent. "the hash" has the li
 | ended_at       | lifecycle.lua, rq         | job_records, rq                                 | when it ended, ISO 8601                                | a requeue |
 | last_heartbeat | lifecycle.lua, leases.lua | rq                                         | when its lease was renewed, ISO 8601                   | the hash |
 | worker_name    | lifecycle.lua             | lifecycle.lua, leases.lua, end.lua, job_records, rq | the worker that claimed it last                        | the hash |
-| payload        | enqueue                   | lifecycle.lua, requeue.lua, fair_queue.lua, redis_queue, job_records | the job, as codec writes it                    | its end, unless it fails or keep_request is set |
+| payload        | enqueue                   | lifecycle.lua, fair_queue.lua, redis_queue, job_records | the job, as codec writes it                    | its end, unless it fails or keep_request is set |
 | created_ms     | enqueue                   | -                                          | when the request came                                  | the hash |
 | class          | enqueue                   | fair_queue.lua, job_records                     | the rank of its priority                               | the hash |
 | tenant         | enqueue                   | lifecycle.lua, fair_queue.lua, key_limits.lua, job_records | for whom it runs                                  | the hash |
