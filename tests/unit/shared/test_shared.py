@@ -73,6 +73,7 @@ def test_every_error_has_a_status() -> None:
         errors.ConversationLocked("x", param="conversation"),
         errors.InputFlagged("x", param="input"),
         errors.ModerationUnavailable("x"),
+        errors.NoVerdict("x"),
         errors.FileInUse("x", param="file_id"),
         errors.NotFound("x"),
         *[errors.QueueFull("x", reason=r, position=1, wait_s=2, retry_after_s=3) for r in (*REFUSALS, "redis_memory")],
