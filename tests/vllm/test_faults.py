@@ -13,6 +13,7 @@ import pytest
 from tests.e2e.harness import Process, eventually
 from tests.vllm.conftest import MODEL, Engines, alive, descendants
 from tests.vllm.test_answers import FORM, MESSAGES, TOOL
+from workers.main import WORKER_TTL_S
 
 LONG = {"max_tokens": 400, "extra_body": {"ignore_eos": True}}
 ASKED: dict[str, dict[str, Any]] = {
@@ -117,7 +118,8 @@ def test_a_killed_workers_answers_go_on_at_our_own_engine(
 def test_a_dead_core_is_noticed_and_its_answers_go_on(engines: Engines, expected: dict[str, dict[int, str]]) -> None:
     other = engines.stack.workers[-1]
     other.popen.send_signal(signal.SIGSTOP)  # so that vLLM gets the jobs
-    eventually("the frozen worker is gone from the list", lambda: engines.stack.served() == 0)
+    # Its record lives for WORKER_TTL_S after its last heartbeat.
+    eventually("the frozen worker is gone", lambda: engines.stack.served() == 0, seconds=2 * WORKER_TTL_S)
 
     readers, worker, processes = killed_at_vllm(engines, signal.SIGKILL, "core")
     died = time.monotonic()
